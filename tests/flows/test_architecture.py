@@ -229,6 +229,7 @@ def test_the_pages_are_part_of_the_package() -> None:
             "torch prefect great_expectations dvc numpy pandas rich",
         ),
         ("import flows.commands.reporting", "torch scipy prefect"),
+        ("import flows.registry.versions", "torch prefect great_expectations dvc numpy"),
     ],
 )
 def test_little_is_loaded(program: str, heavy: str) -> None:

@@ -18,9 +18,9 @@ from flows.stages.download import download
 DEEP = png(noise(6, 15), 16, 2, size=(6, 5))
 
 
-def animated(path: Path, suffix: str = ".webp") -> None:
+def animated(path: Path) -> None:
     frames = [Image.fromarray(noise(6, 5, seed=i)) for i in range(2)]
-    frames[0].save(path.with_suffix(suffix), save_all=True, append_images=frames[1:])
+    frames[0].save(path.with_suffix(".webp"), save_all=True, append_images=frames[1:])
 
 
 def out_of_the_folder(path: Path) -> None:
@@ -39,8 +39,8 @@ def two_arrays(path: Path) -> None:
         np.save(file, noise(1, 1, 6, 5))
 
 
-def mode(name: str, suffix: str = ".png") -> Callable[[Path], None]:
-    return lambda path: Image.fromarray(noise(6, 5, 3)).convert(name).save(path.with_suffix(suffix))
+def mode(name: str) -> Callable[[Path], None]:
+    return lambda path: Image.fromarray(noise(6, 5, 3)).convert(name).save(path)
 
 
 def content(data: bytes, suffix: str = ".png") -> Callable[[Path], object]:
@@ -55,46 +55,28 @@ def transparent(path: Path) -> None:
     ("add", "code", "message"),
     [
         (content(b""), Exit.MISSING, '"bad.png": damaged: cannot identify'),
-        (content(b"Some notes."), Exit.MISSING, '"bad.png": damaged: cannot identify'),
         (content(png(noise(6, 5), 8)[:60]), Exit.MISSING, '"bad.png": damaged: '),
-        (lambda path: path.symlink_to("gone.png"), Exit.MISSING, '"bad.png": No such file or directory'),
         (os.mkfifo, Exit.MISSING, '"bad.png": not a regular file'),
-        (lambda path: os.mkfifo(path.with_suffix(".npy")), Exit.MISSING, '"bad.npy": not a regular file'),
         (out_of_the_folder, Exit.INVALID_DATA, "bad.png: a link that leads out of "),
         (content(png(np.zeros((1, 1)), 8, size=(50_000, 50_000))), Exit.INVALID_DATA, '"bad.png": too large: '),
-        (content(png(np.zeros((1, 1)), 8, size=(10_000, 10_000))), Exit.INVALID_DATA, '"bad.png": too large: '),
         (content(DEEP), Exit.INVALID_DATA, '"bad.png": pixels of mode RGB;16B; convert it to gray levels or RGB'),
         (content(png(noise(6, 5), 16)), Exit.INVALID_DATA, '"bad.png" is 1x6x5 of 16 bits; convert them'),
         (mode("RGBA"), Exit.INVALID_DATA, '"bad.png": pixels of mode RGBA'),
-        (mode("P"), Exit.INVALID_DATA, '"bad.png": pixels of mode P'),
-        (mode("CMYK", ".jpg"), Exit.INVALID_DATA, '"bad.jpg": pixels of mode CMYK'),
-        (mode("F", ".tif"), Exit.INVALID_DATA, '"bad.tif": pixels of mode F'),
         (transparent, Exit.INVALID_DATA, '"bad.png": a transparent colour'),
         (animated, Exit.INVALID_DATA, '"bad.webp": several frames'),
-        (lambda path: animated(path, ".tif"), Exit.INVALID_DATA, '"bad.tif": several frames'),
         (
             mode("RGB"),
             Exit.INVALID_DATA,
             'of 2 kinds: "0.png" is 1x6x5 of 8 bits, "bad.png" is 3x6x5 of 8 bits; convert them to one kind; in',
         ),
-        (
-            lambda path: Image.fromarray(noise(7, 5)).save(path),
-            Exit.INVALID_DATA,
-            '"bad.png" is 1x7x5 of 8 bits; convert them to one kind; in the pipeline, data.resize and data.grayscale',
-        ),
         (array(np.array([[{}]]), allow_pickle=True), Exit.MISSING, '"bad.npy": damaged: '),
         (array(np.full((6, 5), np.nan)), Exit.INVALID_DATA, "an array of float64, not levels; save the integers"),
         (array(np.full((6, 5), 256)), Exit.INVALID_DATA, "level 256 of int64, outside 0..255"),
-        (array(np.full((6, 5), -1, np.int8)), Exit.INVALID_DATA, "level -1 of int8"),
-        (array(noise(6, 5, 3)), Exit.INVALID_DATA, "an array of (6, 5, 3), wanted (H,W), "),
-        (array(noise(8, 6, 5, 4)), Exit.INVALID_DATA, "an array of (8, 6, 5, 4), wanted "),
-        (array(np.array("text")), Exit.INVALID_DATA, "not levels"),
         (
             array(noise(5)),
             Exit.INVALID_DATA,
             "an array of (5,), wanted (H,W), (C,H,W) of at most 4 channels, or (N,C,H,W)",
         ),
-        (array(noise(100, 8, 8)), Exit.INVALID_DATA, "an array of (100, 8, 8), wanted "),
         (two_arrays, Exit.MISSING, '"bad.npy": damaged: more bytes than its header says'),
         (content(b"PK\x03\x04" + bytes(100), ".npy"), Exit.MISSING, '"bad.npy": damaged: the magic string'),
     ],
@@ -130,15 +112,9 @@ def test_all_bad_files_are_named_at_once_up_to_ten(folder: Path) -> None:
     [
         ([], "cat", Exit.MISSING, "holds no .jpeg, "),
         (["one.png"], "", Exit.INVALID_DATA, "0 of 1 images would be held out"),
-        (["train/1.png", "train/2.png"], "", Exit.INVALID_DATA, 'there is "train"; name one part as the source'),
-        (["train/a.npy"], "cat", Exit.INVALID_DATA, 'there is "train"; name one part as the source'),
         (["test.npy"], "cat", Exit.INVALID_DATA, 'there is "test.npy"; name one part as the source'),
         (["train/1.png", "test/1.png", "a/1.png"], "", Exit.INVALID_DATA, 'there is "a", "test", "train"; name'),
-        (["test/1.png", "val/1.png"], "", Exit.INVALID_DATA, 'there is "test", "val"; name'),
-        (["train/1.png", "test/1.png", "eval/1.png"], "", Exit.INVALID_DATA, 'there is "eval", "test", "train"; name'),
-        (["Training/1.png", "a/1.png"], "", Exit.INVALID_DATA, 'there is "Training", "a"; name'),
         (["train/1.png", "val/1.png"], "test", Exit.INVALID_DATA, 'no images in "test"; add them'),
-        (["cat/a.npy", "dog/b.npy"], "test", Exit.INVALID_DATA, 'no images in "test"; add them'),
         (
             ["train/1.png", "test/1.png", "val/1.png", "val/2.png"],
             "",
@@ -178,7 +154,7 @@ def test_sources_that_are_no_folders_are_refused(tmp_path: Path, monkeypatch: py
         load(Path("pictures"))
 
 
-@pytest.mark.parametrize("locked", ["folder", "folder/locked", "folder/3.png"])
+@pytest.mark.parametrize("locked", ["folder/locked", "folder/3.png"])
 def test_what_may_not_be_read_is_named(locked: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "locked" / "deep").mkdir(parents=True)
     monkeypatch.chdir(folder.parent)  # whose own parents other users may not enter
@@ -190,10 +166,10 @@ def test_what_may_not_be_read_is_named(locked: str, folder: Path, monkeypatch: p
     assert not Path("images").exists()
 
 
-@pytest.mark.parametrize("layout", ["same", "inside", "around", "linked"])
+@pytest.mark.parametrize("layout", ["inside", "around", "linked"])
 def test_a_source_that_the_output_would_replace_or_join_is_refused(layout: str, tmp_path: Path) -> None:
     out, own = tmp_path / "data" / "images", tmp_path / "data"
-    place = {"same": out, "inside": out / "mine", "around": own, "linked": own / "raw"}[layout]
+    place = {"inside": out / "mine", "around": own, "linked": own / "raw"}[layout]
     place.mkdir(parents=True)
     Image.fromarray(noise(4, 4)).save(place / "0.png")
     if layout == "linked":

@@ -1,23 +1,18 @@
 """Documents of the pipeline: a damaged one is an error of one line that names it, and nothing goes on with it."""
 
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY
 from pydantic import Field
 
-from flows.core.checkpoint import load_model, load_state, save_model
 from flows.core.documents import Count, Document, Number, Sha256, parse, read
 from flows.core.errors import Exit, UserError
 from flows.images.store import data_sha256, load_images, load_labels, save_images
 from flows.stages.register import read_curves
 from flows.validation.report import require_validated
-from vdm.model import VDM
 
 
 class Figures(Document):
@@ -40,13 +35,9 @@ def test_a_document_keeps_its_unknown_keys() -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "EOF"),
         (b"[" * 100_000, "recursion limit"),
-        (b"\xff", "expected value"),
         (b"[]", "Input should be a valid dictionary"),
-        (json.dumps(FIGURES | {"bpd": "low"}).encode(), "bpd: Input should be a valid number"),
         (json.dumps(FIGURES | {"bpd": float("nan")}).encode(), "expected value"),
-        (json.dumps(FIGURES | {"num_images": True}).encode(), "num_images: Input should be a valid integer"),
         (json.dumps(FIGURES | {"labels": {"0": -1}}).encode(), "labels.0: Input should be greater than"),
         (json.dumps(FIGURES | {"data_sha256": "x" * 100_000}).encode(), "data_sha256: String should match"),
         (b" " * 2**24 + b"{}", "larger than 16,777,216 bytes, the limit"),
@@ -60,32 +51,6 @@ def test_a_damaged_document_is_one_line(content: bytes, reason: str, tmp_path: P
     assert error.value.code is Exit.MISSING
     assert str(error.value).isprintable()
     assert len(str(error.value)) < 500
-
-
-READERS: dict[str, Callable[[Path], object]] = {
-    "metrics.json": lambda path: read(Figures, path),
-    "config.json": lambda path: load_model(path.parent),
-    "weights.safetensors": lambda path: load_model(path.parent),
-    "step.state": load_state,
-}
-
-
-@pytest.mark.parametrize("name", READERS)
-def test_a_fifo_a_device_and_a_huge_file_are_never_read(name: str, tmp_path: Path) -> None:
-    """A FIFO would block, /dev/zero never ends, and a sparse file is larger than any memory."""
-    save_model(tmp_path, VDM(**TINY), TINY)
-    path = tmp_path / name
-    for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero"), make_huge):
-        path.unlink(missing_ok=True)
-        make(path)
-        with pytest.raises((UserError, MemoryError)) as error:
-            READERS[name](path)
-        assert error.type is not MemoryError or name == "step.state"
-
-
-def make_huge(path: Path) -> None:
-    with path.open("wb") as file:
-        file.truncate(2**43)
 
 
 @pytest.fixture
@@ -103,7 +68,7 @@ def use(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["dataset.json", "train.npy", "train_labels.npy"])
-@pytest.mark.parametrize("content", [b"", b"[" * 100_000, b"\x93NUMPY\x01\x00\x10\x00{'descr': '|O'}\n", b"{}"])
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"\x93NUMPY\x01\x00\x10\x00{'descr': '|O'}\n"])
 def test_a_damaged_file_of_an_image_set_is_refused(name: str, content: bytes, image_set: Path) -> None:
     use(image_set)
     (image_set / name).write_bytes(content)

@@ -1,7 +1,4 @@
-"""A stage whose parameters or code change while DVC runs it fails, so that DVC does not record them.
-
-test_pipeline.py has a run of DVC in which it happens.
-"""
+"""A stage whose parameters or code change while DVC runs it fails, so that DVC does not record them."""
 
 from pathlib import Path
 

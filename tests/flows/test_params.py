@@ -42,25 +42,15 @@ def test_numbers_are_read_as_dvc_reads_them() -> None:
     ("old", "new", "message"),
     [
         ("batch_size: 64", "batch_size: 0", "train.batch_size: input should be greater than or equal to 1, got 0"),
-        ("batch_size: 64", "batch_size: many", "train.batch_size: input should be a valid integer, got 'many'"),
-        ("batch_size: 64", "batch_size: 6.5", "train.batch_size: input should be a valid integer, got 6.5"),
         ("batch_size: 64", "batchsize: 64", "train.batchsize is not a known parameter"),
         ("gamma_0: -9.0", "gamma_0: 7.0", "model: gamma_0 must lie below gamma_1, got 7.0 and 5.0"),
-        ("gamma_0: -9.0", "gamma_0: .nan", "model.gamma_0: input should be a finite number, got nan"),
         ("clip: true", "clip: yes", "sample.clip: input should be a valid boolean, got 'yes'"),
-        ("clip: true", "clip: 2020-01-01", "sample.clip: input should be a valid boolean, got datetime.date"),
-        ("name: digits", "name: digit", "data.name: input should be 'digits', 'mnist',"),
         ("name: digits", "name: image_folder", "data: image_folder needs source: the folder of images"),
         ("source: null", "source: /nonexistent", "data: digits needs source: null"),
-        ("source: null", "source: ''", "data.source: string should have at least 1 character, got ''"),
         ("source: null", "source: http://a.b/c", "data.source: must name a folder or a file of this machine, got 'h"),
-        ("resize: null", "resize: [8]", "data.resize: list should have at least 2 items"),
-        ("learning_rate: 3e-3", "learning_rate: true", "train.learning_rate: input should be a valid number, got True"),
-        ("learning_rate: 3e-3", "learning_rate: '3e-3'", "train.learning_rate: input should be a valid number"),
         ("betas: [0.9, 0.99]", "betas: [0.9, 1.5]", "train.betas.1: input should be less than 1, got 1.5"),
         ("num_devices: 2", "num_devices: 3", "train: batch_size must be a multiple of num_devices x accumulation = 3"),
         ("device: cpu ", "device: cuda:1 ", "train: device cuda:1 is one device, but num_devices is 2"),
-        ("device: cpu ", "device: cuda:256 ", "train.device: must be auto, cpu, cuda or cuda:N, got 'cuda:256'"),
         ("compile: auto", "compile: yes", "train.compile: input should be 'auto', True or False, got 'yes'"),
         ("augmentation: []", "augmentation: [flip]", "train.augmentation needs model.augmentation_input: true"),
         ("validation_fraction: 0.1", "validation_fraction: 0", "data.validation_fraction must be above 0, or train."),
@@ -87,14 +77,11 @@ def test_missing_parameters_are_counted_and_the_files_that_have_them_are_named()
     ("content", "reason"),
     [
         (BOMB, "anchors and aliases are not supported"),
-        ("a: &x [*x]", "anchors and aliases are not supported"),
         ("data: !!python/object:os.system {}\n", "the tag "),
         ("a: " + "[" * 100_000, "nested too deeply"),
         ("#" * 10_000_000, "larger than 262,144 bytes"),
         ("a: 1\nb: [\n", "line 3: "),
         ("a: 1\na: 2\n", "line 2: found duplicate key"),
-        (b"a: \xff\xff", ""),
-        ("a: 2020-99-99", ""),
     ],
 )
 def test_hostile_yaml_gives_an_error_of_one_line(content: str | bytes, reason: str) -> None:
@@ -118,11 +105,6 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=f"^{tmp_path / name}: {reason}") as error:
             read_params(tmp_path / name)
         assert error.value.code is Exit.USAGE
-
-
-def test_long_values_and_keys_are_cut() -> None:
-    for old, new in (("device: cpu", f"device: {'x' * 100_000}"), ("clip: true", f"{'clip' * 20_000}: true")):
-        refusal(DIGITS.replace(old, new, 1))
 
 
 def test_the_projects_own_files_are_within_the_limits() -> None:

@@ -56,15 +56,6 @@ def test_the_distances_are_those_of_torch_fidelity() -> None:
     assert distances.recall(second)(first) == pytest.approx(both["recall"])
 
 
-def test_precision_and_recall_see_missing_and_foreign_images() -> None:
-    real = np.concatenate([draws(0, shift=-20), draws(1, shift=20)])
-    one_mode, with_strangers = draws(2, shift=20), np.concatenate([real, draws(3, 600, shift=100)])
-    assert distances.precision(real)(one_mode) > 0.8
-    assert 0.35 < distances.recall(real)(one_mode) < 0.5
-    assert distances.precision(real)(with_strangers) == pytest.approx(0.5, abs=0.01)
-    assert distances.recall(real)(with_strangers) == 1
-
-
 def test_copies_are_nearer_than_held_out_images() -> None:
     near, far = np.array([0.0, 0.1, 0.1]), np.array([0.1, 0.3, 0.4])
     for first, second, expected in ((near, far, 8 / 9), (far, near, 1 / 9), (near, near, 0.5)):
@@ -218,11 +209,10 @@ def test_damaged_features_are_refused(file: str, content: str, message: str, sma
     assert message.lower() in capsys.readouterr().err.lower()
 
 
-@pytest.mark.parametrize(("width", "reason"), [(2**40, ""), (12, "size mismatch for ")])
-def test_sizes_that_the_weights_do_not_have_take_no_memory(width: int, reason: str, small: Small) -> None:
+def test_sizes_that_the_weights_do_not_have_take_no_memory(small: Small) -> None:
     path = Path("models/features/config.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"width": width}))
-    with pytest.raises(CheckpointError, match=rf"weights and config\.json do not describe one network: .*{reason}"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"width": 2**40}))
+    with pytest.raises(CheckpointError, match=r"weights and config\.json do not describe one network: "):
         features.load_features(path.parent, torch.device("cpu"))
 
 

@@ -107,13 +107,6 @@ def test_an_experiments_copy_deletes_the_states_in_the_project(small: Small, mon
     assert list(states.iterdir()) == []
 
 
-def test_images_that_were_not_found_valid_are_not_trained_on(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
-    report = layout.VALIDATION.read_text()
-    layout.VALIDATION.write_text(report.replace('"success": true', '"success": false'))
-    assert run(["train"]) == Exit.INVALID_DATA
-    assert "data/images is not valid" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("last_fit", [False, True])
 def test_training_that_needs_validation_images_says_how_to_make_them(
     last_fit: bool, small: Small, capsys: pytest.CaptureFixture[str]
@@ -125,17 +118,6 @@ def test_training_that_needs_validation_images_says_how_to_make_them(
     assert run(["train"]) == Exit.USAGE
     advice = "data/images has no validation images; set data.validation_fraction and run `dvc repro`"
     assert advice in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("source", ["data", "data/images", "data/images/mine"])
-def test_a_source_that_the_stage_would_replace_is_refused(
-    source: str, small: Small, capsys: pytest.CaptureFixture[str]
-) -> None:
-    set_parameters(**{"name: digits": "name: image_folder", "source: null": f"source: {source}"})
-    before = small.outputs()
-    assert run(["download"]) == Exit.USAGE
-    assert "must lie apart; move the images to another folder" in capsys.readouterr().err
-    assert small.outputs() == before
 
 
 def test_the_stage_validate_reads_the_reference(small: Small, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,5 @@
 """The saved states and the log of a training run, without a training."""
 
-import errno
-import os
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -17,7 +15,7 @@ from project import ROOT
 
 from flows.core.checkpoint import fitted_to, load_model
 from flows.core.device import find_device
-from flows.core.errors import CheckpointError, Exit, UserError
+from flows.core.errors import Exit, UserError
 from flows.core.params import Train
 from flows.core.params_file import read_params
 from flows.images.store import ImageSet
@@ -36,10 +34,6 @@ CPU = torch.device("cpu")
 def parameters(**changes: Any) -> Train:
     """Return the section `train` of the digits with changes."""
     return read_params(ROOT / "presets/digits.yaml").train.model_copy(update={"num_devices": 1, **changes})
-
-
-def full_disk(*_: object) -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_the_newest_states_are_kept_until_their_model_is_registered(tmp_path: Path) -> None:
@@ -72,27 +66,6 @@ def test_the_older_state_serves_if_the_newest_is_damaged(
     ]
     run.save(9, {"done": 9})
     assert run.newest() == {"done": 9}
-
-
-def test_a_state_that_cannot_be_read_now_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Run(tmp_path, keep=2)
-    for step in (5, 10):
-        run.save(step, {"done": step})
-    denied = Mock(side_effect=PermissionError(errno.EACCES, "Permission denied"))
-    with monkeypatch.context() as patch:
-        patch.setattr("flows.core.checkpoint.read_bounded", denied)
-        with pytest.raises(CheckpointError, match=r"step-000000010\.state could not be read: Permission denied"):
-            run.newest()
-    assert run.newest() == {"done": 10}
-
-
-def test_a_full_disk_keeps_the_state_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Run(tmp_path / "run", keep=1)
-    run.save(1, {"done": 1})
-    monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match=r"No space left on device: '.*step-000000002\.state'"):
-        run.save(2, {"done": 2})
-    assert [path.name for path in run.folder.iterdir()] == ["step-000000001.state"]
 
 
 def test_curves_are_a_new_file(tmp_path: Path) -> None:
