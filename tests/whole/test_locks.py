@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -73,24 +72,6 @@ def test_a_lock_without_a_description_may_belong_to_another_user(tmp_path: Path)
     lock.touch(0o444)
     with lock_file(lock) as other, lock_file(lock) as another:
         assert (other, another) == (None, "another process")
-
-
-def test_a_card_has_one_lock_whatever_its_number(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """CUDA_VISIBLE_DEVICES changes the numbers."""
-
-    def see(cards: str) -> None:
-        uuids = [SimpleNamespace(uuid=f"uuid-{card}") for card in cards]
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: uuids[device.index or 0])
-
-    see("ab")
-    with claim(torch.device("cuda:1")), claim(CPU):
-        assert sorted(held_locks(folder)) == ["cpu.lock", "cuda-uuid-b.lock"]
-        see("b")
-        with pytest.raises(UserError, match="cuda:0 is busy"):
-            claim(torch.device("cuda:0")).__enter__()
-        see("ca")
-        with claim(torch.device("cuda")), claim(torch.device("cuda:1")):
-            pass
 
 
 def test_the_locks_of_a_user_are_in_the_folder_for_its_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -229,15 +229,13 @@ def test_what_another_worktree_needs_stays_and_its_run_is_waited_for(forge: Forg
 
 
 @contextmanager
-def busy(kind: str, forge: Forge, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def busy(kind: str, forge: Forge) -> Iterator[None]:
     """Have something at work while the block runs."""
     with ExitStack() as stack:
         if kind == "run":
             stack.enter_context(lock_file(forge.root / ".vdm/worktrees/x.lock", "process 7"))
         elif kind == "trainer":
             stack.enter_context(lock_file(forge.root / ".vdm/cpu.lock", f"process 7 in {forge.root}"))
-        elif kind == "experiment":
-            monkeypatch.setattr(pruning, "processes_in", lambda place: [7] if place.name == "exps" else [])
         else:
             stack.enter_context(stack.enter_context(Repo(str(forge.root))).lock)
         yield
@@ -248,15 +246,12 @@ def busy(kind: str, forge: Forge, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     [
         ("run", "run x is in progress (process 7); prune when it has ended"),
         ("trainer", "trains on cpu; prune when it has ended"),
-        ("experiment", ".dvc/tmp/exps; prune when it has ended"),
         ("dvc", "another DVC command is running; wait for it"),
     ],
 )
-def test_while_something_works_nothing_is_removed(
-    kind: str, message: str, forge: Forge, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_while_something_works_nothing_is_removed(kind: str, message: str, forge: Forge) -> None:
     (forge.root / ".vdm/worktrees").mkdir(parents=True)
-    with busy(kind, forge, monkeypatch):
+    with busy(kind, forge):
         before = everything(forge.project)
         result = forge.vdmctl("prune", "--keep=1")
     assert (result.returncode, result.stdout) == (Exit.BUSY, "")
@@ -285,13 +280,3 @@ def test_a_cache_that_other_projects_may_use_is_left_alone(forge: Forge, tmp_pat
     assert result.returncode == Exit.USAGE
     assert "is outside the repository, so other projects may use it" in one_line(result)
     assert {*everything(forge.project), *(tmp_path / "shared").rglob("*")} == before
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [(["--keep=0"], Exit.USAGE, "--keep"), ([], Exit.MISSING, "not a git repository")],
-)
-def test_bad_input_is_one_line(arguments: list[str], code: Exit, message: str, tmp_path: Path) -> None:
-    result = Project.at(tmp_path).vdmctl("prune", *arguments)
-    assert (result.returncode, result.stdout) == (code, "")
-    assert message in one_line(result)

@@ -5,14 +5,12 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 from forge import Forge, champion, crown, refuse
 
 from flows.core.errors import Exit, NetworkError, UserError
-from flows.registry import git, publishing
-from flows.registry.git import first_commit
+from flows.registry import git
 from flows.registry.publishing import Outrun, fetch_versions, is_own, publish, require_remotes, run_of
 from flows.registry.verification import verify
 from flows.registry.versions import add_version, newest, refusal, resolve, versions
@@ -91,39 +89,6 @@ def test_two_that_finish_together(forge: Forge, other: Forge) -> None:
     assert {"vdm@v1.2.0", "vdm@v1.3.0", "vdm#champion#2", "vdm#refused#3"} <= set(publish(other.root))
     fetch_versions(forge.root)
     assert champion(forge.project) == "vdm@v1.2.0"
-
-
-def test_a_withdrawal_changes_all_tags_or_none(forge: Forge, other: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
-    forge.version("v1.1.0", run="theirs")
-    publish(forge.root)
-    mine = other.commit("mine", run="mine")
-    add_version(other.root, mine, "Retrained")
-    crown(other.project, "v1.1.0")
-    before = other.git("show-ref", "--tags")
-    with monkeypatch.context() as patch:
-        patch.setattr(publishing, "git", Mock(side_effect=KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            fetch_versions(other.root)
-    assert other.git("show-ref", "--tags") == before
-    assert fetch_versions(other.root) == (["vdm@v1.1.0"], [mine])
-    assert "vdm#champion#1" not in other.git("tag")
-
-
-def test_two_that_push_at_once_are_both_published(forge: Forge) -> None:
-    """Another machine pushes a version after this one has read what the remote has.  The task tries again."""
-    forge.version("v1.1.0")
-    forge.version("v1.2.0")
-    taken = forge.git("rev-parse", "vdm@v1.1.0").strip()
-    forge.git("push", "--quiet", "origin", f"{taken}:refs/tags/other")  # so that the remote has the object
-    hook = forge.folder / "origin.git/hooks/pre-receive"
-    hook.write_text(
-        f"#!/bin/sh\nrm $0\nenv -u GIT_QUARANTINE_PATH git update-ref refs/tags/vdm@v1.1.0 {taken}\nexec kill $PPID\n"
-    )
-    hook.chmod(0o755)
-    with pytest.raises(NetworkError):
-        publish(forge.root)
-    assert publish(forge.root) == ["vdm@v1.2.0"]
-    assert {"refs/tags/vdm@v1.1.0", "refs/tags/vdm@v1.2.0"} <= set(forge.project.published())
 
 
 def test_tags_made_by_hand_that_clash_are_named_with_the_command(forge: Forge, other: Forge) -> None:
@@ -219,17 +184,6 @@ def test_a_branch_that_was_merged_and_deleted_at_the_remote_stays_deleted(forge:
     crown(forge.project, "v1.1.0")
     assert publish(forge.root) == ["vdm#champion#1"]
     assert forge.git("ls-remote", "--heads", "origin").split()[1::2] == ["refs/heads/main"]
-
-
-def test_the_upstream_branch_is_fetched_whatever_other_branches_the_remote_has(forge: Forge, other: Forge) -> None:
-    forge.git("push", "--quiet", "origin", "main:other")
-    other.git("fetch", "--quiet")
-    forge.git("commit", "--quiet", "--allow-empty", "--message=Newer")
-    # The clone knows `other`, which is in the way of `other/one`.
-    forge.git("push", "--quiet", "origin", ":other", "main:other/one", "main")
-    assert fetch_versions(other.root) == ([], [])
-    newer = forge.git("rev-parse", "main").strip()
-    assert first_commit(other.root, shared=True) == newer != first_commit(other.root, shared=False)
 
 
 def test_the_commit_of_a_run_is_told_from_a_copy_of_it(forge: Forge) -> None:
