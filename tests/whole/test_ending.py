@@ -156,17 +156,6 @@ def test_the_exit_codes_are_documented(capsys: pytest.CaptureFixture[str]) -> No
         assert "75 stopped (Ctrl-C, SIGTERM, a closed terminal)" in codes
 
 
-def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["--version"]) == Exit.DONE
-    assert capsys.readouterr().out.startswith("vdmctl ")
-
-
-def test_help_loads_nothing_that_takes_long(small: Small) -> None:
-    heavy = ("torch", "prefect", "dvc", "great_expectations", "numpy", "joblib", "ruamel.yaml")
-    program = f"import sys; from flows import cli; cli.run(['--help']); print([n for n in {heavy} if n in sys.modules])"
-    assert small.run([sys.executable, "-c", program]).stdout.endswith("\n[]\n")
-
-
 def test_a_reason_that_cannot_be_written_changes_no_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VDM_REASON", "/dev/full/reason")
     assert cli.run(["preset", "nonsense"]) == Exit.USAGE
