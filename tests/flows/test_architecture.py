@@ -188,6 +188,7 @@ def test_a_stage_depends_on_the_sections_that_it_takes(stage: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.slow
 def test_the_flow_runs_the_graph_of_dvc() -> None:
     from flows.train_vdm import stages
 

@@ -15,7 +15,7 @@ from conftest import TINY
 from PIL import Image
 
 from flows import cli
-from flows.compression import batches, coding, files
+from flows.compression import batches, files
 from flows.compression.coding import Header, coding_of, exactly, packed, seal, unpacked
 from flows.compression.files import Compressed
 from flows.compression.images import write_decoded
@@ -319,20 +319,6 @@ def test_the_options_of_the_commands(
     assert third.endswith(" is the bound in 3 steps")
     assert cli.run([*command, "--force", "--device=mps"]) == Exit.USAGE
     assert "auto, cpu, cuda or cuda:N" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_initial_bits_are_no_bits_of_the_images(
-    write: Callable[..., Compressed], tmp_path: Path, models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(batches, "PLAIN_BITS", 1)  # one image
-    monkeypatch.setattr(coding, "COARSE_IMAGES", 0)
-    done = write(verify=True)
-    code_bytes = done.file_bytes - unpacked((tmp_path / "images.vdmz").read_bytes(), "x")[2]
-    others = done.initial_bits + 256 + 30 * math.log2(17)  # the sha256, and the image that is encoded plainly
-    assert done.initial_bits > 64
-    assert done.code_bpd is not None
-    assert done.code_bpd * 15 * 30 == pytest.approx(8 * code_bytes - others, abs=16)
 
 
 def random_table(rows: int, symbols: int) -> np.ndarray:

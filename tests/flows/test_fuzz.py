@@ -30,7 +30,7 @@ from flows.core.params_file import parse_params
 from flows.evaluation.importing import import_checkpoint
 from vdm.model import VDM
 
-INPUTS = int(os.environ.get("VDM_FUZZ", "100"))
+INPUTS = int(os.environ.get("VDM_FUZZ", "50"))
 SECONDS = 20.0
 ORACLES = ROOT / "tests/oracles"
 

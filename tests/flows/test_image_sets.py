@@ -360,6 +360,7 @@ def test_a_download_that_fails_is_an_error_of_the_network(
 
 
 @UNCLOSED
+@pytest.mark.slow
 def test_a_server_that_stops_sending_ends_the_download(
     publish: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

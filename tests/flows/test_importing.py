@@ -173,6 +173,7 @@ def test_a_fixed_schedule_has_no_weights(tmp_path: Path) -> None:
     assert model.schedule.end_points() == []
 
 
+@pytest.mark.slow
 def test_an_imported_model_is_evaluated_by_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

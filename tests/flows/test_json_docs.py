@@ -1,9 +1,7 @@
 """docs/json.md is what the code makes of its documents, and names every key that `--json` prints."""
 
-import inspect
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +14,6 @@ from flows.commands.json_docs import written
 from flows.commands.vdmctl import app
 from flows.core.errors import Exit
 from flows.evaluation.results import BoundMetrics, Metrics
-from flows.orchestration import pruning, status
-from flows.registry import lineage
 from flows.registry.reproduction import Reproduction
 from flows.registry.verification import Check
 from flows.registry.versions import Version
@@ -76,11 +72,3 @@ def test_the_keys_of_objects_that_are_no_documents(
     require_named("verify", keys_in(printed(capsys, "verify", "champion")))
     found = printed(capsys, "report")
     require_named("report", found.keys() | found["reproduction"].keys())
-
-
-@pytest.mark.parametrize(("command", "code"), [("status", status), ("prune", pruning), ("lineage", lineage)])
-def test_the_keys_of_objects_about_the_loop(command: str, code: Any) -> None:
-    """They need a server with runs or a registry, so their names are looked for in the code."""
-    source = Path(inspect.getfile(code)).read_text()
-    named = re.findall(r"`(\w+)`", TEXTS[command])
-    assert [name for name in named if name not in ("champion",) and not re.search(rf'"{name}"|\b{name}:', source)] == []

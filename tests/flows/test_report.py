@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from documents import Document, words
-from PIL import Image
 from project import ROOT
 from results import BPD, MODEL, ORIGIN, PLACES, metrics, sample_metrics, validation, write_results
 from ruamel.yaml import YAML
@@ -25,7 +24,7 @@ from flows.evaluation.results import BoundMetrics, SampleMetrics
 from flows.images.store import data_sha256, spread
 from flows.report import charts, markdown, pictures
 from flows.report.page import Page, alike, difference, extremes, grids, page
-from flows.report.quality import cautions, sampler
+from flows.report.quality import cautions
 from flows.report.results import Files, disagreements, origin_here, read_results
 from flows.stages.report import report
 from flows.validation.report import Report, Result
@@ -90,6 +89,7 @@ def test_the_page_says_everything_in_the_order_of_its_readers_questions(whole: P
     assert "left out" not in text
 
 
+@pytest.mark.slow
 def test_the_page_is_accessible_and_needs_nothing_else(whole: Page) -> None:
     document = Document(whole.html)
     assert document.all("html") == [{"lang": "en"}]
@@ -178,6 +178,7 @@ def test_figures_that_are_not_finite_are_left_out_of_charts(files: Files) -> Non
     assert len(made.charts) == 4
 
 
+@pytest.mark.slow
 def test_text_from_files_is_only_text(tmp_path: Path, digits: np.ndarray) -> None:
     stated = dict.fromkeys(("title", "name", "homepage", "licence", "split", "transforms"), HOSTILE)
     files = write_results(tmp_path, digits, **stated)._replace(curves=None, noise_levels=None)
@@ -199,6 +200,7 @@ def test_text_from_files_is_only_text(tmp_path: Path, digits: np.ndarray) -> Non
         assert not re.search("[\x1b\u202e]", made.html)
 
 
+@pytest.mark.slow
 def test_the_stage_writes_page_and_charts_that_stand_alone(files: Files, tmp_path: Path) -> None:
     places = {"out": tmp_path / "out/report.html", "pictures": tmp_path / "out/pictures"}
     places["pictures"].mkdir(parents=True)
@@ -270,12 +272,6 @@ def test_the_easiest_and_the_hardest_images_are_those_of_the_rows(files: Files) 
     found = [(image.picture.alt, image.caption) for image in (easiest[0], *hardest[:2]) if image.picture]
     assert found == [("test image 39", "1.500"), ("test image 37", "4.000"), ("test image 35", "3.000")]
     assert (len(easiest), len(hardest)) == (8, 8)
-
-
-@pytest.mark.parametrize(("order", "eta", "name"), [(1, 1, "ancestral sampling"), (1, 0, "DDIM"), (2, 0.5, "order 2")])
-def test_the_sampler_has_its_name(order: int, eta: float, name: str) -> None:
-    settings = SampleMetrics(**sample_metrics("b" * 64)).sampler.model_copy(update={"order": order, "eta": eta})
-    assert re.match(rf"\d+ steps of {name}[, ]", sampler(settings))
 
 
 def test_the_pairs_that_are_least_likely_by_chance_come_first(files: Files) -> None:
@@ -370,25 +366,3 @@ def test_prefect_shows_broken_expectations_first_and_text_from_files_only_as_tex
     docs.touch()
     assert markdown.data_docs(found, tmp_path / "none.png", docs).split("\n\n")[2].startswith("The Data Docs: ")
     assert markdown.quoted("`vdmctl lineage` of vdm@v1.0.0.") == "`vdmctl lineage` of `vdm@v1.0.0`."
-
-
-def test_prefect_shows_every_likelihood_with_its_own_error(tmp_path: Path) -> None:
-    assert markdown.likelihoods(BoundMetrics(**metrics("b" * 64))) == {
-        "test images": "2.0000 ± 0.0946",
-        "validation images": "2.1000 ± 0.0500",
-        "training images": "1.9000 ± 0.0500",
-        "test - training images": "0.1000 ± 0.0200",
-        "prior term": "0.0010",
-        "reconstruction term": "0.0300",
-        "diffusion term": "1.9690",
-    }
-    Image.new("L", (8, 8)).save(tmp_path / "samples.png")
-    measured = SampleMetrics(**sample_metrics("b" * 64))
-    shown = markdown.samples(measured, tmp_path / "samples.png", tmp_path / "index.html")
-    (picture,) = re.findall(r"!\[Samples\]\(data:image/png;base64,(.*)\)", shown)
-    assert b64decode(picture) == (tmp_path / "samples.png").read_bytes()
-    samples, held_out = (
-        each.replace(" +- ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
-        for each in (measured.figures["precision"].of_samples, measured.figures["precision"].of_held_out)
-    )
-    assert f" | {samples} | {held_out} |" in shown

@@ -55,6 +55,7 @@ def test_the_samplers_are_known_by_their_names(small: Small, capsys: pytest.Capt
     assert len({images.tobytes() for images in found.values()}) == 4
 
 
+@pytest.mark.slow
 def test_the_film_shows_noise_and_prediction_and_stays_if_its_images_cannot_be_written(
     small: Small, monkeypatch: pytest.MonkeyPatch
 ) -> None:

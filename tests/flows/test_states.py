@@ -14,7 +14,6 @@ from conftest import TINY
 from project import ROOT
 
 from flows.core.checkpoint import fitted_to, load_model
-from flows.core.device import find_device
 from flows.core.errors import Exit, UserError
 from flows.core.params import Train
 from flows.core.params_file import read_params
@@ -169,15 +168,6 @@ def test_no_test_image_is_trained_on() -> None:
     assert fitting.training_images(image_set, "train_and_validation").ravel().tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
 
 
-def test_float32_is_not_rounded_to_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[bool] = []
-    monkeypatch.setattr(torch._C, "_set_cublas_allow_tf32", asked.append)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    find_device("cpu")
-    assert not torch.backends.cudnn.allow_tf32
-    assert asked == [False]
-
-
 @pytest.mark.parametrize(
     ("said", "full"),
     [
@@ -196,7 +186,6 @@ def test_only_what_says_so_is_an_error_of_memory(said: str, full: bool) -> None:
 @pytest.mark.parametrize(
     ("model", "train", "reason"),
     [
-        ({"width": 2**14, "blocks": 8}, {}, r"model: the model has [\d,]{10,} parameters, and cpu has .* free memory"),
         ({"dropout": 1.0}, {}, "parameters `model` and `train`: .*dropout"),
         ({}, {"augmentation": ["swap_channels"]}, "parameters `model` and `train`: swap_channels"),
     ],

@@ -157,6 +157,7 @@ def test_results_do_not_depend_on_the_other_images(tiny_model: Callable[..., VDM
 
 
 @pytest.mark.parametrize("num_probes", [0, 1])
+@pytest.mark.slow
 def test_the_figure_of_an_untrained_model_is_that_of_its_closed_form(
     num_probes: int, tiny_model: Callable[..., VDM], digits: np.ndarray
 ) -> None:
