@@ -4,8 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from itertools import accumulate
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,8 @@ from flows.registry.versions import add_version
 from flows.report.results import Files
 from vdm.model import VDM
 
-if TYPE_CHECKING:  # it imports TINY from here
+if TYPE_CHECKING:  # they import TINY from here
+    from forge import Forge
     from small import Small
 
 # Variables of whoever runs the tests do not reach them, nor git's hooks and keys.
@@ -59,9 +59,7 @@ LONGEST = [
     "test_runs",
     "test_pipeline",
     "test_pruning",
-    "test_pruning_in_use",
     "test_registry",
-    "test_storage",
     "test_promotion",
     "test_benchmarks",
     "test_ending",
@@ -73,15 +71,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the longest files first, so that no pytest process is still busy with one when all others are done."""
     first = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: first.get(item.path.stem, len(LONGEST)))
-
-
-def peak(function: Callable[[], object]) -> int:
-    """Return the most bytes of tensors that the function holds at once."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        function()
-    events: list[Any] = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
-    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
-    return max(accumulate(change for _, change in changes))
 
 
 @pytest.fixture
@@ -96,20 +85,6 @@ def tiny_model() -> Callable[..., VDM]:
         return model.eval()
 
     return build
-
-
-@pytest.fixture
-def full_disk(tmp_path: Path) -> Iterator[Path]:
-    """Return a folder on a file system of 256 KiB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip("a small file system cannot be mounted here")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)  # also if a failed test left a file open
 
 
 @pytest.fixture
@@ -172,10 +147,12 @@ def three_versions(project: Project, remote: Path) -> None:
     for key, value in IDENTITY.items():
         project.git("config", f"user.{key.lower()}", value)
     project.dvc("remote", "add", "--default", "store", str(remote))
+    of_model = ("train", "register", "evaluate")
     longer, other_split = {"steps: 20": "steps: 40"}, {"steps: 40": "steps: 80", "split_seed: 0": "split_seed: 1"}
-    for change in ({}, longer, other_split):
+    changes: dict[tuple[str, ...], dict[str, str]] = {(): {}, of_model: longer}
+    for stages, change in (changes | {("download", "validate", *of_model): other_split}).items():
         project.edit("params.yaml", **change)
-        project.reproduce(same_images=change is longer)
+        project.reproduce(*stages)
         project.git("add", "--all")
         project.git("commit", "--quiet", "--message=Reproduce")
         project.dvc("push")
@@ -187,6 +164,23 @@ def three_versions(project: Project, remote: Path) -> None:
 def copied(registry: Project, tmp_path: Path) -> Project:
     """Return a copy of the registry's project that the test may change."""
     return registry.copy(tmp_path / "project")
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> "Forge":
+    """Return a repository with three forged versions, of which nothing is checked out."""
+    from forge import Forge
+
+    forge = Forge(tmp_path_factory.mktemp("made") / "forge")
+    for number in ("v1.0.0", "v1.1.0", "v1.2.0"):
+        forge.version(number)
+    return forge
+
+
+@pytest.fixture
+def forge(made: "Forge", tmp_path: Path) -> "Forge":
+    """Return a copy of that repository, or of the one that a module makes, that the test may change."""
+    return made.copy(tmp_path / "forge")
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from unittest.mock import patch
@@ -23,7 +23,6 @@ from flows import cli
 ROOT = Path(__file__).parents[1]
 STAGES = [shlex.split(each["cmd"])[3:] for each in YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"].values()]
 """The arguments of vdmctl of each stage, in the order of dvc.yaml, in which a stage comes after what it needs."""
-OF_IMAGES = {"download", "validate", "features"}
 TINY_PARAMS = {
     "width: 32": "width: 8",
     "blocks: 4": "blocks: 1",
@@ -57,7 +56,8 @@ class Project:
             check=True,
         )
         for name in listed.stdout.splitlines():
-            if (ROOT / name).is_file() and name != "dvc.lock" and not name.startswith(("tests/", "reports/")):
+            of_another_run = name.startswith(("tests/", "reports/")) and not name.endswith(".gitignore")
+            if (ROOT / name).is_file() and name != "dvc.lock" and not of_another_run:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(ROOT / name, folder / name)
         shutil.copyfile(ROOT / "presets" / "digits.yaml", folder / "params.yaml")
@@ -136,16 +136,12 @@ class Project:
         """Run vdmctl in the project's folder, in this process."""
         return run_vdmctl(self.folder, self.environment, *arguments)
 
-    def reproduce(self, *, same_images: bool = False) -> None:
-        """Do what `dvc repro` does, without the imports of its processes.
-
-        `same_images` leaves out the stages that do not depend on the model.
-        """
+    def reproduce(self, *stages: str) -> None:
+        """Run these stages, by default all, as `dvc repro` does, without the imports of its processes."""
         for stage in STAGES:
-            if same_images and stage[0] in OF_IMAGES:
-                continue
-            result = self.vdmctl(*stage)
-            assert result.returncode == 0, result.stderr
+            if not stages or stage[0] in stages:
+                result = self.vdmctl(*stage)
+                assert result.returncode == 0, result.stderr
         self.dvc("commit", "--force")
 
     def new_vdmctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -184,15 +180,6 @@ def one_line(result: subprocess.CompletedProcess[str]) -> str:
 def imports_torch(pid: int) -> bool:
     """Whether a process has begun to import torch, which takes another second or more."""
     return "libtorch" in Path(f"/proc/{pid}/maps").read_text()
-
-
-def open_files(pid: int) -> set[str]:
-    """Return the names of the files that a process has open."""
-    names = set()
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):  # closed meanwhile
-            names.add(entry.readlink().name)
-    return names
 
 
 def session(leader: int) -> list[psutil.Process]:

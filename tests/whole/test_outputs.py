@@ -4,7 +4,6 @@ import json
 import re
 import resource
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -137,29 +136,3 @@ def test_what_a_terminal_would_act_on_is_escaped() -> None:
     assert visible("grün 数字 +- 0.1") == "grün 数字 +- 0.1"
     assert visible("\udcff") == r"\udcff"
     assert json.loads(visible(json.dumps({"a": HOSTILE}))) == {"a": HOSTILE}
-
-
-def test_a_tag_message_is_only_text_on_the_terminal(tmp_path: Path) -> None:
-    """The JSON in a champion's tag can contain any character as an escape."""
-    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
-    lock = f"stages:\n  a:\n    cmd: a\n    outs:\n    - path: a\n      md5: {'a' * 32}\n"
-    graph = "stages:\n  a:\n    cmd: a\n    outs: [a]\n"
-    metrics = json.dumps({"bpd": 2.0, "bpd_standard_error": 0.1, "num_images": 3})
-    message = "Promote\n\n" + json.dumps({"decision": "promote", "reason": f"\x1b[2J{HOSTILE}\nforged"})
-    who = "Test <test@example.org> 1700000000 +0000"
-    stream = f"commit refs/heads/main\nmark :1\ncommitter {who}\ndata 0\n"
-    for name, content in (("dvc.yaml", graph), ("dvc.lock", lock), ("reports/evaluation/metrics.json", metrics)):
-        stream += f"M 100644 inline {name}\ndata {len(content)}\n{content}\n"
-    for tag in ("vdm@v1.0.0", "vdm#champion#1"):
-        stream += f"tag {tag}\nfrom :1\ntagger {who}\ndata {len(message)}\n{message}\n"
-    subprocess.run(["git", "fast-import", "--quiet"], input=stream, text=True, cwd=tmp_path, check=True)
-    for command in (["lineage", "champion"], ["lineage", "champion", "--json"]):
-        program = [sys.executable, "-m", "flows.cli", *command]
-        result = subprocess.run(
-            program, cwd=tmp_path, env=Small.environment_of(tmp_path), capture_output=True, text=True
-        )
-        assert result.returncode == 0, result.stderr
-        lines = result.stdout.splitlines()
-        assert all(line.isprintable() for line in lines), command
-        assert not any(line.startswith(("forged", "# Forged", "b")) for line in lines)
-        assert r"\u001b[2J" in result.stdout

@@ -18,7 +18,6 @@ from project import STAGES, Project, cached, in_place_of_a_program, metrics_at, 
 
 from flows.core.checkpoint import load_model, save_model
 from flows.core.errors import Exit
-from vdm.model import VDM
 
 
 @pytest.fixture(scope="module")
@@ -103,23 +102,6 @@ def test_changed_evaluation_parameters_rerun_the_evaluation_and_the_report(repro
     assert ran(reproduced.new_dvc("repro").stdout) == []  # the run-cache has it
 
 
-def test_a_training_that_dvc_could_not_record_is_not_repeated(reproduced: Project) -> None:
-    reproduced.edit("params.yaml", **{"steps: 20\n": "steps: 90\n"})
-    cache = reproduced.folder / ".dvc" / "cache" / "files"
-    aside = cache.rename(cache.with_name("aside"))
-    cache.touch()  # stands for a full disk
-    failed = reproduced.new_dvc("repro", "--single-item", "train")
-    cache.unlink()
-    aside.rename(cache)
-    assert failed.returncode != 0
-    again = reproduced.new_dvc("repro", "--single-item", "train")
-    assert again.returncode == 0, again.stderr
-    assert "continuing from step 90 of 90" in again.stderr
-    reproduced.git("checkout", "--quiet", ".")
-    reproduced.dvc("checkout", "--force", "--quiet")
-    assert reproduced.up_to_date()
-
-
 def test_dvc_shows_metrics_plots_and_the_artifact(reproduced: Project) -> None:
     from dvc.repo import Repo
 
@@ -155,34 +137,6 @@ def test_every_split_can_be_evaluated_and_the_metrics_compare_them(reproduced: P
     assert reproduced.git("status", "--porcelain") == ""
 
 
-def test_compare_is_paired(reproduced: Project) -> None:
-    same = json.loads(reproduced.vdmctl("compare", "models/vdm", "models/trained", "--json").stdout)
-    assert same["difference_bpd"] == 0
-    assert same["confidence_interval"] == [0, 0]
-    assert same["models"][0]["model_sha256"] == same["models"][1]["model_sha256"]
-
-
-def test_a_model_of_other_images_is_refused(reproduced: Project) -> None:
-    description = json.loads((reproduced.folder / "models/vdm/config.json").read_text())
-    config = description["model"] | {"num_levels": 256}
-    save_model(reproduced.folder / "other", VDM(**config), config)
-    result = reproduced.vdmctl("evaluate", "other")
-    reproduced.run("rm", "-r", "other")
-    assert result.returncode == 2
-    assert "other is a model of images of 1x8x8 with 256 levels; data/images holds 1x8x8 with 17" in one_line(result)
-
-
-def test_pixels_that_the_model_does_not_take_are_not_evaluated(reproduced: Project, tmp_path: Path) -> None:
-    shutil.copytree(reproduced.folder / "data" / "images", tmp_path / "images")
-    file = tmp_path / "images" / "test.npy"
-    pixels = np.load(file)
-    file.unlink()
-    np.save(file, pixels + np.uint8(10))
-    result = reproduced.vdmctl("evaluate", "models/vdm", "--images", str(tmp_path / "images"))
-    assert result.returncode == Exit.INVALID_DATA
-    assert "holds level 26" in one_line(result)
-
-
 def test_figures_that_are_not_finite_are_null_and_such_weights_are_refused(reproduced: Project) -> None:
     """With finite weights the computation may overflow; weights that are not finite are damaged."""
     config = json.loads((reproduced.folder / "models/vdm/config.json").read_text())["model"]
@@ -206,15 +160,10 @@ def test_figures_that_are_not_finite_are_null_and_such_weights_are_refused(repro
     [
         (["evaluate", "nowhere"], 5, "nowhere: no such folder, and not a version such as vdm@v1.2.0, nor `champion`"),
         (["evaluate", "models/vdm", "--images", "nowhere"], 5, "nowhere/dataset.json"),
-        (["evaluate", "models/vdm", "--device", "abacus"], 2, "--device"),
         (["evaluate", "models/vdm", "--out", "params.yaml"], 5, "params.yaml: File exists"),
         (["evaluate", "models/vdm", "--out", "models/vdm"], 2, "models/vdm: models/vdm is an output of the pipeline; "),
         (["validate", "data/images", "--out", "reports/validation"], 2, " is an output of the pipeline; choose"),
-        (["evaluate", "models/vdm", "--seed", "-1"], 2, "--seed"),
-        (["evaluate", "models/vdm", "--num-timesteps", "ten"], 2, "10,100,continuous"),
-        (["evaluate", "models/vdm", "--num-timesteps", "0"], 2, "--num-timesteps"),
         (["evaluate", "models/vdm", "--split", "tests"], 2, "--split"),
-        (["compare", "models/vdm", "nowhere"], 5, "nowhere: no such folder"),
         (["preset", "nonsense"], 2, "no preset 'nonsense': cifar10"),
     ],
 )

@@ -6,8 +6,6 @@ import math
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -15,8 +13,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 from forge import Forge, champion, crown, history
-from plant import wait_until
-from project import ROOT, Project, one_line, open_files
+from project import Project, one_line
 from scipy import stats
 
 from flows.core import layout
@@ -26,6 +23,7 @@ from flows.core.params_file import read_params
 from flows.evaluation.results import BOTH
 from flows.images.store import save_images
 from flows.process.ending import STOP, on_stop, stop_at_once
+from flows.process.locks import holder_of
 from flows.registry import promotion
 from flows.registry.evidence import PROMOTE, REFUSE, Evidence, evidence_of
 from flows.registry.git import registry_lock
@@ -200,9 +198,10 @@ def test_versions_without_validation_images_or_fitted_to_them(copied: Project) -
     }
     copied.edit("params.yaml", **{"steps: 80": "steps: 20"})
     found = []
-    for changes in (last_fit, no_validation):
+    of_model = ("train", "register", "evaluate")
+    for changes, stages in ((last_fit, (*of_model, "report")), (no_validation, ("download", "validate", *of_model))):
         copied.edit("params.yaml", **changes)
-        copied.reproduce(same_images=changes is last_fit)
+        copied.reproduce(*stages)
         if changes is last_fit:
             shows_no_figure_of_the_images_it_was_fitted_to(copied)
         copied.git("add", "--all")
@@ -255,21 +254,6 @@ def test_figures_that_are_not_finite_become_null() -> None:
 # Tags, locks and roll-backs, with versions that were never trained
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Forge:
-    """Return a repository with three versions."""
-    forge = Forge(tmp_path_factory.mktemp("made") / "forge")
-    for number in ("v1.0.0", "v1.1.0", "v1.2.0"):
-        forge.version(number)
-    return forge
-
-
-@pytest.fixture
-def forge(made: Forge, tmp_path: Path) -> Forge:
-    """Return a copy of that repository that the test may change."""
-    return made.copy(tmp_path / "forge")
-
-
 def compared(forge: Forge, reference: str, decision: str = PROMOTE) -> Evidence:
     """Return the evidence of a comparison with the present champion."""
     version, tag = resolve(forge.root, reference), champion_tag(forge.root)
@@ -318,49 +302,6 @@ def test_a_damaged_challenger_or_champion_stops_the_challenge(forge: Forge) -> N
     assert history(forge.project) == []
 
 
-def test_of_two_promotions_at_once_one_wins(forge: Forge, tmp_path: Path) -> None:
-    """Two processes, one in a linked worktree, wait at the registry's lock until both have reached it."""
-    crown(forge.project, "v1.0.0")
-    forge.git("worktree", "add", "--quiet", str(tmp_path / "run"))
-    program = (
-        "import sys; from pathlib import Path; from flows import cli;"
-        "from flows.registry.evidence import Evidence; from flows.registry.promotion import promote;"
-        "root = Path(sys.argv[1]); evidence = Evidence.model_validate_json(sys.argv[2]); print('ready', flush=True);"
-        "cli.call = lambda arguments: print(promote(root, evidence));"
-        "sys.exit(cli.run([]))"
-    )
-    places = {"v1.1.0": forge.root, "v1.2.0": tmp_path / "run"}
-    evidence = {reference: compared(forge, reference).model_dump_json(exclude_unset=True) for reference in places}
-    with registry_lock(forge.root):
-        processes = [
-            subprocess.Popen(
-                [sys.executable, "-c", program, str(place), evidence[reference]],
-                cwd=ROOT,
-                env=forge.project.environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for reference, place in places.items()
-        ]
-        for process in processes:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-        wait_until(lambda: all("vdm-registry.lock" in open_files(process.pid) for process in processes), 60)
-        assert [process.poll() for process in processes] == [None, None]
-    outputs = [process.communicate(timeout=300) for process in processes]
-    codes = [process.returncode for process in processes]
-    assert sorted(codes) == [0, Exit.BUSY], outputs
-    winner, loser = codes.index(0), codes.index(Exit.BUSY)
-    names = [f"vdm@{reference}" for reference in places]
-    assert history(forge.project) == ["vdm@v1.0.0", names[winner]]
-    assert outputs[winner][0] == "vdm#champion#2\n"
-    assert outputs[loser][1] == (
-        f"vdmctl: {names[loser]} is not promoted: it was compared with the champion vdm@v1.0.0, but now the champion "
-        f"is {names[winner]}; `vdmctl promote {names[loser]}` compares them\n"
-    )
-
-
 def test_what_changed_since_the_comparison_is_noticed(forge: Forge) -> None:
     """Another machine's tag may have taken the name of the champion's tag."""
     first = compared(forge, "v1.0.0", PROMOTE)
@@ -381,11 +322,14 @@ def test_what_changed_since_the_comparison_is_noticed(forge: Forge) -> None:
     assert "refused" not in forge.git("tag")
 
 
-def test_no_signal_ends_a_promotion_between_its_tag_and_its_exit(forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_signal_and_no_other_promotion_comes_between_the_check_and_the_tag(
+    forge: Forge, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Exit 75 means "run again", which would then be refused: the version is the champion already."""
     handlers: list[Any] = []
 
     def tag(*_: object) -> str:
+        assert holder_of(forge.root / ".git/vdm-registry.lock") is not None
         handlers.extend(map(signal.getsignal, STOP))
         return "vdm#champion#1"
 

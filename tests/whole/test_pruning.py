@@ -41,12 +41,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Forge:
     return forge
 
 
-@pytest.fixture
-def forge(made: Forge, tmp_path: Path) -> Forge:
-    """Return a copy of that repository that the test may change."""
-    return made.copy(tmp_path / "forge")
-
-
 def prune(project: Project, *arguments: str, code: int = 0) -> dict[str, Any]:
     """Prune with --keep 1; return what the command prints."""
     result = project.vdmctl("prune", "--keep=1", "--json", *arguments)

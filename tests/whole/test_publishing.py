@@ -28,12 +28,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Forge:
 
 
 @pytest.fixture
-def forge(made: Forge, tmp_path: Path) -> Forge:
-    """Return a copy of that repository that the test may change."""
-    return made.copy(tmp_path / "forge")
-
-
-@pytest.fixture
 def other(forge: Forge, tmp_path: Path) -> Forge:
     """Return a clone of it: another machine."""
     return forge.clone(tmp_path / "other")
