@@ -12,9 +12,7 @@ from small import Small
 from flows.cli import run
 from flows.core.checkpoint import load_model, model_sha256, read_description, save_model
 from flows.core.errors import Exit
-from flows.evaluation.results import Metrics
 from flows.images.store import data_sha256, load_images, save_images
-from flows.registry.versions import Version
 
 MODEL, OTHER = "models/vdm", "models/other"
 
@@ -88,18 +86,6 @@ def test_what_cannot_be_is_refused_and_nothing_is_written(
     assert run(arguments) == Exit.USAGE
     assert message in capsys.readouterr().err
     assert small.outputs() == before
-
-
-@pytest.mark.parametrize("pair", [("champion", MODEL), (MODEL, "champion")])
-def test_a_version_is_compared_on_its_own_images_if_there_are_no_others(
-    pair: tuple[str, str], small: Small, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    version = Version("vdm@v1.0.0", "a" * 40, "2026-01-31T00:00:00+00:00", "Retrained", (), Metrics())
-    Path("data/images").rename("its own")
-    monkeypatch.setattr("flows.registry.versions.resolve", lambda *_: version)
-    monkeypatch.setattr("flows.registry.storage.fetch", lambda *_: Path(MODEL))
-    monkeypatch.setattr("flows.registry.storage.fetch_images", lambda *_: Path("its own"))
-    assert printed(capsys, "compare", *pair)["difference_bpd"] == 0
 
 
 def test_a_comparison_is_about_the_given_images_split_and_confidence(
