@@ -88,10 +88,7 @@ def canonical(table: str, index: list[str], unit: str, found: dict[str, Any]) ->
         severity=config.get("severity", "critical"),
         success=found["success"],
         observed=observed(result, unit),
-        rows=[
-            {column: row[column] for column in index}
-            for row in (result.get("partial_unexpected_index_list") or [])[:MOST_SHOWN]
-        ],
+        rows=[{column: row[column] for column in index} for row in result.get("partial_unexpected_index_list") or []],
     )
 
 
