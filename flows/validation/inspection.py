@@ -14,7 +14,7 @@ from flows.core.files import write_whole
 from flows.images.store import ImageSet, data_sha256, load_images, load_labels, present
 from flows.validation.contract import contract
 from flows.validation.drift import REFERENCE, agreement, differences, profile, read_reference
-from flows.validation.duplicates import all_lookalikes, search
+from flows.validation.duplicates import lookalikes, search
 from flows.validation.expectations import Checker
 from flows.validation.facts import measure
 from flows.validation.picture import draw
@@ -52,7 +52,7 @@ def inspect_images(settings: "Contract", *, images: Path, reference: Path | None
     facts = {split: measure(getattr(image_set, split), image_set.num_levels) for split in splits}
     labels = {split: load_labels(images, split) for split in splits}
     found = search(image_set, facts)
-    alike = all_lookalikes(found, splits, settings.near_duplicate_distance)
+    alike = lookalikes(found, settings.near_duplicate_distance)
     agreements = {pair: agreement(pairs, labels[pair[0]], labels[pair[1]]) for pair, pairs in found.items()}
     profiles = {split: profile(facts[split], labels[split], agreements[split, split]) for split in splits}
     differ = differences(profiles, agreements, expected, settings)
