@@ -79,7 +79,7 @@ def profile(facts: Facts, labels: np.ndarray | None, label_agreement: list[int])
     return Profile(
         num_images=len(facts.digest),
         image_shape=list(facts.image_shape),
-        histograms=facts.histograms.sum(axis=0).tolist(),
+        histogram=facts.histogram.tolist(),
         height=height.round(6).tolist(),
         height_error=np.where(np.isfinite(error), error, -1).round(6).tolist(),
         statistics={name: values.astype(float).round(4).tolist() for name, values in quantiles.items()},
@@ -141,16 +141,16 @@ def difference(first: str, second: str, shift: Shift) -> Difference:
 
 
 def from_reference(reference: Profile, ours: Profile, settings: "Contract") -> Iterator[Shift]:
-    """Yield all shifts from a reference: those of the levels' shares, and those of `shifts`.
+    """Yield all shifts from a reference: that of the levels' shares, and those of `shifts`.
 
     If the numbers of levels or the shapes differ, that is the only one.
     """
-    if len(ours.histograms[0]) != len(reference.histograms[0]):
+    if len(ours.histogram) != len(reference.histogram):
         yield Shift("number of levels", 1.0, 0.0, 0.0, "")
     elif ours.image_shape != reference.image_shape:
         yield Shift("shape of images", 1.0, 0.0, 0.0, "")
     else:
-        yield from shifts_of_shares(reference, ours, settings.max_drift)
+        yield shift_of_shares(reference, ours, settings.max_drift)
         yield from shifts(reference, ours, ours.label_agreement, settings)
 
 
@@ -167,17 +167,13 @@ def shifts(first: Profile, second: Profile, label_agreement: list[int], settings
     yield from shift_of_labels("labels of similar images", [first.label_agreement, label_agreement], GROWTH)
 
 
-def shifts_of_shares(first: Profile, second: Profile, allowed: float) -> Iterator[Shift]:
-    """Yield the shifts of the shares of the levels, over all channels and in each of them."""
-    sides = [np.array(side.histograms) for side in (first, second)]
+def shift_of_shares(first: Profile, second: Profile, allowed: float) -> Shift:
+    """Return the shift of the shares of the levels."""
     limit = allowed  # 0 allows nothing
     if limit and first.num_images and second.num_images:
         limit = max(limit, CHANCE_OF_LEVELS * float(np.sqrt(1 / first.num_images + 1 / second.num_images)))
-    of_all = total_variation(*(side.sum(axis=0) for side in sides))
-    yield Shift("pixel histogram", of_all, limit, 0.0, "of the pixels")
-    if len(sides[0]) == len(sides[1]) > 1:
-        for number, channels in enumerate(zip(*sides, strict=True)):
-            yield Shift(f"histogram of channel {number}", total_variation(*channels), limit, 0.0, "of the pixels")
+    moved = total_variation(np.array(first.histogram), np.array(second.histogram))
+    return Shift("pixel histogram", moved, limit, 0.0, "of the pixels")
 
 
 def total_variation(first: np.ndarray, second: np.ndarray) -> float:

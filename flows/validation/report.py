@@ -16,8 +16,8 @@ class Profile(Document):
     num_images: int
     image_shape: list[int]
     """Channels, height and width."""
-    histograms: list[list[int]]
-    """Number of pixels by channel and level; images of more than 4 channels count as of one."""
+    histogram: list[int]
+    """Number of pixels by level."""
     height: list[float]
     """How much fuller each level is than its neighbours."""
     height_error: list[float]

