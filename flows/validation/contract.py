@@ -47,7 +47,6 @@ def contract(image_set: ImageSet, settings: "Contract") -> dict[str, list[Expect
     # Transforms, few levels and lossy files explain what would otherwise be an error.
     smooth = WARNING if "resized" in image_set.transforms or num_levels <= FEW_LEVELS else ERROR
     lossy = WARNING if from_lossy_files(image_set) else ERROR
-    kind = "lossy" if "lossy" in image_set.description.get("formats", "") else "JPEG"
     drift = WARNING if settings.on_drift == "warn" else ERROR
     # fmt: off
     tables: dict[str, list[tuple[str | None, Rule, Level, str, str]]] = {
@@ -92,7 +91,7 @@ def contract(image_set: ImageSet, settings: "Contract") -> dict[str, list[Expect
             ("jpeg_grid", between(None, settings.max_jpeg_grid), lossy,
              "images did not go through JPEG (how much they lie on its grid)", "what JPEG rounded away costs no bits"),
             ("lossy_files", never(), WARNING,
-             f"no image comes from a {kind} file, whose pixels are the decoder's", "what was lost costs no bits"),
+             "no image comes from a lossy file, whose pixels are the decoder's", "what was lost costs no bits"),
             ("label_ratio", between(None, settings.max_label_ratio), WARNING,
              "images of the most frequent label, per image of the least frequent", "the mean is that of one label"),
         ],

@@ -89,7 +89,8 @@ def measure(images: np.ndarray, num_levels: int) -> Facts:
         facts.digest[rows] = np.frombuffer(digests, np.uint64)
         if not flat.size:  # images without pixels have no extremes; their shape breaks the contract
             continue
-        facts.num_nan[rows] = np.isnan(flat).sum(axis=1)
+        if flat.dtype.kind == "f":
+            facts.num_nan[rows] = np.isnan(flat).sum(axis=1)
         facts.lowest[rows], facts.highest[rows] = flat.min(axis=1), flat.max(axis=1)
         if flat.dtype == np.uint8:
             count_levels(chunk.reshape(len(chunk), channels, -1), first, facts.histograms)
