@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.stats import poisson
 
 from flows.images.store import ImageSet, fitting
-from flows.validation.facts import Facts, is_image
+from flows.validation.facts import Facts, is_image, pick
 
 PROBES = 2000
 """Images of a split that are compared with the other images of the same split, evenly spread."""
@@ -26,7 +26,7 @@ NEAREST = 1e-3
 """Relative differences below this are treated as equal."""
 SURE = 1e-6
 """Probability below which chance does not explain so many similar images."""
-COMPARED = 500
+COMPARED = 100
 COLUMNS = ["image", "of_image", "moved", "distance", "relative"]
 Pairs = dict[tuple[str, str], pd.DataFrame]
 
@@ -98,12 +98,6 @@ def pixel_distances(
         shifted = (ours[:, :, down : down + height, across : across + width] for down, across in np.ndindex(3, 3))
         distance[some] = np.min([np.abs(each - inner).mean(axis=(1, 2, 3)) for each in shifted], axis=0)
     return distance
-
-
-def pick(images: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """Return a copy of some images.  A mapped file is mapped anew, so that its pages do not stay in memory."""
-    mapped = np.load(str(images.filename), mmap_mode="r") if isinstance(images, np.memmap) else images
-    return np.asarray(mapped[numbers])
 
 
 def lookalikes(found: Pairs, limit: float) -> Pairs:

@@ -68,7 +68,8 @@ def measure(images: np.ndarray, num_levels: int) -> Facts:
     channels = images.shape[1] if pictures and images.shape[1] <= MOST_CHANNELS else 1
     cells = [min(CELLS, side) for side in images.shape[2:]] if pictures else [0, 0]
     lowest, highest = np.zeros((2, count))
-    sample = np.array(images[:: -(-count // SAMPLED) or 1]) if pictures else np.zeros((0, 1, 0, 0), dtype=np.uint8)
+    sampled = np.arange(0, count, -(-count // SAMPLED) or 1)
+    sample = pick(images, sampled) if pictures else np.zeros((0, 1, 0, 0), dtype=np.uint8)
     facts = Facts(
         num_nan=np.zeros(count, dtype=np.int32),
         lowest=lowest,
@@ -111,6 +112,12 @@ def count_levels(pixels: np.ndarray, first: int, histograms: np.ndarray) -> None
     for group, channel in np.ndindex(groups, channels):
         some = pixels[(group - first) % groups :: groups, channel].ravel()
         histograms[group, channel] += np.bincount(some, minlength=max(256, num_levels))[:num_levels]
+
+
+def pick(images: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Return a copy of some images.  A mapped file is mapped anew, so that its pages do not stay in memory."""
+    mapped = np.load(str(images.filename), mmap_mode="r") if isinstance(images, np.memmap) else images
+    return np.asarray(mapped[numbers])
 
 
 def is_image(images: np.ndarray) -> bool:
