@@ -11,7 +11,6 @@
 A difference is reported if it is beyond what the contract allows, and chance makes it with less than `CHANCE`.
 """
 
-import shlex
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -22,7 +21,6 @@ import pandas as pd
 from scipy import stats
 
 from flows.core.documents import read
-from flows.core.errors import Exit, UserError
 from flows.images.store import DESCRIPTION, load_images, load_labels
 from flows.validation.comb import heights
 from flows.validation.duplicates import search
@@ -98,11 +96,7 @@ def read_reference(path: Path) -> Profile:
         facts = measure(image_set.train, image_set.num_levels)
         pairs = search(image_set, {"train": facts})["train", "train"]
         return profile(facts, labels, agreement(pairs, labels, labels))
-    wanted = "a reference is a validation.json with a profile, or an image set"
-    if path.is_dir() and not (path / REPORT).is_file():
-        command = f"vdmctl validate {shlex.quote(str(path))} --out FOLDER"
-        advice = f"`{command}` writes FOLDER/validation.json about images"
-        raise UserError(f"{path} has no {DESCRIPTION}; {wanted}; {advice}", Exit.MISSING)
+    wanted = "a reference is an image set, or a validation.json as `vdmctl validate PATH --out FOLDER` writes it"
     return read(Reference, path / REPORT if path.is_dir() else path, wanted).profile
 
 

@@ -168,7 +168,8 @@ def test_a_limit_of_zero_allows_no_pixel_of_millions_to_change(digits: np.ndarra
     assert drifted(reference, other) == set()
 
 
-def test_the_command_that_makes_a_reference_quotes_its_folder(tmp_path: Path) -> None:
-    (tmp_path / "My Photos").mkdir()
-    with pytest.raises(UserError, match=r"`vdmctl validate '.*/My Photos' --out FOLDER` writes"):
-        read_reference(tmp_path / "My Photos")
+def test_a_folder_without_a_report_is_no_reference(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"validation.json: No such file .*`vdmctl validate PATH --out FOLDER` writes it"
+    ):
+        read_reference(tmp_path)
