@@ -5,7 +5,6 @@ that data/README.md names.  Prints for each whether validation ends with an erro
 copied images that it finds.
 """
 
-import json
 import logging
 import resource
 import shutil
@@ -14,22 +13,22 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter1d
 from sklearn.datasets import load_sample_images
 
-from benchmarks import describe, explained, new_parser, positive
+from benchmarks import explained, new_parser, positive, show
 from flows.core.params_file import read_params
 from flows.images.preparing import write_images
 from flows.images.store import SPLITS, ImageSet, load_images, load_labels, save_images
-from flows.validation.duplicates import all_lookalikes, search
+from flows.validation.duplicates import lookalikes, search
 from flows.validation.facts import measure
 from flows.validation.inspection import inspect_images
 
@@ -50,16 +49,12 @@ def main() -> None:
     parser = new_parser(__doc__)
     parser.add_argument("--sets", nargs="+", choices=("digits", "photographs"), default=["digits", "photographs"])
     parser.add_argument("--fashion-mnist", type=Path, metavar="FOLDER", help="also this set: the publisher's files")
-    parser.add_argument("--copies", type=positive, default=300, help="images that are copied into the test images")
     parser.add_argument("--rows", default="", help="only the corruptions with this in their names")
     parser.add_argument("--images", type=positive, help="also measure time and memory for this many of 32x32x3")
     arguments = parser.parse_args()
-    if arguments.images is not None and arguments.images < 2:
-        parser.error("--images must be at least 2: one to train and one to test")
     if not any(arguments.rows in entry.name for entry in corruptions()):
         parser.error(f"--rows: no corruption has {arguments.rows!r} in its name; data/README.md lists the names")
-    figures: dict[str, Any] = dict(describe())
-    figures["cost"] = cost(arguments.images) if arguments.images else {}
+    figures: dict[str, Any] = cost(arguments.images) if arguments.images else {}
     with explained(parser):
         sets = {name: patches() if name == "photographs" else prepared(name, None) for name in arguments.sets}
         if arguments.fashion_mnist:
@@ -67,20 +62,25 @@ def main() -> None:
     logging.disable(logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Great Expectations warns about itself and about pandas
-        figures["clean"] = {name: verdict(known) for name, known in sets.items()}
-        figures["corruptions"] = table(sets, arguments.rows)
-        figures["recall"] = {name: recall(known, arguments.copies) for name, known in sets.items()}
-    print(json.dumps(figures, indent=2) if arguments.json else text(figures))
+        figures |= {f"clean {name}": ", ".join(verdict(known)) or "nothing found" for name, known in sets.items()}
+        figures["corruptions"] = by_row("corruption", {name: verdicts(sets[name], arguments.rows) for name in sets})
+        figures["copies"] = by_row("copies", {name: recall(known) for name, known in sets.items()})
+    show(figures, as_json=arguments.json)
+
+
+def by_row(title: str, columns: dict[str, dict[str, str]]) -> list[dict[str, str]]:
+    """Return a table with a column for each set; `-` where a row does not apply to it."""
+    names = dict.fromkeys(name for column in columns.values() for name in column)
+    return [{title: name} | {key: column.get(name, "-") for key, column in columns.items()} for name in names]
 
 
 def cost(count: int) -> dict[str, float]:
     """Return the seconds and the peak memory of `vdmctl validate` on `count` images of noise, imports included."""
     generator = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as scratch:
-        counts = {"validation": count // 50, "test": max(1, count // 10)}
-        counts["train"] = count - sum(counts.values())
+        counts = {"train": count - count // 10, "test": count // 10}
         # In chunks, since the new process would start with this one's peak memory.
-        parts = {name: noise(generator, number) for name, number in counts.items() if number}
+        parts = {name: noise(generator, number) for name, number in counts.items()}
         save_images(Path(scratch, "images"), parts, {"name": "noise", "num_levels": 256})
         shutil.copyfile(ROOT / "params.yaml", Path(scratch, "params.yaml"))
         command = [sys.executable, "-c", "from flows.cli import main; main()", "validate", "images", "--out", "report"]
@@ -153,8 +153,8 @@ def smaller(known: CleanSet) -> CleanSet:
 
 def pictures(images: np.ndarray, function: Callable[[Image.Image], Image.Image]) -> np.ndarray:
     """Return the images after a function that changes one of Pillow's pictures."""
-    changed = [function(Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))) for image in images]
-    arrays = np.stack([np.asarray(picture) for picture in changed])
+    result = [function(Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))) for image in images]
+    arrays = np.stack([np.asarray(picture) for picture in result])
     return arrays[:, None] if arrays.ndim == 3 else np.ascontiguousarray(arrays.transpose(0, 3, 1, 2))
 
 
@@ -202,29 +202,29 @@ def contrast(images: np.ndarray, factor: float) -> np.ndarray:
 
 
 def in_a_tenth(images: np.ndarray, function: Change) -> np.ndarray:
-    """Return the images, a random tenth of which was changed."""
+    """Return the images, a random tenth of which was result."""
     chosen = np.random.default_rng(1).choice(len(images), len(images) // 10, replace=False)
-    changed = images.copy()
-    changed[chosen] = function(images[chosen])
-    return changed
+    result = images.copy()
+    result[chosen] = function(images[chosen])
+    return result
 
 
 def shuffled(labels: np.ndarray) -> np.ndarray:
-    """Return the labels, a random fifth of which were exchanged among one another."""
+    """Return the labels, a random fifth of which were exresult among one another."""
     generator = np.random.default_rng(1)
     chosen = generator.choice(len(labels), len(labels) // 5, replace=False)
-    changed = labels.copy()
-    changed[chosen] = labels[generator.permutation(chosen)]
-    return changed
+    result = labels.copy()
+    result[chosen] = labels[generator.permutation(chosen)]
+    return result
 
 
 def one_pixel(images: np.ndarray, num_levels: int) -> np.ndarray:
     """Return images with one pixel inverted in all channels."""
-    generator, changed = np.random.default_rng(2), images.copy()
+    generator, result = np.random.default_rng(2), images.copy()
     rows, columns = (generator.integers(0, side, len(images)) for side in images.shape[2:])
     every = np.arange(len(images))
-    changed[every, :, rows, columns] = num_levels - 1 - changed[every, :, rows, columns]
-    return changed
+    result[every, :, rows, columns] = num_levels - 1 - result[every, :, rows, columns]
+    return result
 
 
 def noisy(images: np.ndarray, sd: float, num_levels: int) -> np.ndarray:
@@ -242,68 +242,68 @@ class Corruption(NamedTuple):
     name: str
     change: Callable[[CleanSet], CleanSet]
     compare: bool = False
-    needs: Literal["", "bytes", "colours", "labels"] = ""
+    needs: str = ""
 
 
-def images(function: Change, *splits: str) -> Callable[[CleanSet], CleanSet]:
-    """Return a change of the images of some splits, or of all."""
-    return lambda known: known._replace(
-        images=known.images | {split: function(known.images[split]) for split in splits or SPLITS}
-    )
+def changed(known: CleanSet, function: Change, splits: Collection[str] = SPLITS) -> CleanSet:
+    """Return the set after a change of the images of some splits."""
+    return known._replace(images=known.images | {split: function(known.images[split]) for split in splits})
 
 
-def shuffled_labels(known: CleanSet, *splits: str) -> CleanSet:
-    """Return the set with a fifth of the labels of some splits, or of all, exchanged."""
-    return known._replace(labels=known.labels | {split: shuffled(known.labels[split]) for split in splits or SPLITS})
+def shuffled_labels(known: CleanSet, splits: Collection[str] = SPLITS) -> CleanSet:
+    """Return the set with a fifth of the labels of some splits exchanged."""
+    return known._replace(labels=known.labels | {split: shuffled(known.labels[split]) for split in splits})
 
 
-def without_label(known: CleanSet, *splits: str) -> CleanSet:
-    """Return the set without the images of label 3 in some splits, or in all."""
-    kept = {split: (labels != 3) | (split not in (splits or SPLITS)) for split, labels in known.labels.items()}
+def without_label(known: CleanSet, splits: Collection[str] = SPLITS) -> CleanSet:
+    """Return the set without the images of label 3 in some splits."""
+    kept = {split: (labels != 3) | (split not in splits) for split, labels in known.labels.items()}
     parts = ({split: part[kept[split]] for split, part in of.items()} for of in (known.images, known.labels))
     return CleanSet(known.num_levels, *parts)
 
 
 def applies(known: CleanSet, needs: str) -> bool:
     """Whether the set has what a corruption needs: 256 levels, colours or labels."""
-    if needs == "colours":
-        return known.images["train"].shape[1] == 3
-    return {"": True, "bytes": known.num_levels == 256, "labels": bool(known.labels)}[needs]
+    channels = known.images["train"].shape[1]
+    present = {"": True, "bytes": known.num_levels == 256, "colours": channels == 3, "labels": bool(known.labels)}
+    return bool(present[needs])
 
 
-def corruptions() -> list[Corruption]:
-    """Return the rows of the table."""
-    kernels, blurs = ("nearest", "bilinear", "bicubic"), (0.5, 0.7, 1)
-    found = [Corruption(f"enlarged 2x, {kind}", images(partial(enlarged, kind=kind))) for kind in kernels]
-    found.append(Corruption("enlarged 1.5x, bicubic", images(partial(enlarged, kind="bicubic", factor=1.5))))
-    found += [Corruption(f"halved and enlarged, {kind}", images(partial(halved, kind=kind))) for kind in kernels[1:]]
+def corruptions() -> Iterator[Corruption]:
+    """Yield the rows of the table."""
+
+    def row(name: str, function: Change, **about: Any) -> Corruption:
+        return Corruption(name, partial(changed, function=function), **about)
+
+    for kind in ("nearest", "bilinear", "bicubic"):
+        yield row(f"enlarged 2x, {kind}", partial(enlarged, kind=kind))
+    yield row("enlarged 1.5x, bicubic", partial(enlarged, kind="bicubic", factor=1.5))
+    for kind in ("bilinear", "bicubic"):
+        yield row(f"halved and enlarged, {kind}", partial(halved, kind=kind))
     for end, compare in (("", False), (", reference", True)):
-        found += [Corruption(f"blurred, sd {sd} pixels{end}", images(partial(blurred, sd=sd)), compare) for sd in blurs]
+        for sd in (0.5, 0.7, 1):
+            yield row(f"blurred, sd {sd} pixels{end}", partial(blurred, sd=sd), compare=compare)
     for quality in (75, 85, 90, 95):
-        found.append(Corruption(f"JPEG, quality {quality}", images(partial(jpeg, quality=quality)), False, "bytes"))
-    cut = images(lambda part: jpeg(part, quality=90)[:, :, 3:, 3:])
-    found.append(Corruption("JPEG, quality 90, then cut by 3 pixels", cut, False, "bytes"))
+        yield row(f"JPEG, quality {quality}", partial(jpeg, quality=quality), needs="bytes")
+    yield row("JPEG, quality 90, then cut by 3 pixels", lambda part: jpeg(part, 90)[:, :, 3:, 3:], needs="bytes")
     of_some: dict[str, Change] = {"JPEG, quality 90": partial(jpeg, quality=90)}
     of_some |= {f"contrast x {factor}": partial(contrast, factor=factor) for factor in (0.97, 1.03, 1.3)}
     for name, function in of_some.items():
-        tenth = partial(in_a_tenth, function=function)
-        found.append(Corruption(f"{name}, test images only", images(function, "test"), False, "bytes"))
-        found.append(Corruption(f"{name}, a tenth of the training images", images(tenth, "train"), False, "bytes"))
-    for name, of_labels in (("20% of the labels shuffled", shuffled_labels), ("a class missing", without_label)):
-        in_test = lambda known, change=of_labels: change(known, "test")  # noqa: E731
-        found.append(Corruption(f"{name}, reference", of_labels, True, "labels"))
-        found.append(Corruption(f"{name}, test images only", in_test, False, "labels"))
-    exchanged: dict[str, Change] = {
-        "BGR": lambda part: part[:, ::-1],
-        "transposed": lambda part: part.swapaxes(2, 3),
-        "mirrored": lambda part: part[..., ::-1],
-        "upside down": lambda part: part[:, :, ::-1],
+        in_test = partial(changed, function=function, splits=["test"])
+        in_train = partial(changed, function=partial(in_a_tenth, function=function), splits=["train"])
+        yield Corruption(f"{name}, test images only", in_test, needs="bytes")
+        yield Corruption(f"{name}, a tenth of the training images", in_train, needs="bytes")
+    of_all: dict[str, tuple[Callable[..., CleanSet], str]] = {
+        "20% of the labels shuffled": (shuffled_labels, "labels"),
+        "a class missing": (without_label, "labels"),
+        "BGR": (partial(changed, function=lambda part: part[:, ::-1]), "colours"),
+        "transposed": (partial(changed, function=lambda part: part.swapaxes(2, 3)), ""),
+        "mirrored": (partial(changed, function=lambda part: part[..., ::-1]), ""),
+        "upside down": (partial(changed, function=lambda part: part[:, :, ::-1]), ""),
     }
-    for name, function in exchanged.items():
-        needs: Literal["", "colours"] = "colours" if name == "BGR" else ""
-        found.append(Corruption(f"{name}, reference", images(function), True, needs))
-        found.append(Corruption(f"{name}, test images only", images(function, "test"), False, needs))
-    return found
+    for name, (change, needs) in of_all.items():
+        yield Corruption(f"{name}, reference", change, compare=True, needs=needs)
+        yield Corruption(f"{name}, test images only", partial(change, splits=["test"]), needs=needs)
 
 
 def verdict(known: CleanSet, reference: Path | None = None, keep: Path | None = None) -> dict[str, str]:
@@ -319,27 +319,24 @@ def verdict(known: CleanSet, reference: Path | None = None, keep: Path | None = 
     return {result.meaning: result.severity for result in report.expectations if not result.success}
 
 
-def table(sets: dict[str, CleanSet], wanted: str) -> dict[str, dict[str, str]]:
-    """Return error, warning or missed for each corruption and set: what the report on the clean set does not have."""
-    entries = [entry for entry in corruptions() if wanted in entry.name]
-    rows: dict[str, dict[str, str]] = {entry.name: {} for entry in entries}
-    for name, whole in sets.items():
-        known = smaller(whole)
-        with tempfile.TemporaryDirectory() as scratch:
-            reference = Path(scratch, "reference.json")
-            clean = verdict(known, keep=reference)
-            for entry in entries:
-                if applies(known, entry.needs):
-                    broken = verdict(entry.change(known), reference if entry.compare else None)
-                    new = {severity for meaning, severity in broken.items() if meaning not in clean}
-                    rows[entry.name][name] = "error" if "critical" in new else "warning" if new else "missed"
-    return rows
+def verdicts(whole: CleanSet, wanted: str) -> dict[str, str]:
+    """Return error, warning or missed for each corruption: what the report on the clean set does not have."""
+    known, found = smaller(whole), {}
+    with tempfile.TemporaryDirectory() as scratch:
+        reference = Path(scratch, "reference.json")
+        clean = verdict(known, keep=reference)
+        for entry in corruptions():
+            if wanted in entry.name and applies(known, entry.needs):
+                broken = verdict(entry.change(known), reference if entry.compare else None)
+                new = {severity for meaning, severity in broken.items() if meaning not in clean}
+                found[entry.name] = "error" if "critical" in new else "warning" if new else "missed"
+    return found
 
 
-def recall(known: CleanSet, count: int) -> dict[str, float]:
+def recall(known: CleanSet) -> dict[str, str]:
     """Return the share of copies of training images, added to the test images, that are equal or flagged."""
     train, test, num_levels = known.images["train"], known.images["test"], known.num_levels
-    chosen = np.random.default_rng(0).choice(len(train), min(count, len(test) // 4), replace=False)
+    chosen = np.random.default_rng(0).choice(len(train), min(300, len(test) // 4), replace=False)
     level = (num_levels - 1) / 255
     kinds: dict[str, Change] = {
         "one pixel inverted": partial(one_pixel, num_levels=num_levels),
@@ -352,7 +349,7 @@ def recall(known: CleanSet, count: int) -> dict[str, float]:
     }
     if num_levels == 256:
         kinds |= {f"JPEG, quality {quality}": partial(jpeg, quality=quality) for quality in (95, 85, 75)}
-    return {name: found(known, function(train[chosen])) for name, function in kinds.items()}
+    return {name: f"{found(known, function(train[chosen])):.0%}" for name, function in kinds.items()}
 
 
 def found(known: CleanSet, copies: np.ndarray) -> float:
@@ -361,28 +358,10 @@ def found(known: CleanSet, copies: np.ndarray) -> float:
     both = ImageSet({"num_levels": known.num_levels}, train, test[:0], test)
     facts = {name: measure(getattr(both, name), known.num_levels) for name in ("train", "test")}
     limit = PARAMS.contract.near_duplicate_distance
-    alike = all_lookalikes(search(both, facts), list(facts), limit)["train", "test"]
+    alike = lookalikes(search(both, facts), limit)["train", "test"]
     named = np.isin(facts["test"].digest, facts["train"].digest)
     named[alike["image"][alike["excess"]]] = True
     return float(named[-len(copies) :].mean())
-
-
-def text(figures: dict[str, Any]) -> str:
-    """Return the figures as Markdown."""
-    sets, kinds = list(figures["clean"]), dict.fromkeys(kind for each in figures["recall"].values() for kind in each)
-    lines = [f"clean {name}: {broken or 'nothing found'}" for name, broken in figures["clean"].items()]
-    lines += ["", row("corruption", sets), row("---", ["---"] * len(sets))]
-    lines += [row(name, [each.get(one, "-") for one in sets]) for name, each in figures["corruptions"].items()]
-    lines += ["", row("copies", sets), row("---", ["---"] * len(sets))]
-    for kind in kinds:
-        shares = [figures["recall"][one].get(kind) for one in sets]
-        lines.append(row(kind, ["-" if share is None else f"{share:.0%}" for share in shares]))
-    return "\n".join([*lines, "", *(f"{key}: {value:.1f}" for key, value in figures["cost"].items())])
-
-
-def row(name: str, cells: list[str]) -> str:
-    """Return a line of a Markdown table."""
-    return f"| {' | '.join([name, *cells])} |"
 
 
 if __name__ == "__main__":

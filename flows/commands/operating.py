@@ -142,17 +142,17 @@ def prune(
         int,
         typer.Option(
             min=1,
-            help="How many champions, versions and ended runs stay, the newest of each. Cancelled runs count apart.",
+            help="How many of the newest versions stay, also if they were refused.",
         ),
     ] = 10,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be removed, and remove nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove what the last champions and the newest versions do not need; exit 6 while a run is in progress.
+    """Remove refused versions that are not among the newest, and what nothing needs; exit 6 while a run is in progress.
 
-    It removes worktrees that were left behind, refused versions and branches of runs, files in DVC's cache, reports,
-    fetched models, abandoned training states, and ended runs in Prefect's history. On remotes it removes nothing, and
-    what a remote called origin lacks stays. Champions' tags stay.
+    It removes the tags of these versions, the branches of their runs, files in DVC's cache that no other commit needs,
+    worktrees that were left behind, and reports, fetched models and training states that are 14 days old. On remotes
+    it removes nothing, and a version that origin or the DVC remote lacks stays.
     """
     from flows.commands.summary import table
     from flows.orchestration.pruning import prune

@@ -38,8 +38,9 @@ app = typer.Typer(
     "and report.\n\n"
     "First steps: `dvc repro`, `vdmctl report`, `vdmctl sample models/vdm --out samples.png`. After a commit, "
     "`gto register vdm` makes a version of the model, and `vdmctl promote` the champion.\n\n"
-    "Exit codes: 0 done, 1 a bug, or training that cannot continue (a full disk, a process that keeps dying), "
-    "2 usage or parameters (also training that diverged), 3 the challenger was not promoted, 4 invalid data, "
+    "Exit codes: 0 done, 1 a bug, or a process that keeps dying, "
+    "2 usage or parameters (also training that diverged, and memory that does not suffice), "
+    "3 the challenger was not promoted, 4 invalid data, "
     "5 a missing or damaged file, model or version, or one that cannot be written (a full disk), 6 busy, "
     "75 stopped (Ctrl-C, SIGTERM, a closed terminal): run it again.",
     add_completion=False,

@@ -9,6 +9,7 @@ levels are not judged, since saturated pixels gather there in unprocessed images
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy.ndimage import convolve1d
 
 # Below these a difference may be chance: 200 and 280 pixels are 3.7 standard deviations apart, 40 and 4 are 5.4.
@@ -46,8 +47,11 @@ class Comb(NamedTuple):
 def comb(histogram: np.ndarray) -> Comb:
     """Return the gaps, peaks and skipped levels of a histogram (K,)."""
     num_levels = len(histogram)
+    used = pd.Series(histogram).where(histogram > 0)
+    # The smaller count of the nearest used levels below and above.
+    enclosing = np.minimum(used.ffill(), used.bfill()).to_numpy()
     many = histogram.sum() >= FEWEST_PER_LEVEL * num_levels
-    skipped = (histogram == 0) & (enclosing(histogram) >= FEWEST_FOR_GAP) & many
+    skipped = (histogram == 0) & (enclosing >= FEWEST_FOR_GAP) & many
     if num_levels < FEWEST_LEVELS:
         none = np.zeros(num_levels, dtype=bool)
         return Comb(none, none, skipped)
@@ -70,24 +74,11 @@ def certain(peaks: np.ndarray, histogram: np.ndarray, beside: np.ndarray) -> np.
     """Return the peaks (K,) if there are many, and otherwise those that are full and sharp."""
     if peaks.sum() >= MANY_PEAKS:
         return peaks
-    bent = bends(histogram)
-    return np.asarray(peaks & (beside >= FEWEST_FOR_LONE_PEAK) & (bent > SHARP * np.nanmedian(np.abs(bent))))
-
-
-def bends(histogram: np.ndarray) -> np.ndarray:
-    """Return how far the logarithm of each count is above the mean of its neighbours' (K,); NaN for two at each end."""
     logs = np.log(np.maximum(histogram, 1))
-    bent = np.full(len(histogram), np.nan)
-    bent[2:-2] = logs[2:-2] - (logs[1:-3] + logs[3:-1]) / 2
-    return bent
-
-
-def enclosing(histogram: np.ndarray) -> np.ndarray:
-    """Return the smaller count of the nearest used levels below and above each empty level (K,), 0 outside them."""
-    used = np.flatnonzero(histogram)
-    counts = np.concatenate([[0], histogram[used], [0]])
-    place = np.searchsorted(used, np.arange(len(histogram)))
-    return np.asarray(np.minimum(counts[place], counts[place + 1]))
+    bend = convolve1d(logs, [-0.5, 1, -0.5])
+    typical = np.median(np.abs(bend[2:-2]))  # without the end levels and those beside them
+    bend[[0, 1, -2, -1]] = 0
+    return np.asarray(peaks & (beside >= FEWEST_FOR_LONE_PEAK) & (bend > SHARP * typical))
 
 
 def falls(counts: np.ndarray) -> np.ndarray:

@@ -40,19 +40,19 @@ def contract(image_set: ImageSet, settings: "Contract") -> dict[str, list[Expect
     splits, num_levels = present(image_set.description), image_set.num_levels
     num_images = sum(image_set.description[f"num_{split}"] for split in splits)
     num_pixels = sum(getattr(image_set, split).size for split in splits)
+    num_cells = len(splits) * num_levels
     shape = "x".join(map(str, image_set.image_shape))
     held_out = len(image_set.validation) + len(image_set.test)
     max_leaked = settings.max_leaked * held_out / max(1, len(image_set.train) + held_out)
     # Transforms, few levels and lossy files explain what would otherwise be an error.
     smooth = WARNING if "resized" in image_set.transforms or num_levels <= FEW_LEVELS else ERROR
     lossy = WARNING if from_lossy_files(image_set) else ERROR
-    kind = "lossy" if "lossy" in image_set.description.get("formats", "") else "JPEG"
     drift = WARNING if settings.on_drift == "warn" else ERROR
     # fmt: off
-    return {
+    tables: dict[str, list[tuple[str | None, Rule, Level, str, str]]] = {
         # One row per image.
-        "images": rows(
-            (None, row_count(num_images), ERROR,
+        "images": [
+            (None, between(num_images, num_images, of="TableRowCount"), ERROR,
              "number of images", "an empty table passes all that is expected of its rows"),
             ("shape", among(shape), ERROR,
              "shape of every image", "bits/dim divide by the number of dimensions"),
@@ -72,9 +72,9 @@ def contract(image_set: ImageSet, settings: "Contract") -> dict[str, list[Expect
              "images look like one of an earlier split no more often than by chance", "the model may know them"),
             ("constant", never(settings.max_constant), ERROR,
              "no image is of one level", "it holds no picture, and costs hardly any bits"),
-        ),
+        ],
         # One row per split.
-        "splits": rows(
+        "splits": [
             ("num_images", between(1, None), ERROR,
              "no empty split", "nothing is trained or measured on it"),
             ("more_than_stated", among(0), ERROR,
@@ -91,19 +91,17 @@ def contract(image_set: ImageSet, settings: "Contract") -> dict[str, list[Expect
             ("jpeg_grid", between(None, settings.max_jpeg_grid), lossy,
              "images did not go through JPEG (how much they lie on its grid)", "what JPEG rounded away costs no bits"),
             ("lossy_files", never(), WARNING,
-             f"no image comes from a {kind} file, whose pixels are the decoder's", "what was lost costs no bits"),
+             "no image comes from a lossy file, whose pixels are the decoder's", "what was lost costs no bits"),
             ("label_ratio", between(None, settings.max_label_ratio), WARNING,
              "images of the most frequent label, per image of the least frequent", "the mean is that of one label"),
-        ),
+        ],
         # One row per split and level.
-        "histogram": rows(
-            (None, row_count(len(splits) * num_levels), ERROR,
+        "histogram": [
+            (None, between(num_cells, num_cells, of="TableRowCount"), ERROR,
              "one row per split and level", "an empty table passes all that is expected of its rows"),
-            ("count", between(0, None), ERROR,
-             "counts of levels", "the table counts pixels"),
-            ("count", total(num_pixels), ERROR,
+            ("count", between(num_pixels, num_pixels, of="ColumnSum"), ERROR,
              "every pixel has one of the levels", "others have no likelihood"),
-            ("level_in_use", maximum((num_levels - 1) // 2 + 1), ERROR,
+            ("level_in_use", between((num_levels - 1) // 2 + 1, None, of="ColumnMax"), ERROR,
              "levels of the upper half are used: the set has no fewer bits than stated", "an unused bit costs nothing"),
             ("gap", never(), ERROR,
              "levels are not spread: almost empty between full ones", "levels that cannot occur cost no bits"),
@@ -113,35 +111,26 @@ def contract(image_set: ImageSet, settings: "Contract") -> dict[str, list[Expect
              "levels are used: empty between the lowest and the highest", "the set has fewer levels than stated"),
             ("unused", never(), WARNING,
              "every level is used", "the darkest or brightest ones may have been cut off"),
-        ),
+        ],
         # One row per statistic of two splits.
-        "differences": rows(
+        "differences": [
             ("reported", never(), WARNING,
              "splits differ by chance alone", "a figure of one split says little about another"),
-        ),
+        ],
         # One row per statistic of the training images and a reference's.
-        "drift": rows(
+        "drift": [
             ("reported", never(), drift,
              "images are like the reference's", "its model was made for other images"),
-        ),
+        ],
     }
     # fmt: on
-
-
-def rows(*given: tuple[str | None, Rule, Level, str, str]) -> list[Expected]:
-    """Return rows of the contract."""
-    return [Expected(*row) for row in given]
+    return {table: [Expected(*row) for row in rows] for table, rows in tables.items()}
 
 
 def from_lossy_files(image_set: ImageSet) -> bool:
     """Whether the description of the set says that files were compressed with loss."""
     formats = image_set.description.get("formats", "")
     return "JPEG" in formats or "lossy" in formats
-
-
-def row_count(number: int) -> Rule:
-    """Expect this number of rows."""
-    return Rule("ExpectTableRowCountToEqual", {"value": number})
 
 
 def among(value: Any) -> Rule:
@@ -155,17 +144,7 @@ def never(exceptions: float = 0.0) -> Rule:
     return Rule("ExpectColumnValuesToBeInSet", {"value_set": [False], "mostly": max(0.0, 1 - exceptions - 1e-9)})
 
 
-def between(lowest: float | None, highest: float | None) -> Rule:
-    """Expect the values of all rows to be within the limits; None for no limit."""
+def between(lowest: float | None, highest: float | None, of: str = "ColumnValues") -> Rule:
+    """Expect the values of all rows, or another figure of the table, to be within the limits; None for no limit."""
     limits = {"min_value": lowest, "max_value": highest}
-    return Rule("ExpectColumnValuesToBeBetween", {key: limit for key, limit in limits.items() if limit is not None})
-
-
-def total(number: int) -> Rule:
-    """Expect this sum of all rows."""
-    return Rule("ExpectColumnSumToBeBetween", {"min_value": number, "max_value": number})
-
-
-def maximum(lowest: float) -> Rule:
-    """Expect the largest value of all rows to be at least this."""
-    return Rule("ExpectColumnMaxToBeBetween", {"min_value": lowest})
+    return Rule(f"Expect{of}ToBeBetween", {key: limit for key, limit in limits.items() if limit is not None})

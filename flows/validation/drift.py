@@ -3,25 +3,24 @@
 | what is compared | distance | test of chance |
 |---|---|---|
 | statistics of images | mean distance of equal quantiles, in standard deviations | Kolmogorov-Smirnov, t test |
-| levels of a reference | share of pixels that would change level (total variation) | limit by number of images |
+| levels of a reference | share of pixels that would change level | limit by number of images |
 | levels that stand out from their neighbours | number of levels of another height | t test of each level |
-| labels | share of images that would change label (total variation) | chi-squared |
+| labels | share of images that would change label | chi-squared |
 | labels of the most similar images | difference of the share that is the same | chi-squared |
 
 A difference is reported if it is beyond what the contract allows, and chance makes it with less than `CHANCE`.
 """
 
-import shlex
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 from flows.core.documents import read
-from flows.core.errors import Exit, UserError
 from flows.images.store import DESCRIPTION, load_images, load_labels
 from flows.validation.comb import heights
 from flows.validation.duplicates import search
@@ -42,61 +41,49 @@ STEEP = 1e-3
 """Probability with which chance gives a level so different a height."""
 FEWEST_PER_LABEL = 5
 """Labels of which fewer images are expected on a side count as one: with fewer, chi-squared is no good estimate."""
-MOST_LABELS = 2000
 GROWTH = 0.05
 """Up to this difference, labels of similar images may agree more in a set than in a smaller one."""
 
 
-def difference(statistic: str, distance: float, limit: float, by_chance: float, unit: str) -> Difference:
-    """Return a difference, whose two sides are filled in later, with rounded numbers."""
-    return Difference(
-        first="",
-        second="",
-        statistic=statistic,
-        distance=float(f"{distance:.6g}"),
-        limit=float(f"{limit:.6g}"),
-        by_chance=float(f"{by_chance:.3g}"),
-        unit=unit,
-        reported=bool(distance > limit and by_chance < CHANCE),
-    )
+class Shift(NamedTuple):
+    """How far two sides are apart in a statistic, what is allowed, and the probability of it by chance."""
+
+    statistic: str
+    distance: float
+    limit: float
+    by_chance: float
+    unit: str
 
 
-def agreement(found: pd.DataFrame | None, first: np.ndarray | None, second: np.ndarray | None) -> list[int]:
+def agreement(pairs: pd.DataFrame, first: np.ndarray | None, second: np.ndarray | None) -> list[int]:
     """Return how many images have the label of the most similar one, and how many do not, given pairs and labels.
 
     Both are 0 without labels, and if there are not as many labels as images.
     """
-    if found is None or found.empty or first is None or second is None:
+    if pairs.empty or first is None or second is None:
         return [0, 0]
-    image, of_image = found["image"].to_numpy(), found["of_image"].to_numpy()
+    image, of_image = pairs["image"].to_numpy(), pairs["of_image"].to_numpy()
     if image.max() >= len(second) or of_image.max() >= len(first):
         return [0, 0]
     same = int((second[image] == first[of_image]).sum())
-    return [same, len(found) - same]
+    return [same, len(pairs) - same]
 
 
-def profile(facts: Facts, labels: np.ndarray | None = None, pairs: pd.DataFrame | None = None) -> Profile:
-    """Return the profile of a split, which is compared with those of others; `pairs` are similar images within it."""
+def profile(facts: Facts, labels: np.ndarray | None, label_agreement: list[int]) -> Profile:
+    """Return the profile of a split, which is compared with those of others."""
     height, error = heights(facts.histograms.sum(axis=1))
     values, counts = np.unique([] if labels is None else labels, return_counts=True)
-    few = len(values) <= MOST_LABELS
+    quantiles = {name: np.quantile(column, QUANTILES) for name, column in facts.statistics.items()}
     return Profile(
-        histogram=facts.histogram.tolist(),
         num_images=len(facts.digest),
         image_shape=list(facts.image_shape),
-        statistics={name: quantiles(column) for name, column in facts.statistics.items()},
-        channels=facts.histograms.sum(axis=0).tolist(),
+        histogram=facts.histogram.tolist(),
         height=height.round(6).tolist(),
         height_error=np.where(np.isfinite(error), error, -1).round(6).tolist(),
-        labels=dict(zip(map(str, values.tolist()), counts.tolist(), strict=True)) if few else {},
-        label_agreement=agreement(pairs, labels, labels),
+        statistics={name: values.astype(float).round(4).tolist() for name, values in quantiles.items()},
+        labels=dict(zip(map(str, values.tolist()), counts.tolist(), strict=True)),
+        label_agreement=label_agreement,
     )
-
-
-def quantiles(values: np.ndarray) -> list[float]:
-    """Return 101 quantiles of the finite values; none if no value is finite."""
-    finite = values[np.isfinite(values)]
-    return [float(value) for value in np.quantile(finite, QUANTILES).round(4)] if len(finite) else []
 
 
 def read_reference(path: Path) -> Profile:
@@ -105,135 +92,131 @@ def read_reference(path: Path) -> Profile:
     Raises UserError (exit 5).
     """
     if (path / DESCRIPTION).exists():
-        image_set = load_images(path)
+        image_set, labels = load_images(path), load_labels(path, "train")
         facts = measure(image_set.train, image_set.num_levels)
         pairs = search(image_set, {"train": facts})["train", "train"]
-        return profile(facts, load_labels(path, "train"), pairs)
-    wanted = "a reference is a validation.json with a profile, or an image set"
-    if path.is_dir() and not (path / REPORT).is_file():
-        command = f"vdmctl validate {shlex.quote(str(path))} --out FOLDER"
-        advice = f"`{command}` writes FOLDER/validation.json about images"
-        raise UserError(f"{path} has no {DESCRIPTION}; {wanted}; {advice}", Exit.MISSING)
+        return profile(facts, labels, agreement(pairs, labels, labels))
+    wanted = "a reference is an image set, or a validation.json as `vdmctl validate PATH --out FOLDER` writes it"
     return read(Reference, path / REPORT if path.is_dir() else path, wanted).profile
 
 
 def differences(
     profiles: dict[str, Profile],
+    agreements: dict[tuple[str, str], list[int]],
     reference: Profile | None,
     settings: "Contract",
-    agreements: dict[tuple[str, str], list[int]] | None = None,
 ) -> list[Difference]:
     """Return the differences of each pair of splits, and those of the training images from a reference.
 
-    `agreements` are those of the images of pairs of splits.
+    `agreements` are those of the labels of similar images, by pair of splits.
     """
-    found: dict[tuple[str, str], list[Difference]] = {}
+    found = []
     for first, second in combinations(profiles, 2):
-        ours, theirs = profiles[first], profiles[second]
-        similar = shift_of_agreement(ours.label_agreement, (agreements or {}).get((first, second), [0, 0]))
-        found[first, second] = [*shifts(ours, theirs, settings.max_shift), *similar]
+        some = shifts(profiles[first], profiles[second], agreements[first, second], settings)
+        found += [difference(first, second, shift) for shift in some]
     if reference:
-        found[REFERENCE, "train"] = from_reference(reference, profiles["train"], settings)
-    return [
-        each.model_copy(update={"first": first, "second": second})
-        for (first, second), some in found.items()
-        for each in some
-    ]
+        some = from_reference(reference, profiles["train"], settings)
+        found += [difference(REFERENCE, "train", shift) for shift in some]
+    return found
 
 
-def from_reference(reference: Profile, ours: Profile, settings: "Contract") -> list[Difference]:
-    """Return all differences from a reference: those of the levels' shares, and those of `shifts`.
+def difference(first: str, second: str, shift: Shift) -> Difference:
+    """Return a shift as the report gives it, with rounded numbers."""
+    return Difference(
+        first=first,
+        second=second,
+        statistic=shift.statistic,
+        distance=float(f"{shift.distance:.6g}"),
+        limit=float(f"{shift.limit:.6g}"),
+        by_chance=float(f"{shift.by_chance:.3g}"),
+        unit=shift.unit,
+        reported=bool(shift.distance > shift.limit and shift.by_chance < CHANCE),
+    )
 
-    If the numbers of levels or the shapes differ, that is the only difference.
+
+def from_reference(reference: Profile, ours: Profile, settings: "Contract") -> Iterator[Shift]:
+    """Yield all shifts from a reference: that of the levels' shares, and those of `shifts`.
+
+    If the numbers of levels or the shapes differ, that is the only one.
     """
     if len(ours.histogram) != len(reference.histogram):
-        return [difference("number of levels", 1.0, 0.0, 0.0, "")]
-    if reference.image_shape and ours.image_shape != reference.image_shape:
-        return [difference("shape of images", 1.0, 0.0, 0.0, "")]
-    limit = settings.max_drift  # 0 allows nothing
-    if limit and ours.num_images and reference.num_images:
-        limit = max(limit, CHANCE_OF_LEVELS * float(np.sqrt(1 / ours.num_images + 1 / reference.num_images)))
-    pairs = {"pixel histogram": (ours.histogram, reference.histogram)}
-    if len(ours.channels) == len(reference.channels) > 1:
-        channels = enumerate(zip(ours.channels, reference.channels, strict=True))
-        pairs |= {f"histogram of channel {number}": pair for number, pair in channels if len(pair[0]) == len(pair[1])}
-    return [
-        *(difference(name, total_variation(*pair), limit, 0.0, "of the pixels") for name, pair in pairs.items()),
-        *shifts(reference, ours, settings.max_shift),
-        *shift_of_agreement(reference.label_agreement, ours.label_agreement),
-    ]
+        yield Shift("number of levels", 1.0, 0.0, 0.0, "")
+    elif ours.image_shape != reference.image_shape:
+        yield Shift("shape of images", 1.0, 0.0, 0.0, "")
+    else:
+        yield shift_of_shares(reference, ours, settings.max_drift)
+        yield from shifts(reference, ours, ours.label_agreement, settings)
 
 
-def shifts(ours: Profile, theirs: Profile, allowed: float) -> list[Difference]:
-    """Return the differences of all that both profiles have: statistics of images, levels' heights, and labels.
+def shifts(first: Profile, second: Profile, label_agreement: list[int], settings: "Contract") -> Iterator[Shift]:
+    """Yield the shifts of statistics of images, of the levels' heights, and of labels.
 
-    A distance of statistics up to `allowed` standard deviations is not reported, whatever chance does.
+    `label_agreement` is that of images of the second side, and is compared with that within the first.
     """
-    found, counts = [], (ours.num_images, theirs.num_images)
-    for name, first in ours.statistics.items():
-        second = theirs.statistics.get(name, [])
-        if len(first) == len(second) == len(QUANTILES) and min(counts) >= FEWEST_IMAGES:
-            both = np.array([first, second])
-            inner = both[:, 1:-1]
-            distance = np.abs(inner[0] - inner[1]).mean() / max(np.sqrt(inner.var(axis=1).mean()), 1e-9)
-            statistic = stats.ks_2samp(*both, method="asymp").statistic
-            of_shape = stats.kstwo.sf(statistic, round(counts[0] * counts[1] / sum(counts)))
-            (mean, other_mean), (spread, other_spread) = inner.mean(axis=1), inner.std(axis=1)
-            with np.errstate(all="ignore"):  # statistics of one value
-                of_mean = stats.ttest_ind_from_stats(
-                    mean, spread, counts[0], other_mean, other_spread, counts[1], equal_var=False
-                ).pvalue
-            by_chance = np.nanmin([of_shape, of_mean])
-            found.append(difference(name, distance, allowed, by_chance, "standard deviations"))
-    return [*found, *shift_of_levels(ours, theirs), *shift_of_labels(ours.labels, theirs.labels)]
+    yield from shifts_of_statistics(first, second, settings.max_shift)
+    yield shift_of_heights(first, second)
+    labels = sorted(first.labels.keys() | second.labels.keys())
+    counts = [[side.labels.get(label, 0) for label in labels] for side in (first, second)]
+    yield from shift_of_labels("shares of labels", counts, 0.0)
+    yield from shift_of_labels("labels of similar images", [first.label_agreement, label_agreement], GROWTH)
 
 
-def total_variation(first: list[int] | np.ndarray, second: list[int] | np.ndarray) -> float:
-    """Return half the sum of the differences of the shares in two histograms (K,)."""
-    shares = [np.asarray(counts, dtype=float) / max(np.sum(counts, dtype=float), 1) for counts in (first, second)]
-    return float(np.abs(shares[0] - shares[1]).sum() / 2)
+def shift_of_shares(first: Profile, second: Profile, allowed: float) -> Shift:
+    """Return the shift of the shares of the levels."""
+    limit = allowed  # 0 allows nothing
+    if limit and first.num_images and second.num_images:
+        limit = max(limit, CHANCE_OF_LEVELS * float(np.sqrt(1 / first.num_images + 1 / second.num_images)))
+    moved = total_variation(np.array(first.histogram), np.array(second.histogram))
+    return Shift("pixel histogram", moved, limit, 0.0, "of the pixels")
 
 
-def shift_of_levels(ours: Profile, theirs: Profile) -> list[Difference]:
-    """Return how many levels stand out from their neighbours in one profile and less so in the other.
+def total_variation(first: np.ndarray, second: np.ndarray) -> float:
+    """Return half the summed absolute difference of two distributions, given counts: the share that would move."""
+    one, other = (counts / max(counts.sum(), 1) for counts in (first, second))
+    return float(np.abs(one - other).sum() / 2)
+
+
+def shifts_of_statistics(first: Profile, second: Profile, allowed: float) -> Iterator[Shift]:
+    """Yield the shifts of the statistics of images that both sides have, in their common standard deviation.
+
+    Their shape is tested by Kolmogorov and Smirnov's test, and their mean by Welch's.
+    """
+    counts = (first.num_images, second.num_images)
+    if min(counts) < FEWEST_IMAGES:
+        return
+    for name in [name for name in first.statistics if name in second.statistics]:
+        both = np.array([first.statistics[name], second.statistics[name]])
+        inner = both[:, 1:-1]
+        (mean, other_mean), (spread, other_spread) = inner.mean(axis=1), inner.std(axis=1)
+        distance = np.abs(inner[0] - inner[1]).mean() / max(np.hypot(spread, other_spread) / np.sqrt(2), 1e-9)
+        statistic = stats.ks_2samp(*both, method="asymp").statistic
+        of_shape = stats.kstwo.sf(statistic, round(counts[0] * counts[1] / sum(counts)))
+        with np.errstate(all="ignore"):  # statistics of one value
+            of_mean = stats.ttest_ind_from_stats(
+                mean, spread, counts[0], other_mean, other_spread, counts[1], equal_var=False
+            ).pvalue
+        yield Shift(name, distance, allowed, float(np.nanmin([of_shape, of_mean])), "standard deviations")
+
+
+def shift_of_heights(first: Profile, second: Profile) -> Shift:
+    """Return how many levels stand out from their neighbours on one side and less so on the other.
 
     If the contrast of a share of the images was changed, the heights of some levels change by as much as this share.
     """
-    columns = (ours.height, theirs.height, ours.height_error, theirs.height_error)
-    if len(set(map(len, columns))) > 1:
-        return []
-    values = np.array(columns)
-    first, second, *errors = values[:, (values[2:] > 0).all(axis=0)]
+    values = np.array([first.height, second.height, first.height_error, second.height_error])
+    height, other_height, *errors = values[:, (values[2:] > 0).all(axis=0)]
     spread, other_spread = (error * np.sqrt(GROUPS) for error in errors)
-    with np.errstate(all="ignore"):  # a reference may hold any numbers
-        test = stats.ttest_ind_from_stats(first, spread, GROUPS, second, other_spread, GROUPS, equal_var=False)
+    test = stats.ttest_ind_from_stats(height, spread, GROUPS, other_height, other_spread, GROUPS, equal_var=False)
     steep = int((test.pvalue < STEEP).sum())
-    by_chance = float(stats.binom.sf(steep - 1, len(first), STEEP))
-    return [difference("levels that stand out", float(steep), 0.0, by_chance, "levels")]
+    return Shift("levels that stand out", steep, 0.0, float(stats.binom.sf(steep - 1, len(height), STEEP)), "levels")
 
 
-def shift_of_labels(ours: dict[str, int], theirs: dict[str, int]) -> list[Difference]:
-    """Return the difference of the shares of the labels."""
-    names = sorted(ours.keys() | theirs.keys())
-    counts = np.array([[side.get(name, 0) for name in names] for side in (ours, theirs)], dtype=float)
-    if not counts.any(axis=1).all():
-        return []
-    expected = counts.sum(axis=1, keepdims=True) * counts.sum(axis=0) / counts.sum()
-    rare = (expected < FEWEST_PER_LABEL).any(axis=0)
-    counts = np.column_stack([counts[:, ~rare], counts[:, rare].sum(axis=1)])
-    return [difference("shares of labels", total_variation(*counts), 0.0, chi_squared(counts), "of the images")]
-
-
-def shift_of_agreement(ours: list[int], theirs: list[int]) -> list[Difference]:
-    """Return the difference of the shares of images that have the label of the most similar image."""
-    counts = np.array([ours, theirs], dtype=float)
-    if not counts.any(axis=1).all():
-        return []
-    by_chance = chi_squared(counts)
-    return [difference("labels of similar images", total_variation(*counts), GROWTH, by_chance, "of the images")]
-
-
-def chi_squared(counts: np.ndarray) -> float:
-    """Return the probability that counts (2,L) of two sides that were drawn alike are so different."""
-    used = counts[:, counts.any(axis=0)]
-    return float(stats.chi2_contingency(used).pvalue) if used.shape[1] > 1 else 1.0
+def shift_of_labels(statistic: str, sides: Sequence[Sequence[int]], limit: float) -> Iterator[Shift]:
+    """Yield the shift of shares of images, given the counts (2,L); nothing if a side has no images."""
+    counts = np.array(sides, dtype=float)
+    if counts.any(axis=1).all():
+        rare = (stats.contingency.expected_freq(counts) < FEWEST_PER_LABEL).any(axis=0)
+        counts = np.column_stack([counts[:, ~rare], counts[:, rare].sum(axis=1)])
+        used = counts[:, counts.any(axis=0)]
+        by_chance = float(stats.chi2_contingency(used).pvalue) if used.shape[1] > 1 else 1.0
+        yield Shift(statistic, total_variation(*counts), limit, by_chance, "of the images")

@@ -8,14 +8,14 @@ many similar images in the first as an image of the first has.  A power law is f
 within the first split.  It says how many images would be as close by chance, even where no such pair is.
 """
 
-from itertools import combinations, combinations_with_replacement
+from itertools import combinations_with_replacement
 
 import numpy as np
 import pandas as pd
 from scipy.stats import poisson
 
 from flows.images.store import ImageSet, fitting
-from flows.validation.facts import Facts, is_image
+from flows.validation.facts import Facts, is_image, pick
 
 PROBES = 2000
 """Images of a split that are compared with the other images of the same split, evenly spread."""
@@ -26,7 +26,7 @@ NEAREST = 1e-3
 """Relative differences below this are treated as equal."""
 SURE = 1e-6
 """Probability below which chance does not explain so many similar images."""
-COMPARED = 500
+COMPARED = 100
 COLUMNS = ["image", "of_image", "moved", "distance", "relative"]
 Pairs = dict[tuple[str, str], pd.DataFrame]
 
@@ -90,10 +90,9 @@ def pixel_distances(
     """Return the mean absolute difference in levels of each pair of images (n,): the least over shifts of a pixel."""
     distance, step = np.empty(len(of)), fitting(COMPARED, 8 * images[0].nbytes)
     height, width = images.shape[2] - 2, images.shape[3] - 2
-    signed = np.int16 if images.dtype == others.dtype == np.uint8 else np.int64
     for first in range(0, len(of), step):
         some = slice(first, first + step)
-        theirs, ours = pick(images, of[some]).astype(signed), pick(others, queries[some]).astype(signed)
+        theirs, ours = pick(images, of[some]).astype(np.int16), pick(others, queries[some]).astype(np.int16)
         ours = np.where(mirrored[some, None, None, None], ours[..., ::-1], ours)
         inner: np.ndarray = theirs[:, :, 1:-1, 1:-1]
         shifted = (ours[:, :, down : down + height, across : across + width] for down, across in np.ndindex(3, 3))
@@ -101,29 +100,26 @@ def pixel_distances(
     return distance
 
 
-def pick(images: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """Return a copy of some images.  A mapped file is mapped anew, so that its pages do not stay in memory."""
-    mapped = np.load(str(images.filename), mmap_mode="r") if isinstance(images, np.memmap) else images
-    return np.asarray(mapped[numbers])
+def lookalikes(found: Pairs, limit: float) -> Pairs:
+    """Return the pairs of images within the distance `limit` in different splits, most similar first.
 
-
-def all_lookalikes(found: Pairs, splits: list[str], limit: float) -> Pairs:
-    """Return the images that look alike in each pair of different splits, given the result of `search`."""
-    pairs = combinations(splits, 2)
-    return {(first, second): lookalikes(found[first, second], found[first, first], limit) for first, second in pairs}
-
-
-def lookalikes(found: pd.DataFrame, usual: pd.DataFrame, limit: float) -> pd.DataFrame:
-    """Return the pairs within the distance `limit`, most similar first; `usual` are pairs within the first split.
-
-    `by_chance` says how many images would be as close, or closer, by chance alone, and `excess` whether chance does not
-    explain so many.
+    `found` is the result of `search`.  `by_chance` says how many images would be as close, or closer, by chance alone,
+    and `excess` whether chance does not explain so many.
     """
-    ranked = found[found["distance"] <= limit].sort_values("relative", kind="stable", ignore_index=True)
-    by_chance = len(found) * shares_by_chance(usual, limit, ranked["relative"].to_numpy())
-    rank = np.arange(1, len(ranked) + 1)
+    return {
+        (first, second): ranked(pairs, found[first, first], limit)
+        for (first, second), pairs in found.items()
+        if first != second
+    }
+
+
+def ranked(pairs: pd.DataFrame, usual: pd.DataFrame, limit: float) -> pd.DataFrame:
+    """Return what `lookalikes` does, for two splits; `usual` are pairs within the first."""
+    alike = pairs[pairs["distance"] <= limit].sort_values("relative", kind="stable", ignore_index=True)
+    by_chance = len(pairs) * shares_by_chance(usual, limit, alike["relative"].to_numpy())
+    rank = np.arange(1, len(alike) + 1)
     last = rank[poisson.sf(rank - 1, by_chance) < SURE].max(initial=0)
-    return ranked.assign(by_chance=by_chance, excess=rank <= last)
+    return alike.assign(by_chance=by_chance, excess=rank <= last)
 
 
 def shares_by_chance(usual: pd.DataFrame, limit: float, difference: np.ndarray) -> np.ndarray:
@@ -131,20 +127,19 @@ def shares_by_chance(usual: pd.DataFrame, limit: float, difference: np.ndarray) 
 
     It is that of the pairs `usual` within the distance `limit`.  All shares are 1 if there are too few to say.
     """
-    relative = usual["relative"].to_numpy().clip(NEAREST)
-    order = np.argsort(relative, kind="stable")
-    counted = relative[order][usual["distance"].to_numpy()[order] <= limit]
-    relative, difference = relative[order], difference.clip(NEAREST)
-    tail = max(FEWEST_IN_TAIL, round(TAIL * len(relative)))
-    if len(relative) <= tail:
+    tail = max(FEWEST_IN_TAIL, round(TAIL * len(usual)))
+    if len(usual) <= tail:
         return np.ones(len(difference))
+    relative, difference = np.sort(usual["relative"].to_numpy().clip(NEAREST)), difference.clip(NEAREST)
+    within = np.sort(usual.loc[usual["distance"] <= limit, "relative"].to_numpy())
     end = relative[tail]
     steepness = tail / max(1e-9, np.log(end / relative[:tail]).sum())  # Hill's estimator
-    power = steepness * (1 - 2 / np.sqrt(tail))
-    fitted = upper(max(1, np.searchsorted(counted, end, side="right"))) * np.minimum(1, difference / end) ** power
-    return np.asarray(
-        np.minimum(1, np.maximum(upper(np.searchsorted(counted, difference, side="right")), fitted) / len(relative))
-    )
+    # Two standard errors on the safe side, as are the counts.
+    fitted = np.minimum(1, difference / end) ** (steepness * (1 - 2 / np.sqrt(tail)))
+    below_end = max(1, np.searchsorted(within, end, side="right"))
+    counts = np.searchsorted(within, difference, side="right")
+    shares = np.maximum(upper(counts), upper(below_end) * fitted) / len(relative)
+    return np.asarray(np.minimum(1, shares))
 
 
 def upper(count: np.ndarray | int) -> np.ndarray:

@@ -70,8 +70,8 @@ def expectation(row: Expected) -> Any:
     from great_expectations import expectations
 
     column = {} if row.column is None else {"column": row.column}
-    texts = {"description": row.meaning, "notes": row.reason, "meta": {"meaning": row.meaning}}
-    return getattr(expectations, row.rule.expectation)(**column, **row.rule.arguments, **texts, severity=row.level)
+    about = {"description": row.meaning, "notes": row.reason, "severity": row.level}
+    return getattr(expectations, row.rule.expectation)(**column, **row.rule.arguments, **about)
 
 
 def canonical(table: str, index: list[str], unit: str, found: dict[str, Any]) -> Result:
@@ -84,14 +84,11 @@ def canonical(table: str, index: list[str], unit: str, found: dict[str, Any]) ->
         table=table,
         expectation=config["type"],
         arguments={key: value for key, value in config["kwargs"].items() if key != "batch_id"},
-        meaning=config["meta"]["meaning"],
-        severity=config.get("severity", "critical"),
+        meaning=config["description"],
+        severity=config["severity"],
         success=found["success"],
         observed=observed(result, unit),
-        rows=[
-            {column: row[column] for column in index}
-            for row in (result.get("partial_unexpected_index_list") or [])[:MOST_SHOWN]
-        ],
+        rows=[{column: row[column] for column in index} for row in result.get("partial_unexpected_index_list") or []],
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from flows.images.store import chunks
 from flows.validation.space import jpeg_grid, lost_detail
 
-ROWS = 2000
+ROWS = 500
 GROUPS = 20
 """Groups of a split's images, each of every 20th image.  Their histograms differ by chance alone."""
 MOST_CHANNELS = 4
@@ -32,7 +32,7 @@ class Facts(NamedTuple):
     digest: np.ndarray
     """(N,) uint64."""
     statistics: dict[str, np.ndarray]
-    """By name, see `flows.validation.facts.statistics`; {} without pixels."""
+    """By name, see `flows.validation.facts.statistics`; {} for what is not an image."""
     thumbnails: np.ndarray
     """(N,h,w) float32, the brightness of cells; (N,0,0) for what is not an image."""
     histograms: np.ndarray
@@ -62,14 +62,14 @@ def num_redundant(splits: Collection[Facts]) -> int:
     return int(np.count_nonzero(of_one_level | repeated))
 
 
-@np.errstate(all="ignore")  # infinite pixels and those too large for float32 break the contract later
 def measure(images: np.ndarray, num_levels: int) -> Facts:
     """Return the facts about (N,...) images, in memory of some 240 bytes for each, and that of one chunk of pixels."""
     count, pictures = len(images), is_image(images)
     channels = images.shape[1] if pictures and images.shape[1] <= MOST_CHANNELS else 1
     cells = [min(CELLS, side) for side in images.shape[2:]] if pictures else [0, 0]
-    lowest, highest = np.zeros((2, count), dtype=np.float32)
-    sample = np.array(images[:: -(-count // SAMPLED) or 1]) if pictures else np.zeros((0, 1, 0, 0), dtype=np.uint8)
+    lowest, highest = np.zeros((2, count))
+    sampled = np.arange(0, count, -(-count // SAMPLED) or 1)
+    sample = pick(images, sampled) if pictures else np.zeros((0, 1, 0, 0), dtype=np.uint8)
     facts = Facts(
         num_nan=np.zeros(count, dtype=np.int32),
         lowest=lowest,
@@ -90,20 +90,19 @@ def measure(images: np.ndarray, num_levels: int) -> Facts:
         facts.digest[rows] = np.frombuffer(digests, np.uint64)
         if not flat.size:  # images without pixels have no extremes; their shape breaks the contract
             continue
-        values = flat.astype(np.float32)
-        facts.num_nan[rows] = np.isnan(values).sum(axis=1) if flat.dtype.kind == "f" else 0
+        if flat.dtype.kind == "f":
+            facts.num_nan[rows] = np.isnan(flat).sum(axis=1)
         facts.lowest[rows], facts.highest[rows] = flat.min(axis=1), flat.max(axis=1)
-        found = {"image mean": values.mean(axis=1), "image deviation": values.std(axis=1)}
         if flat.dtype == np.uint8:
             count_levels(chunk.reshape(len(chunk), channels, -1), first, facts.histograms)
         if pictures:
-            gray = np.asarray(values.reshape(chunk.shape).mean(axis=1))
+            values = chunk.astype(np.float32)
+            gray = values.mean(axis=1)
             for one, other in combinations(range(channels), 2):
                 facts.differ[one, other] |= not np.array_equal(chunk[:, one], chunk[:, other])
-            found |= statistics(values.reshape(chunk.shape), gray, num_levels)
             facts.thumbnails[rows] = pooling(gray.shape[1]) @ gray @ pooling(gray.shape[2]).T
-        for name, column in found.items():
-            facts.statistics.setdefault(name, np.zeros(count, np.float32))[rows] = column
+            for name, column in statistics(values, gray, num_levels).items():
+                facts.statistics.setdefault(name, np.zeros(count, np.float32))[rows] = column
     return facts
 
 
@@ -115,9 +114,15 @@ def count_levels(pixels: np.ndarray, first: int, histograms: np.ndarray) -> None
         histograms[group, channel] += np.bincount(some, minlength=max(256, num_levels))[:num_levels]
 
 
+def pick(images: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Return a copy of some images.  A mapped file is mapped anew, so that its pages do not stay in memory."""
+    mapped = np.load(str(images.filename), mmap_mode="r") if isinstance(images, np.memmap) else images
+    return np.asarray(mapped[numbers])
+
+
 def is_image(images: np.ndarray) -> bool:
-    """Return whether an array holds (N,C,H,W) integers of at least 3x3 pixels."""
-    if images.ndim != 4 or images.dtype.kind not in "ui":
+    """Return whether an array holds (N,C,H,W) uint8 levels of at least 3x3 pixels."""
+    if images.ndim != 4 or images.dtype != np.uint8:
         return False
     return bool(images.shape[1] > 0 and min(images.shape[2:]) >= FEWEST_PIXELS)
 
@@ -141,6 +146,8 @@ def statistics(values: np.ndarray, gray: np.ndarray, num_levels: int) -> dict[st
     down, across = (np.abs(np.diff(gray, axis=axis)).mean(axis=(1, 2)) for axis in (1, 2))
     second = sum(np.abs(np.diff(gray, n=2, axis=axis)).mean(axis=(1, 2)) for axis in (1, 2))
     found = {
+        "image mean": values.mean(axis=(1, 2, 3)),
+        "image deviation": values.std(axis=(1, 2, 3)),
         "direction": np.log((across + one_level) / (down + one_level)),
         "sharpness": np.log((second + one_level) / (down + across + one_level)),
     }

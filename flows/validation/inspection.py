@@ -14,7 +14,7 @@ from flows.core.files import write_whole
 from flows.images.store import ImageSet, data_sha256, load_images, load_labels, present
 from flows.validation.contract import contract
 from flows.validation.drift import REFERENCE, agreement, differences, profile, read_reference
-from flows.validation.duplicates import all_lookalikes, search
+from flows.validation.duplicates import lookalikes, search
 from flows.validation.expectations import Checker
 from flows.validation.facts import measure
 from flows.validation.picture import draw
@@ -52,15 +52,13 @@ def inspect_images(settings: "Contract", *, images: Path, reference: Path | None
     facts = {split: measure(getattr(image_set, split), image_set.num_levels) for split in splits}
     labels = {split: load_labels(images, split) for split in splits}
     found = search(image_set, facts)
-    alike = all_lookalikes(found, splits, settings.near_duplicate_distance)
-    profiles = {split: profile(facts[split], labels[split], found[split, split]) for split in splits}
-    agreements = {
-        (first, second): agreement(pairs, labels[first], labels[second]) for (first, second), pairs in found.items()
-    }
-    differ = differences(profiles, expected, settings, agreements)
+    alike = lookalikes(found, settings.near_duplicate_distance)
+    agreements = {pair: agreement(pairs, labels[pair[0]], labels[pair[1]]) for pair, pairs in found.items()}
+    profiles = {split: profile(facts[split], labels[split], agreements[split, split]) for split in splits}
+    differ = differences(profiles, agreements, expected, settings)
     checker, rows = Checker(), contract(image_set, settings)
     checker.check("images", image_rows(image_set, facts, alike), rows["images"], ["split", "image"], "images")
-    checker.check("splits", split_rows(image_set, images, facts), rows["splits"], ["split"], "splits")
+    checker.check("splits", split_rows(image_set, facts, labels), rows["splits"], ["split"], "splits")
     checker.check("histogram", histogram_rows(facts, settings), rows["histogram"], ["split", "level"], "levels")
     for name, of_reference in (("differences", False), ("drift", True)):
         if some := [each for each in differ if (each.first == REFERENCE) == of_reference]:
@@ -89,7 +87,6 @@ def entry(pair: tuple[str, str], found: pd.DataFrame, folder: Path) -> Alike:
         first=pair[0],
         second=pair[1],
         found=len(found),
-        by_chance=round(float(found["by_chance"].max()), 4) if len(found) else 0.0,
         excess=int(found["excess"].sum()),
         pairs=with_files(rows[shown].to_dict("records"), folder),
     )

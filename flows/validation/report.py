@@ -1,43 +1,32 @@
 """The models of the report validation.json, and the check that the report found an image set valid."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+from typing import Any, Literal
 
 from flows.core.documents import Document, Sha256, read
 from flows.core.errors import Exit, UserError
 from flows.images.store import data_sha256, load_images, require_levels
 
 REPORT = "validation.json"
-Count = Annotated[int, Field(ge=0, lt=2**63)]
-# Means and deviations are those of float32 pixels: the difference of any two is finite in float64.
-Statistic = Annotated[float, Field(ge=-3.5e38, le=3.5e38)]
-Label = Annotated[str, Field(pattern=r"^-?[0-9]{1,20}$")]
-Quantiles = Annotated[list[Statistic], Field(max_length=2**16)]
-Histogram = Annotated[list[Count], Field(max_length=2**16)]
 
 
 class Profile(Document):
     """What `flows.validation.drift` compares of two image sets."""
 
-    histogram: Annotated[Histogram, Field(min_length=1)]
-    """Number of pixels by level."""
-    num_images: Count = 0
-    image_shape: Annotated[list[Count], Field(default_factory=list, max_length=64)]
+    num_images: int
+    image_shape: list[int]
     """Channels, height and width."""
-    statistics: Annotated[dict[str, Quantiles], Field(default_factory=dict, max_length=100)]
-    """Quantiles of the images' mean and deviation, and of `flows.validation.facts.statistics`, by name; empty when no
-    value is finite."""
-    channels: Annotated[list[Histogram], Field(default_factory=list, max_length=4)]
-    """Histograms of up to 4 channels."""
-    height: Annotated[Quantiles, Field(default_factory=list)]
+    histogram: list[int]
+    """Number of pixels by level."""
+    height: list[float]
     """How much fuller each level is than its neighbours."""
-    height_error: Annotated[Quantiles, Field(default_factory=list)]
+    height_error: list[float]
     """Its standard error; -1 where the height says nothing."""
-    labels: Annotated[dict[Label, Count], Field(default_factory=dict, max_length=2**16)]
+    statistics: dict[str, list[float]]
+    """Quantiles of `flows.validation.facts.statistics`, by name."""
+    labels: dict[str, int]
     """Number of images by label."""
-    label_agreement: Annotated[list[Count], Field(default=[0, 0], min_length=2, max_length=2)]
+    label_agreement: list[int]
     """How many images have the label of the image most similar to them, and how many do not."""
 
 
@@ -64,8 +53,6 @@ class Alike(Document):
     second: str
     found: int
     """How many are within `near_duplicate_distance`."""
-    by_chance: float
-    """How many would be, at most, if the splits were drawn at random."""
     excess: int
     """How many of the closest ones chance does not explain."""
     pairs: list[dict[str, Any]]

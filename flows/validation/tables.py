@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from flows.images.store import SPLITS, ImageSet, load_labels, read_file_names
+from flows.images.store import SPLITS, ImageSet, read_file_names
 from flows.validation.comb import Comb, comb
 from flows.validation.contract import from_lossy_files
 from flows.validation.duplicates import Pairs, repeats
@@ -30,8 +30,8 @@ def image_rows(image_set: ImageSet, facts: dict[str, Facts], alike: Pairs) -> pd
             "shape": "x".join(map(str, images.shape[1:])),
             "dtype": str(images.dtype),
             "num_nan": known.num_nan,
-            "lowest": known.lowest.astype(float),
-            "highest": known.highest.astype(float),
+            "lowest": known.lowest,
+            "highest": known.highest,
             "constant": known.lowest == known.highest,
             "repeats": repeats(known.digest),
             "in_earlier_split": np.isin(known.digest, earlier),
@@ -42,19 +42,18 @@ def image_rows(image_set: ImageSet, facts: dict[str, Facts], alike: Pairs) -> pd
     return pd.concat(parts, ignore_index=True)
 
 
-def split_rows(image_set: ImageSet, folder: Path, facts: dict[str, Facts]) -> pd.DataFrame:
+def split_rows(image_set: ImageSet, facts: dict[str, Facts], labels: dict[str, np.ndarray | None]) -> pd.DataFrame:
     """Return one row per split: its numbers of images and labels, and its detail.
 
     `more_than_stated` and `more_than_published` count images, `labels_without_images` labels, and `redundant_channels`
     the channels of the whole set that hold nothing new.  A negative number says how many are missing.
     """
     about, rows = image_set.description, []
-    labels = {split: load_labels(folder, split) for split in facts}
+    labelled = any(each is not None for each in labels.values())
     for split, known in facts.items():
         count, of_split = len(known.digest), labels[split]
         num_labels = 0 if of_split is None else len(of_split)
-        counted = of_split if of_split is not None and len(of_split) == count > 0 else np.zeros(1)
-        _, frequencies = np.unique(counted, return_counts=True)
+        frequencies = pd.Series(of_split).value_counts()
         # The validation images are part of the published training images.
         with_validation = count + (len(image_set.validation) if split == "train" else 0)
         rows.append(
@@ -63,10 +62,10 @@ def split_rows(image_set: ImageSet, folder: Path, facts: dict[str, Facts]) -> pd
                 "num_images": count,
                 "more_than_stated": count - about[f"num_{split}"],
                 "more_than_published": with_validation - about.get(f"published_{split}", with_validation),
-                "labels_without_images": num_labels - count if any(each is not None for each in labels.values()) else 0,
+                "labels_without_images": num_labels - count if labelled else 0,
                 "redundant_channels": num_redundant(facts.values()),
                 "lossy_files": from_lossy_files(image_set),
-                "label_ratio": float(frequencies.max() / frequencies.min()),
+                "label_ratio": frequencies.max() / frequencies.min() if num_labels else 1.0,
                 "lost_detail": known.lost_detail,
                 "jpeg_grid": known.jpeg_grid,
             }

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import contract as change
 from flows.images.store import ImageSet, load_images, save_images
-from flows.validation.duplicates import Pairs, all_lookalikes, lookalikes, search, shares_by_chance
+from flows.validation.duplicates import Pairs, lookalikes, search, shares_by_chance
 from flows.validation.facts import measure
 
 pytestmark = pytest.mark.usefixtures("space_of_one_image")  # which is not compared here
@@ -34,7 +34,7 @@ def compared(num_levels: int = 256, **splits: np.ndarray) -> Pairs:
 def of_set(image_set: ImageSet, splits: list[str]) -> Pairs:
     """Return the similar images of the splits of a set."""
     facts = {split: measure(getattr(image_set, split), image_set.num_levels) for split in splits}
-    return all_lookalikes(search(image_set, facts), splits, DISTANCE)
+    return lookalikes(search(image_set, facts), DISTANCE)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_as_many_as_by_chance_are_not_too_many(monkeypatch: pytest.MonkeyPatch) 
         """Return how many of the closest images chance does not explain, given the expected number up to each."""
         pairs = pd.DataFrame({"relative": np.arange(len(by_chance)), "distance": 0.0})
         monkeypatch.setattr("flows.validation.duplicates.shares_by_chance", lambda *_: by_chance / len(by_chance))
-        return int(lookalikes(pairs, pairs, 1)["excess"].sum())
+        return int(lookalikes({("a", "a"): pairs, ("a", "b"): pairs}, 1)["a", "b"]["excess"].sum())
 
     expected = np.arange(1.0, 200)
     assert num_flagged(expected) == 0
