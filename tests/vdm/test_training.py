@@ -102,6 +102,7 @@ def test_a_learned_schedule_moves_and_stays_monotone(
     assert not torch.equal(gamma, before)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_bound(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
     settings = SETTINGS | {"steps": 40, "learning_rate": 1e-2}
     records = fit(tiny_model(), digits, **settings).records
