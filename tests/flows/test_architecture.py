@@ -66,6 +66,7 @@ HARMLESS = {
     "flows/core/errors.py": "messages",
     "flows/core/escaping.py": "messages",
     "flows/core/files.py": "writes what it is given",
+    "flows/core/params.py": "refuses wrong parameters; DVC compares their values",
     "flows/core/folders.py": "writes what it is given",
     "flows/process/*": "signals, locks, progress",
     "vdm/choices.py": "names of choices",
