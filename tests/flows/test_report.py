@@ -4,6 +4,7 @@ import html
 import json
 import re
 import shutil
+import subprocess
 from base64 import b64decode
 from itertools import pairwise
 from pathlib import Path
@@ -222,6 +223,51 @@ def test_the_stage_declares_every_file_that_it_shows() -> None:
     stage = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]["report"]
     assert WORKSPACE == PLACES
     assert {str(path) for path in WORKSPACE} == {dep for dep in stage["deps"] if not dep.startswith(("flows", "vdm"))}
+
+
+# Shows the page in frames of two widths and reports what a reader would miss.
+HARNESS = """<!DOCTYPE html><html><head><meta charset="utf-8"></head><body>
+<iframe id="phone" width="320" height="800"></iframe><iframe id="desktop" width="1200" height="800"></iframe>
+<pre id="found"></pre><script>
+const page = PAGE;
+const loaded = [...document.querySelectorAll("iframe")].map(frame => new Promise(done => {
+  frame.onload = () => done([frame.id, frame.contentDocument]); frame.srcdoc = page; }));
+Promise.all(loaded).then(frames => { found.textContent = JSON.stringify(Object.fromEntries(frames.map(([id, shown]) =>
+  [id, {pictures: shown.images.length, broken: [...shown.images].filter(image => !image.naturalWidth).length,
+    wider: shown.documentElement.scrollWidth - shown.documentElement.clientWidth,
+    charts: [...shown.querySelectorAll(".chart")].filter(chart => chart.getBoundingClientRect().height > 100).length,
+    paper: getComputedStyle(shown.body).backgroundColor,
+    smooth: [...shown.images].filter(image => getComputedStyle(image).imageRendering != "pixelated").length}])));
+}); </script></body></html>"""
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
+@pytest.mark.parametrize(
+    ("scheme", "paper"), [(1, "rgb(255, 255, 255)"), (0, "rgb(20, 23, 26)")], ids=["light", "dark"]
+)
+def test_a_browser_without_a_network_shows_everything(
+    scheme: int, paper: str, whole: Page, tmp_path: Path, digits: np.ndarray
+) -> None:
+    """In light and dark, on a phone and on a desktop: no error, every picture, and nothing wider than the screen.
+
+    In dark the page is a comparison, with names too long for a line.
+    """
+    made = whole
+    if not scheme:
+        long = "W" * 300
+        results = read_results(write_results(tmp_path, digits, title=long, split=long), ORIGIN._replace(name=long))
+        made = page(results, results._replace(origin=ORIGIN))
+    (tmp_path / "page.html").write_text(HARNESS.replace("PAGE", json.dumps(made.html).replace("</", "<\\/")))
+    offline = ["--host-resolver-rules=MAP * ~NOTFOUND", "--proxy-server=127.0.0.1:9", "--disable-background-networking"]
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--enable-logging=stderr"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", f"--blink-settings=preferredColorScheme={scheme}", *offline]
+    command += ["--virtual-time-budget=5000", "--dump-dom", (tmp_path / "page.html").as_uri()]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert "CONSOLE" not in result.stderr
+    (found,) = re.findall(r'<pre id="found">(.*?)</pre>', result.stdout)
+    expected = {"pictures": made.html.count("<img"), "broken": 0, "wider": 0, "charts": 4, "paper": paper, "smooth": 4}
+    assert json.loads(html.unescape(found)) == {"phone": expected, "desktop": expected}
 
 
 def axes() -> Any:
