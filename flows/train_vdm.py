@@ -9,7 +9,6 @@ import sys
 import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -112,14 +111,17 @@ def is_shared() -> bool:
 def retrain(
     root: Path, preset: str | None, overrides: Mapping[str, Any], *, force: bool, wait_hours: float
 ) -> Release | str:
-    """Do one run; return the version that it made, or in one line why it made none.  Raises UserError."""
+    """Do one run; return the version that it made, or in one line why it made none.
+
+    Raises UserError, such as exit 2 if git has no identity to commit with.
+    """
     logger = get_run_logger()
-    check_repository(root)
+    require_identity(root)
+    if git_lines(root, "status", "--porcelain", "--untracked-files=no"):
+        logger.warning("%s has uncommitted changes, which are not part of this run", root)
     if is_shared():
         catch_up(root)
     base = first_commit(root, shared=is_shared())
-    if is_shared():
-        warn_of_newer(root, base)
     params = compose_params(root, base, preset, overrides)
     for name in prune(root):
         logger.info("removed the worktree of run %s, which ended early", name)
@@ -170,30 +172,6 @@ def while_busy(deadline: float) -> Callable[[Any, Any, State[Any]], bool]:
     return may_help
 
 
-def check_repository(root: Path) -> None:
-    """Warn about what the run will not contain.
-
-    Raises UserError (exit 2) if there is no commit to start from, or if git has no identity to commit with.
-    """
-    logger = get_run_logger()
-    require_identity(root)
-    state = git_lines(root, "status", "--porcelain=v2", "--branch", "--untracked-files=no")
-    if "# branch.oid (initial)" in state:
-        raise UserError(f"{root}: the branch has no commit yet from which a run could start; make one", Exit.USAGE)
-    if not all(line.startswith("# ") for line in state):
-        logger.warning("%s has uncommitted changes, which are not part of this run", root)
-    if "# branch.head (detached)" in state:
-        logger.warning("%s has no branch checked out; the run starts from its commit", root)
-
-
-def warn_of_newer(root: Path, base: str) -> None:
-    """Warn if the upstream branch has commits that the commit `base` does not contain."""
-    with suppress(UserError):  # no upstream branch
-        if (newer := git_text(root, "rev-list", "--count", f"{base}..@{{upstream}}")) != "0":
-            reason = f"{root} has local commits, so this run lacks {newer} of the upstream branch"
-            get_run_logger().warning("%s; rebase them, or drop them with `git reset --keep @{upstream}`", reason)
-
-
 @task(cache_policy=NO_CACHE, retry_delay_seconds=BUSY_SECONDS)
 def reproduce(stage: str, folder: Path, force: bool) -> None:
     """Run `dvc repro` for one stage.  Raises UserError."""
@@ -209,11 +187,11 @@ def reproduce(stage: str, folder: Path, force: bool) -> None:
 def drift(root: Path, folder: Path) -> State[None]:
     """Compare the run's images with the champion's, by `contract:`.  Raises UserError (exit 4)."""
     warnings: list[str] = []
+    report = None
     try:
         report = champion_report(root, folder)
     except UserError as error:
         get_run_logger().warning("drift from the champion's images is not checked: %s", error)
-        return Completed()
     if report is None:
         return Completed()
 
