@@ -35,7 +35,7 @@ from flows.orchestration.server import (
     owning_database,
     require_project,
 )
-from flows.orchestration.setting_up import POOL, make_pool, notify, schedules, set_up
+from flows.orchestration.setting_up import POOL, make_pool, notify, set_up
 from flows.process.ending import STOP
 from flows.process.environment import search_path
 from flows.process.groups import signal_with_parent, stop_group
@@ -104,10 +104,8 @@ def serve(
             if worker:
                 children.append(start_worker(stack, client, queues))
             notify(client)
-            say_on_stderr("\n".join(schedules(client)))
-            say_on_stderr(
-                f"serving at {address.url.removesuffix('/api')}; `prefect deployment run {FLOW}` starts a run"
-            )
+            page = address.url.removesuffix("/api")
+            say_on_stderr(f"serving at {page}; `prefect deployment run {FLOW}` starts a run")
         keep_alive(children, address.url)
 
 

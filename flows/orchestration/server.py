@@ -14,7 +14,6 @@ from typing import NamedTuple
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.context import refresh_global_settings_context
-from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import get_current_settings
 
 from flows.core import layout
@@ -82,12 +81,10 @@ def connected(url: str) -> Iterator[SyncPrefectClient]:
         with get_client(sync_client=True, httpx_settings={"timeout": SECONDS}) as client:
             client.raise_for_api_version_mismatch()
             yield client
-    except PrefectHTTPStatusError as error:
-        if error.response.status_code == HTTPStatus.UNAUTHORIZED:
+    except (httpx.HTTPError, RuntimeError) as error:
+        if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == HTTPStatus.UNAUTHORIZED:
             advice = "set PREFECT_API_AUTH_STRING=USER:PASSWORD"
             raise UserError(f"{url}: the server refuses the password; {advice}", Exit.USAGE) from error
-        raise UserError(f"{url}: the server fails: {brief(error)}; its own output says why", Exit.MISSING) from error
-    except (httpx.HTTPError, RuntimeError) as error:
         reason = brief(error.__cause__ or error)
         advice = "start one with `vdmctl serve`, or set PREFECT_API_URL to another's"
         raise UserError(

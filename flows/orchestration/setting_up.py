@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -10,7 +9,6 @@ from prefect.automations import Automation
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import StateType
-from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.exceptions import ObjectNotFound
@@ -127,25 +125,3 @@ def notify(client: SyncPrefectClient) -> None:
         except ValidationError as error:
             raise UserError(f"{layout.AUTOMATIONS}: {entry['name']}: {brief(error)}", Exit.USAGE) from error
         say_on_stderr(f"{entry['name']}: on, since the block {kind}/{block} exists")
-
-
-def schedules(client: SyncPrefectClient) -> Iterator[str]:
-    """Yield a line for every schedule: its deployment, when it fires, and how to switch it on or off."""
-    for deployment in client.read_deployments(flow_filter=OF_FLOW):
-        name = f"{FLOW}/{deployment.name}"
-        for each in deployment.schedules:
-            change, state = ("pause", "on") if each.active else ("resume", "off")
-            command = f"`prefect deployment schedule {change} {name} {each.id}`"
-            yield f"{name}: {when_of(each.schedule)}: {state}; {command} switches it {'off' if each.active else 'on'}"
-
-
-def when_of(schedule: Any) -> str:
-    """Return when a schedule has runs, by its cron, rrule or interval, and its time zone."""
-    match schedule:
-        case CronSchedule():
-            when = schedule.cron
-        case IntervalSchedule():
-            when = f"every {schedule.interval}"
-        case _:
-            when = schedule.rrule
-    return f"{when} {schedule.timezone or 'UTC'}"

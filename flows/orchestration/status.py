@@ -63,7 +63,7 @@ def loop(client: Any) -> Entry:
     from prefect.exceptions import ObjectNotFound
 
     from flows.orchestration.runs import FLOW, OF_FLOW, UNFINISHED, in_states
-    from flows.orchestration.setting_up import POOL, when_of
+    from flows.orchestration.setting_up import POOL
 
     def runs(*states: StateType, sort: FlowRunSort, limit: int = 200) -> list[Any]:
         chosen = in_states(*states)
@@ -106,6 +106,12 @@ def loop(client: Any) -> Entry:
             ending(run) for run in cancelled if is_dropped(run) and not (last and last[0].end_time > run.end_time)
         ],
     }
+
+
+def when_of(schedule: Any) -> str:
+    """Return when a schedule has runs: its cron or rrule, or its interval, and its time zone."""
+    when = getattr(schedule, "cron", None) or getattr(schedule, "rrule", None) or f"every {schedule.interval}"
+    return f"{when} {schedule.timezone or 'UTC'}"
 
 
 def is_dropped(run: Any) -> bool:

@@ -23,19 +23,18 @@ def test_the_list_of_versions_has_fid_or_else_the_distance_in_the_features_of_th
 
 
 def test_the_state_of_the_loop_as_text() -> None:
-    weekly = {"deployment": "train-vdm/weekly", "when": "0 3 * * 0", "timezone": "UTC"}
-    states = ((True, False, "2027-01-03T03:00:00Z"), (False, True, None), (False, False, None))
-    names = ("active", "paused", "next_run")
+    weekly = {"deployment": "train-vdm/weekly", "when": "0 3 * * 0 UTC"}
+    on = {"active": True, "next_run": "2027-01-03T03:00:00Z"}
     found: dict[str, Any] = {
         "server": {
             "url": OWN,
             "answers": True,
             "workers": [{"name": "w", "status": "ONLINE"}],
-            "schedules": [weekly | dict(zip(names, state, strict=True)) for state in states],
+            "schedules": [weekly | on, weekly | {"active": False, "next_run": None}],
             "runs": [{"name": "owl", "state": "Running", "started": "T"}],
             "last_run": {"name": "elk", "state": "Failed", "ended": "T"},
         },
-        "devices": [{"device": "cpu", "holder": "process 7", "since": "T"}],
+        "devices": [{"device": "cpu", "holder": "process 7"}],
         "worktrees": [{"name": "a", "in_use": True}, {"name": "b", "in_use": False}],
         "registry": {"versions": 3, "champion": "vdm@v1.1.0", "champion_bpd": 2.5},
         "disk_bytes": {"dvc_cache": 2_500_000, "worktrees": 0},
@@ -46,11 +45,10 @@ def test_the_state_of_the_loop_as_text() -> None:
         ("server", f"{OWN} answers"),
         ("worker", "w online"),
         ("schedule", "train-vdm/weekly: 0 3 * * 0 UTC: on, next run 2027-01-03T03:00:00Z"),
-        ("schedule", "train-vdm/weekly: 0 3 * * 0 UTC: paused with its deployment; resume that in Prefect's UI"),
         ("schedule", "train-vdm/weekly: 0 3 * * 0 UTC: off"),
         ("run", "owl running, started T"),
         ("last run", "elk failed, ended T"),
-        ("device", "cpu: process 7 since T"),
+        ("device", "cpu: process 7"),
         ("worktree", "a in use"),
         ("worktree", "b left behind; the next run removes it"),
         ("versions", "3, champion vdm@v1.1.0 (2.5000 bits/dim)"),
