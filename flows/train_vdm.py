@@ -25,7 +25,7 @@ from flows.core.documents import read
 from flows.core.errors import Exit, NetworkError, UserError, brief
 from flows.evaluation.results import BoundMetrics
 from flows.orchestration import artifacts, restoring
-from flows.orchestration.releasing import RETRIED, Release, catch_up, publish_all, release, report_folder
+from flows.orchestration.releasing import RETRIED, Release, catch_up, publish_all, release
 from flows.orchestration.runs import INTERRUPTED
 from flows.orchestration.streaming import EXPECTED, STOPPED, as_user_error, leave_out_tracebacks, result_of, stream
 from flows.orchestration.workspace import Workspace, commit, compose_params, prune, workspace
@@ -133,7 +133,7 @@ def retrain(
         result_of(check_champion(root, return_state=True), "champion")
         logger.info("run %s of commit %s in %s", place.folder.name, place.base[:12], place.folder)
         run_stages(place, force=force, wait_hours=wait_hours)
-        artifacts.show_results(place.folder, report_folder(place))
+        artifacts.show_results(place.folder, place.reports)
         return record(place)
 
 
@@ -149,7 +149,7 @@ def run_stages(place: Workspace, *, force: bool, wait_hours: float) -> None:
             retry_condition_fn=while_busy(time.monotonic() + 3600 * wait_hours),
         )(stage, place.folder, force, return_state=True)
         if stage == "validate":
-            artifacts.show_data_docs(place.folder, report_folder(place))  # before its failure is raised
+            artifacts.show_data_docs(place.folder, place.reports)  # before its failure is raised
         result_of(state, f"stage {stage}")
         if stage == "validate":
             result_of(drift(place.root, place.folder, return_state=True), "drift")

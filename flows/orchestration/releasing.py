@@ -141,8 +141,3 @@ def catch_up(root: Path, made: str | None = None) -> Release | None:
         else:
             get_run_logger().info("%s", again)
     return ours
-
-
-def report_folder(place: Workspace) -> Path:
-    """Return the folder for the run's report, Data Docs, card and samples.  It outlives the worktree."""
-    return place.root / layout.RUN_REPORTS / place.folder.name

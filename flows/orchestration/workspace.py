@@ -37,6 +37,11 @@ class Workspace(NamedTuple):
     root: Path
     base: str
 
+    @property
+    def reports(self) -> Path:
+        """Return the folder for the run's report, Data Docs, card and samples.  It outlives the worktree."""
+        return self.root / layout.RUN_REPORTS / self.folder.name
+
 
 @contextmanager
 def workspace(root: Path, params: str, base: str) -> Iterator[Workspace]:
