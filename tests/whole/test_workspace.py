@@ -1,4 +1,4 @@
-"""The parameters, the worktree and the commit of a run, with real git and DVC; test_flow.py tests the runs."""
+"""The parameters, the worktree and the commit of a run, with real git and DVC; test_loop.py tests the runs."""
 
 import os
 from collections.abc import Iterator
