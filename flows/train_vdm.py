@@ -9,7 +9,6 @@ import sys
 import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +25,7 @@ from flows.core.documents import read
 from flows.core.errors import Exit, NetworkError, UserError, brief
 from flows.evaluation.results import BoundMetrics
 from flows.orchestration import artifacts, restoring
-from flows.orchestration.releasing import RETRIED, Release, catch_up, publish_all, release, report_folder
+from flows.orchestration.releasing import RETRIED, Release, catch_up, publish_all, release
 from flows.orchestration.runs import INTERRUPTED
 from flows.orchestration.streaming import EXPECTED, STOPPED, as_user_error, leave_out_tracebacks, result_of, stream
 from flows.orchestration.workspace import Workspace, commit, compose_params, prune, workspace
@@ -112,14 +111,17 @@ def is_shared() -> bool:
 def retrain(
     root: Path, preset: str | None, overrides: Mapping[str, Any], *, force: bool, wait_hours: float
 ) -> Release | str:
-    """Do one run; return the version that it made, or in one line why it made none.  Raises UserError."""
+    """Do one run; return the version that it made, or in one line why it made none.
+
+    Raises UserError, such as exit 2 if git has no identity to commit with.
+    """
     logger = get_run_logger()
-    check_repository(root)
+    require_identity(root)
+    if git_lines(root, "status", "--porcelain", "--untracked-files=no"):
+        logger.warning("%s has uncommitted changes, which are not part of this run", root)
     if is_shared():
         catch_up(root)
     base = first_commit(root, shared=is_shared())
-    if is_shared():
-        warn_of_newer(root, base)
     params = compose_params(root, base, preset, overrides)
     for name in prune(root):
         logger.info("removed the worktree of run %s, which ended early", name)
@@ -131,7 +133,7 @@ def retrain(
         result_of(check_champion(root, return_state=True), "champion")
         logger.info("run %s of commit %s in %s", place.folder.name, place.base[:12], place.folder)
         run_stages(place, force=force, wait_hours=wait_hours)
-        artifacts.show_results(place.folder, report_folder(place))
+        artifacts.show_results(place.folder, place.reports)
         return record(place)
 
 
@@ -147,7 +149,7 @@ def run_stages(place: Workspace, *, force: bool, wait_hours: float) -> None:
             retry_condition_fn=while_busy(time.monotonic() + 3600 * wait_hours),
         )(stage, place.folder, force, return_state=True)
         if stage == "validate":
-            artifacts.show_data_docs(place.folder, report_folder(place))  # before its failure is raised
+            artifacts.show_data_docs(place.folder, place.reports)  # before its failure is raised
         result_of(state, f"stage {stage}")
         if stage == "validate":
             result_of(drift(place.root, place.folder, return_state=True), "drift")
@@ -170,30 +172,6 @@ def while_busy(deadline: float) -> Callable[[Any, Any, State[Any]], bool]:
     return may_help
 
 
-def check_repository(root: Path) -> None:
-    """Warn about what the run will not contain.
-
-    Raises UserError (exit 2) if there is no commit to start from, or if git has no identity to commit with.
-    """
-    logger = get_run_logger()
-    require_identity(root)
-    state = git_lines(root, "status", "--porcelain=v2", "--branch", "--untracked-files=no")
-    if "# branch.oid (initial)" in state:
-        raise UserError(f"{root}: the branch has no commit yet from which a run could start; make one", Exit.USAGE)
-    if not all(line.startswith("# ") for line in state):
-        logger.warning("%s has uncommitted changes, which are not part of this run", root)
-    if "# branch.head (detached)" in state:
-        logger.warning("%s has no branch checked out; the run starts from its commit", root)
-
-
-def warn_of_newer(root: Path, base: str) -> None:
-    """Warn if the upstream branch has commits that the commit `base` does not contain."""
-    with suppress(UserError):  # no upstream branch
-        if (newer := git_text(root, "rev-list", "--count", f"{base}..@{{upstream}}")) != "0":
-            reason = f"{root} has local commits, so this run lacks {newer} of the upstream branch"
-            get_run_logger().warning("%s; rebase them, or drop them with `git reset --keep @{upstream}`", reason)
-
-
 @task(cache_policy=NO_CACHE, retry_delay_seconds=BUSY_SECONDS)
 def reproduce(stage: str, folder: Path, force: bool) -> None:
     """Run `dvc repro` for one stage.  Raises UserError."""
@@ -209,11 +187,11 @@ def reproduce(stage: str, folder: Path, force: bool) -> None:
 def drift(root: Path, folder: Path) -> State[None]:
     """Compare the run's images with the champion's, by `contract:`.  Raises UserError (exit 4)."""
     warnings: list[str] = []
+    report = None
     try:
         report = champion_report(root, folder)
     except UserError as error:
         get_run_logger().warning("drift from the champion's images is not checked: %s", error)
-        return Completed()
     if report is None:
         return Completed()
 

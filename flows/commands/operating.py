@@ -111,16 +111,15 @@ def rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for worker in server.get("workers", []):
         yield "worker", f"{worker['name']} {worker['status'].lower()}"
     for one in server.get("schedules", []):
-        off = "paused with its deployment; resume that in Prefect's UI" if one.get("paused") else "off"
-        state = f"on, next run {one['next_run'] or 'not planned yet'}" if one["active"] else off
-        yield "schedule", f"{one['deployment']}: {one['when']} {one['timezone']}: {state}"
+        state = f"on, next run {one['next_run'] or 'not planned yet'}" if one["active"] else "off"
+        yield "schedule", f"{one['deployment']}: {one['when']}: {state}"
     for run in server.get("runs", []):
         started = f"started {run['started']}" if run["started"] else "not started yet"
         yield "run", f"{run['name']} {run['state'].lower()}, {started}"
     if last := server.get("last_run"):
         yield "last run", f"{last['name']} {last['state'].lower()}, ended {last['ended']}"
     for device in found["devices"]:
-        yield "device", f"{device['device']}: {device['holder']} since {device['since']}"
+        yield "device", f"{device['device']}: {device['holder']}"
     for worktree in found["worktrees"]:
         state = "in use" if worktree["in_use"] else "left behind; the next run removes it"
         yield "worktree", f"{worktree['name']} {state}"

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from prefect.artifacts import (
 from flows.core import layout
 from flows.core.documents import read
 from flows.core.errors import brief
-from flows.core.folders import writing_folder
 from flows.core.params_file import read_params
 from flows.evaluation.results import BoundMetrics, Metrics, SampleMetrics
 from flows.registry.evidence import Evidence
@@ -31,8 +31,6 @@ EVERY_SECONDS = 5.0
 STEP = re.compile(r"step (\d+)(?: of \d+)?: (.*)")
 VALIDATION = re.compile(r"validation \d[^,]*")
 ENDS = "training ends"
-RUNS = "Running stage "
-"""What DVC says unless it skips the stage."""
 NUM_LINES = 20
 """The number of last lines of the log from which the speed is computed."""
 
@@ -52,46 +50,38 @@ class Progress:
     def __init__(self, folder: Path) -> None:
         self.steps = read_params(folder / layout.PARAMS).train.steps
         self.artifact: Any = None
-        self.started = False
-        self.shown = 0.0
+        self.shown = -EVERY_SECONDS
         self.validation = ""
         self.reached: deque[tuple[float, int]] = deque(maxlen=NUM_LINES)
 
     def read(self, line: str) -> None:
         """Update the bar and its description if a line of the log names a step, at most every EVERY_SECONDS."""
         found = STEP.match(line.strip().replace("+-", "±"))
-        if not self.started and (found or line.startswith(RUNS)):
-            self.started = True
-            with dispensable():
-                self.artifact = create_progress_artifact(0.0, key="training", description=f"0 of {self.steps} steps")
         if not found:
             return
         step, said, now = int(found[1]), found[2], time.monotonic()
         validation = VALIDATION.search(said)
         self.reached.append((now, step))
         ends = step == self.steps or said.startswith(ENDS)
-        if self.artifact and (ends or now - self.shown > EVERY_SECONDS):
+        if ends or now - self.shown > EVERY_SECONDS:
             left = "" if ends else self.left()
             percent = 100.0 if ends else 100 * step / self.steps
             description = f"{step} of {self.steps} steps{left}: {said}{'' if validation else self.validation}"
             with dispensable():
-                update_progress_artifact(self.artifact, percent, description)
+                if self.artifact:
+                    update_progress_artifact(self.artifact, percent, description)
+                else:
+                    self.artifact = create_progress_artifact(percent, key="training", description=description)
             self.shown = now
         if validation:
             self.validation = f"; {validation[0]} at step {step}"
 
     def left(self) -> str:
-        """Return the time left at the speed of the last lines, in words; '' after the first line."""
+        """Return the time left at the speed of the last lines, in hours, minutes and seconds; '' after the first."""
         (began, first), (now, last) = self.reached[0], self.reached[-1]
-        return f", {in_words((self.steps - last) * (now - began) / (last - first))} left" if last > first else ""
-
-
-def in_words(seconds: float) -> str:
-    """Return a duration in seconds, in minutes, or in hours and minutes."""
-    minutes = round(seconds / 60)
-    if minutes < 2:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+        if last <= first:
+            return ""
+        return f", {timedelta(seconds=round((self.steps - last) * (now - began) / (last - first)))} left"
 
 
 def show_data_docs(folder: Path, kept: Path) -> None:
@@ -101,18 +91,13 @@ def show_data_docs(folder: Path, kept: Path) -> None:
     """
     if not (folder / layout.VALIDATION).is_file():
         return
-    copy_data_docs(folder, kept)
+    copy = kept / "data_docs"
+    if (folder / layout.DATA_DOCS).is_dir():
+        shutil.copytree(folder / layout.DATA_DOCS, copy, dirs_exist_ok=True)
     validation = read(Report, folder / layout.VALIDATION)
     drawn = folder / layout.VALIDATION.with_name("validation.png")
-    content = markdown.data_docs(validation, drawn, kept / "data_docs/index.html")
+    content = markdown.data_docs(validation, drawn, copy / "index.html")
     show("data-docs", f"The images are {markdown.verdict(validation)}", content)
-
-
-def copy_data_docs(folder: Path, kept: Path) -> None:
-    """Copy the Data Docs of the run in `folder`, if there are any, to `kept`."""
-    if (folder / layout.DATA_DOCS).is_dir():
-        with writing_folder(kept / "data_docs") as copy:
-            shutil.copytree(folder / layout.DATA_DOCS, copy, dirs_exist_ok=True)
 
 
 def show_results(folder: Path, kept: Path) -> None:
@@ -120,11 +105,9 @@ def show_results(folder: Path, kept: Path) -> None:
 
     They are copied to `kept`, where the Data Docs are, since the run's folder is removed at its end.
     """
-    with writing_folder(kept) as whole:
-        copy_data_docs(folder, whole)
-        shutil.copyfile(folder / layout.CARD, whole / "card.md")
-        shutil.copyfile(folder / layout.SAMPLES, whole / "samples.png")
-        shutil.copyfile(folder / layout.PAGE, whole / "report.html")
+    kept.mkdir(parents=True, exist_ok=True)
+    for made, name in ((layout.CARD, "card.md"), (layout.SAMPLES, "samples.png"), (layout.PAGE, "report.html")):
+        shutil.copyfile(folder / made, kept / name)
     drawn = folder / layout.SAMPLES
     quality = read(SampleMetrics, folder / layout.SAMPLE_METRICS)
     show("samples", f"{quality.num_images:,} samples", markdown.samples(quality, drawn, kept / "samples.png"))
@@ -134,18 +117,19 @@ def show_results(folder: Path, kept: Path) -> None:
     show("model-card", markdown.headline(metrics), (kept / "card.md").read_text(encoding="utf-8"))
 
 
-def show(key: str, description: str, content: str) -> None:
-    """Show a page in Markdown."""
-    with dispensable():
-        create_markdown_artifact(content, key=key, description=description)
+def show_metrics(models: dict[str, Metrics], evidence: Evidence) -> None:
+    """Show a table with a column of metrics in bits/dim per model, and the decision about the champion."""
+    figures = {name: markdown.likelihoods(metrics) for name, metrics in models.items()}
+    rows = dict.fromkeys(row for found in figures.values() for row in found)
+    table = [{"bits/dim": row, **{name: found.get(row, "") for name, found in figures.items()}} for row in rows]
+    show_table("metrics", decision(evidence), table)
 
 
 def show_evidence(evidence: Evidence) -> None:
-    """Show a decision about the champion and everything that it rests on, in bits/dim."""
+    """Show a table of everything that a decision about the champion rests on, in bits/dim."""
     found = evidence.model_dump(exclude_unset=True)
-    rows = [(name.replace("_", " "), markdown.quoted(str(value))) for name, value in found.items()]
-    content = f"**{decision(evidence)}**\n\n{markdown.table(('evidence', ''), rows)}"
-    show("evidence", f"{evidence.decision} {markdown.quoted(evidence.challenger or '')}", content)
+    table = [{"evidence": name.replace("_", " "), "": str(value)} for name, value in found.items()]
+    show_table("evidence", decision(evidence), table)
 
 
 def decision(evidence: Evidence) -> str:
@@ -154,10 +138,13 @@ def decision(evidence: Evidence) -> str:
     return markdown.quoted(f"{evidence.decision}{tag}: {evidence.reason}")
 
 
-def show_metrics(models: dict[str, Metrics], evidence: Evidence) -> None:
-    """Show a table with a column of metrics in bits/dim per model, and the decision about the champion."""
-    figures = {name: markdown.likelihoods(metrics) for name, metrics in models.items()}
-    rows = dict.fromkeys(row for found in figures.values() for row in found)
-    table = [{"bits/dim": row, **{name: found.get(row, "") for name, found in figures.items()}} for row in rows]
+def show(key: str, description: str, content: str) -> None:
+    """Show a page in Markdown."""
     with dispensable():
-        create_table_artifact(table, key="metrics", description=decision(evidence))
+        create_markdown_artifact(content, key=key, description=description)
+
+
+def show_table(key: str, description: str, table: list[dict[str, str]]) -> None:
+    """Show a table, given by its rows."""
+    with dispensable():
+        create_table_artifact(table, key=key, description=description)

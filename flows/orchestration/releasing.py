@@ -115,11 +115,13 @@ def subject(root: Path, commit: str) -> str:
 def publish_all(root: Path, outcome: Release | None) -> Release | None:
     """Publish; return the decision about the run's model, which is a new one if its version was renumbered.
 
-    Raises UserError.
+    Raises UserError, and NetworkError (exit 5) if other machines were first three times.
     """
-    while not result_of(publish_versions(root, return_state=True), "publish"):
+    for _ in range(3):
+        if result_of(publish_versions(root, return_state=True), "publish"):
+            return outcome
         outcome = catch_up(root, outcome.version.commit if outcome else None) or outcome
-    return outcome
+    raise NetworkError("publish: other machines took the version's number three times; the next run publishes again")
 
 
 def catch_up(root: Path, made: str | None = None) -> Release | None:
@@ -139,8 +141,3 @@ def catch_up(root: Path, made: str | None = None) -> Release | None:
         else:
             get_run_logger().info("%s", again)
     return ours
-
-
-def report_folder(place: Workspace) -> Path:
-    """Return the folder for the run's report, Data Docs, card and samples.  It outlives the worktree."""
-    return place.root / layout.RUN_REPORTS / place.folder.name

@@ -14,12 +14,11 @@ from typing import Any
 import networkx
 from dvc.exceptions import CheckoutError, DownloadError, DvcException
 from dvc.logger import set_loggers_level
-from dvc.stage.cache import RunCacheNotFoundError, RunCacheNotSupported
 from prefect import get_run_logger
 from ruamel.yaml import YAML
 
 from flows.core import layout
-from flows.core.errors import NetworkError, UserError, brief
+from flows.core.errors import NetworkError, brief
 from flows.orchestration.workspace import Workspace
 from flows.registry.git import content_of, git, git_text
 from flows.registry.storage import dvc_repository
@@ -27,8 +26,6 @@ from flows.registry.versions import MODEL
 
 DOWNLOAD = "download"
 """The stage that the run cache never has, since its output persists."""
-NEWEST = 20
-"""How many results are looked through for known images."""
 
 
 def stages(repo: Any) -> list[Any]:
@@ -83,9 +80,7 @@ def restored(repo: Any) -> bool:
             continue
         try:
             repo.stage_cache.restore(stage, pull=bool(repo.config["core"].get("remote")))
-        except DvcException as error:
-            if not isinstance(error, RunCacheNotFoundError):
-                get_run_logger().warning("stage %s cannot be restored: %s", stage.name, error)
+        except DvcException:  # neither the run cache nor the remote has it
             complete = False
             break
         stage.save()
@@ -108,13 +103,11 @@ def pull(repo: Any) -> None:
 
 def push_run_cache(root: Path) -> None:
     """Push the run cache to the remote, so that other machines find what was made here.  Raises NetworkError."""
-    try:
-        with dvc_repository(root) as repo, suppress(RunCacheNotSupported):
+    with dvc_repository(root) as repo:
+        try:
             repo.stage_cache.push(None)
-    except UserError:
-        raise
-    except Exception as error:  # each kind of remote raises its own errors
-        raise NetworkError(f"DVC's remote takes no run cache: {brief(error)}") from error
+        except Exception as error:  # each kind of remote raises its own errors
+            raise NetworkError(f"DVC's remote takes no run cache: {brief(error)}") from error
 
 
 def know_the_images(place: Workspace, repo: Any) -> None:
@@ -128,7 +121,7 @@ def know_the_images(place: Workspace, repo: Any) -> None:
     yaml, path = YAML(), place.folder / layout.DVC_LOCK
     lock: Any = yaml.load(path) if path.exists() else {"schema": "2.0", "stages": {}}
     data = yaml.load(place.folder / layout.PARAMS)["data"]
-    for commit in results(place)[:NEWEST]:
+    for commit in results(place):
         theirs = yaml.load(content_of(place.root, f"{commit}:{layout.DVC_LOCK}") or b"{}") or {}
         known = theirs.get("stages", {}).get(DOWNLOAD)
         if known and known["params"][str(layout.PARAMS)]["data"] == data:

@@ -6,14 +6,7 @@ from uuid import UUID
 
 import psutil
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import (
-    FlowFilter,
-    FlowFilterName,
-    FlowRunFilter,
-    FlowRunFilterState,
-    FlowRunFilterStateName,
-    FlowRunFilterStateType,
-)
+from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Crashed
@@ -23,7 +16,7 @@ from flows.process.lifeline import KILL_SECONDS
 from flows.process.streams import say_on_stderr
 
 FLOW = "train-vdm"
-OF_FLOW = FlowFilter(name=FlowFilterName(any_=[FLOW]))
+OF_FLOW = FlowFilter.model_validate({"name": {"any_": [FLOW]}})
 INTERRUPTED, CONTINUED = "Interrupted", "Continued"
 """The names of the state of a run whose process was stopped, and of the same run after another one took it up."""
 WORKER = "prefect.worker.name"
@@ -33,7 +26,7 @@ UNFINISHED = [StateType.PENDING, StateType.RUNNING, StateType.PAUSED, StateType.
 
 def in_states(*types: StateType) -> FlowRunFilter:
     """Return the filter for runs in states of these types."""
-    return FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(types))))
+    return FlowRunFilter.model_validate({"state": {"type": {"any_": types}}})
 
 
 def engines(worker: str) -> dict[UUID, psutil.Process]:
@@ -96,7 +89,7 @@ def continue_interrupted(client: SyncPrefectClient, worker: str) -> None:
     One that still saves its state has to wait.
     """
     alive = engines(worker)
-    interrupted = FlowRunFilter(state=FlowRunFilterState(name=FlowRunFilterStateName(any_=[INTERRUPTED])))
+    interrupted = FlowRunFilter.model_validate({"state": {"name": {"any_": [INTERRUPTED]}}})
     for run in of_worker(client, worker, interrupted):
         if run.id in alive or run.deployment_id is None:
             continue

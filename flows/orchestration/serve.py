@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -36,14 +35,13 @@ from flows.orchestration.server import (
     owning_database,
     require_project,
 )
-from flows.orchestration.setting_up import POOL, notify, require_queues, schedules, set_up
+from flows.orchestration.setting_up import POOL, make_pool, notify, set_up
 from flows.process.ending import STOP
 from flows.process.environment import search_path
 from flows.process.groups import signal_with_parent, stop_group
 from flows.process.lifeline import hold_what_starts
 from flows.process.streams import say_on_stderr
 
-START_SECONDS = 300.0
 STOP_SECONDS = 30.0
 """How long each signal may take to end server or worker."""
 RESTART_SECONDS = 30.0
@@ -54,23 +52,18 @@ LOOK_SECONDS = 20.0
 DRIVER = Path("/proc/driver/nvidia/version")
 
 
-@dataclass
 class Child:
-    """A command of Prefect in its own session, which ends when this process is killed."""
+    """A command of Prefect in its own session, which gets a signal when this process is killed."""
 
-    arguments: list[str]
-    when_orphaned: signal.Signals
-    process: subprocess.Popen[str] = field(init=False)
-    restarted: float | None = None
+    def __init__(self, *arguments: str, when_orphaned: signal.Signals) -> None:
+        self.arguments = arguments
+        self.when_orphaned = when_orphaned
+        self.restarted = -RESTART_SECONDS
+        self.process = self.start()
 
-    @property
-    def name(self) -> str:
-        """Return the command without its options."""
-        return f"prefect {' '.join(self.arguments[:2])}"
-
-    def start(self) -> None:
+    def start(self) -> subprocess.Popen[str]:
         """Start the command."""
-        self.process = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-m", "prefect", *self.arguments],
             start_new_session=True,
             text=True,
@@ -79,11 +72,11 @@ class Child:
 
     def start_again(self) -> None:
         """Start the command after its end.  Raises UserError (exit 1) if it was started again just before."""
-        if self.restarted and time.monotonic() - self.restarted < RESTART_SECONDS:
-            raise UserError(f"`{self.name}` ended again at once; see its output above", Exit.BUG)
-        say_on_stderr(f"`{self.name}` ended; starting it again")
-        self.restarted = time.monotonic()
-        self.start()
+        name, now = f"`prefect {' '.join(self.arguments[:2])}`", time.monotonic()
+        if now - self.restarted < RESTART_SECONDS:
+            raise UserError(f"{name} ended again at once; see its output above", Exit.BUG)
+        say_on_stderr(f"{name} ended; starting it again")
+        self.restarted, self.process = now, self.start()
 
     def stop(self) -> None:
         """Stop the command and what it started."""
@@ -96,46 +89,40 @@ def serve(
     """Run the loop until SIGINT, SIGTERM or SIGHUP.  A server that is started listens at `host` and `port`, if given.
 
     With `share`, its worker shares versions with workers on other machines.  Raises UserError: exit 2 outside a
-    project's folder, for an address at which no server can listen, and for a queue that does not exist; 6 when another
-    `vdmctl serve` has the folder or the database; 5 if what answers at the address is no server that can be used.
+    project's folder, and for an address at which no server can listen; 6 when another `vdmctl serve` has the folder or
+    the database; 5 if what answers at the address is no server that can be used.
     """
     require_project()
     if share:
         share_versions()
     address = find_address(host, port)
-    configure(address.url)
-    with until_stopped(), ExitStack() as stack:
-        stack.enter_context(alone(address.url))
+    with until_stopped(address.url) as stack:
         children = [] if answers() else [start_server(stack, address, given=bool(host or port))]
         with connected(address.url) as client:
             set_up(client)
             if worker:
                 children.append(start_worker(stack, client, queues))
             notify(client)
-            say_on_stderr("\n".join(schedules(client)))
-            say_on_stderr(
-                f"serving at {address.url.removesuffix('/api')}; `prefect deployment run {FLOW}` starts a run"
-            )
+            page = address.url.removesuffix("/api")
+            say_on_stderr(f"serving at {page}; `prefect deployment run {FLOW}` starts a run")
         keep_alive(children, address.url)
 
 
 def work(queues: list[str] | None) -> None:
     """Run a worker that shares versions through the remotes, until a signal of STOP.
 
-    Raises UserError: exit 2 outside a project's folder, without a remote of git or DVC, or for a queue that does not
-    exist; 5 if no server answers; 6 if a worker runs in the folder already.
+    Raises UserError: exit 2 outside a project's folder, or without a remote of git or DVC; 5 if no server answers; 6 if
+    a worker runs in the folder already.
     """
     require_project()
     share_versions()
-    address = find_address(None, None)
-    configure(address.url)
-    with until_stopped(), ExitStack() as stack:
-        stack.enter_context(alone(address.url))
-        with connected(address.url) as client:
+    url = find_address(None, None).url
+    with until_stopped(url) as stack:
+        with connected(url) as client:
             # It takes one run at a time: others wait at the server, where a worker with a free device may take them.
             children = [start_worker(stack, client, queues, "--limit", "1")]
-        say_on_stderr(f"working for {address.url}, queues {', '.join(queues or fitting())}")
-        keep_alive(children, address.url)
+        say_on_stderr(f"working for {url}, queues {', '.join(queues or fitting())}")
+        keep_alive(children, url)
 
 
 def share_versions() -> None:
@@ -149,42 +136,35 @@ def share_versions() -> None:
 def start_server(stack: ExitStack, address: Address, *, given: bool) -> Child:
     """Start a server, which the stack stops, and wait until it answers.
 
-    Raises UserError: exit 5 if its address is another machine's, 2 if it ends, 1 if it does not answer in time, 6 if
-    another `vdmctl serve` uses its database.
+    Raises UserError: exit 5 if its address is another machine's, 2 if it ends, 6 if another `vdmctl serve` uses its
+    database.
     """
     if not given and not is_loopback(address.host):
         raise UserError(f"no Prefect server answers at {address.url}, and none can be started there", Exit.MISSING)
     stack.enter_context(owning_database())
-    command = ["server", "start", "--host", address.host, "--port", str(address.port)]
-    server = Child(command, when_orphaned=signal.SIGTERM)
-    server.start()
+    options = "--host", address.host, "--port", str(address.port)
+    server = Child("server", "start", *options, when_orphaned=signal.SIGTERM)
     stack.callback(server.stop)
-    deadline = time.monotonic() + START_SECONDS
     while not answers():
         if server.process.poll() is not None:
             reason = "Prefect says above why; --port picks another port, --host another address"
             raise UserError(f"no server can be started at {address.host}, port {address.port}: {reason}", Exit.USAGE)
-        if time.monotonic() > deadline:
-            raise UserError(f"the server does not answer at {address.url} after {START_SECONDS:g} s", Exit.BUG)
         time.sleep(0.3)
     return server
 
 
 def start_worker(stack: ExitStack, client: SyncPrefectClient, queues: list[str] | None, *options: str) -> Child:
-    """Start the folder's worker, which the stack stops after its runs.
-
-    The runs of an earlier worker are ended before.  Raises UserError (exit 2); see `require_queues`.
-    """
+    """Start the folder's worker, which the stack stops after its runs.  Runs of an earlier worker are closed before."""
     taken = queues or fitting()
-    require_queues(client, taken)
+    make_pool(client, taken)
     # prefect.yaml names the folder, and `python3`.
     os.environ |= {"VDM_PROJECT": str(Path.cwd()), "PATH": search_path()}
     name = worker_name()
     close_dead_runs(client, name)
-    command = ["worker", "start", "--pool", POOL, "--type", "process", "--name", name, *options]
+    chosen = [f"--work-queue={queue}" for queue in taken]
+    pool = "--pool", POOL, "--type", "process"
     # SIGTERM would only make the worker wait for its runs.  They end when it does; see flows.train_vdm.
-    worker = Child([*command, *(f"--work-queue={queue}" for queue in taken)], when_orphaned=signal.SIGKILL)
-    worker.start()
+    worker = Child("worker", "start", *pool, "--name", name, *chosen, *options, when_orphaned=signal.SIGKILL)
     stack.callback(worker.stop)
     stack.callback(stop_runs, str(client.api_url))
     return worker
@@ -198,8 +178,8 @@ def stop_runs(url: str) -> None:
 
 
 def worker_name() -> str:
-    """Return the name of the folder's worker.  Prefect allows no slash and no percent sign in it."""
-    return f"{socket.gethostname()}:{Path.cwd()}".replace("/", "\\").replace("%", "_")
+    """Return the name of the folder's worker.  Prefect allows no slash in it."""
+    return f"{socket.gethostname()}:{Path.cwd()}".replace("/", "\\")
 
 
 def fitting() -> list[str]:
@@ -215,8 +195,9 @@ def keep_alive(children: list[Child], url: str) -> None:
     looked = -LOOK_SECONDS
     while True:
         time.sleep(0.5)
-        ended = [child for child in children if child.process.poll() is not None]
-        for child in ended[:1]:  # a server before the worker that needs it
+        for child in children:
+            if child.process.poll() is None:
+                continue
             if child.arguments[0] == "worker":
                 try:
                     with connected(url) as client:
@@ -232,15 +213,18 @@ def keep_alive(children: list[Child], url: str) -> None:
 
 
 @contextmanager
-def until_stopped() -> Iterator[None]:
-    """Run the block until a signal of STOP.  Processes that it starts end with this process."""
+def until_stopped(url: str) -> Iterator[ExitStack]:
+    """Run the block, with Prefect at `url`, until a signal of STOP; then end what it put on the stack.
+
+    Processes that it starts end with this process.  Raises UserError (exit 6) if the folder is served already.
+    """
+    configure(url)
     hold_what_starts()
     for number in STOP:  # also SIGINT, which a shell makes background jobs ignore
         signal.signal(number, interrupt)
-    try:
-        yield
-    except KeyboardInterrupt:
-        say_on_stderr("stopped")
+    with suppress(KeyboardInterrupt), alone(url), ExitStack() as stack:
+        yield stack
+    say_on_stderr("stopped")
 
 
 def interrupt(*_: object) -> NoReturn:

@@ -10,12 +10,10 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.context import refresh_global_settings_context
-from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import get_current_settings
 
 from flows.core import layout
@@ -38,8 +36,7 @@ class Address(NamedTuple):
 def find_address(host: str | None, port: int | None) -> Address:
     """Return the address of the server: from host and port if one is given, else from Prefect's settings.
 
-    Raises UserError (exit 2) for what cannot be an address, and for a host that other machines can reach when no
-    password is set.
+    Raises UserError (exit 2) for a host that other machines can reach when no password is set.
     """
     settings = get_current_settings()
     if host and not is_loopback(host) and not settings.server.api.auth_string:
@@ -51,13 +48,9 @@ def find_address(host: str | None, port: int | None) -> Address:
     if host or port or not settings.api.url:
         host, port = host or LOOPBACK, port or PORT
         reached = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(host, host)
-        return Address(f"http://{f'[{reached}]' if ':' in reached else reached}:{port}/api", host, port)
-    url = settings.api.url.rstrip("/")
-    try:
-        parts = urlsplit(url)
-        return Address(url, parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
-    except ValueError as error:
-        raise UserError(f"{url}: not the address of a server: {error}", Exit.USAGE) from error
+        return Address(str(httpx.URL(scheme="http", host=reached, port=port, path="/api")), host, port)
+    url = httpx.URL(settings.api.url)
+    return Address(settings.api.url.rstrip("/"), url.host, url.port or 80)
 
 
 def is_loopback(host: str) -> bool:
@@ -88,12 +81,10 @@ def connected(url: str) -> Iterator[SyncPrefectClient]:
         with get_client(sync_client=True, httpx_settings={"timeout": SECONDS}) as client:
             client.raise_for_api_version_mismatch()
             yield client
-    except PrefectHTTPStatusError as error:
-        if error.response.status_code == HTTPStatus.UNAUTHORIZED:
+    except (httpx.HTTPError, RuntimeError) as error:
+        if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == HTTPStatus.UNAUTHORIZED:
             advice = "set PREFECT_API_AUTH_STRING=USER:PASSWORD"
             raise UserError(f"{url}: the server refuses the password; {advice}", Exit.USAGE) from error
-        raise UserError(f"{url}: the server fails: {brief(error)}; its own output says why", Exit.MISSING) from error
-    except (httpx.HTTPError, RuntimeError) as error:
         reason = brief(error.__cause__ or error)
         advice = "start one with `vdmctl serve`, or set PREFECT_API_URL to another's"
         raise UserError(

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -10,7 +9,6 @@ from prefect.automations import Automation
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import StateType
-from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.exceptions import ObjectNotFound
@@ -25,49 +23,33 @@ from flows.orchestration.runs import CONTINUED, FLOW, INTERRUPTED, OF_FLOW
 from flows.process.streams import say_on_stderr
 
 POOL = "vdm"
-QUEUES = f"/work_pools/{POOL}/queues"
 ENDS = ("Completed", "Promoted", "Refused", "NothingToDo", "Failed", "Drifted", "Cancelled", "Crashed", INTERRUPTED)
 """The names of the states in which runs end; Prefect emits the event prefect.flow-run.NAME."""
 
 
 def set_up(client: SyncPrefectClient) -> None:
-    """Create the pool with its queues, the deployments of prefect.yaml, and the automation for silent runs.
+    """Create the pool, the deployments of prefect.yaml, and the automation for silent runs.
 
-    What exists stays as it is, with an operator's changes.  Raises UserError: exit 2 for a pool of another type, or if
-    `prefect deploy` refuses prefect.yaml.
+    What exists stays as it is, with an operator's changes.  Raises UserError (exit 2) if `prefect deploy` refuses
+    prefect.yaml.
     """
-    try:
-        pool = client.read_work_pool(POOL)
-    except ObjectNotFound:
-        template = ProcessWorker.get_default_base_job_template()
-        pool = client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
-    if pool.type != "process":
-        advice = f"`prefect work-pool delete {POOL}`, and `vdmctl serve` creates the right one"
-        raise UserError(f"the work pool {POOL} is of type {pool.type}, not process; {advice}", Exit.USAGE)
-    for name in {"cpu", "gpu"} - queues(client).keys():
-        client.request("POST", QUEUES, json={"name": name})  # type: ignore[arg-type]
+    make_pool(client, [])
     deploy(client)
     if not client.read_automations_by_name(silent_runs().name):
         silent_runs().create()
 
 
-def queues(client: SyncPrefectClient) -> dict[str, dict[str, Any]]:
-    """Return the queues of the pool by name."""
-    found = client.request("POST", f"{QUEUES}/filter", json={"limit": 200})  # type: ignore[arg-type]
-    return {queue["name"]: queue for queue in found.json()}
-
-
-def require_queues(client: SyncPrefectClient, chosen: list[str]) -> None:
-    """Raise UserError (exit 2) if the work pool lacks one of the worker's queues, so that it would get no run."""
+def make_pool(client: SyncPrefectClient, queues: list[str]) -> None:
+    """Create the pool and these queues, if they are missing."""
     try:
         client.read_work_pool(POOL)
-    except ObjectNotFound as error:
-        raise UserError(f"no work pool {POOL}; run `vdmctl serve` on the server's machine", Exit.MISSING) from error
-    existing = queues(client)
-    for name in chosen:
-        if name not in existing:
-            advice = f"`prefect work-queue create {name} --pool {POOL}` creates it"
-            raise UserError(f"the work pool has no queue {name}, only {', '.join(existing)}; {advice}", Exit.USAGE)
+    except ObjectNotFound:
+        template = ProcessWorker.get_default_base_job_template()
+        client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
+    known = {queue.name for queue in client.read_work_queues(POOL)}
+    for name in queues:
+        if name not in known:
+            client.create_work_queue(name, work_pool_name=POOL)
 
 
 def deploy(client: SyncPrefectClient) -> None:
@@ -143,30 +125,3 @@ def notify(client: SyncPrefectClient) -> None:
         except ValidationError as error:
             raise UserError(f"{layout.AUTOMATIONS}: {entry['name']}: {brief(error)}", Exit.USAGE) from error
         say_on_stderr(f"{entry['name']}: on, since the block {kind}/{block} exists")
-
-
-def schedules(client: SyncPrefectClient) -> Iterator[str]:
-    """Yield a line for every schedule: its deployment, when it fires, and how to switch it on or off."""
-    for deployment in client.read_deployments(flow_filter=OF_FLOW):
-        name = f"{FLOW}/{deployment.name}"
-        for each in deployment.schedules:
-            change, state = ("pause", "on") if each.active else ("resume", "off")
-            command = f"`prefect deployment schedule {change} {name} {each.id}`"
-            when = f"{when_of(each.schedule)} {zone_of(each.schedule)}"
-            yield f"{name}: {when}: {state}; {command} switches it {'off' if each.active else 'on'}"
-
-
-def when_of(schedule: object) -> str:
-    """Return when a schedule has runs, by its cron, rrule or interval."""
-    match schedule:
-        case CronSchedule():
-            return schedule.cron
-        case IntervalSchedule():
-            return f"every {schedule.interval}"
-        case _:
-            return str(getattr(schedule, "rrule", "never"))
-
-
-def zone_of(schedule: object) -> str:
-    """Return the time zone of a schedule."""
-    return getattr(schedule, "timezone", None) or "UTC"

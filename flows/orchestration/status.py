@@ -1,7 +1,6 @@
 """The state of the retraining loop on this machine, for an operator and for monitoring: `vdmctl status`."""
 
 import os
-import shlex
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,7 @@ from typing import Any
 from flows.core import layout
 from flows.core.errors import UserError
 from flows.process.locks import folder_of_devices, held_locks
-from flows.registry.git import REMOTE, git, git_text
+from flows.registry.git import REMOTE, git, git_lines
 from flows.registry.versions import MODEL, champion, versions
 
 ANSWER_SECONDS = 3.0
@@ -64,39 +63,30 @@ def loop(client: Any) -> Entry:
     from prefect.exceptions import ObjectNotFound
 
     from flows.orchestration.runs import FLOW, OF_FLOW, UNFINISHED, in_states
-    from flows.orchestration.setting_up import POOL, queues, when_of, zone_of
-
-    workers, paused = [], []
-    with suppress(ObjectNotFound):
-        if client.read_work_pool(POOL).is_paused:
-            paused.append({"name": POOL, "resume": f"prefect work-pool resume {POOL}"})
-        for name, queue in queues(client).items():
-            if queue["is_paused"]:
-                resume = f"prefect work-queue resume {shlex.quote(name)} --pool {POOL}"
-                paused.append({"name": name, "resume": resume})
-        workers = client.read_workers_for_work_pool(POOL)
-    deployments = client.read_deployments(flow_filter=OF_FLOW)
+    from flows.orchestration.setting_up import POOL
 
     def runs(*states: StateType, sort: FlowRunSort, limit: int = 200) -> list[Any]:
         chosen = in_states(*states)
         return list(client.read_flow_runs(flow_filter=OF_FLOW, flow_run_filter=chosen, sort=sort, limit=limit))
 
+    workers = []
+    with suppress(ObjectNotFound):  # no pool yet
+        workers = client.read_workers_for_work_pool(POOL)
+    deployments = client.read_deployments(flow_filter=OF_FLOW)
     planned = runs(StateType.SCHEDULED, sort=FlowRunSort.EXPECTED_START_TIME_ASC)
+    following = {run.deployment_id: run.expected_start_time for run in reversed(planned)}
     ended = (StateType.COMPLETED, StateType.FAILED, StateType.CRASHED)
     last = runs(*ended, sort=FlowRunSort.END_TIME_DESC, limit=1)
     cancelled = runs(StateType.CANCELLED, sort=FlowRunSort.END_TIME_DESC, limit=1)
     return {
-        "paused": paused,
         "deployments": [each.name for each in deployments],
         "workers": [{"name": each.name, "status": str(each.status.value)} for each in workers],
         "schedules": [
             {
                 "deployment": f"{FLOW}/{deployment.name}",
                 "when": when_of(each.schedule),
-                "timezone": zone_of(each.schedule),
                 "active": each.active and not deployment.paused,
-                "paused": each.active and deployment.paused,
-                "next_run": next((time_of(run.expected_start_time) for run in planned if is_of(run, each)), None),
+                "next_run": time_of(following.get(deployment.id)) if each.active else None,
             }
             for deployment in deployments
             for each in deployment.schedules
@@ -118,9 +108,10 @@ def loop(client: Any) -> Entry:
     }
 
 
-def is_of(run: Any, schedule: Any) -> bool:
-    """Whether a run was planned by the schedule, as Prefect's scheduler writes it into the run's key."""
-    return f" {schedule.id} " in str(run.idempotency_key)
+def when_of(schedule: Any) -> str:
+    """Return when a schedule has runs: its cron or rrule, or its interval, and its time zone."""
+    when = getattr(schedule, "cron", None) or getattr(schedule, "rrule", None) or f"every {schedule.interval}"
+    return f"{when} {schedule.timezone or 'UTC'}"
 
 
 def is_dropped(run: Any) -> bool:
@@ -141,20 +132,9 @@ def ending(run: Any) -> Entry:
 
 
 def devices() -> list[Entry]:
-    """Return the devices of this machine that a trainer holds, by whom and since when."""
-    folder = folder_of_devices()
-    return [
-        {"device": Path(name).stem, "holder": holder, "since": since(folder / name)}
-        for name, holder in sorted(held_locks(folder).items())
-        if name.startswith(("cpu", "cuda"))
-    ]
-
-
-def since(path: Path) -> str | None:
-    """Return when a lock was taken: its holder then wrote into its file."""
-    with suppress(OSError):
-        return datetime.fromtimestamp(path.stat().st_mtime).astimezone().isoformat(timespec="seconds")
-    return None
+    """Return the devices of this machine that a trainer holds, and by whom."""
+    held = sorted(held_locks(folder_of_devices()).items())
+    return [{"device": Path(name).stem, "holder": holder} for name, holder in held]
 
 
 def worktrees(root: Path) -> list[Entry]:
@@ -168,10 +148,7 @@ def registry(root: Path) -> Entry:
     """Return the number of versions, the champion, and the tags of versions and champions that the remote lacks."""
     try:
         known, reigning = versions(root), champion(root)
-        here = git_text(root, "tag", "--list", f"{MODEL}@*", f"{MODEL}#*").split()
-        unpublished = None
-        if REMOTE in git_text(root, "remote").split():
-            unpublished = lacking(root, here)
+        unpublished = lacking(root) if REMOTE in git_lines(root, "remote") else None
     except UserError as error:
         return {"problem": str(error)}
     return {
@@ -182,14 +159,15 @@ def registry(root: Path) -> Entry:
     }
 
 
-def lacking(root: Path, tags: list[str]) -> list[str]:
+def lacking(root: Path) -> list[str]:
     """Return the tags that the git remote lacks, by its own list.  Raises UserError (exit 5) if it does not answer."""
+    here = git_lines(root, "tag", "--list", f"{MODEL}@*", f"{MODEL}#*")
     try:
         listed = git(root, "ls-remote", "--tags", "--refs", REMOTE, seconds=ANSWER_SECONDS).decode(errors="replace")
     except UserError as error:
         raise UserError(f"whether {REMOTE} has every version is unknown: {error}", error.code) from error
     there = {line.partition("\t")[2] for line in listed.splitlines()}
-    return [tag for tag in tags if f"refs/tags/{tag}" not in there]
+    return [tag for tag in here if f"refs/tags/{tag}" not in there]
 
 
 def disk(root: Path) -> dict[str, int]:
@@ -239,13 +217,9 @@ def problems_of_loop(server: Entry) -> Iterator[str]:
         yield "the server has no deployment train-vdm; `vdmctl serve` creates it when it starts"
     if not any(worker["status"] == "ONLINE" for worker in server["workers"]):
         yield "no worker is online, so no run starts; `vdmctl serve` or `vdmctl worker` starts one"
-    for one in server["paused"]:
-        yield f"no run of {one['name']} starts, since it is paused; `{one['resume']}`"
-    for name in sorted({one["deployment"] for one in server["schedules"] if one["paused"]}):
-        yield f"no planned run of {name} starts, since the deployment is paused; resume it in Prefect's UI"
     for run in server["late"]:
-        option = f"--queue {shlex.quote(run['queue'] or 'default')}"
-        advice = f"is a worker with the option `{option}` online, and free?"
+        queue = run["queue"] or "default"
+        advice = f"is the queue {queue} paused, or no worker with `--queue {queue}` online and free?"
         yield f"run {run['name']}, planned for {run['planned']}, has not started; {advice}"
     for run in server["dropped"]:
         advice = "another run of its deployment was unfinished; start it again if it is needed"

@@ -20,8 +20,7 @@ from prefect.exceptions import CrashedRun, TerminationSignal
 
 from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError, brief, of_file
-from flows.process.groups import STOP_SECONDS, running, stop_group
-from flows.process.lifeline import KILL_SECONDS
+from flows.process.groups import running, stop
 
 # What DVC says after every stage.
 LEFT_OUT = ("Generating lock file", "Updating lock file", "Use `dvc push`")
@@ -88,12 +87,6 @@ def log_lines(process: Popen[str], last: deque[str], read: Callable[[str], objec
             get_run_logger().info(line.rstrip())
             if read:
                 read(line)
-
-
-def stop(process: Popen[str]) -> None:
-    """Stop a process group, which may need some seconds to save its state."""
-    # DVC ignores SIGINT while its stage runs and waits for it; SIGTERM would kill DVC alone and orphan the stage.
-    stop_group(process, (signal.SIGINT, STOP_SECONDS), (signal.SIGTERM, KILL_SECONDS), (signal.SIGKILL, STOP_SECONDS))
 
 
 def result_of(state: State[Any], task: str) -> Any:

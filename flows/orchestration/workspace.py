@@ -23,7 +23,7 @@ from flows.core.params_file import parse_params
 from flows.core.presets import WHOLE, compose
 from flows.process.groups import processes_in
 from flows.process.locks import lock_file
-from flows.registry.git import content_of, git, git_lines, git_text, require_identity
+from flows.registry.git import content_of, git, git_text
 from flows.registry.publishing import run_of
 from flows.registry.storage import dvc_repository
 from flows.registry.versions import MODEL
@@ -37,21 +37,25 @@ class Workspace(NamedTuple):
     root: Path
     base: str
 
+    @property
+    def reports(self) -> Path:
+        """Return the folder for the run's report, Data Docs, card and samples.  It outlives the worktree."""
+        return self.root / layout.RUN_REPORTS / self.folder.name
+
 
 @contextmanager
 def workspace(root: Path, params: str, base: str) -> Iterator[Workspace]:
     """Make a worktree of the commit `base` of the repository at `root`, with `params` as its params.yaml.
 
-    Raises UserError: exit 5 if git cannot make it or a shared folder is a link to a missing one, 2 without an identity.
+    Raises UserError (exit 5) if git cannot make it.
     """
     name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     place = Workspace(root / layout.WORKTREES / name, layout.RUN_BRANCHES + name, root, base)
     with claimed(place.folder):
         git_text(root, "worktree", "add", "--quiet", "-b", place.branch, str(place.folder), base)
-        require_identity(place.folder)  # git's configuration may depend on the folder and the branch
         (place.folder / layout.PRIVATE).mkdir()
         for shared in (layout.STATES, layout.DOWNLOADS):
-            make_shared(root / shared)
+            (root / shared).mkdir(exist_ok=True)
             (place.folder / shared).symlink_to(root / shared)
         share_cache(root, place.folder)
         (place.folder / layout.PARAMS).write_text(params, encoding="utf-8")
@@ -59,14 +63,6 @@ def workspace(root: Path, params: str, base: str) -> Iterator[Workspace]:
         git_text(place.folder, "add", str(layout.PARAMS))
         yield place
         remove(root, place.folder)
-
-
-def make_shared(folder: Path) -> None:
-    """Make a folder that all runs share.  Raises UserError (exit 5) for a link to a folder that is missing."""
-    if folder.is_symlink() and not folder.exists():
-        target = folder.readlink()
-        raise UserError(f"{folder} is a link to {target}, which is missing; mount its disk and run again", Exit.MISSING)
-    folder.mkdir(exist_ok=True)
 
 
 @contextmanager
@@ -89,22 +85,15 @@ def prune(root: Path) -> list[str]:
 
 
 def left_behind(root: Path) -> set[Path]:
-    """Return the worktrees of runs that have a folder, a lock, or an entry in git.
-
-    `git worktree prune` would also remove the entries of other worktrees whose disk is not mounted now.
-    """
-    parent = (root / layout.WORKTREES).resolve()  # git resolves links
-    listed = git_lines(root, "worktree", "list", "--porcelain")
-    known = {Path(line.removeprefix("worktree ")) for line in listed if line.startswith("worktree ")}
-    locks = {lock.with_suffix("") for lock in parent.glob("*.lock")}
-    return {folder for folder in known if folder.parent == parent} | {*parent.glob("*/")} | locks
+    """Return the worktrees of runs of which a folder or a lock's file is there."""
+    parent = root / layout.WORKTREES
+    return {*parent.glob("*/"), *(lock.with_suffix("") for lock in parent.glob("*.lock"))}
 
 
 def remove(root: Path, folder: Path) -> None:
     """Remove a worktree, and its branch unless a commit would be lost or still has to get a version."""
     with suppress(UserError):  # it is no worktree, or not yet
-        # By its name: git knows it at the old place if the project was moved.
-        git(root, "worktree", "remove", "--force", "--force", folder.name)
+        git(root, "worktree", "remove", "--force", "--force", folder.name)  # twice: also one that is not whole yet
     shutil.rmtree(folder, ignore_errors=True)
     folder.with_suffix(".lock").unlink(missing_ok=True)
     branch = layout.RUN_BRANCHES + folder.name
@@ -154,10 +143,7 @@ def compose_params(root: Path, base: str, preset: str | None, overrides: Mapping
     parse_params(found, f"{name} of commit {base[:12]}")
     if not overrides:
         return found.decode()
-    try:
-        document = bounded_yaml.load(found)
-    except ValueError as error:  # ruamel's two readers differ in odd cases
-        raise UserError(f"{name} of commit {base[:12]}: cannot be edited: {error}", Exit.USAGE) from error
+    document = bounded_yaml.load(found)
     for key, value in overrides.items():
         section, _, parameter = key.partition(".")
         if parameter not in document.get(section, {}):

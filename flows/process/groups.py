@@ -41,10 +41,7 @@ def running(command: list[str], folder: Path, *, stdout: IO[bytes] | None = None
         yield process
         process.wait()
     finally:
-        # DVC ignores SIGINT while its stage runs and waits for it; SIGTERM would kill DVC alone and orphan the stage.
-        stop_group(
-            process, (signal.SIGINT, STOP_SECONDS), (signal.SIGTERM, KILL_SECONDS), (signal.SIGKILL, STOP_SECONDS)
-        )
+        stop(process)
         for pipe in (process.stdout, process.stderr):
             if pipe is not None:
                 pipe.close()
@@ -53,6 +50,12 @@ def running(command: list[str], folder: Path, *, stdout: IO[bytes] | None = None
 def signal_with_parent(number: signal.Signals) -> None:
     """Ask Linux to send this process the signal when the thread that started it ends, also if that is killed."""
     LIBC.prctl(SET_PARENT_DEATH_SIGNAL, number)
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    """Stop a process group, which may need some seconds to save its state."""
+    # DVC ignores SIGINT while its stage runs and waits for it; SIGTERM would kill DVC alone and orphan the stage.
+    stop_group(process, (signal.SIGINT, STOP_SECONDS), (signal.SIGTERM, KILL_SECONDS), (signal.SIGKILL, STOP_SECONDS))
 
 
 def stop_group(process: subprocess.Popen[str], *steps: tuple[signal.Signals, float]) -> None:

@@ -1,5 +1,6 @@
-"""The notifications of automations.yaml, and the automation that ends silent runs."""
+"""What `vdmctl serve` sets up: queues, the notifications of automations.yaml, the automation that ends silent runs."""
 
+from types import SimpleNamespace
 from unittest.mock import Mock
 from uuid import UUID
 
@@ -11,7 +12,7 @@ from project import ROOT
 from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.orchestration.runs import INTERRUPTED
-from flows.orchestration.setting_up import ENDS, notify, parsed, silent_runs
+from flows.orchestration.setting_up import ENDS, make_pool, notify, parsed, silent_runs
 from flows.train_vdm import DRIFTED, train_vdm
 
 ENTRIES = parsed(ROOT / layout.AUTOMATIONS)["automations"]
@@ -34,6 +35,13 @@ def test_every_state_of_which_somebody_is_told_exists() -> None:
 def test_a_run_that_ended_in_any_way_is_not_silent() -> None:
     expected = silent_runs().trigger.expect  # type: ignore[union-attr]
     assert {f"prefect.flow-run.{name}" for name in ENDS} < expected
+
+
+def test_a_queue_that_a_worker_wants_is_made_if_it_is_missing() -> None:
+    client = Mock(read_work_queues=Mock(return_value=[SimpleNamespace(name="default")]))
+    make_pool(client, ["default", "night"])
+    client.create_work_queue.assert_called_once_with("night", work_pool_name="vdm")
+    assert client.create_work_pool.call_count == 0
 
 
 @pytest.mark.parametrize(("block", "known", "made"), [(True, False, 1), (False, False, 0), (True, True, 0)])

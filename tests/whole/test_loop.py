@@ -37,9 +37,14 @@ def plant(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Ite
     yield from served(Plant(tmp_path_factory.mktemp("plant") / "Bücher und Bilder"), empty_database)
 
 
+def last_step(plant: Plant) -> int:
+    """Return the step of the newest saved state; 0 without one."""
+    return max((int(path.stem.removeprefix("step-")) for path in states(plant.project)), default=0)
+
+
 def train(plant: Plant) -> FlowRun:
     """Start an endless run, which continues the one before it, and wait until its trainer has saved a new state."""
-    saved = max((int(path.stem.removeprefix("step-")) for path in states(plant.project)), default=0)
+    saved = last_step(plant)
     run = plant.retrain(overrides=ENDLESS)
     wait_until(lambda: has_state(plant.project, saved + 100) or plant.state(run).is_final(), 300, plant.log)
     assert not plant.state(run).is_final(), plant.state(run)
@@ -54,12 +59,13 @@ def cancel(plant: Plant, run: FlowRun) -> str:
 
 
 def goes_on(plant: Plant, run: FlowRun) -> FlowRun:
-    """Wait until another run has taken up the interrupted one; return it."""
+    """Wait until another run has taken up the interrupted one and trains on; return it."""
     wait_until(lambda: plant.state(run).name == "Continued", 120, plant.log)
     (again,) = [each for each in plant.client.read_flow_runs(limit=200) if each.name in str(plant.state(run).message)]
     assert again.parameters == run.parameters
-    wait_until(lambda: plant.state(again).is_running(), 120, plant.log)
-    wait_until(lambda: bool(trainers(plant.project.folder)), 120, plant.log)
+    saved = last_step(plant)
+    wait_until(lambda: has_state(plant.project, saved + 100), 180, plant.log)
+    assert plant.state(again).is_running()
     return again
 
 

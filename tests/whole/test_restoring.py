@@ -49,13 +49,10 @@ def edit_lock(project: Project, edit: str) -> None:
     project.git("commit", "--quiet", "--all", "--message=Lock")
 
 
-def test_the_results_of_the_commit_itself_are_found(copied: Project) -> None:
+def test_the_results_of_the_commit_itself_are_found_and_no_others(copied: Project) -> None:
     head = copied.git("rev-parse", "HEAD").strip()
     assert tried(copied, "HEAD") == (True, head)
     assert copied.git("branch", "--list", "runs/*") == ""
-
-
-def test_results_that_nobody_made_are_not_found(copied: Project) -> None:
     assert tried(copied, "HEAD", steps=7) == (False, None)
 
 
