@@ -19,6 +19,8 @@ STARTERS = ("DVC_STAGE", "TORCHELASTIC_RUN_ID")
 # A process that still runs this long after SIGTERM hangs, for example in a device driver.
 KILL_SECONDS = 120.0
 LOOK_SECONDS = 1.0
+# How long the process of a run, whose commands have ended, may take to report its end to a server that may be gone.
+REPORT_SECONDS = 10.0
 
 Watched = list[psutil.Process | None]
 """Processes to watch.  None is one that had ended before it could be found."""
@@ -45,10 +47,11 @@ def end_with_starters() -> None:
 def end_with_parent(name: str) -> None:
     """End this process when its parent ends, or now if the parent has ended and another process has adopted this one.
 
-    `name` is a part of the command line of the parent.
+    `name` is a part of the command line of the parent.  This process only waits for commands that it started, so it is
+    killed soon after they have ended.
     """
     parent = psutil.Process().parent()
-    watch([parent if parent and name in " ".join(parent.cmdline()) else None])
+    watch([parent if parent and name in " ".join(parent.cmdline()) else None], waits=True)
 
 
 def starters(variable: str) -> Watched:
@@ -71,17 +74,21 @@ def starters(variable: str) -> Watched:
     return found
 
 
-def watch(processes: Watched) -> None:
+def watch(processes: Watched, *, waits: bool = False) -> None:
     """Watch the processes in a thread: when one ends, this process gets SIGTERM, and SIGKILL later."""
-    Thread(target=end_with, args=(processes,), daemon=True, name="lifeline").start()
+    Thread(target=end_with, args=(processes, waits), daemon=True, name="lifeline").start()
 
 
-def end_with(processes: Watched) -> None:
-    """Wait until one of the processes has ended, then end this one."""
+def end_with(processes: Watched, waits: bool) -> None:
+    """Wait until one of the processes has ended, then end this one; if it only `waits`, soon after its children."""
     while all(map(runs, processes)):
         time.sleep(LOOK_SECONDS)
     os.kill(os.getpid(), signal.SIGTERM)  # once: a second one might stop this process before it has saved
-    time.sleep(KILL_SECONDS)
+    killed = time.monotonic() + KILL_SECONDS
+    while time.monotonic() < killed and not (waits and not any(map(runs, psutil.Process().children()))):
+        time.sleep(LOOK_SECONDS)
+    if waits:
+        time.sleep(REPORT_SECONDS)
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -239,5 +239,5 @@ def test_the_last_stop_leaves_nothing(plant: Plant) -> None:
     assert log.endswith("stopped\n")
     assert f'File "{plant.project.folder}' not in log  # no traceback of the project's own code
     assert at_work(plant.project.folder) == []
-    left = [each for each in psutil.process_iter() if str(plant.port) in " ".join(each.cmdline())]
-    assert [each.pid for each in left if each.pid != os.getpid()] == []
+    commands = {each.pid: " ".join(each.info["cmdline"] or []) for each in psutil.process_iter(["cmdline"])}
+    assert [pid for pid, line in commands.items() if str(plant.port) in line and pid != os.getpid()] == []
