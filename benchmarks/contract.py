@@ -65,6 +65,7 @@ def main() -> None:
         figures |= {f"clean {name}": ", ".join(verdict(known)) or "nothing found" for name, known in sets.items()}
         figures["corruptions"] = by_row("corruption", {name: verdicts(sets[name], arguments.rows) for name in sets})
         figures["copies"] = by_row("copies", {name: recall(known) for name, known in sets.items()})
+    logging.disable(logging.NOTSET)
     show(figures, as_json=arguments.json)
 
 
