@@ -159,8 +159,6 @@ def prune(
     found = prune(ROOT, keep=keep, dry_run=dry_run)
     header = ("what", "would be removed" if dry_run else "removed", "MB")
     say_result(found, table(header, list(removals(found))), as_json)
-    if problems := found["problems"]:
-        raise UserError(f"prune: {problems[0]}", Exit.MISSING)
 
 
 def removals(found: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -176,5 +174,3 @@ def removals(found: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     for name, reason in found["kept"].items():
         if not reason.startswith("among"):
             yield "kept", f"{name}, {reason}", ""
-    for line in [*found["skipped"], *found["problems"]]:
-        yield "left alone", line, ""

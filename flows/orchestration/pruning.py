@@ -89,7 +89,7 @@ def prune(root: Path, *, keep: int, dry_run: bool) -> Entry:
                 file.unlink(missing_ok=True)
             for folder in [each for old in folders.values() for each in old]:
                 remove(folder)
-    return {"dry_run": dry_run, "keep": keep, "removed": removed, "kept": kept, "skipped": [], "problems": []}
+    return {"dry_run": dry_run, "keep": keep, "removed": removed, "kept": kept}
 
 
 def part(names: list[str], size: int | None = None) -> Entry:
