@@ -35,6 +35,8 @@ def override(section: SectionType, values: dict[str, Any]) -> SectionType:
     """
     from pydantic import ValidationError
 
+    from flows.core.params_file import explain
+
     replaced = section.model_dump()
     if "device" in values and "num_devices" in replaced:
         replaced["num_devices"] = 1
@@ -46,7 +48,7 @@ def override(section: SectionType, values: dict[str, Any]) -> SectionType:
         if first["type"] == "extra_forbidden":
             other = {"Evaluate": "ode", "Ode": "vlb"}.get(type(section).__name__)
             raise UserError(f"{option} needs --protocol {other}", Exit.USAGE) from error
-        raise UserError(f"{option}: {first['msg']}, got {first['input']!r}", Exit.USAGE) from error
+        raise UserError(f"{option}{explain(first)}", Exit.USAGE) from error
 
 
 def version_of(model: str) -> "Version | None":
