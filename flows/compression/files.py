@@ -25,7 +25,6 @@ BOUND_TIMES, BOUND_BATCH = 32, 128
 """The noise levels of each image from which the bound is computed, and the evaluations of the network at once."""
 MOST_BYTES = 2**32
 """The largest file that is decoded; it is read into memory."""
-SUFFIX = ".vdmz"
 WRITTEN = rf"\d+\.png|{re.escape(ARRAY)}"
 
 

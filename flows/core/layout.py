@@ -30,8 +30,6 @@ NEIGHBOURS = REPORTS / "samples/neighbours.csv"
 FEATURES = Path("models/features")
 PAGE = REPORTS / "report.html"
 PICTURES = REPORTS / "pictures"
-# Outputs that are in git, and not in DVC's cache.
-IN_GIT = (METRICS, SAMPLE_METRICS)
 
 # The card in the commit of a run of the Prefect flow, and the prefix of the run's branch.
 RUN_CARD = REPORTS / "card.md"

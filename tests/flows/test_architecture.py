@@ -200,12 +200,6 @@ def test_the_flow_runs_the_graph_of_dvc() -> None:
         assert {producers[dep] for dep in DVC[stage].get("deps", []) if dep in producers} <= set(order[:position])
 
 
-def test_the_layout_knows_which_outputs_are_in_git() -> None:
-    """Another clone takes these from the commit, and looks for all others in the cache and the DVC remote."""
-    in_git = {out for stage in DVC for out, options in outputs(stage) if "cache" in options}
-    assert in_git == set(map(str, layout.IN_GIT)), "flows.core.layout.IN_GIT lists what has `cache: false` in dvc.yaml"
-
-
 def outputs(stage: str) -> Iterator[tuple[str, dict[str, bool]]]:
     """Yield the outputs of a stage in dvc.yaml, with their options."""
     for entry in DVC[stage].get("outs", []) + DVC[stage].get("metrics", []):
