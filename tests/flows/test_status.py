@@ -16,7 +16,7 @@ from flows.commands import operating
 from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.orchestration import status as of_status
-from flows.orchestration.status import devices, ending, is_dropped, problems, registry, size_of, status, worktrees
+from flows.orchestration.status import devices, ending, is_dropped, problems, size_of, status, worktrees
 
 WELL: dict[str, Any] = {
     "deployments": ["train-vdm"],
@@ -101,19 +101,6 @@ def test_a_folder_that_is_not_served_says_so_within_three_seconds(
     found = status(project.folder)
     assert time.monotonic() - began < 2
     assert found["problems"] == [f"{project.folder}: not served; start `vdmctl serve`, or set PREFECT_API_URL"]
-
-
-def test_tags_that_origin_lacks_are_named(copied: Project, tmp_path: Path) -> None:
-    """Also a champion's tag on a commit that origin has."""
-    assert registry(copied.folder)["unpublished"] is None
-    remote = tmp_path / "remote.git"
-    copied.git("init", "--quiet", "--bare", str(remote))
-    copied.git("remote", "add", "origin", str(remote))
-    copied.git("push", "--quiet", "origin", "HEAD", "vdm@v1.0.0", "vdm@v1.1.0")
-    copied.git("tag", "--annotate", "--message=By hand", "vdm#champion#1", "vdm@v1.0.0^{commit}")
-    assert registry(copied.folder)["unpublished"] == ["vdm#champion#1", "vdm@v1.2.0"]
-    copied.git("remote", "set-url", "origin", str(tmp_path / "nowhere"))
-    assert "whether origin has every version is unknown: " in registry(copied.folder)["problem"]
 
 
 def test_the_devices_and_worktrees_in_use_are_those_whose_locks_are_held(

@@ -424,12 +424,15 @@ def test_the_status_names_the_champion_and_the_tags_that_the_remote_lacks(copied
     copied.git("push", "--quiet", "origin", "vdm@v1.0.0", "vdm@v1.1.0")
     found = json.loads(copied.vdmctl("status", "--verify", "--json").stdout)
     assert found["registry"]["champion"] == "vdm@v1.1.0"
-    assert found["registry"]["unpublished"] == ["vdm#champion#1", "vdm@v1.2.0"]
+    assert found["registry"]["unpublished"] == ["vdm#champion#1", "vdm@v1.2.0"]  # the commit of the first is there
     assert not any("does not verify" in problem for problem in found["problems"])
     weights = cached(copied, "models/vdm", "weights.safetensors", "v1.1.0")
     weights.unlink()
     weights.write_bytes(b"damaged")
-    assert "vdm@v1.1.0 does not verify: " in copied.vdmctl("status", "--verify").stdout
+    copied.git("remote", "set-url", "origin", str(tmp_path / "nowhere"))
+    shown = copied.vdmctl("status", "--verify").stdout
+    assert "vdm@v1.1.0 does not verify: " in shown
+    assert "whether origin has every version is unknown: " in shown
 
 
 def test_the_list_of_versions_has_fid_or_else_the_distance_in_the_features_of_the_pipeline() -> None:

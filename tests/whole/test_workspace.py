@@ -1,6 +1,5 @@
 """The parameters, the worktree and the commit of a run, with real git and DVC; test_loop.py tests the runs."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +18,7 @@ from flows.orchestration.workspace import (
     prune,
     workspace,
 )
-from flows.process.environment import settle
-from flows.registry.git import first_commit, require_identity
+from flows.registry.git import first_commit
 from flows.registry.storage import dvc_repository
 from flows.train_vdm import stages
 
@@ -35,8 +33,6 @@ COMMITTED = "params.yaml of commit HEAD"
     [
         ({"train": {"steps": 3}}, r"override train is not a parameter of params.yaml, such as train.steps"),
         ({"train.stepz": 5}, r"override train.stepz is not a parameter of params.yaml, such as train.steps"),
-        ({"train.steps.more": 3}, r"override train.steps.more is not a parameter of params.yaml, such as train.steps"),
-        ({"steps": 3}, r"override steps is not a parameter of params.yaml, such as train.steps"),
         ({"train.steps": "many"}, r"params.yaml with the overrides: train.steps: .* got 'many'"),
     ],
 )
@@ -67,13 +63,6 @@ def test_an_override_changes_its_line_alone(registry: Project) -> None:
     before = registry.git("show", "HEAD:params.yaml").splitlines()
     after = compose_params(registry.folder, "HEAD", None, {"train.steps": 5}).splitlines()
     assert [(old, new) for old, new in zip(before, after, strict=True) if old != new] == [("  steps: 80", "  steps: 5")]
-
-
-def test_an_unknown_preset(registry: Project) -> None:
-    known = "no preset 'digit' in commit HEAD; presets: cifar10, cifar10_aug"
-    with pytest.raises(UserError, match=known) as raised:
-        compose_params(registry.folder, "HEAD", "digit", {})
-    assert raised.value.code is Exit.USAGE
 
 
 def test_no_branch_is_left_of_a_run_that_started_from_a_commit_of_the_remote_and_made_none(copied: Project) -> None:
@@ -111,11 +100,6 @@ def results(place: Workspace) -> str:
     return made
 
 
-def state_of(project: Project) -> tuple[str, str]:
-    """Return the branch `main` and what the checkout changes."""
-    return project.git("rev-parse", "main"), project.git("status", "--porcelain")
-
-
 HOOKS = {
     "post-checkout": "exit 1",
     "pre-commit": "exit 1",
@@ -148,20 +132,6 @@ def test_hooks_and_signatures_are_for_the_commits_of_people(plain: Project) -> N
     assert plain.git("tag") == ""
 
 
-def test_a_run_that_a_hook_of_git_starts_leaves_the_checkout_alone(
-    plain: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """git passes the places of its repository and index to hooks."""
-    before = state_of(plain)
-    given = {"GIT_DIR": ".git", "GIT_INDEX_FILE": ".git/index", "GIT_WORK_TREE": ".", "GIT_PREFIX": ""}
-    for name, value in given.items():
-        monkeypatch.setenv(name, str(plain.folder / value))
-    settle(os.environ)
-    with run_in(plain) as place:
-        results(place)
-    assert state_of(plain) == before
-
-
 def test_what_a_killed_run_left_behind_is_removed(plain: Project) -> None:
     """A branch stays that has a commit which nothing else holds, or on which somebody works."""
     root, worktrees = plain.folder, plain.folder / ".vdm" / "worktrees"
@@ -191,17 +161,6 @@ def test_a_file_that_dvc_tracks_is_no_stage(plain: Project) -> None:
 def test_the_configuration_with_passwords_is_private(plain: Project) -> None:
     with run_in(plain) as place:
         assert (place.folder / ".dvc" / "config.local").stat().st_mode & 0o077 == 0
-
-
-@pytest.mark.parametrize("role", ["AUTHOR", "COMMITTER"])
-def test_author_and_committer_are_needed(role: str, plain: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
-    for key in ("NAME", "EMAIL"):
-        monkeypatch.delenv(f"GIT_{role}_{key}", raising=False)
-        monkeypatch.setenv(f"GIT_{'AUTHOR' if role == 'COMMITTER' else 'COMMITTER'}_{key}", "a@example.org")
-    with pytest.raises(UserError, match=r"git config user.name NAME") as raised:
-        require_identity(plain.folder)
-    assert raised.value.code is Exit.USAGE
 
 
 def test_a_run_that_shares_versions_starts_from_the_newest_upstream_commit_unless_there_are_local_ones(
