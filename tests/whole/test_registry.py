@@ -16,7 +16,6 @@ from ruamel.yaml import YAML
 from flows.commands.registry import distance
 from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError
-from flows.registry.git import git_text
 from flows.registry.lineage import lineage
 from flows.registry.reproduction import reproduction
 from flows.registry.storage import DamagedVersionError, fetch, fetch_images
@@ -128,6 +127,7 @@ def test_without_a_git_identity_nothing_is_tagged(forge: Forge, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
+        (["evaluate", "nowhere"], 5, "nowhere: no such folder, and not a version such as vdm@v1.2.0, nor `champion`"),
         (["evaluate", "champion"], 5, "no version is the champion"),
         (["evaluate", "v9.0.0"], 5, "there is no version vdm@v9.0.0; `vdmctl models`"),
         (["lineage", "vdm@latest"], 2, "vdm@latest: not a version such as vdm@v1.2.0"),
@@ -145,8 +145,6 @@ def test_outside_and_below_the_top_of_a_repository(forge: Forge, tmp_path: Path)
     with pytest.raises(UserError, match="not the top folder of its git repository") as raised:
         versions(forge.root / "reports")
     assert raised.value.code is Exit.USAGE
-    with pytest.raises(UserError, match=r"^git rev-parse in /.*: fatal: Needed a single revision$"):
-        git_text(forge.root, "rev-parse", "--verify", "nothing")
 
 
 def test_lineage_goes_from_the_tag_to_every_digest_and_all_verify(registry: Project) -> None:
@@ -374,6 +372,10 @@ def test_a_reproduction_is_compared_with_the_commit_that_is_checked_out(
     forge.write("dvc.lock", json.dumps(lock))
     forge.project.dvc("checkout", "--force")
     assert reproduction(forge.root).line.startswith(f"models/vdm: different from commit {commit}, with the same inputs")
+    forge.write("code.py", "changed")
+    lock["stages"]["all"]["deps"][0]["md5"] = hashlib.md5(b"changed").hexdigest()
+    forge.write("dvc.lock", json.dumps(lock))
+    assert reproduction(forge.root).line.endswith("because the inputs differ: code.py")
     forge.write("dvc.lock", "<<<<<<< HEAD")
     with pytest.raises(UserError, match=r"dvc.lock: damaged"):
         reproduction(forge.root)
