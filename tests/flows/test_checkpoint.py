@@ -138,11 +138,6 @@ def test_the_arguments_of_a_model_are_those_of_its_class() -> None:
     assert ["self", *Arguments.model_fields] == list(inspect.signature(VDM.__init__).parameters)
 
 
-def test_an_int_is_accepted_as_a_float(folder: Path) -> None:
-    edit(folder, gamma_0=-7, dropout=0)
-    assert load_model(folder).schedule.gamma_0 == -7
-
-
 def test_a_model_larger_than_the_free_memory_is_refused_before_it_is_built(folder: Path) -> None:
     edit(folder, width=2**14, blocks=32)
     with pytest.raises(UserError, match=r"model: the model has [\d,]{10,} parameters, and cpu has .* GiB") as error:

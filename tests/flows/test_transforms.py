@@ -76,8 +76,7 @@ def test_gray_levels_are_rounded() -> None:
     assert np.abs(transform(colours, 256, declared(grayscale=True)) - exact).max() <= 0.5 + 1e-9
 
 
-@pytest.mark.parametrize("channels", [1, 3, 5])
-@pytest.mark.parametrize("size", [[1, 1], [8, 1], [5, 5]])
+@pytest.mark.parametrize(("channels", "size"), [(1, [5, 5]), (3, [8, 1]), (5, [5, 5])])
 def test_every_channel_is_resized_as_a_gray_image(channels: int, size: list[int]) -> None:
     """torch's kernels fail or differ for some numbers of channels."""
     images = np.random.default_rng(0).integers(0, 256, (3, channels, 50, 16), dtype=np.uint8)

@@ -118,21 +118,6 @@ def test_the_image_is_built_of_files_that_exist() -> None:
     assert tuple(map(int, version.groups())) >= tuple(map(int, least.groups()))
 
 
-def test_compose_mounts_the_repository_where_the_image_looks_for_it() -> None:
-    service = COMPOSE["services"]["vdm"]
-    (mounted,) = service["volumes"]
-    source, target = mounted.split(":")
-    assert (DEPLOY / source).resolve() == ROOT
-    assert target == instruction("WORKDIR")
-    build = service["build"]
-    assert (DEPLOY / build["context"]).resolve() == ROOT
-    assert ROOT / build["dockerfile"] == DEPLOY / "Dockerfile"
-    declared = {rest.partition("=")[0] for name, rest in instructions() if name == "ARG"}
-    assert build["args"].keys() <= declared
-    gpu = YAML(typ="safe").load(DEPLOY / "compose.gpu.yaml")
-    assert gpu["services"].keys() <= COMPOSE["services"].keys()
-
-
 def test_passwords_are_in_no_file_of_git() -> None:
     for service in COMPOSE["services"].values():
         for name, value in service["environment"].items():

@@ -431,10 +431,9 @@ def test_the_status_names_the_champion_and_the_tags_that_the_remote_lacks(copied
     weights = cached(copied, "models/vdm", "weights.safetensors", "v1.1.0")
     weights.unlink()
     weights.write_bytes(b"damaged")
+    assert "vdm@v1.1.0 does not verify: " in copied.vdmctl("status", "--verify").stdout
     copied.git("remote", "set-url", "origin", str(tmp_path / "nowhere"))
-    shown = copied.vdmctl("status", "--verify").stdout
-    assert "vdm@v1.1.0 does not verify: " in shown
-    assert "whether origin has every version is unknown: " in shown
+    assert "whether origin has every version is unknown: " in copied.vdmctl("status").stdout
 
 
 def test_the_list_of_versions_has_fid_or_else_the_distance_in_the_features_of_the_pipeline() -> None:
