@@ -96,7 +96,7 @@ def test_all_bad_files_are_named_at_once_up_to_ten(folder: Path) -> None:
         (["train/1.png", "test/1.png", "val/1.png", "val/2.png"], "", Exit.INVALID_DATA, "2 validation images, but on"),
     ],
 )
-def test_folders_that_are_no_sets_are_refused(
+def test_folders_without_sets_are_refused(
     names: list[str], empty: str, code: Exit, message: str, tmp_path: Path
 ) -> None:
     (tmp_path / "set" / empty).mkdir(parents=True)

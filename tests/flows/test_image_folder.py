@@ -152,9 +152,7 @@ def test_hidden_files_and_circular_links_are_left_out(folder: Path, caplog: pyte
 @pytest.mark.parametrize(
     ("folder", "name"), [("set", os.fsdecode(b"caf\xe9")), ("line\nend", "<b>\x1b[31mred\u202e\x7f\x85")]
 )
-def test_names_reach_no_reader_unescaped(
-    folder: str, name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_names_are_escaped(folder: str, name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path / folder, *(f"{name}{i}.png" for i in range(4)))
     (tmp_path / folder / f"{name}.txt").touch()
     with caplog.at_level(logging.INFO):

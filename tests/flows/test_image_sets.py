@@ -273,7 +273,7 @@ IDX = "train-images-idx3-ubyte.gz"
         ("imagenet32_2016", "train_32x32.tar", cut, "train_32x32.tar has sha256"),
     ],
 )
-def test_a_bad_file_is_named(
+def test_bad_files_are_named(
     name: str, file: str, damage: Callable[[Path], object], message: str, publish: Publish
 ) -> None:
     """A hostile pickle is not parsed."""
@@ -287,9 +287,7 @@ def test_a_bad_file_is_named(
     assert not [*Path().rglob("trace"), *DOWNLOADS.glob("*")]
 
 
-def test_a_source_that_is_missing_and_other_counts_of_images_are_refused(
-    publish: Publish, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_source_and_other_counts_are_refused(publish: Publish, monkeypatch: pytest.MonkeyPatch) -> None:
     source = publish("fashion_mnist")
     with pytest.raises(UserError, match=r"data\.source: .*gone is not a folder"):
         load("fashion_mnist", source / "gone")
@@ -343,9 +341,7 @@ UNCLOSED = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionW
 
 @UNCLOSED
 @pytest.mark.parametrize("trouble", ["no answer", "no file", "cut short"])
-def test_a_download_that_fails_is_an_error_of_the_network(
-    trouble: str, publish: Publish, server: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_download_that_fails(trouble: str, publish: Publish, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     source = publish("cifar10")
     at("http://127.0.0.1:9/" if trouble == "no answer" else server, monkeypatch)
     for path in source.iterdir():

@@ -260,9 +260,7 @@ def test_a_damaged_file_of_flax_is_refused(kind: str, tmp_path: Path, capsys: py
 
 
 @pytest.mark.parametrize("kind", ["cut short", "hostile", "not finite", "expanded"])
-def test_a_damaged_or_hostile_file_of_torch_is_refused(
-    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_file_of_torch_is_refused(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = peer_checkpoint(tmp_path)
     state, name = torch.load(file, weights_only=True), "ema_model.model.conv_in.weight"
     match kind:

@@ -64,9 +64,7 @@ def test_the_progress_of_a_training_run_names_the_time_left(tmp_path: Path, monk
     assert [percent for percent, _ in shown] == [100 * 300 / 2600, 100 * 400 / 2600, 100]
 
 
-def test_a_run_goes_on_when_prefect_can_show_nothing(
-    tmp_path: Path, quietly: Mock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_goes_on_if_prefect_shows_nothing(tmp_path: Path, quietly: Mock, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object, **__: object) -> NoReturn:
         raise RuntimeError("500 Internal Server Error")
 
@@ -163,9 +161,7 @@ def test_a_task_that_takes_too_long_is_named() -> None:
         (UserError("wrong", Exit.USAGE), 1, 1.0, False),
     ],
 )
-def test_a_stage_waits_for_its_device_and_tries_the_network_twice_more(
-    error: UserError, count: int, hours: float, again: bool
-) -> None:
+def test_when_a_stage_is_tried_again(error: UserError, count: int, hours: float, again: bool) -> None:
     condition = while_busy(time.monotonic() + 3600 * hours)
     assert condition(reproduce, Mock(run_count=count), Failed(data=error)) is again
 
@@ -221,9 +217,7 @@ def test_a_command_that_was_killed_says_by_what_and_not_that_somebody_stopped_it
 
 
 @pytest.mark.usefixtures("quietly")
-def test_only_images_that_differ_from_the_champions_have_drifted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_images_that_differ_have_drifted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a failure of the task or, with a warning, as its state."""
     monkeypatch.setattr("flows.train_vdm.champion_report", lambda *_: tmp_path / "validation.json")
     for code, named in ((Exit.INVALID_DATA, True), (Exit.MISSING, False)):

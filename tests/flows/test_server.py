@@ -123,9 +123,7 @@ def test_one_serves_a_folder_and_one_a_database(tmp_path: Path) -> None:
         (["deployment", "inspect", "train-vdm"], "train-vdm"),
     ],
 )
-def test_the_prefect_command_takes_a_bare_name_and_finds_the_server(
-    words: list[str], third: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_prefect_command_takes_a_bare_name(words: list[str], third: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/bin/prefect", *words])
     with alone("http://127.0.0.1:4999/api"):
         found = setup_environment(ctx=HookContext("3", None, lambda _: None))  # type: ignore[arg-type, return-value]

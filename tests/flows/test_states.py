@@ -50,9 +50,7 @@ def test_the_newest_states_are_kept_until_their_model_is_registered(tmp_path: Pa
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 1000, None])
-def test_the_older_state_serves_if_the_newest_is_damaged(
-    content: bytes | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_state_is_put_aside(content: bytes | None, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = Run(tmp_path, keep=2)
     for step in (5, 10):
         run.save(step, {"done": step})
@@ -101,9 +99,7 @@ def test_a_state_is_saved_when_the_minutes_are_over(
     assert [call.args[0] for call in run.save.call_args_list] == [2, 4, 6]
 
 
-def test_a_run_that_is_asked_to_stop_at_its_last_step_has_finished(
-    tmp_path: Path, tiny_model: Callable[..., VDM]
-) -> None:
+def test_a_run_asked_to_stop_at_its_last_step_has_finished(tmp_path: Path, tiny_model: Callable[..., VDM]) -> None:
     train = parameters(steps=2)
     trainer, run = trainer_of(tiny_model(), train), Run(tmp_path, keep=2)
     fit(trainer, run, tmp_path / "curves.csv", train, lambda: trainer.done == 2)
@@ -119,9 +115,7 @@ def test_ranks_count_only_in_processes_of_torchs_agent(monkeypatch: pytest.Monke
     assert local_rank() == 1
 
 
-def test_machines_on_which_auto_has_another_meaning_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_machines_that_read_auto_differently_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VDM_LOCK_DIR", str(tmp_path / "locks"))
     monkeypatch.setattr(fitting, "load_images", Mock())
     monkeypatch.setattr(fitting, "arguments_of", Mock(return_value=TINY))

@@ -88,9 +88,7 @@ def test_a_run_that_the_limit_cancelled_was_dropped() -> None:
     assert not is_dropped(Mock(state=Cancelled()))
 
 
-def test_a_folder_that_is_not_served_says_so_within_three_seconds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_is_not_served_says_so_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prefect's import, which other tests have paid for, may take one of the three."""
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     project = Project(tmp_path / "project")
@@ -100,9 +98,7 @@ def test_a_folder_that_is_not_served_says_so_within_three_seconds(
     assert found["problems"] == [f"{project.folder}: not served; start `vdmctl serve`, or set PREFECT_API_URL"]
 
 
-def test_the_devices_and_worktrees_in_use_are_those_whose_locks_are_held(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_in_use_is_what_has_a_held_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VDM_LOCK_DIR", str(tmp_path))
     folder = tmp_path / layout.WORKTREES
     (folder / "a").mkdir(parents=True)
@@ -131,9 +127,7 @@ def test_the_size_of_a_folder_does_not_count_what_links_lead_to(tmp_path: Path) 
         (UserError("gone", Exit.MISSING), "the champion does not verify: gone"),
     ],
 )
-def test_the_status_is_printed_although_the_champion_cannot_be_verified(
-    error: UserError, line: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_champion_that_cannot_be_verified(error: UserError, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flows.registry.versions.resolve", Mock(side_effect=error))
     assert operating.champion_problems() == [line]
     assert of_status.ANSWER_SECONDS <= 3

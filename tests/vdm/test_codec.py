@@ -124,9 +124,7 @@ def test_images_come_back_and_the_stack_too(changes: dict[str, Any], tiny_model:
     assert coder.num_plain > 0  # random weights predict values beyond the tables
 
 
-def test_pixels_are_coded_in_parts_that_change_no_bit(
-    tiny_model: Callable[..., VDM], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_coding_pixels_in_parts_changes_no_bit(tiny_model: Callable[..., VDM], monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model().double()
     tested = Codec(model, 2, 4)
     pixels = np.random.default_rng(1).integers(0, model.num_levels, (3, *model.image_shape), dtype=np.uint8)

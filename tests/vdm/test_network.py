@@ -35,9 +35,7 @@ def predictor(**changes: object) -> NoisePredictor:
 
 @pytest.mark.parametrize("attention_everywhere", [False, True])
 @pytest.mark.parametrize(("channels", "height", "width"), [(1, 8, 8), (3, 5, 9), (4, 1, 1)])
-def test_images_of_any_channels_and_size_are_accepted(
-    channels: int, height: int, width: int, attention_everywhere: bool
-) -> None:
+def test_images_of_any_size_are_accepted(channels: int, height: int, width: int, attention_everywhere: bool) -> None:
     network = predictor(channels=channels, attention_everywhere=attention_everywhere)
     z = torch.randn(2, channels, height, width)
     assert network(z, torch.zeros(2)).shape == z.shape

@@ -55,9 +55,7 @@ def test_a_benchmark_prints_its_figures_and_the_machine(
     assert json.loads(capsys.readouterr().out).keys() > MACHINE
 
 
-def test_ours_trains_for_the_minutes_and_the_curves_are_compared(
-    small: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ours_trains_and_the_curves_are_compared(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The peer's curve is ours, and a quarter of a bit worse: the peer is not on the machine of the tests."""
     params = preset_params("digits", model={"width": 16, "blocks": 1}, train={"num_devices": 1})
     equal_minutes.train_part(params, small / "images", 0.005, 2, small / "ours")

@@ -103,9 +103,7 @@ def continued(project: Project, process: subprocess.Popen[str], undisturbed: byt
     return errors
 
 
-def test_a_group_that_dies_or_of_which_one_is_stopped_continues_under_torchrun(
-    project: Project, undisturbed: bytes
-) -> None:
+def test_a_group_that_dies_or_is_stopped_continues_under_torchrun(project: Project, undisturbed: bytes) -> None:
     """One run is ended by a process that dies, and by SIGTERM to one process."""
     project.edit("params.yaml", **{"max_restarts: 3": "max_restarts: 0"})
     process = start(project)
@@ -161,9 +159,7 @@ def listening(leader: int) -> set[str]:
 NOHUP = "import os, sys; os.execvp('nohup', ['nohup', sys.executable, '-m', *sys.argv[1:]])"
 
 
-def test_a_group_outlives_its_terminal_and_its_first_process_and_nothing_listens_beyond_loopback(
-    project: Project, undisturbed: bytes
-) -> None:
+def test_a_group_outlives_its_terminal_and_listens_on_loopback_alone(project: Project, undisturbed: bytes) -> None:
     """It is started by nohup.  It restarts from its last state, and no second training gets its device.
 
     It listens on loopback alone from start to end, whatever interface the environment names.

@@ -48,9 +48,7 @@ def test_a_command_that_is_stopped_while_it_imports_says_so(small: Small) -> Non
 
 
 @pytest.mark.parametrize(("command", "number"), [("evaluate", signal.SIGTERM), ("validate", signal.SIGHUP)])
-def test_a_stage_that_is_stopped_leaves_the_old_outputs_and_nothing_else(
-    command: str, number: signal.Signals, small: Small
-) -> None:
+def test_a_stage_that_is_stopped_leaves_the_old_outputs(command: str, number: signal.Signals, small: Small) -> None:
     small.edit(times_per_image=100_000)
     before = small.outputs()
     process = small.start(command)
@@ -86,9 +84,7 @@ def test_a_signal_as_the_outputs_take_their_places_leaves_whole_files(small: Sma
         ("{vdmctl} preset nonsense 2>/dev/full", 2, ""),
     ],
 )
-def test_a_pipe_without_a_reader_is_no_error_and_a_full_device_is_one(
-    shell: str, code: int, errors: str, small: Small
-) -> None:
+def test_a_closed_pipe_is_no_error_and_a_full_device_is_one(shell: str, code: int, errors: str, small: Small) -> None:
     result = small.run(["bash", "-c", shell.format(vdmctl=f"{sys.executable} -m flows.cli")])
     assert (result.returncode, result.stderr[: len(errors) or None]) == (code, errors)
     assert len(result.stderr.splitlines()) <= 1
@@ -175,9 +171,7 @@ def test_the_reason_says_whether_the_network_failed(
 @pytest.mark.parametrize(
     ("chosen", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)]
 )
-def test_idle_threads_leave_the_cores_to_others_unless_the_user_chose(
-    chosen: dict[str, str], spins: str | None
-) -> None:
+def test_idle_threads_leave_the_cores_unless_the_user_chose(chosen: dict[str, str], spins: str | None) -> None:
     environment = chosen | {"GIT_DIR": "/elsewhere/.git", "OMP_PROC_BIND": "true"}
     settle(environment)
     assert environment.get("GOMP_SPINCOUNT") == spins

@@ -130,9 +130,7 @@ def test_an_adopted_process_ends(name: str, code: int, started: Started) -> None
     assert start(started, sys.executable, "-c", ask).wait(60) == code
 
 
-def test_a_command_that_saves_is_not_killed_before_it_has_saved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_command_is_not_killed_before_it_has_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(groups, "STOP_SECONDS", 0.2)
     saving = "sleep 1; touch saved; exit 0"
     command = ["sh", "-c", f"trap '{saving}' INT TERM; echo works; while :; do sleep 0.1; done"]

@@ -322,9 +322,7 @@ def test_what_changed_since_the_comparison_is_noticed(forge: Forge) -> None:
     assert "refused" not in forge.git("tag")
 
 
-def test_no_signal_and_no_other_promotion_comes_between_the_check_and_the_tag(
-    forge: Forge, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_comes_between_the_check_and_the_tag(forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit 75 means "run again", which would then be refused: the version is the champion already."""
     handlers: list[Any] = []
 
@@ -374,9 +372,7 @@ def test_a_roll_back_to_damaged_files_names_the_command_that_passes_over_them(fo
 
 
 @pytest.mark.parametrize("error", [NetworkError("no answer"), UserError("a file is lost", Exit.MISSING)], ids=str)
-def test_a_roll_back_gives_no_champion_up_unless_a_digest_differs(
-    error: UserError, forge: Forge, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_roll_back_needs_digests_that_differ(error: UserError, forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
     crown(forge.project, "v1.0.0", "v1.1.0")
     monkeypatch.setattr(promotion, "require_sound", Mock(side_effect=error))
     with pytest.raises(type(error), match=f"^{re.escape(str(error))}$"):

@@ -314,9 +314,7 @@ def changed(forge: Forge, change: Callable[[dict[str, Any]], object]) -> dict[st
     ],
     ids=["code", "parameters", "contradiction", "incomplete"],
 )
-def test_verify_finds_a_tampered_lock(
-    change: Callable[[dict[str, Any]], object], subjects: set[str], forge: Forge
-) -> None:
+def test_a_tampered_lock_is_found(change: Callable[[dict[str, Any]], object], subjects: set[str], forge: Forge) -> None:
     assert problems(forge, forge.version("v1.3.0", changed(forge, change))).keys() == subjects
 
 
@@ -351,9 +349,7 @@ def test_stages_that_dvc_yaml_no_longer_has_do_not_count(forge: Forge) -> None:
     assert "models/old" not in lineage(forge.root, resolve(forge.root, name)).lock.outputs
 
 
-def test_a_reproduction_is_compared_with_the_commit_that_is_checked_out(
-    forge: Forge, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reproduction_is_compared_with_the_commit(forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(forge.root)  # DVC names stages relative to the working directory
     commit = forge.git("rev-parse", "--short=12", "HEAD").strip()
     forge.project.dvc("checkout")

@@ -163,9 +163,7 @@ def test_the_configuration_with_passwords_is_private(plain: Project) -> None:
         assert (place.folder / ".dvc" / "config.local").stat().st_mode & 0o077 == 0
 
 
-def test_a_run_that_shares_versions_starts_from_the_newest_upstream_commit_unless_there_are_local_ones(
-    plain: Project, tmp_path: Path
-) -> None:
+def test_a_run_that_shares_versions_starts_from_the_newest_upstream_commit(plain: Project, tmp_path: Path) -> None:
     plain.git("init", "--quiet", "--bare", str(tmp_path / "origin.git"))
     plain.git("remote", "add", "origin", str(tmp_path / "origin.git"))
     plain.git("push", "--quiet", "--set-upstream", "origin", "main")
