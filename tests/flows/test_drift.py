@@ -146,18 +146,6 @@ def test_images_of_another_shape_are_not_compared_further(patches: np.ndarray) -
     assert drifted(ours.model_copy(update={"image_shape": [3, 16, 4]}), ours) == {"shape of images"}
 
 
-def test_what_is_no_image_has_no_differences() -> None:
-    for images in (
-        np.zeros((0, 1, 8, 8), dtype=np.uint8),
-        np.full((9, 1, 8, 8), np.nan),
-        np.zeros((9, 0, 8, 8), dtype=np.uint8),
-        np.zeros(9),
-        np.zeros((9, 1, 2, 2, 2)),
-    ):
-        found = profile(measure(images, 17), np.arange(len(images)), [0, 0])
-        assert named(found, found) == set()
-
-
 def test_a_limit_of_zero_allows_no_pixel_of_millions_to_change(digits: np.ndarray) -> None:
     ours = of(digits)
     many = 1000 * np.array(ours.histogram)

@@ -115,21 +115,18 @@ def test_one_serves_a_folder_and_one_a_database(tmp_path: Path) -> None:
         assert refused.value.code is Exit.BUSY
 
 
-@pytest.mark.parametrize(
-    ("words", "third"),
-    [
-        (["deployment", "run", "train-vdm", "--watch"], "train-vdm/train-vdm"),
-        (["deployment", "run", "other/train-vdm"], "other/train-vdm"),
-        (["deployment", "inspect", "train-vdm"], "train-vdm"),
-    ],
-)
-def test_the_prefect_command_takes_a_bare_name(words: list[str], third: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["/bin/prefect", *words])
-    with alone("http://127.0.0.1:4999/api"):
-        found = setup_environment(ctx=HookContext("3", None, lambda _: None))  # type: ignore[arg-type, return-value]
-    assert found is not None
-    assert found.env == {"PREFECT_API_URL": "http://127.0.0.1:4999/api"}
-    assert sys.argv[3] == third
+def test_the_prefect_command_takes_a_bare_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    for words, third in (
+        ("run train-vdm --watch", "train-vdm/train-vdm"),
+        ("run other/train-vdm", "other/train-vdm"),
+        ("inspect train-vdm", "train-vdm"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["/bin/prefect", "deployment", *words.split()])
+        with alone("http://127.0.0.1:4999/api"):
+            found = setup_environment(ctx=HookContext("3", None, lambda _: None))  # type: ignore[arg-type, return-value]
+        assert found is not None
+        assert found.env == {"PREFECT_API_URL": "http://127.0.0.1:4999/api"}
+        assert sys.argv[3] == third
 
 
 def test_the_plugin_leaves_other_programs_and_other_servers_alone(monkeypatch: pytest.MonkeyPatch) -> None:

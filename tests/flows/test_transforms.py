@@ -13,7 +13,7 @@ from project import ROOT
 from flows.core.errors import Exit, UserError
 from flows.core.params import Data
 from flows.core.params_file import read_params
-from flows.images.store import MOST_CHUNK_BYTES, data_sha256, load_images
+from flows.images.store import data_sha256, load_images
 from flows.images.transforms import describe, levels_left, parts, transform
 from flows.stages.download import download
 
@@ -112,13 +112,3 @@ def test_images_that_a_transform_does_not_allow_are_refused(
     with pytest.raises(UserError, match=message) as error:
         transform(images[next(parts(images, declared(**change)))], 256, declared(**change))
     assert error.value.code == code
-
-
-@pytest.mark.parametrize("change", [{}, {"pad": 500}, {"resize": [1000, 1500]}, {"resize": [4, 4]}])
-@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 2000, 3000)])
-def test_a_chunk_is_transformed_in_parts_that_fit(shape: tuple[int, int, int], change: dict[str, Any]) -> None:
-    images = np.broadcast_to(np.uint8(1), (1000, *shape))
-    slices = list(parts(images, declared(**change)))
-    largest = max(images[0].nbytes, transform(images[:1], 256, declared(**change)).nbytes)
-    assert sum(len(range(1000)[part]) for part in slices) == 1000
-    assert max(len(range(1000)[part]) for part in slices) * largest <= MOST_CHUNK_BYTES

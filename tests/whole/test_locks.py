@@ -12,7 +12,7 @@ from project import ROOT
 
 from flows.core.errors import Exit, UserError
 from flows.process import locks
-from flows.process.locks import claim, folder_of_devices, held_locks, lock_file
+from flows.process.locks import claim, folder_of_devices, held_locks
 
 CPU = torch.device("cpu")
 
@@ -64,14 +64,6 @@ def test_a_lock_that_somebody_looks_at_is_free(folder: Path, monkeypatch: pytest
         monkeypatch.setattr(locks.time, "sleep", lambda seconds: fcntl.flock(looking, fcntl.LOCK_UN))
         with claim(CPU):
             assert held_locks(folder) != {}
-
-
-def test_a_lock_without_a_description_may_belong_to_another_user(tmp_path: Path) -> None:
-    """As in a git folder that users share: the one who runs first makes the file, which the others cannot write."""
-    lock = tmp_path / "shared.lock"
-    lock.touch(0o444)
-    with lock_file(lock) as other, lock_file(lock) as another:
-        assert (other, another) == (None, "another process")
 
 
 def test_the_locks_of_a_user_are_in_the_folder_for_its_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -68,17 +68,6 @@ def test_a_full_disk_keeps_the_old_outputs_and_names_the_file(
     assert small.outputs() != before
 
 
-def test_a_folder_that_cannot_be_made_is_named_before_the_work(
-    small: Small, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (small.folder / "file").write_text("")
-    monkeypatch.setattr("flows.validation.inspection.inspect_images", lambda *_, **__: pytest.fail("validates"))
-    monkeypatch.setattr("flows.evaluation.bound.evaluate_split", lambda *_, **__: pytest.fail("evaluates"))
-    for command in (["validate", "data/images"], ["evaluate", "models/vdm"]):
-        assert run([*command, "--out", "file"]) == Exit.MISSING
-        assert capsys.readouterr().err == "vdmctl: file: File exists\n"
-
-
 def test_no_command_writes_into_an_output_of_the_pipeline(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
     """DVC would remove the file when it runs the stage again, also one that has not run yet."""
     shutil.copy(ROOT / "dvc.yaml", small.folder)

@@ -79,16 +79,6 @@ def test_other_tags_that_begin_alike_are_no_versions(forge: Forge) -> None:
     assert [numbers_of(name) for name in ("vdm@v1.2.0", "vdm@v1.2.0!#4", "vdm@v1.2.0-rc1")] == [(1, 2, 0)] * 2 + [None]
 
 
-def test_a_linked_worktree_shares_the_registry(forge: Forge) -> None:
-    run = forge.folder / "run"
-    forge.git("worktree", "add", "--quiet", str(run))
-    forge.git("-C", str(run), "commit", "--quiet", "--allow-empty", "--message=A run")
-    assert add_version(run, "HEAD", "From a worktree") == newest(forge.root)
-    crown(Project.at(run), "v1.3.0")
-    assert champion(forge.project) == "vdm@v1.3.0"
-    assert (fetch(run, newest(run)) / "config.json").is_file()
-
-
 @pytest.mark.parametrize(
     ("commit", "code", "message"),
     [
@@ -406,13 +396,6 @@ def test_a_damaged_lock_is_one_line(lock: str, reason: str, forge: Forge) -> Non
         with pytest.raises(UserError, match=rf"^vdm@v1.3.0: dvc.lock at \w{{12}}: {reason}") as raised:
             action(forge.root, resolve(forge.root, name))
         assert raised.value.code is Exit.MISSING
-
-
-@pytest.mark.parametrize("message", ["By hand", "Promote\n\n" + "[" * 500])
-def test_messages_of_tags_break_nothing(message: str, forge: Forge) -> None:
-    forge.git("tag", "--annotate", f"--message={message}", "vdm#champion#1", "vdm@v1.0.0^{commit}")
-    assert champion(forge.project) == "vdm@v1.0.0"
-    json.dumps(lineage(forge.root, resolve(forge.root, "champion")).as_json(), allow_nan=False)
 
 
 def test_the_status_names_the_champion_and_the_tags_that_the_remote_lacks(copied: Project, tmp_path: Path) -> None:
