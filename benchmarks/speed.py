@@ -207,7 +207,7 @@ def settings_of(chosen: argparse.Namespace, problem: Problem, device: torch.devi
     return replace(
         resolve(problem.params.train, device),
         precision=find_precision(chosen.precision, device),
-        compile=find_compile({"true": True, "false": False}.get(chosen.compile, "auto"), device),
+        compile=find_compile({"true": True, "false": False}.get(chosen.compile, chosen.compile), device),
         batch_size=chosen.batch_size or problem.params.train.batch_size,
     )
 

@@ -48,15 +48,6 @@ def test_a_model_survives_the_round_trip(folder: Path, tiny_model: Callable[...,
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "weights.safetensors"]
 
 
-def test_weights_of_another_precision_become_float32(tmp_path: Path, tiny_model: Callable[..., VDM]) -> None:
-    model = tiny_model(schedule="fixed_linear").to(torch.bfloat16)
-    save_model(tmp_path, model, TINY | {"schedule": "fixed_linear"})
-    loaded = load_model(tmp_path)
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], tensor.float()), name
-    assert {tensor.dtype for tensor in loaded.state_dict().values()} == {torch.float32}
-
-
 def test_a_model_says_which_images_it_was_fitted_to(folder: Path, tiny_model: Callable[..., VDM]) -> None:
     assert fitted_to(folder) is None
     save_model(folder, tiny_model(), TINY, fitted_to="train_and_validation")
@@ -105,17 +96,13 @@ def flip_a_byte(path: Path) -> None:
     ("damage", "reason"),
     [
         (lambda f: (f / "weights.safetensors").unlink(), "No such file or directory; is this a model folder"),
-        (lambda f: (f / "config.json").unlink(), "No such file or directory; is this a model folder"),
         (lambda f: (f / "config.json").write_text("["), "config.json: damaged: "),
         (lambda f: (f / "config.json").write_bytes(b" " * 2**21), "larger than 1,048,576 bytes"),
         (lambda f: flip_a_byte(f / "weights.safetensors"), "sha256 differs"),
         (lambda f: change(f / "config.json", '"gamma_0": -7.0', '"gamma_0": -9.0'), "differs from its sha256"),
-        (lambda f: change(f / "config.json", '"model":', '"fitted_to": 3, "model":'), "fitted_to: Input should be"),
         (lambda f: edit(f, image_shape=[1, 8]), "do not describe one model: images cannot have shape"),
         (lambda f: os.truncate(f / "weights.safetensors", 2**40), r"weights\.safetensors: larger than"),
         (lambda f: edit(f, width=None), "model.width: Field required;"),
-        (lambda f: edit(f, schedule="cosine"), "model.schedule: Input should be 'fixed_linear'"),
-        (lambda f: edit(f, norm_eps=math.nan), "config.json: damaged: "),
     ],
 )
 def test_a_damaged_folder_is_refused(damage: Callable[[Path], object], reason: str, folder: Path) -> None:

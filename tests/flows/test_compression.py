@@ -198,14 +198,14 @@ def test_another_model_another_version_and_another_file_are_named() -> None:
 
 def test_a_machine_that_computes_other_means_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, original = content(), Codec.backward_mean
-    monkeypatch.setattr(Codec, "backward_mean", lambda self, z_t, t: original(self, z_t, t) * 1.01)
+    monkeypatch.setattr(Codec, "backward_mean", lambda self, *given: original(self, *given) * 1.01)
     with pytest.raises(UserError, match=r"decoded differently: .*; it was made with torch 2\..*, NumPy 2\..* on "):
         read(whole)
 
 
 def test_compress_refuses_a_file_that_does_not_decode_here(monkeypatch: pytest.MonkeyPatch) -> None:
     original = Codec.decode
-    monkeypatch.setattr(Codec, "decode", lambda self, *arguments: original(self, *arguments) ^ 1)
+    monkeypatch.setattr(Codec, "decode", lambda self, *given, **options: original(self, *given, **options) ^ 1)
     with pytest.raises(UserError, match=r"images.vdmz: not written, since it does not decode to the images") as raised:
         write(verify=True)
     assert raised.value.code == Exit.MISSING

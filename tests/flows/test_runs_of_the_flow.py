@@ -10,16 +10,16 @@ from unittest.mock import Mock
 
 import pytest
 from prefect.exceptions import TerminationSignal
-from prefect.states import Completed, Failed, StateType
-from project import IDENTITY, ROOT, Project
+from prefect.states import Completed, Failed
+from project import ROOT, Project
 
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.orchestration import releasing
-from flows.orchestration.artifacts import Progress, show, show_evidence
+from flows.orchestration.artifacts import Progress
 from flows.orchestration.streaming import EXPECTED, as_user_error, failure, result_of, stream
 from flows.registry.evidence import Evidence
 from flows.registry.storage import DamagedVersionError
-from flows.train_vdm import DRIFTED, check_champion, drift, reproduce, stages, train_vdm, while_busy
+from flows.train_vdm import DRIFTED, check_champion, drift, reproduce, stages, while_busy
 
 ARTIFACTS = "flows.orchestration.artifacts"
 
@@ -64,19 +64,6 @@ def test_the_progress_of_a_training_run_names_the_time_left(tmp_path: Path, monk
     assert [percent for percent, _ in shown] == [100 * 300 / 2600, 100 * 400 / 2600, 100]
 
 
-def test_a_run_goes_on_if_prefect_shows_nothing(tmp_path: Path, quietly: Mock, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*_: object, **__: object) -> NoReturn:
-        raise RuntimeError("500 Internal Server Error")
-
-    shutil.copyfile(ROOT / "presets" / "digits.yaml", tmp_path / "params.yaml")
-    for name in ("create_markdown_artifact", "create_table_artifact", "create_progress_artifact"):
-        monkeypatch.setattr(f"{ARTIFACTS}.{name}", fails)
-    Progress(tmp_path).read("step 300: 2.5 bits/dim, 900 images/s\n")
-    show("report", "a page", "content")
-    show_evidence(Evidence(decision="refuse", reason="not better"))
-    assert [call.args[1] for call in quietly.warning.call_args_list] == ["500 Internal Server Error"] * 3
-
-
 def test_other_machines_may_be_first_three_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever is outrun releases its model anew, and publishes that."""
     states, again = [Completed(data=False), Completed(data=True)], Mock()
@@ -87,24 +74,6 @@ def test_other_machines_may_be_first_three_times(tmp_path: Path, monkeypatch: py
     with pytest.raises(NetworkError, match="other machines took the version's number three times"):
         releasing.publish_all(tmp_path, None)
     assert states == []
-
-
-@pytest.mark.usefixtures("quietly")
-def test_wrong_parameters_fail_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """test_workspace.py has more of them."""
-    project = Project(tmp_path)
-    monkeypatch.chdir(project.folder)
-    for key, value in IDENTITY.items():
-        for role in ("AUTHOR", "COMMITTER"):
-            monkeypatch.setenv(f"GIT_{role}_{key}", value)
-    state = train_vdm.fn(overrides={"train.steps": 0})
-    assert state.type is StateType.FAILED
-    assert "train.steps: input should be greater than or equal to 1, got 0" in str(state.message)
-    assert "\n" not in str(state.message)
-    assert not (project.folder / ".vdm" / "worktrees").exists()
-    state = train_vdm.fn(publish=True)
-    assert state.type is StateType.FAILED
-    assert "no git remote origin" in str(state.message)
 
 
 def test_a_graph_that_dvc_refuses_is_one_line(tmp_path: Path) -> None:

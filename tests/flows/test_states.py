@@ -77,13 +77,6 @@ def test_curves_are_a_new_file(tmp_path: Path) -> None:
     assert len({line.count(",") for line in path.read_text().splitlines()}) == 1  # without the images per second
 
 
-def test_a_warmup_longer_than_the_run_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    images = torch.zeros(64, 1, 8, 8, dtype=torch.uint8)
-    for steps, logged in ((100, False), (99, True)):
-        fitting.build(TINY, fitting.resolve(parameters(steps=steps), CPU), images, None)
-        assert ("train.warmup_steps 100 is above train.steps 99" in caplog.text) == logged
-
-
 def trainer_of(model: VDM, train: Train) -> Trainer:
     return Trainer(model, torch.zeros(64, 1, 8, 8, dtype=torch.uint8), fitting.resolve(train, CPU))
 

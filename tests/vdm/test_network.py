@@ -182,12 +182,3 @@ def test_the_network_drops_values_in_training_alone(training: bool) -> None:
         torch.nn.init.normal_(parameter, std=0.1)
     z, gamma = torch.randn(2, 3, 6, 6), torch.tensor([-3.0, 1.0])
     assert torch.equal(network(z, gamma), network(z, gamma)) == (not training)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_dropout_can_be_traced_in_one_graph() -> None:
-    """A graph that breaks at each dropout would take away most of what compilation gains."""
-    dropout = torch.compile(Dropout(0.5), backend="aot_eager", fullgraph=True)
-    values = dropout(torch.ones(1000))
-    assert set(values.tolist()) == {0.0, 2.0}

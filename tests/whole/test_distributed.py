@@ -103,7 +103,9 @@ def continued(project: Project, process: subprocess.Popen[str], undisturbed: byt
     return errors
 
 
-def test_a_group_that_dies_or_is_stopped_continues_under_torchrun(project: Project, undisturbed: bytes) -> None:
+def test_a_group_that_dies_or_of_which_one_is_stopped_continues_under_torchrun(
+    project: Project, undisturbed: bytes
+) -> None:
     """One run is ended by a process that dies, and by SIGTERM to one process."""
     project.edit("params.yaml", **{"max_restarts: 3": "max_restarts: 0"})
     process = start(project)

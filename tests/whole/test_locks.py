@@ -74,11 +74,3 @@ def test_the_locks_of_a_user_are_in_the_folder_for_its_state(monkeypatch: pytest
     assert folder_of_devices() == tmp_path / ".local/state/vdm"
     with claim(CPU):
         assert list(held_locks(tmp_path / ".local/state/vdm")) == ["cpu.lock"]
-
-
-def test_a_relative_folder_for_locks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would be another folder in every worktree."""
-    monkeypatch.setenv("VDM_LOCK_DIR", ".vdm/locks")
-    with pytest.raises(UserError, match=r"^VDM_LOCK_DIR: \.vdm/locks is not an absolute path; set one$") as error:
-        claim(CPU).__enter__()
-    assert error.value.code is Exit.USAGE

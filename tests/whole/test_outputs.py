@@ -45,12 +45,10 @@ def no_file_above(size: int) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("command", "size", "written"),
     [
-        (["preset", "cifar10", "--force"], 1_000, "params.yaml"),
         (["register"], 10_000, "models/vdm/weights.safetensors"),
         (["evaluate"], 1300, "reports/evaluation/per_image.csv"),
         (["sample"], 100, "reports/samples/metrics.json"),
         ([*SAMPLE, "--out", "drawn/pictures"], 50, "drawn/pictures/0.png"),
-        ([*IMPORT, "models/imported", "--force"], 100, "models/imported/config.json"),
         (["compress", "data/images", "--num-timesteps", "2", "--out", "images.vdmz"], 100, "images.vdmz"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else str(value),

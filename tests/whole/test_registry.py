@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forge import GRAPH, METRICS, Forge, champion, crown, refuse
+from forge import METRICS, Forge, champion, crown, refuse
 from project import Project, cached, metrics_at, one_line, run_vdmctl
 from ruamel.yaml import YAML
 
@@ -313,21 +313,6 @@ def test_verify_finds_another_model_and_other_images_than_the_metrics_state(forg
     found = problems(forge, forge.version("v1.3.0", documents={METRICS: metrics}))
     reports = {"models/vdm sha256", "data/images sha256", "reports/validation/validation.json sha256"}
     assert found.keys() == {METRICS, *reports}
-
-
-def test_a_folder_of_code_is_compared_with_its_files_in_git(forge: Forge) -> None:
-    for name in ("code/b.py", "code/b-old/größe.py"):  # "b-old/" sorts before "b.py"
-        forge.write(name, name)
-    graph = json.loads(json.dumps(GRAPH))
-    graph["stages"]["all"]["deps"] = ["code/"]
-    names = ("b-old/größe.py", "b.py")
-    entries = [{"md5": hashlib.md5(f"code/{name}".encode()).hexdigest(), "relpath": name} for name in names]
-    digest = hashlib.md5(json.dumps(entries).encode()).hexdigest() + ".dir"
-    lock = changed(forge, lambda stage: stage.update(deps=[{"path": "code/", "md5": digest}]))
-    documents = {"dvc.yaml": json.dumps(graph)}
-    assert problems(forge, forge.version("v1.3.0", lock, documents)) == {}
-    forge.write("code/b.py", "changed")
-    assert problems(forge, forge.version("v1.4.0", lock, documents)).keys() == {"code"}
 
 
 def test_stages_that_dvc_yaml_no_longer_has_do_not_count(forge: Forge) -> None:

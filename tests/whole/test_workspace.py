@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from project import Project
-from ruamel.yaml import YAML
 
 from flows.core import layout
 from flows.core.errors import Exit, UserError
@@ -20,12 +19,6 @@ from flows.orchestration.workspace import (
 )
 from flows.registry.git import first_commit
 from flows.registry.storage import dvc_repository
-from flows.train_vdm import stages
-
-# The versions are trained when the first test asks for them.
-pytestmark = pytest.mark.timeout(1800)
-
-COMMITTED = "params.yaml of commit HEAD"
 
 
 @pytest.mark.parametrize(
@@ -36,45 +29,37 @@ COMMITTED = "params.yaml of commit HEAD"
         ({"train.steps": "many"}, r"params.yaml with the overrides: train.steps: .* got 'many'"),
     ],
 )
-def test_an_override_is_checked(overrides: dict[str, Any], message: str, registry: Project) -> None:
+def test_an_override_is_checked(overrides: dict[str, Any], message: str, plain: Project) -> None:
     with pytest.raises(UserError, match=message) as raised:
-        compose_params(registry.folder, "HEAD", None, overrides)
+        compose_params(plain.folder, "HEAD", None, overrides)
     assert raised.value.code is Exit.USAGE
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ("confidence: 0.95", "confidence: 2", f"{COMMITTED}: promote.confidence: .* got 2"),
-        ("confidence: 0.95", "confidence: [", f"{COMMITTED}: not YAML: "),
-    ],
-)
-def test_the_committed_file_is_checked(old: str, new: str, message: str, copied: Project) -> None:
-    overrides = {"train.steps": 5}
-    copied.edit("params.yaml", **{old: new})
-    compose_params(copied.folder, "HEAD", None, overrides)  # a run ignores what is not committed
-    copied.git("commit", "--quiet", "--all", "--message=Wrong")
-    with pytest.raises(UserError, match=message) as raised:
-        compose_params(copied.folder, "HEAD", None, overrides)
+def test_the_committed_file_is_checked(plain: Project) -> None:
+    plain.edit("params.yaml", **{"confidence: 0.95": "confidence: 2"})
+    compose_params(plain.folder, "HEAD", None, {})  # a run ignores what is not committed
+    plain.git("commit", "--quiet", "--all", "--message=Wrong")
+    with pytest.raises(UserError, match=r"params.yaml of commit HEAD: promote.confidence: .* got 2") as raised:
+        compose_params(plain.folder, "HEAD", None, {})
     assert raised.value.code is Exit.USAGE
 
 
-def test_an_override_changes_its_line_alone(registry: Project) -> None:
-    before = registry.git("show", "HEAD:params.yaml").splitlines()
-    after = compose_params(registry.folder, "HEAD", None, {"train.steps": 5}).splitlines()
-    assert [(old, new) for old, new in zip(before, after, strict=True) if old != new] == [("  steps: 80", "  steps: 5")]
+def test_an_override_changes_its_line_alone(plain: Project) -> None:
+    before = plain.git("show", "HEAD:params.yaml").splitlines()
+    after = compose_params(plain.folder, "HEAD", None, {"train.steps": 5}).splitlines()
+    assert [(old, new) for old, new in zip(before, after, strict=True) if old != new] == [("  steps: 20", "  steps: 5")]
 
 
-def test_no_branch_is_left_of_a_run_that_started_from_a_commit_of_the_remote_and_made_none(copied: Project) -> None:
-    newer = copied.git("commit-tree", "-p", "HEAD", "-m", "Newer", "HEAD^{tree}").strip()
-    copied.git("update-ref", "refs/remotes/origin/main", newer)
-    with workspace(copied.folder, copied.git("show", "HEAD:params.yaml"), newer) as place:
+def test_no_branch_is_left_of_a_run_that_started_from_a_commit_of_the_remote_and_made_none(plain: Project) -> None:
+    newer = plain.git("commit-tree", "-p", "HEAD", "-m", "Newer", "HEAD^{tree}").strip()
+    plain.git("update-ref", "refs/remotes/origin/main", newer)
+    with workspace(plain.folder, plain.git("show", "HEAD:params.yaml"), newer) as place:
         pass
-    assert copied.git("branch", "--list", "runs/*") == ""
-    with workspace(copied.folder, copied.git("show", "HEAD:params.yaml"), newer) as place:
-        copied.git("-C", str(place.folder), "commit", "--quiet", "--allow-empty", "--message=Retrain")
-        copied.git("update-ref", f"refs/remotes/origin/{place.branch}", place.branch)  # as if it was published
-    assert copied.git("branch", "--list", "runs/*", "--format=%(refname:short)").split() == [place.branch]
+    assert plain.git("branch", "--list", "runs/*") == ""
+    with workspace(plain.folder, plain.git("show", "HEAD:params.yaml"), newer) as place:
+        plain.git("-C", str(place.folder), "commit", "--quiet", "--allow-empty", "--message=Retrain")
+        plain.git("update-ref", f"refs/remotes/origin/{place.branch}", place.branch)  # as if it was published
+    assert plain.git("branch", "--list", "runs/*", "--format=%(refname:short)").split() == [place.branch]
 
 
 @pytest.fixture
@@ -149,13 +134,6 @@ def test_what_a_killed_run_left_behind_is_removed(plain: Project) -> None:
         "runs/working",
     ]
     assert len(plain.git("worktree", "list").splitlines()) == 1
-
-
-def test_a_file_that_dvc_tracks_is_no_stage(plain: Project) -> None:
-    (plain.folder / "notes.bin").write_bytes(b"x")
-    plain.dvc("add", "notes.bin")
-    names = YAML(typ="safe").load(plain.folder / "dvc.yaml")["stages"]
-    assert sorted(stages(plain.folder)) == sorted(names)
 
 
 def test_the_configuration_with_passwords_is_private(plain: Project) -> None:
