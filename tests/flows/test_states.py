@@ -49,13 +49,12 @@ def test_the_newest_states_are_kept_until_their_model_is_registered(tmp_path: Pa
     assert run.newest() is None
 
 
-@pytest.mark.parametrize("content", [b"", b"\0" * 1000, None])
-def test_a_damaged_state_is_put_aside(content: bytes | None, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_state_is_put_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = Run(tmp_path, keep=2)
     for step in (5, 10):
         run.save(step, {"done": step})
     damaged = run.states()[-1]
-    damaged.write_bytes(damaged.read_bytes()[:-100] if content is None else content)
+    damaged.write_bytes(damaged.read_bytes()[:-100])
     assert run.newest() == {"done": 5}
     aside = f"{damaged.name}.damaged"
     assert caplog.messages == [
