@@ -65,20 +65,17 @@ def test_an_address_that_lets_other_machines_in_needs_a_password(host: str) -> N
         assert os.environ["PREFECT_API_AUTH_STRING"] == "user:password"
 
 
-@pytest.mark.parametrize(
-    ("answers", "code", "said"),
-    [
-        ({"version": 401}, Exit.USAGE, "refuses the password; set PREFECT_API_AUTH_STRING=USER:PASSWORD"),
-        ({"version": 404}, Exit.MISSING, "start one with `vdmctl serve`, or set PREFECT_API_URL"),
-        ({"version": "1.0.0"}, Exit.MISSING, "no Prefect server"),
-    ],
-)
-def test_a_server_that_cannot_be_used_is_one_line(answers: dict[str, object], code: Exit, said: str) -> None:
-    with answering(**answers) as url:
-        settings(API_URL=url)
-        with pytest.raises(UserError, match=said) as refused, connected(url):
-            pass
-        assert refused.value.code is code
+def test_a_server_that_cannot_be_used_is_one_line() -> None:
+    for answer, code, said in (
+        (401, Exit.USAGE, "refuses the password; set PREFECT_API_AUTH_STRING=USER:PASSWORD"),
+        (404, Exit.MISSING, "start one with `vdmctl serve`, or set PREFECT_API_URL"),
+        ("1.0.0", Exit.MISSING, "no Prefect server"),
+    ):
+        with answering(version=answer) as url:
+            settings(API_URL=url)
+            with pytest.raises(UserError, match=said) as refused, connected(url):
+                pass
+            assert refused.value.code is code
 
 
 def test_a_worker_needs_a_server_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:

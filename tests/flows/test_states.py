@@ -154,30 +154,20 @@ def test_no_test_image_is_trained_on() -> None:
     assert fitting.training_images(image_set, "train_and_validation").ravel().tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
 
 
-@pytest.mark.parametrize(
-    ("said", "full"),
-    [
-        ("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation'", True),
-        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
-        ("NCCL error in: init.cpp:5, unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'", True),
-        ("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried", True),
-        ("CUDA error: ECC", False),
-        ("process 1 of 2 was killed by SIGKILL (out of memory?)", False),
-    ],
-)
-def test_only_what_says_so_is_an_error_of_memory(said: str, full: bool) -> None:
-    assert out_of_memory(RuntimeError(said)) is full
+def test_only_what_says_so_is_an_error_of_memory() -> None:
+    for said in (
+        "CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation'",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "NCCL error in: init.cpp:5, unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'",
+        "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried",
+    ):
+        assert out_of_memory(RuntimeError(said))
+    for said in ("CUDA error: ECC", "process 1 of 2 was killed by SIGKILL (out of memory?)"):
+        assert not out_of_memory(RuntimeError(said))
 
 
-@pytest.mark.parametrize(
-    ("model", "train", "reason"),
-    [
-        ({"dropout": 1.0}, {}, "parameters `model` and `train`: .*dropout"),
-        ({}, {"augmentation": ["swap_channels"]}, "parameters `model` and `train`: swap_channels"),
-    ],
-)
-def test_a_model_that_cannot_be_trained_is_refused(model: dict[str, Any], train: dict[str, Any], reason: str) -> None:
-    settings = fitting.resolve(parameters(**train), CPU)
-    with pytest.raises(UserError, match=reason) as raised:
-        fitting.build(TINY | model, settings, torch.zeros(64, 1, 8, 8, dtype=torch.uint8), None)
+def test_a_model_that_cannot_be_trained_is_refused() -> None:
+    settings = fitting.resolve(parameters(augmentation=["swap_channels"]), CPU)
+    with pytest.raises(UserError, match="parameters `model` and `train`: swap_channels") as raised:
+        fitting.build(TINY, settings, torch.zeros(64, 1, 8, 8, dtype=torch.uint8), None)
     assert raised.value.code is Exit.USAGE

@@ -79,25 +79,19 @@ def test_other_tags_that_begin_alike_are_no_versions(forge: Forge) -> None:
     assert [numbers_of(name) for name in ("vdm@v1.2.0", "vdm@v1.2.0!#4", "vdm@v1.2.0-rc1")] == [(1, 2, 0)] * 2 + [None]
 
 
-@pytest.mark.parametrize(
-    ("commit", "code", "message"),
-    [
-        ("HEAD", Exit.USAGE, "is vdm@v1.2.0 already"),
+def test_a_commit_that_cannot_be_a_version(forge: Forge) -> None:
+    forge.commit("damaged", documents={METRICS: '{"bpd": ' + "[" * 500})
+    forge.git("rm", "--quiet", "-r", "reports")
+    forge.git("commit", "--quiet", "--message=Without results")
+    for commit, code, message in (
+        ("vdm@v1.2.0^{commit}", Exit.USAGE, "is vdm@v1.2.0 already"),
         ("nothing", Exit.MISSING, "Needed a single revision"),
-        ("bare", Exit.MISSING, "has no reports/evaluation/metrics.json"),
-        ("damaged", Exit.MISSING, "reports/evaluation/metrics.json: damaged"),
-    ],
-)
-def test_a_commit_that_cannot_be_a_version(commit: str, code: Exit, message: str, forge: Forge) -> None:
-    if commit == "bare":
-        forge.git("rm", "--quiet", "-r", "reports")
-        forge.git("commit", "--quiet", "--message=Without results")
-    if commit == "damaged":
-        forge.commit("damaged", documents={METRICS: '{"bpd": ' + "[" * 500})
-    commit = "nothing" if commit == "nothing" else "HEAD"
-    with pytest.raises(UserError, match=message) as raised:
-        add_version(forge.root, commit, "Retrained")
-    assert raised.value.code == code
+        ("HEAD", Exit.MISSING, "has no reports/evaluation/metrics.json"),
+        ("HEAD~1", Exit.MISSING, "reports/evaluation/metrics.json: damaged"),
+    ):
+        with pytest.raises(UserError, match=message) as raised:
+            add_version(forge.root, commit, "Retrained")
+        assert raised.value.code == code
 
 
 def test_without_a_git_identity_nothing_is_tagged(forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,19 +108,16 @@ def test_without_a_git_identity_nothing_is_tagged(forge: Forge, monkeypatch: pyt
     assert (result.returncode, "git needs an identity" in one_line(result)) == (Exit.USAGE, True)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
+def test_a_model_that_is_not_there(made: Forge) -> None:
+    for arguments, code, message in (
         (["evaluate", "nowhere"], 5, "nowhere: no such folder, and not a version such as vdm@v1.2.0, nor `champion`"),
         (["evaluate", "champion"], 5, "no version is the champion"),
         (["evaluate", "v9.0.0"], 5, "there is no version vdm@v9.0.0; `vdmctl models`"),
         (["lineage", "vdm@latest"], 2, "vdm@latest: not a version such as vdm@v1.2.0"),
-    ],
-)
-def test_a_model_that_is_not_there(arguments: list[str], code: int, message: str, made: Forge) -> None:
-    result = made.vdmctl(*arguments)
-    assert (result.returncode, result.stdout) == (code, "")
-    assert message in one_line(result)
+    ):
+        result = made.vdmctl(*arguments)
+        assert (result.returncode, result.stdout) == (code, "")
+        assert message in one_line(result)
 
 
 def test_outside_and_below_the_top_of_a_repository(forge: Forge, tmp_path: Path) -> None:
@@ -368,15 +359,9 @@ def test_a_listing_that_leads_out_of_its_folder_is_refused(relpath: str, forge: 
     assert not Path("/escaped").exists()
 
 
-@pytest.mark.parametrize(
-    ("lock", "reason"),
-    [
-        ("", "damaged: "),
-        ('{"stages": {"all": {"outs": [{"path": "models/vdm", "md5": "../up"}]}}}', "damaged: stages.all.outs.0.md5: "),
-    ],
-)
-def test_a_damaged_lock_is_one_line(lock: str, reason: str, forge: Forge) -> None:
-    name = forge.version("v1.3.0", documents={"dvc.lock": lock})
+def test_a_damaged_lock_is_one_line(forge: Forge) -> None:
+    lock = '{"stages": {"all": {"outs": [{"path": "models/vdm", "md5": "../up"}]}}}'
+    name, reason = forge.version("v1.3.0", documents={"dvc.lock": lock}), "damaged: stages.all.outs.0.md5: "
     for action in (lineage, verify, fetch):
         with pytest.raises(UserError, match=rf"^vdm@v1.3.0: dvc.lock at \w{{12}}: {reason}") as raised:
             action(forge.root, resolve(forge.root, name))

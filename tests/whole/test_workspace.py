@@ -21,21 +21,16 @@ from flows.registry.git import first_commit
 from flows.registry.storage import dvc_repository
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
+def test_overrides_and_the_committed_file_are_checked(plain: Project) -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"train": {"steps": 3}}, r"override train is not a parameter of params.yaml, such as train.steps"),
         ({"train.stepz": 5}, r"override train.stepz is not a parameter of params.yaml, such as train.steps"),
         ({"train.steps": "many"}, r"params.yaml with the overrides: train.steps: .* got 'many'"),
-    ],
-)
-def test_an_override_is_checked(overrides: dict[str, Any], message: str, plain: Project) -> None:
-    with pytest.raises(UserError, match=message) as raised:
-        compose_params(plain.folder, "HEAD", None, overrides)
-    assert raised.value.code is Exit.USAGE
-
-
-def test_the_committed_file_is_checked(plain: Project) -> None:
+    ]
+    for overrides, message in cases:
+        with pytest.raises(UserError, match=message) as raised:
+            compose_params(plain.folder, "HEAD", None, overrides)
+        assert raised.value.code is Exit.USAGE
     plain.edit("params.yaml", **{"confidence: 0.95": "confidence: 2"})
     compose_params(plain.folder, "HEAD", None, {})  # a run ignores what is not committed
     plain.git("commit", "--quiet", "--all", "--message=Wrong")
