@@ -127,16 +127,11 @@ def test_a_writer_that_is_killed_leaves_the_old_file_and_folder(tmp_path: Path) 
     assert all(name.startswith(".vdm-") for name in rest), "git ignores these"
 
 
-@pytest.mark.parametrize(
-    "name", ["", ".", "/etc/passwd", "../up", "a/../../up", "a/..", "a//b", "./a", "nul\0", "a\nb"]
-)
-def test_no_name_in_data_leads_out_of_its_folder(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is not a path inside a folder") as error:
-        inside(tmp_path, name)
-    assert error.value.code is Exit.MISSING
-
-
-def test_no_link_leads_a_name_in_data_out_of_its_folder(tmp_path: Path) -> None:
+def test_no_name_in_data_leads_out_of_its_folder(tmp_path: Path) -> None:
+    for name in ("", ".", "/etc/passwd", "../up", "a/../../up", "a/..", "a//b", "./a", "nul\0", "a\nb"):
+        with pytest.raises(UserError, match="is not a path inside a folder") as error:
+            inside(tmp_path, name)
+        assert error.value.code is Exit.MISSING
     assert inside(tmp_path, "a/b..c") == tmp_path / "a/b..c"
     (tmp_path / "out").symlink_to("/etc")
     with pytest.raises(UserError, match="leads out of"):

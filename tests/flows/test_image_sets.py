@@ -391,16 +391,6 @@ def test_digits_are_split_by_the_seed() -> None:
     assert [known[image.tobytes()] for image in images] == labels.tolist()
 
 
-@pytest.mark.parametrize(("fraction", "number"), [(0.0002, 0), (0.9999, 1797)])
-def test_a_fraction_that_leaves_a_split_empty_is_refused(fraction: float, number: int) -> None:
-    reason = rf"digits: {number} of 1797 images would be held out \(data.test_fraction {fraction}\)"
-    with pytest.raises(UserError, match=reason) as error:
-        digits(test_fraction=fraction)
-    assert error.value.code is Exit.INVALID_DATA
-    with pytest.raises(UserError, match=r"^digits: . of 1 images .*data.validation_fraction"):
-        held_out("digits", 1, fraction, 0, "data.validation_fraction")
-
-
 @pytest.mark.parametrize(("seed", "drawn"), [(0, [9, 2, 7]), (7, [4, 6, 10])])
 def test_a_seed_holds_out_the_same_images_in_every_version(seed: int, drawn: list[int]) -> None:
     """Else a model would be tested on images to which an older version fitted it."""

@@ -90,21 +90,18 @@ def test_a_closed_pipe_is_no_error_and_a_full_device_is_one(shell: str, code: in
     assert len(result.stderr.splitlines()) <= 1
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_usage_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in (
         ([], "Missing command; see `vdmctl --help`"),
         (["evaluat"], "No such command 'evaluat'. Did you mean 'evaluate'"),
         (["evaluate", "--nope"], "No such option: --nope; see `vdmctl evaluate --help`"),
         (["evaluate", "--seed", "ten"], "Invalid value for '--seed': "),
-    ],
-)
-def test_usage_errors_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(arguments) == Exit.USAGE
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith(f"vdmctl: {message}")
-    assert len(captured.err.splitlines()) == 1
+    ):
+        assert cli.run(arguments) == Exit.USAGE
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.startswith(f"vdmctl: {message}")
+        assert len(captured.err.splitlines()) == 1
 
 
 FULL_CARD = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of")
@@ -159,14 +156,12 @@ def test_the_reason_says_whether_the_network_failed(tmp_path: Path, monkeypatch:
         assert reason == {"message": str(error), "code": Exit.MISSING, "network": network}
 
 
-@pytest.mark.parametrize(
-    ("chosen", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)]
-)
-def test_idle_threads_leave_the_cores_unless_the_user_chose(chosen: dict[str, str], spins: str | None) -> None:
-    environment = chosen | {"GIT_DIR": "/elsewhere/.git", "OMP_PROC_BIND": "true"}
-    settle(environment)
-    assert environment.get("GOMP_SPINCOUNT") == spins
-    assert not environment.keys() & {"GIT_DIR", "OMP_PROC_BIND"}  # a hook's repository, and one core for all threads
+def test_idle_threads_leave_the_cores_unless_the_user_chose() -> None:
+    for chosen, spins in (({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)):
+        environment = chosen | {"GIT_DIR": "/elsewhere/.git", "OMP_PROC_BIND": "true"}
+        settle(environment)
+        assert environment.get("GOMP_SPINCOUNT") == spins
+        assert not environment.keys() & {"GIT_DIR", "OMP_PROC_BIND"}  # a hook's repository, and one core for all
 
 
 def test_a_user_without_a_name_has_a_number_and_a_home(monkeypatch: pytest.MonkeyPatch) -> None:

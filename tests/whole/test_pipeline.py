@@ -15,7 +15,6 @@ from pictures import noise
 from PIL import Image
 from project import STAGES, Project, cached, in_place_of_a_program, metrics_at, one_line
 
-from flows.core.checkpoint import load_model, save_model
 from flows.core.errors import Exit
 
 
@@ -124,23 +123,7 @@ def test_every_split_can_be_evaluated_and_the_metrics_compare_them(reproduced: P
     assert metrics["generalisation_gap_bpd"] == metrics["bpd"] - metrics["training"]["bpd"]
     both = metrics["bpd_standard_error"], metrics["training"]["bpd_standard_error"]
     assert metrics["generalisation_gap_standard_error"] == pytest.approx(np.hypot(*both))
-    shown = reproduced.vdmctl("report").stdout
-    assert f"validation: {metrics['validation']['bpd']:.4f} +- " in shown
-    assert f"test - training: {metrics['generalisation_gap_bpd']:+.4f} +- " in shown
     assert reproduced.git("status", "--porcelain") == ""
-
-
-def test_figures_of_a_computation_that_overflows_are_null(reproduced: Project) -> None:
-    model = load_model(reproduced.folder / "models/vdm")
-    with torch.no_grad():
-        for parameter in model.network.parameters():
-            parameter.mul_(1e30)
-    config = json.loads((reproduced.folder / "models/vdm/config.json").read_text())["model"]
-    save_model(reproduced.folder / "scaled", model, config)
-    result = reproduced.vdmctl("compare", "models/vdm", "scaled", "--json")
-    shutil.rmtree(reproduced.folder / "scaled")
-    compared = json.loads(result.stdout, parse_constant=pytest.fail)
-    assert (compared["models"][1]["bpd"], compared["difference_bpd"]) == (None, None)
 
 
 def test_a_failed_stage_leaves_what_dvc_can_restore(reproduced: Project) -> None:
