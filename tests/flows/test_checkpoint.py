@@ -20,7 +20,6 @@ from flows.core.checkpoint import (
     Arguments,
     DamagedStateError,
     config_sha256,
-    fitted_to,
     load_model,
     load_state,
     model_sha256,
@@ -46,12 +45,6 @@ def test_a_model_survives_the_round_trip(folder: Path, tiny_model: Callable[...,
     assert not loaded.training
     assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in saved.parameters()]
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "weights.safetensors"]
-
-
-def test_a_model_says_which_images_it_was_fitted_to(folder: Path, tiny_model: Callable[..., VDM]) -> None:
-    assert fitted_to(folder) is None
-    save_model(folder, tiny_model(), TINY, fitted_to="train_and_validation")
-    assert fitted_to(folder) == "train_and_validation"
 
 
 @pytest.mark.parametrize("num_timesteps", [None, 50])

@@ -29,12 +29,6 @@ def noise(*shape: int, highest: int = 255) -> np.ndarray:
     return np.random.default_rng(0).integers(0, highest, shape, dtype=np.uint16, endpoint=True)
 
 
-def test_no_transform_changes_nothing() -> None:
-    pixels = noise(3, 2, 4, 5).astype(np.uint8)
-    assert transform(pixels, 256, DIGITS) is pixels
-    assert describe(256, DIGITS) == "none"
-
-
 @given(num_levels=st.integers(2, 2**16), num_bits=st.integers(1, 8))
 def test_bits_are_shifted_and_the_levels_follow(num_levels: int, num_bits: int) -> None:
     levels = np.arange(num_levels).astype(np.uint16).reshape(1, 1, 1, -1)

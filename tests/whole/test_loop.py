@@ -178,9 +178,7 @@ def test_a_run_is_alone_goes_on_when_it_was_interrupted_and_saves_when_it_is_can
     wait_until(lambda: at_work(plant.project.folder) == [], 180, plant.log)
     plant.serve()
     last = goes_on(plant, third)
-    plant.client.set_flow_run_state(
-        last.id, State(type=StateType.CANCELLING, name="Cancelling")
-    )  # as Prefect's UI does
+    plant.client.set_flow_run_state(last.id, State(type=StateType.CANCELLING, name="Cancelling"))  # as the UI does
     assert plant.finish(last)[0] == "Cancelled"  # and what a person cancelled stays cancelled
     log = plant.logged(last)
     assert re.search(r"stopped at step \d+ of 1000000; run again to continue", log)
