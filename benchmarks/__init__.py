@@ -82,7 +82,7 @@ def show(figures: dict[str, Any], *, as_json: bool, device: torch.device | None 
         match value:
             case [dict(), *_]:
                 keys = list(dict.fromkeys(key for row in value for key in row))
-                print(f"\n{key}\n{table(keys, [[cell(row.get(key, '')) for key in keys] for row in value])}")
+                print(f"\n{key}\n{table(keys, [[cell(row.get(key)) for key in keys] for row in value])}")
             case [low, high]:
                 print(f"{key}: {cell(low)} to {cell(high)}")
             case _:
@@ -90,7 +90,9 @@ def show(figures: dict[str, Any], *, as_json: bool, device: torch.device | None 
 
 
 def cell(value: Any) -> str:
-    """Return a figure as text, a float with five digits."""
+    """Return a figure as text: a float with five digits, "" for a missing one."""
+    if value is None:
+        return ""
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
