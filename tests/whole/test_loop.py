@@ -51,6 +51,13 @@ def train(plant: Plant) -> FlowRun:
     return run
 
 
+def cancel(plant: Plant, run: FlowRun) -> str:
+    """Cancel a run as Prefect's UI does, wait for its end, and return its log."""
+    plant.client.set_flow_run_state(run.id, State(type=StateType.CANCELLING, name="Cancelling"))
+    assert plant.finish(run)[0] == "Cancelled"
+    return plant.logged(run)
+
+
 def goes_on(plant: Plant, run: FlowRun) -> FlowRun:
     """Wait until another run has taken up the interrupted one and trains on; return it."""
     wait_until(lambda: plant.state(run).name == "Continued", 120, plant.log)
@@ -150,8 +157,7 @@ def test_a_schedule_fires_and_stays_over_a_restart_and_the_ends_of_its_runs_stay
     plant.client.delete_deployment_schedule(weekly.id, created[0].id)
 
 
-def test_a_run_is_alone_goes_on_when_it_was_interrupted_and_saves_when_it_is_cancelled(plant: Plant) -> None:
-    """After an orderly stop of the loop, after a worker was killed, and after the loop was, as when a machine fails."""
+def test_a_second_run_is_cancelled_and_a_cancel_saves(plant: Plant) -> None:
     run = train(plant)
     # A worker passes the settings on, since a run starts in another folder than that of prefect.toml.
     assert plant.engine().environ()["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
@@ -162,6 +168,15 @@ def test_a_run_is_alone_goes_on_when_it_was_interrupted_and_saves_when_it_is_can
     second = plant.retrain()
     assert plant.finish(second)[0] == "Cancelled"
     assert any(line.startswith(f"run {second.name} was cancelled at ") for line in plant.status()["problems"])
+    log = cancel(plant, run)
+    assert re.search(r"stopped at step \d+ of 1000000; run again to continue", log)
+    assert "Traceback" not in log
+    assert trainers(plant.project.folder) == []
+
+
+def test_an_interrupted_run_goes_on_by_itself(plant: Plant) -> None:
+    """After an orderly stop of the loop, after a worker was killed, and after the loop was, as when a machine fails."""
+    run = train(plant)
     plant.stop(signal.SIGTERM)
     assert plant.process.returncode == 0
     assert at_work(plant.project.folder) == []
@@ -177,13 +192,7 @@ def test_a_run_is_alone_goes_on_when_it_was_interrupted_and_saves_when_it_is_can
     plant.process.wait()
     wait_until(lambda: at_work(plant.project.folder) == [], 180, plant.log)
     plant.serve()
-    last = goes_on(plant, third)
-    plant.client.set_flow_run_state(last.id, State(type=StateType.CANCELLING, name="Cancelling"))  # as the UI does
-    assert plant.finish(last)[0] == "Cancelled"  # and what a person cancelled stays cancelled
-    log = plant.logged(last)
-    assert re.search(r"stopped at step \d+ of 1000000; run again to continue", log)
-    assert "Traceback" not in log
-    assert trainers(plant.project.folder) == []
+    cancel(plant, goes_on(plant, third))  # and a run that a person cancelled stays cancelled
 
 
 @pytest.mark.parametrize("victim", ["prefect.engine", "dvc"])
