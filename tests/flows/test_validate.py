@@ -384,6 +384,6 @@ def test_wrong_levels_are_critical(image_set: Path) -> None:
     """Seven bits in a set of eight have no gap and no peak: only the highest level shows them."""
     found = contract(load_images(image_set), CONTRACT)["histogram"]
     critical = {row.column: row.rule.arguments for row in found if row.level == "critical"}
-    assert critical.keys() == {None, "count", "level_in_use", "gap", "peak", "skipped"}
+    assert critical.keys() == {None, "count", "level_in_use", "gaps", "peaks", "skipped"}
     assert critical["level_in_use"]["min_value"] == 9  # of 17 levels
-    assert min(critical[flag]["mostly"] for flag in ("gap", "peak", "skipped")) > 1 - 1e-6
+    assert min(critical[flag]["mostly"] for flag in ("gaps", "peaks", "skipped")) > 1 - 1e-6
