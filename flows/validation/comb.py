@@ -79,7 +79,8 @@ def comb(histogram: np.ndarray, textured: np.ndarray) -> Comb:
     expected = np.nanmean(np.delete(windows, reach, axis=1), axis=1)
     edges = falls(windows[:, : reach + 1]) & falls(windows[:, : reach - 1 : -1])
     beside = np.fmax(windows[:, reach - 1], windows[:, reach + 1])
-    lumps = textured <= TEXTURED_PEAK * np.maximum(np.roll(textured, 1), np.roll(textured, -1))
+    inner = np.pad(textured[1:-1], 1)
+    lumps = inner <= TEXTURED_PEAK * np.maximum(np.roll(inner, 1), np.roll(inner, -1))
     return Comb(
         gaps=(expected >= FEWEST_FOR_GAP) & (counts < GAP * expected) & edges,
         peaks=certain((beside >= FEWEST_FOR_PEAK) & (counts > PEAK * beside) & ~lumps, histogram, beside),
