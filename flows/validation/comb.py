@@ -3,10 +3,9 @@
 Quantising to fewer levels and spreading them again, or stretching the contrast, leaves gaps in the histogram.
 Squeezing the levels leaves peaks where two levels were mapped to one.  The histogram of unprocessed pixels is smooth:
 it may be steep, as around a plain background, but no level is almost empty right next to a full one.  The two end
-levels are not judged, since saturated pixels gather there in unprocessed images too.
-
-Flat colours make peaks, too, but not among the pixels that differ from their neighbours (the textured ones).  Where
-these are few, or few levels hold most of the pixels, nothing can be judged.
+levels are not judged, since saturated pixels gather there in unprocessed images too.  Flat colours make peaks, but not
+among the pixels that differ from their neighbours, the textured ones.  Where these are few, or few levels hold most of
+the pixels, as in drawings, nothing is judged.
 """
 
 from typing import NamedTuple

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pictures import load, noise
-from PIL import Image
+from PIL import Image, ImageDraw
 from project import ROOT
 
 from benchmarks import contract as change
@@ -351,6 +351,28 @@ def test_a_gray_and_a_colour_copy_are_the_same_image(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"in two splits: 1 of 6 images, .* \(test 1 \"test/1.png\"\)") as error:
         run(tmp_path / "images")
     assert error.value.code == Exit.INVALID_DATA
+
+
+@pytest.mark.slow
+def test_a_folder_of_drawings_is_valid_and_a_class_of_one_image_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are files in folders of classes, as a user has them."""
+    generator = np.random.default_rng(0)
+    for number in range(200):
+        picture, kind = Image.new("RGB", (16, 16), "white"), "only" if number == 0 else ["even", "odd"][number % 2]
+        box = [*generator.uniform(0, 6, 2), *generator.uniform(8, 15, 2)]
+        draw = ImageDraw.Draw(picture)
+        colour = tuple(generator.integers(0, 256, 3).tolist())
+        (draw.ellipse if kind == "odd" else draw.rectangle)(box, fill=colour)
+        (tmp_path / "set" / kind).mkdir(parents=True, exist_ok=True)
+        picture.save(tmp_path / "set" / kind / f"{number}.png")
+    load(tmp_path / "set")
+    with caplog.at_level("INFO"):
+        assert run(tmp_path / "images")["success"]
+    assert "per image of the least frequent: 1 of 2 splits, such as " in caplog.text
+    assert "which contract.max_label_ratio: " in caplog.text
+    assert "much fuller than their neighbours (cannot be judged: too few levels are in use)" in caplog.text
 
 
 @pytest.mark.slow
