@@ -55,7 +55,7 @@ def fill_in(
 
     It is an approximation, and takes ten times as long as `sample`.  Raises what `vdm.sampling.fill_in` raises.
     """
-    known, mask = torch.from_numpy(image), torch.from_numpy(missing)
+    known, mask = torch.tensor(image), torch.tensor(missing)
     steps = partial(sampling.fill_in, model, known, mask, solver=solver, seed=seed, repeats=REPEATS)
     return np.where(missing, drawn(model, steps, num_images), image)
 
