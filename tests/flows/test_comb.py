@@ -19,7 +19,8 @@ CONTRACT = read_params(PRESETS / "digits.yaml").contract
 
 def shares(pixels: np.ndarray, num_levels: int = 256) -> tuple[float, ...]:
     """Return the shares of the levels that are gaps, peaks and skipped."""
-    teeth = comb(np.bincount(np.rint(pixels).astype(int).ravel(), minlength=num_levels))
+    histogram = np.bincount(np.rint(pixels).astype(int).ravel(), minlength=num_levels)
+    teeth = comb(histogram, histogram)
     return tuple(float(flags.mean()) for flags in teeth)
 
 
@@ -153,7 +154,7 @@ def test_the_preset_of_mnist_allows_the_peaks_that_mnist_has() -> None:
     """Its digits seem to be smoothed binary ones, so levels such as 64, 128 and 191 are frequent."""
     histogram = np.array(MNIST.split(), dtype=int)
     assert histogram.sum() == 10_000 * 28 * 28
-    found = tuple(float(flags.mean()) for flags in comb(histogram))
+    found = tuple(float(flags.mean()) for flags in comb(histogram, histogram))
     assert found == (0, 7 / 256, 0)
     assert broken(found)  # images of unknown origin with so many peaks are refused
     assert not broken(found, parse_params(read_preset("mnist", PRESETS), "mnist").contract)
