@@ -32,10 +32,7 @@ log = logging.getLogger(__name__)
 
 IMAGES_HELP = "The image set. If data/images is missing, a version is evaluated on its own images."
 ImagesOption = Annotated[Path | None, typer.Option(help=IMAGES_HELP, show_default="data/images")]
-GIVEN_HELP = (
-    "The image set, or a folder of pictures, a picture or an .npy file, which are transformed as the model's images"
-    " were if its card says how. If data/images is missing, a version is evaluated on its own images."
-)
+GIVEN_HELP = f"{IMAGES_HELP} Or pictures or an .npy file, to be transformed as the model's images, as its card says."
 SPLIT_HELP = "train, validation or test: the images to evaluate. Make every choice on validation images."
 SplitOption = Annotated[Split, typer.Option(help=SPLIT_HELP)]
 PROTOCOL_HELP = (

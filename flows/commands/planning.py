@@ -139,9 +139,8 @@ def measured(model: Model, shape: tuple[int, ...], num_levels: int, train: Train
 
     Raises UserError: exit 2 for devices that are missing and images that do not suit, 6 for a device that is busy.
     """
-    find_device(train.device, train.num_devices)
     job = partial(time_steps, model, shape, num_levels, train)
-    with claim(find_device(train.device)):
+    with claim(find_device(train.device, train.num_devices)):
         first, step = launch(job, num_processes=train.num_devices)[0] if train.num_devices > 1 else job()
     log.info("measured: %.3g s a step of %d images", step, train.batch_size)
     return first, step

@@ -9,7 +9,7 @@ from PIL import Image
 
 from flows.core.files import naming
 from flows.evaluation.bound import require_valid
-from flows.images.pictures import SHADES, Images, read_files, require_fitting, require_no_split
+from flows.images.pictures import SHADES, Images, read_files, require_fitting
 from flows.images.store import DESCRIPTION, load_images, write_array
 from vdm.choices import Split
 from vdm.model import VDM
@@ -28,8 +28,7 @@ def open_images(path: Path, split: Split | None, vdm: VDM, model: Path) -> Image
         require_valid(image_set, path, split or "test")
         images = Images(getattr(image_set, split or "test"), image_set.num_levels, False, [])
     else:
-        require_no_split(path, split)
-        images = read_files(path)
+        images = read_files(path, split)
     require_fitting(images, path, model, image_shape=vdm.image_shape, num_levels=vdm.num_levels)
     return images
 

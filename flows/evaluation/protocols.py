@@ -49,8 +49,10 @@ def ode(settings: "Ode", *, model: Path, images: Path, split: Split = "test") ->
     with tqdm(desc="evaluating", total=total, bar_format=form, disable=None, leave=False) as shown:
         accurate = evaluate_ode(vdm, repeated, solve=dopri5(settings.tolerance / 10, shown.update), **options)
         # A tenth of the tolerance takes a solver of order 5 as many steps times 10^(1/5).
-        seconds = (time.monotonic() - begin) / len(repeated) / 10**0.2
-        say_how_long(seconds, len(pixels), len(getattr(load_images(images), split)))
+        minutes = (time.monotonic() - begin) / len(repeated) / 10**0.2 / 60
+        num_images, num_all = len(pixels), len(getattr(load_images(images), split))
+        words = "%d images take about %.1f minutes or less, all %d about %.1f"
+        log.info(words, num_images, minutes * num_images, num_all, minutes * num_all)
         bpd = evaluate_ode(vdm, pixels, solve=dopri5(settings.tolerance, shown.update), **options)
     return OdeMetrics(
         split=split,
@@ -63,12 +65,6 @@ def ode(settings: "Ode", *, model: Path, images: Path, split: Split = "test") ->
         **options,
         **digests(model, images),
     )
-
-
-def say_how_long(seconds: float, num_images: int, num_all: int) -> None:
-    """Log how long the images will take, and all images of the split, if one takes so many seconds."""
-    everything = "" if num_images == num_all else f", all {num_all:,} images about {num_all * seconds / 60:,.1f}"
-    log.info("%d images will take about %.1f minutes%s", num_images, num_images * seconds / 60, everything)
 
 
 def compare(

@@ -35,17 +35,13 @@ class Images(NamedTuple):
     transforms: str = "none"
 
 
-def require_no_split(path: Path, split: Split | None) -> None:
-    """Raise UserError (exit 2) if a split is named of a path that is no image set."""
-    if split:
-        raise UserError(f"{path} is not an image set, so it has no splits; leave out --split", Exit.USAGE)
-
-
-def read_files(path: Path, data: Data | None = None) -> Images:
+def read_files(path: Path, split: Split | None, data: Data | None = None) -> Images:
     """Return the images in a folder of pictures and arrays, in the order of their names, or in one file.
 
-    `data` names the transforms.  Raises UserError.
+    `data` names the transforms.  Raises UserError, exit 2 if a split is named.
     """
+    if split:
+        raise UserError(f"{path} is not an image set, so it has no splits; leave out --split", Exit.USAGE)
     files = ImageFiles(path, grayscale=bool(data and data.grayscale), resized=bool(data and data.resize))
     parts: list[np.ndarray] = []
     names: list[str] = []
@@ -94,8 +90,7 @@ def as_image_set(path: Path, split: Split | None, model: Path) -> Iterator[Path]
     if (path / DESCRIPTION).exists():
         yield path
         return
-    require_no_split(path, split)
-    described, images = read_description(model)["model"], read_files(path, stated_data(model))
+    described, images = read_description(model)["model"], read_files(path, split, stated_data(model))
     shape, num_levels = tuple(described["image_shape"]), described["num_levels"]
     require_fitting(images, path, model, image_shape=shape, num_levels=num_levels)
     with scratch_folder() as folder:
