@@ -80,9 +80,9 @@ def evaluate(
 ) -> None:
     """Evaluate the bits/dim of the test images (parameters `evaluate:`), and write reports/evaluation.
 
-    With MODEL, other images or fewer, nothing is written unless --out names a folder. Written metrics of all test
-    images also have the figures of the validation images, and the gap to as many training images. Options replace
-    parameters of params.yaml; an option that the protocol does not have is an error.
+    With MODEL, another split, pictures or --num-images, nothing is written unless --out names a folder. Written metrics
+    of all test images also have the figures of the validation images, and the gap to as many training images. Options
+    replace parameters of params.yaml; an option that the protocol does not have is an error.
     """
     params = parameters()
     from flows.commands.summary import show, summary

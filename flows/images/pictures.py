@@ -65,9 +65,8 @@ def require_fitting(images: Images, path: Path, model: Path, *, image_shape: tup
         raise UserError(f"{model} has {num_levels} levels; files of images need a model of at most 256", Exit.USAGE)
     if images.array.shape[1:] != image_shape:
         theirs, ours = ("x".join(map(str, shape)) for shape in (images.array.shape[1:], image_shape))
-        changed = "" if images.transforms == "none" else f" ({images.transforms}, as the model's images)"
         reason = f"{model} is a model of images of {ours} with {num_levels} levels"
-        raise UserError(f"{reason}; {path} holds {theirs}{changed}", Exit.USAGE)
+        raise UserError(f"{reason}; {path} holds {theirs}, transforms: {images.transforms}", Exit.USAGE)
     few = {images.num_levels, num_levels} & SHADES.keys()
     if images.pictures and few and images.num_levels != num_levels:
         reason = f"{path} holds pictures of {images.num_levels} levels"

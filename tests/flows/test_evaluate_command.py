@@ -17,6 +17,7 @@ from flows.core.checkpoint import load_model, model_sha256, read_description, sa
 from flows.core.errors import Exit
 from flows.images.store import data_sha256, load_images, save_images
 from flows.images.transforms import transform
+from flows.stages.register import CARD
 
 MODEL, OTHER = "models/vdm", "models/other"
 
@@ -132,10 +133,11 @@ def test_pictures_are_transformed_as_the_card_of_the_model_says(
     colours = np.random.default_rng(0).integers(0, 17, (4, 3, 12, 16), dtype=np.uint8)
     pictures_of(colours)
     assert run(["evaluate", MODEL, "--images=mine"]) == Exit.USAGE
-    assert "images of 1x8x8 with 17 levels; mine holds 3x12x16\n" in capsys.readouterr().err
+    assert "images of 1x8x8 with 17 levels; mine holds 3x12x16, transforms: none\n" in capsys.readouterr().err
     card = Path(MODEL, "README.md")
     data = settings(Path("mine"), grayscale=True, resize=[8, 8])
-    card.write_text(f"## Parameters\n\n```json\n{json.dumps({'data': data.model_dump()}, indent=2)}\n```\n")
+    parameters = json.dumps({"data": data.model_dump()}, indent=2)
+    card.write_text(CARD[CARD.index("## Parameters") :].format(parameters=parameters))
     np.save("transformed.npy", transform(colours, 256, data))
     of_pictures = printed(capsys, "evaluate", MODEL, "--images=mine")
     card.write_text(card.read_text().replace("false", "no").replace("true", "yes"))
