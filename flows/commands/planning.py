@@ -112,7 +112,7 @@ def of_minutes(
         raise UserError(f"--minutes are too few: a step takes {step:.2g} s; choose a smaller preset", Exit.USAGE)
     samples = max(FEWEST_COMPARED, int(seconds / 4 * calls / preset.sample.num_timesteps))
     samples = min(preset.sample.num_images, num_test, samples)
-    evaluations = max(1, int(seconds / 4 * calls / (2 * num_test + num_validation)))
+    evaluations = max(2, int(seconds / 4 * calls / (2 * num_test + num_validation)))
     evaluations = min(preset.evaluate.times_per_image, evaluations)
     few = "for so few minutes"
     return {
@@ -121,14 +121,14 @@ def of_minutes(
             "batch_size": (size, few),
             "warmup_steps": (min(train.warmup_steps, steps // 10), few),
             "ema_decay": (round(min(max(0.5, 1 - 20 / steps), 0.9999), 4), "an average over a twentieth of the steps"),
-            "log_every": (max(1, steps // 50), "50 lines"),
+            "log_every": (max(1, steps // 50), "about 50 lines"),
             "validate_every_steps": (math.ceil(steps / validations), f"{validations} times"),
             "validation_times": (times, f"{num_validation} images, in a tenth of the minutes"),
         },
         "evaluate": {"times_per_image": (evaluations, few)},
         "sample": {
-            "num_images": (samples, f"{num_test} test images"),
-            "batch_size": (min(preset.sample.batch_size, samples), "all"),
+            "num_images": (samples, f"to compare with {num_test} test images"),
+            "batch_size": (min(preset.sample.batch_size, samples), "all at once"),
         },
         "features": {"steps": (min(preset.features.steps, max(100, round(5 * seconds))), few)},
     }
