@@ -3,10 +3,9 @@
 Quantising to fewer levels and spreading them again, or stretching the contrast, leaves gaps in the histogram.
 Squeezing the levels leaves peaks where two levels were mapped to one.  The histogram of unprocessed pixels is smooth:
 it may be steep, as around a plain background, but no level is almost empty right next to a full one.  The two end
-levels are not judged, since saturated pixels gather there in unprocessed images too.
-
-Flat colours make peaks, too, but not among the pixels that differ from their neighbours (the textured ones).  Where
-these are few, or few levels hold most of the pixels, nothing can be judged.
+levels are not judged, since saturated pixels gather there in unprocessed images too.  Flat colours make peaks, but not
+among the pixels that differ from their neighbours, the textured ones.  Where these are few, or few levels hold most of
+the pixels, as in drawings, nothing is judged.
 """
 
 from typing import NamedTuple
@@ -79,7 +78,8 @@ def comb(histogram: np.ndarray, textured: np.ndarray) -> Comb:
     expected = np.nanmean(np.delete(windows, reach, axis=1), axis=1)
     edges = falls(windows[:, : reach + 1]) & falls(windows[:, : reach - 1 : -1])
     beside = np.fmax(windows[:, reach - 1], windows[:, reach + 1])
-    lumps = textured <= TEXTURED_PEAK * np.maximum(np.roll(textured, 1), np.roll(textured, -1))
+    inner = np.pad(textured[1:-1], 1)
+    lumps = inner <= TEXTURED_PEAK * np.maximum(np.roll(inner, 1), np.roll(inner, -1))
     return Comb(
         gaps=(expected >= FEWEST_FOR_GAP) & (counts < GAP * expected) & edges,
         peaks=certain((beside >= FEWEST_FOR_PEAK) & (counts > PEAK * beside) & ~lumps, histogram, beside),

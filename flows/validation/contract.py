@@ -127,8 +127,7 @@ def contract(image_set: ImageSet, settings: "Contract", unjudged: Collection[str
         ],
     }
     # fmt: on
-    remarks = {column: f" (relaxed: {limit})" for column, limit in relaxed(settings).items()}
-    remarks |= dict.fromkeys(unjudged, UNJUDGED)
+    remarks = {key: f" (relaxed: {it})" for key, it in relaxed(settings).items()} | dict.fromkeys(unjudged, UNJUDGED)
     return {
         table: [Expected(*row[:3], row[3] + remarks.get(row[0] or "", ""), row[4]) for row in rows]
         for table, rows in tables.items()
@@ -137,9 +136,8 @@ def contract(image_set: ImageSet, settings: "Contract", unjudged: Collection[str
 
 def relaxed(settings: "Contract") -> dict[str, str]:
     """Return the limits that are above the usual ones, by column, such as "max_gaps 1.0 instead of 0.015"."""
-    limits = {column: getattr(settings, f"max_{column}") for column in LIMITS}
-    above = [column for column, usual in LIMITS.items() if limits[column] > usual]
-    return {column: f"max_{column} {limits[column]} instead of {LIMITS[column]}" for column in above}
+    limits = {column: (getattr(settings, f"max_{column}"), usual) for column, usual in LIMITS.items()}
+    return {key: f"max_{key} {limit} instead of {usual}" for key, (limit, usual) in limits.items() if limit > usual}
 
 
 def from_lossy_files(image_set: ImageSet) -> bool:

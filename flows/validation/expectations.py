@@ -82,7 +82,7 @@ def canonical(name: str, index: list[str], unit: str, found: dict[str, Any], tab
     if found["exception_info"].get("raised_exception", True):
         raise RuntimeError(f"{config['type']} failed: {found['exception_info']}")
     seen, column = observed(result, unit), config["kwargs"].get("column")
-    if column in LIMITS and not found["success"]:
+    if column in (*LIMITS, "label_ratio") and not found["success"]:
         share = table[column].mean() if name == "images" else table.groupby("split")[column].mean().max()
         seen += f", which contract.max_{column}: {math.ceil(1000 * share) / 1000} would accept"
     return Result(

@@ -119,9 +119,8 @@ def require_success(report: Report, images: Path, out: Path | None) -> None:
         raise UserError(f"{images}: {'; '.join(map(described, critical))}{see}", Exit.INVALID_DATA)
     held = sum(result.success for result in report.expectations)
     log.info("%s: %s: %d of %d expectations hold", shown, report.verdict, held, len(report.expectations))
-    for result in report.expectations:
-        if result.meaning.endswith(UNJUDGED):
-            log.info("%s: %s", shown, result.meaning)
+    for meaning in [result.meaning for result in report.expectations if result.meaning.endswith(UNJUDGED)]:
+        log.info("%s: %s", shown, meaning)
 
 
 def described(result: Result) -> str:
