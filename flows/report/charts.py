@@ -95,10 +95,32 @@ def loss(axes: "Axes", models: Tables) -> None:
     axes.set(xlabel="step", ylabel="bits/dim")
 
 
-def schedule(axes: "Axes", models: Tables) -> None:
-    """Draw gamma(t)."""
+def gradient_norm(axes: "Axes", models: Tables) -> None:
+    """Draw the norm of the gradient in training logs."""
+    column(axes, models, "gradient_norm")
+    axes.set(ylabel="norm of the gradient", yscale="log")
+
+
+def learning_rate(axes: "Axes", models: Tables) -> None:
+    """Draw the learning rate in training logs."""
+    column(axes, models, "learning_rate")
+    axes.set(ylabel="learning rate")
+
+
+def column(axes: "Axes", models: Tables, name: str) -> None:
+    """Draw a column of training logs over the steps, if they have it."""
     for label, color, table in curves(models):
-        axes.plot(*thinned(table[["t", "gamma"]].dropna()), color=color, label=label("gamma"), marker=".")
+        if name in table:
+            axes.plot(*thinned(table[["step", name]].dropna()), color=color, label=label(name.replace("_", " ")))
+    axes.set(xlabel="step")
+
+
+def schedule(axes: "Axes", models: Tables) -> None:
+    """Draw gamma(t) with the line at which training began, and their end points as numbers."""
+    for label, color, table in curves(models):
+        for name, what, style in (("gamma", "gamma", "-"), ("initial", "at first", "--")):
+            ends = " to ".join(f"{end:.2f}" for end in table[name].iloc[[0, -1]])
+            axes.plot(table["t"], table[name], style, color=color, label=label(f"{what}: {ends}"))
     axes.set(xlabel="t (0: the image, 1: noise)", ylabel="gamma = \N{MINUS SIGN}log SNR")
 
 
@@ -107,7 +129,7 @@ def noise_levels(axes: "Axes", models: Tables) -> None:
     for label, color, table in curves(models):
         known = table[["t", "diffusion_bpd", "standard_error"]].fillna({"standard_error": 0}).dropna()
         t, loss, error = thinned(known)
-        axes.errorbar(t, loss, error, color=color, label=label("diffusion term"), marker=".", capsize=2)
+        axes.errorbar(t, loss, error, color=color, label=label("diffusion term"), marker="o", markersize=3, capsize=2)
     axes.set_ylim(bottom=0)
     axes.set(xlabel="t (0: the image, 1: noise)", ylabel="bits/dim per unit of t")
 
@@ -126,7 +148,19 @@ def histogram(axes: "Axes", models: Tables) -> None:
 
 CHARTS: dict[str, tuple[str, str, str, "Callable[[Axes, Tables], None]"]] = {
     "loss": ("curves", "Loss while training", "Line chart of bits/dim over the training steps", loss),
-    "schedule": ("noise_levels", "Noise schedule", "Line chart of gamma over the time t", schedule),
+    "gradient_norm": (
+        "curves",
+        "Gradient norm",
+        "Line chart of the gradient's norm over the training steps",
+        gradient_norm,
+    ),
+    "learning_rate": (
+        "curves",
+        "Learning rate",
+        "Line chart of the learning rate over the training steps",
+        learning_rate,
+    ),
+    "schedule": ("schedule", "Noise schedule", "Line chart of gamma over the time t", schedule),
     "noise_levels": (
         "noise_levels",
         "Loss at each noise level",

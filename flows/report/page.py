@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -16,7 +17,8 @@ from flows.core.escaping import visible
 from flows.images.store import SPLITS
 from flows.report import charts
 from flows.report.charts import Chart, ending
-from flows.report.pictures import Picture, encoded, grids, tile
+from flows.report.facts import facts
+from flows.report.pictures import GRID, Picture, encoded, grids, picture, tile
 from flows.report.quality import cautions, measures, sampler
 from flows.report.results import Results, description
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 CONFIDENCE = 0.95
 MOST_EXTREMES, MOST_NEIGHBOURS, MOST_SHOWN = 8, 8, 10
+DENOISING = "Samples of the model on their way from noise to the image"
 
 
 class Page(NamedTuple):
@@ -74,7 +77,10 @@ def view(name: str, results: Results) -> dict[str, Any]:
         "about": description(results.images),
         "uniform": math.log2(results.images.num_levels) if results.images else None,
         "extremes": extremes(results),
+        "facts": facts(results),
         "grids": grids(results),
+        "denoising": None if results.denoising is None else picture(results.denoising, GRID, DENOISING),
+        "classes": classes(results),
         "sampler": sampler(results.sample_metrics.sampler) if results.sample_metrics else "",
         "neighbours": neighbours(results),
         "expectations": expectations,
@@ -96,6 +102,19 @@ def extremes(results: Results) -> list[tuple[str, list[Shown]]]:
         (title, [Shown(image_of(results, split, number, f"{split} image {number}"), bpd) for number, bpd in found])
         for title, found in (("Easiest", rows[:size]), ("Hardest", rows[::-1][:size]))
     ]
+
+
+def classes(results: Results) -> list[tuple[str, int, float, float]]:
+    """Return each label with the number of its images and their mean bits/dim with its standard error, the worst first.
+
+    [] without labels or figures, and for one label.
+    """
+    if results.per_image is None or results.labels is None:
+        return []
+    of_image = pd.Series(results.labels[results.per_image["image"].astype(int)])
+    by_label = results.per_image["bpd"].groupby(of_image).agg(["count", "mean", "sem"])
+    rows = [(f"{row.Index}", int(row.count), row.mean, row.sem) for row in by_label.itertuples()]
+    return sorted(rows, key=lambda row: -row[2]) if len(rows) > 1 else []
 
 
 def neighbours(results: Results) -> list[tuple[Shown, Shown, float]]:

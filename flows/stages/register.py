@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CURVES = "training/curves.csv"
+"""In the model's folder, where it is in `reports`."""
 CARD = """\
 # Variational diffusion model of {title}
 
@@ -67,7 +69,7 @@ registered, `vdmctl lineage VERSION` prints the commit that made it.
 def register(
     data: "Data", model: "Model", train: "Train", *, trained: Path, curves: Path, images: Path, out: Path
 ) -> None:
-    """Write the folder `out`, all or nothing: the model in `trained` and its model card, `README.md`.
+    """Write the folder `out`, all or nothing: the model in `trained`, its model card `README.md`, and its training log.
 
     Raises CheckpointError when the model does not load, UserError when the model was trained with other inputs (exit 2)
     or when the images or the training log are missing or damaged (exit 5), and OSError that names a file that cannot be
@@ -96,9 +98,10 @@ def register(
         parameters=json.dumps(parameters, indent=2),
     )
     with writing_folder(out) as folder:
-        for name in (WEIGHTS, CONFIG):
-            with (trained / name).open("rb") as source, writing(folder / name) as copy:
-                shutil.copyfileobj(source, copy)
+        (folder / CURVES).parent.mkdir()
+        for source, name in ((trained / WEIGHTS, WEIGHTS), (trained / CONFIG, CONFIG), (curves, CURVES)):
+            with source.open("rb") as original, writing(folder / name) as copy:
+                shutil.copyfileobj(original, copy)
         write_whole(folder / "README.md", card)
     log.info("wrote the model and its card to %s", out)
 
