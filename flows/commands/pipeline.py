@@ -108,7 +108,7 @@ def register() -> None:
     from flows.stages.register import register
     from flows.training.runs import forget
 
-    paths = {"trained": layout.TRAINED, "curves": layout.CURVES, "images": layout.IMAGES}
+    paths = {"trained": layout.TRAINED, "curves": layout.CURVES, "images": layout.IMAGES, "report": layout.VALIDATION}
     register(params.data, params.model, params.train, **paths, out=layout.REGISTERED)
     forget(kept(layout.STATES), model_sha256(layout.REGISTERED))
 

@@ -80,8 +80,7 @@ def data_docs(validation: Report, drawn: Path, page: Path) -> str:
 def verdict(validation: Report) -> str:
     """Return the result of a data validation in one line."""
     held = sum(result.success for result in validation.expectations)
-    result = "valid" if validation.success else "not valid"
-    return f"{result}: {held} of {len(validation.expectations)} expectations hold"
+    return f"{validation.verdict}: {held} of {len(validation.expectations)} expectations hold"
 
 
 def expectation(result: Result) -> tuple[str, str, str]:

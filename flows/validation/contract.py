@@ -16,6 +16,20 @@ Level = Literal["critical", "warning"]
 ERROR: Level = "critical"
 WARNING: Level = "warning"
 FEW_LEVELS = 16
+LIMITS = {
+    "in_earlier_split": ("max_leaked", 0.0),
+    "repeats": ("max_duplicates", 0.01),
+    "constant": ("max_constant", 0.001),
+    "lost_detail": ("max_lost_detail", 0.15),
+    "jpeg_grid": ("max_jpeg_grid", 0.3),
+    "gap": ("max_gaps", 0.015),
+    "peak": ("max_peaks", 0.02),
+    "skipped": ("max_skipped", 0.25),
+}
+"""By column, the parameter in `contract:` that limits what must hold, and its value in presets/digits.yaml.
+
+Likelihoods of images that are valid within these values are comparable.
+"""
 
 
 class Rule(NamedTuple):
@@ -124,7 +138,18 @@ def contract(image_set: ImageSet, settings: "Contract") -> dict[str, list[Expect
         ],
     }
     # fmt: on
-    return {table: [Expected(*row) for row in rows] for table, rows in tables.items()}
+    remarks = {column: f" (relaxed: {limit})" for column, limit in relaxed(settings).items()}
+    expected = {table: [Expected(*row) for row in rows] for table, rows in tables.items()}
+    return {
+        table: [row._replace(meaning=row.meaning + remarks.get(row.column or "", "")) for row in rows]
+        for table, rows in expected.items()
+    }
+
+
+def relaxed(settings: "Contract") -> dict[str, str]:
+    """Return the limits that are above those in `LIMITS`, by column, such as "max_gaps 1.0 instead of 0.015"."""
+    limits = ((column, name, getattr(settings, name), usual) for column, (name, usual) in LIMITS.items())
+    return {column: f"{name} {limit} instead of {usual}" for column, name, limit, usual in limits if limit > usual}
 
 
 def from_lossy_files(image_set: ImageSet) -> bool:

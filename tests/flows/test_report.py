@@ -56,6 +56,16 @@ def whole(tmp_path_factory: pytest.TempPathFactory, digits: np.ndarray) -> Page:
     return page(read_results(write_results(tmp_path_factory.mktemp("whole"), digits), ORIGIN))
 
 
+def test_the_page_names_relaxed_limits(files: Files) -> None:
+    path = files.validation
+    assert path
+    relaxed = {"success": True, "relaxed": ["max_gaps 1.0 instead of 0.015"]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | relaxed))
+    text = shown(files)
+    assert "Valid with relaxed limits: max_gaps 1.0 instead of 0.015" in text
+    assert "is comparable with others" not in text
+
+
 @pytest.mark.slow
 def test_the_page_says_everything_in_the_order_of_its_readers_questions(whole: Page) -> None:
     text = words(Document(whole.html).text)

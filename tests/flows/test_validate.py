@@ -23,7 +23,7 @@ from flows.core.presets import read_preset
 from flows.images.store import data_sha256, load_images, save_images
 from flows.stages.download import download
 from flows.stages.validate import validate
-from flows.validation.contract import Expected, contract
+from flows.validation.contract import LIMITS, Expected, contract
 from flows.validation.facts import measure, num_redundant
 from flows.validation.inspection import described, inspect_images, require_success
 from flows.validation.report import Report
@@ -100,6 +100,23 @@ def test_good_images_pass_and_the_report_has_their_digest(good: Path) -> None:
     assert all(entry["success"] for entry in report["expectations"])
     checked = [row.meaning for rows in contract(load_images(good / "images"), CONTRACT).values() for row in rows]
     assert [entry["meaning"] for entry in report["expectations"]] == checked[:-1]  # without a reference
+
+
+@pytest.mark.slow
+def test_relaxed_limits_are_named(image_set: Path, caplog: pytest.LogCaptureFixture) -> None:
+    relaxed = CONTRACT.model_copy(update={"max_gaps": 1.0, "max_peaks": 0.05, "max_skipped": 0.1, "max_shift": 1.0})
+    with caplog.at_level("INFO"):
+        validate(relaxed, images=image_set, out=image_set.parent / "report")
+    limits = ["max_gaps 1.0 instead of 0.015", "max_peaks 0.05 instead of 0.02"]
+    report = Report.model_validate_json((image_set.parent / "report/validation.json").read_bytes())
+    assert report.relaxed == limits
+    assert f"valid with relaxed limits: {', '.join(limits)}: 27 of 27 expectations hold" in caplog.text
+    (page,) = (image_set.parent / "report/data_docs").rglob("pandas-histogram.html")
+    assert f"almost empty between full ones (relaxed: {limits[0]})" in page.read_text()
+
+
+def test_the_usual_limits_are_those_of_the_digits() -> None:
+    assert {name: getattr(CONTRACT, name) for name, _ in LIMITS.values()} == dict(LIMITS.values())
 
 
 @pytest.mark.slow
