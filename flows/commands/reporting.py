@@ -120,7 +120,8 @@ def beside_preset(origin: Origin) -> Origin:
     for name in preset_names() if "train" in origin.parameters else []:
         whole, own = (bounded_yaml.sections((layout.PRESETS / f"{each}.yaml").read_bytes()) for each in (WHOLE, name))
         preset = {key: whole[key] | own.get(key, {}) for key in origin.parameters if key in whole}
-        found.append((name, changed(preset, {key: origin.parameters[key] for key in preset})))
+        differing = changed(preset, {key: origin.parameters[key] for key in preset})
+        found.append((name, [change for change in differing if "not set" not in change]))
     name, changes = min(found, key=lambda each: len(each[1]), default=("", []))
     return origin._replace(preset=name, changes=changes)
 

@@ -97,8 +97,12 @@ def loss(axes: "Axes", models: Tables) -> None:
 
 def gradient_norm(axes: "Axes", models: Tables) -> None:
     """Draw the norm of the gradient in training logs."""
+    from matplotlib.ticker import LogFormatter
+
     column(axes, models, "gradient_norm")
     axes.set(ylabel="norm of the gradient", yscale="log")
+    for write in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        write(LogFormatter(minor_thresholds=(2, 0.4)))  # plain numbers: matplotlib's own are formulas
 
 
 def learning_rate(axes: "Axes", models: Tables) -> None:

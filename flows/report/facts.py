@@ -7,7 +7,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from flows.images.store import spread
+from flows.images.store import ImageSet, spread
 from flows.report.results import Results
 
 MOST_BYTES = 2**23
@@ -21,9 +21,18 @@ def facts(results: Results) -> dict[str, str]:
     found = dict(of_model(results)) | dict(of_training(results))
     if results.images:
         found |= other_codes(getattr(results.images, metrics.split))
+        found["Images"] = kind(results.images)
+    if results.validation:
+        found["Data validation"] = results.validation.verdict
     if environment:
         found["Evaluated on"] = f"{environment.processor}, torch {environment.torch}"
     return found
+
+
+def kind(images: ImageSet) -> str:
+    """Return the shape, the levels and the number of training images in words."""
+    shape = " x ".join(map(str, images.image_shape))
+    return f"{shape}, {images.num_levels} levels; {len(images.train):,} for training"
 
 
 def of_model(results: Results) -> Iterator[tuple[str, str]]:

@@ -18,7 +18,8 @@ from vdm.sampling import noise_levels
 if TYPE_CHECKING:
     from flows.core.params import Sample
 
-MOST_IMAGES, MOST_COLUMNS, MOST_FRAMES = 8, 12, 60
+MOST_IMAGES, MOST_FRAMES = 8, 60
+MOST_ROWS, MOST_COLUMNS = 3, 16
 FRAME_MS, LAST_MS = 80, 2000
 LEVELS = 256
 SIDE, TEXT = 64, 12
@@ -61,12 +62,12 @@ def encoded(film: Film, ending: str) -> bytes:
 
 
 def strip(film: Film) -> np.ndarray:
-    """Return one picture: time runs from left to right, and gamma is above each column."""
+    """Return one picture of the first images: time runs from left to right, and gamma is above each column."""
     times = np.unique(np.linspace(0, len(film.z) - 1, MOST_COLUMNS).round().astype(int))
-    rows = np.stack([film.z[times], film.x_hat[times]], axis=0)  # 2,T,N,...
+    rows = np.stack([film.z[times, :MOST_ROWS], film.x_hat[times, :MOST_ROWS]])  # 2,T,N,...
     ordered = rows.transpose(2, 0, 1, 3, 4, 5)
     picture = grid(ordered.reshape(-1, *ordered.shape[3:]), LEVELS, len(times), SIDE)
-    return labelled(picture, [f"{'gamma ' if time == 0 else ''}{film.gammas[time]:.1f}" for time in times])
+    return labelled(labelled(picture, [f"{film.gammas[time]:.1f}" for time in times]), ["gamma after a step"])
 
 
 def gif(film: Film) -> bytes:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MOST_SHOWN, MOST_PAIRS, MOST_FILMED = 64, 16, 4
+MOST_SHOWN, MOST_PAIRS = 64, 16
 
 
 def sample(
@@ -48,8 +48,8 @@ def sample(
     metrics, neighbours = measure(settings, quality, drawn, model=model, features=features, images=images)
     contents: dict[str, bytes | str] = {"metrics.json": json.dumps(metrics.model_dump(), indent=2) + "\n"}
     contents |= tables_and_pictures(drawn, neighbours, load_images(images))
-    vdm, few = load_model(model, find_device(settings.device)), settings.model_copy(update={"num_images": MOST_FILMED})
-    contents["denoising.png"] = film.encoded(film.record(vdm, few, sampling(vdm, few)), ".png")
+    vdm = load_model(model, find_device(settings.device))
+    contents["denoising.png"] = film.encoded(film.record(vdm, settings, sampling(vdm, settings)), ".png")
     with ExitStack() as stack:
         for name, content in contents.items():
             stack.enter_context(written_last(out / name, content))

@@ -93,8 +93,8 @@ def test_the_page_says_everything_in_the_order_of_its_readers_questions(whole: P
         "1.000",
         "Hardest images",
         "3.000",
-        "class 1: 2.0256 ± 0.1350 20 images",
-        "class 0: 1.9744 ± 0.1350",
+        "class 1, 20 images 2.0256 ± 0.1357",
+        "class 0, 20 images 1.9744 ± 0.1357",
         "Fréchet distance fd_0a1b2c3d",
         "1.2500 ± 0.0500 0.7500 ± 0.0400",
         "0.4800 ± 0.0300 0.5",
@@ -337,7 +337,7 @@ def test_the_schedule_is_the_models_and_not_that_of_the_times_of_the_evaluation(
     table = read_results(files, ORIGIN).schedule
     assert table is not None
     with torch.no_grad():
-        gamma = load_model(files.model).schedule(torch.from_numpy(table["t"].to_numpy()).float())
+        gamma = load_model(files.model).schedule(torch.linspace(0, 1, len(table)))
     np.testing.assert_allclose(table["gamma"], gamma, rtol=1e-6)
     np.testing.assert_allclose(table["initial"], -7 + 12 * table["t"], atol=1e-6)
     drawn = axes()
@@ -348,10 +348,10 @@ def test_the_schedule_is_the_models_and_not_that_of_the_times_of_the_evaluation(
 
 
 def test_other_codes_are_given_the_same_images() -> None:
-    """Noise of 4 bits costs zlib 4 bits/dim and a little, and images of one level almost nothing."""
-    images = np.random.default_rng(0).integers(0, 16, (20, 3, 8, 8), dtype=np.uint8)
+    """Noise of 4 bits costs at least 4 bits/dim, and images of one level almost nothing."""
+    images = np.random.default_rng(0).integers(0, 16, (200, 3, 8, 8), dtype=np.uint8)
     png, zlib = (float(text.split()[0]) for text in other_codes(images).values())
-    assert 4 < zlib < 4.5
+    assert 4 < zlib < 5
     assert 4 < png < 6
     assert all(float(text.split()[0]) < 0.3 for text in other_codes(images * 0).values())
 

@@ -70,7 +70,7 @@ def test_the_film_shows_noise_and_prediction_and_stays_if_its_images_cannot_be_w
         assert len(set(labels)) == 7
         assert picture.info["duration"] == film.LAST_MS
     with Image.open("film.png") as picture:
-        assert picture.size == (7 * 66 + 2, 16 + 2 * 3 * 66 + 2)
+        assert picture.size == (7 * 66 + 2, 32 + 2 * 3 * 66 + 2)
     before = Path("film.png").read_bytes()
 
     def full(*_: object) -> None:
@@ -234,6 +234,6 @@ def test_images_of_a_grid_are_in_rows() -> None:
 def test_the_strip_of_a_film_has_noise_above_predictions() -> None:
     z, x_hat = (np.arange(first, first + 6, dtype=np.uint8).reshape(3, 2, 1, 1, 1) for first in (0, 10))
     strip = film.strip(film.Film(z, x_hat, [1, 2, 3], [2.0, 0.0, -2.0], 3))
-    tiles = strip[36::66, 20::66]
-    assert strip[:16].max() == 255
+    tiles = strip[52::66, 20::66]
+    assert strip[:16].max() == strip[16:32].max() == 255
     assert tiles.tolist() == [[0, 2, 4], [10, 12, 14], [1, 3, 5], [11, 13, 15]]
