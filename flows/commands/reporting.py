@@ -121,9 +121,10 @@ def beside_preset(origin: Origin) -> Origin:
         whole, own = (bounded_yaml.sections((layout.PRESETS / f"{each}.yaml").read_bytes()) for each in (WHOLE, name))
         preset = {key: whole[key] | own.get(key, {}) for key in origin.parameters if key in whole}
         differing = changed(preset, {key: origin.parameters[key] for key in preset})
-        found.append((name, [change for change in differing if "not set" not in change]))
-    name, changes = min(found, key=lambda each: len(each[1]), default=("", []))
-    return origin._replace(preset=name, changes=changes)
+        differing = [change for change in differing if "not set" not in change]
+        changes = "; ".join(f"{key} {here} instead of {there}" for key, there, here in differing)
+        found.append((len(differing), f"{name}, with {changes}" if changes else name))
+    return origin._replace(preset=min(found, default=(0, ""))[1])
 
 
 def sections() -> dict[str, Any]:

@@ -6,6 +6,7 @@ the models are readable on both papers.
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -95,28 +96,13 @@ def loss(axes: "Axes", models: Tables) -> None:
     axes.set(xlabel="step", ylabel="bits/dim")
 
 
-def gradient_norm(axes: "Axes", models: Tables) -> None:
-    """Draw the norm of the gradient in training logs."""
-    from matplotlib.ticker import LogFormatter
-
-    column(axes, models, "gradient_norm")
-    axes.set(ylabel="norm of the gradient", yscale="log")
-    for write in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        write(LogFormatter(minor_thresholds=(2, 0.4)))  # plain numbers: matplotlib's own are formulas
-
-
-def learning_rate(axes: "Axes", models: Tables) -> None:
-    """Draw the learning rate in training logs."""
-    column(axes, models, "learning_rate")
-    axes.set(ylabel="learning rate")
-
-
-def column(axes: "Axes", models: Tables, name: str) -> None:
+def of_steps(axes: "Axes", models: Tables, column: str) -> None:
     """Draw a column of training logs over the steps, if they have it."""
     for label, color, table in curves(models):
-        if name in table:
-            axes.plot(*thinned(table[["step", name]].dropna()), color=color, label=label(name.replace("_", " ")))
-    axes.set(xlabel="step")
+        if column in table:
+            axes.plot(*thinned(table[["step", column]].dropna()), color=color, label=label(column))
+    axes.set_ylim(bottom=0)
+    axes.set(xlabel="step", ylabel=column.replace("_", " "))
 
 
 def schedule(axes: "Axes", models: Tables) -> None:
@@ -155,14 +141,14 @@ CHARTS: dict[str, tuple[str, str, str, "Callable[[Axes, Tables], None]"]] = {
     "gradient_norm": (
         "curves",
         "Gradient norm",
-        "Line chart of the gradient's norm over the training steps",
-        gradient_norm,
+        "Line chart over the steps",
+        partial(of_steps, column="gradient_norm"),
     ),
     "learning_rate": (
         "curves",
         "Learning rate",
-        "Line chart of the learning rate over the training steps",
-        learning_rate,
+        "Line chart over the steps",
+        partial(of_steps, column="learning_rate"),
     ),
     "schedule": ("schedule", "Noise schedule", "Line chart of gamma over the time t", schedule),
     "noise_levels": (

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
 CONFIDENCE = 0.95
 MOST_EXTREMES, MOST_NEIGHBOURS, MOST_SHOWN = 8, 8, 10
-DENOISING = "Samples of the model on their way from noise to the image"
 
 
 class Page(NamedTuple):
@@ -77,9 +75,11 @@ def view(name: str, results: Results) -> dict[str, Any]:
         "about": description(results.images),
         "uniform": math.log2(results.images.num_levels) if results.images else None,
         "extremes": extremes(results),
-        "facts": facts(results),
+        "facts": list(facts(results)),
         "grids": grids(results),
-        "denoising": None if results.denoising is None else picture(results.denoising, GRID, DENOISING),
+        "denoising": None
+        if results.denoising is None
+        else picture(results.denoising, GRID, "Samples on their way from noise"),
         "classes": classes(results),
         "sampler": sampler(results.sample_metrics.sampler) if results.sample_metrics else "",
         "neighbours": neighbours(results),
@@ -104,17 +104,16 @@ def extremes(results: Results) -> list[tuple[str, list[Shown]]]:
     ]
 
 
-def classes(results: Results) -> list[tuple[str, int, float, float]]:
-    """Return each label with the number of its images and their mean bits/dim with its standard error, the worst first.
+def classes(results: Results) -> list[tuple[int, int, float, float]]:
+    """Return each label with the number of its images and their mean bits/dim with its standard error, worst first.
 
     [] without labels or figures, and for one label.
     """
     if results.per_image is None or results.labels is None:
         return []
-    of_image = pd.Series(results.labels[results.per_image["image"].astype(int)])
-    by_label = results.per_image["bpd"].groupby(of_image).agg(["count", "mean", "sem"])
-    rows = [(f"{row.Index}", int(row.count), row.mean, row.sem) for row in by_label.itertuples()]
-    return sorted(rows, key=lambda row: -row[2]) if len(rows) > 1 else []
+    labels = results.labels[results.per_image["image"].astype(int)]
+    by_label = results.per_image["bpd"].groupby(labels).agg(["count", "mean", "sem"])
+    return list(by_label.sort_values("mean", ascending=False).itertuples(name=None)) if len(by_label) > 1 else []
 
 
 def neighbours(results: Results) -> list[tuple[Shown, Shown, float]]:

@@ -15,7 +15,6 @@ from flows.report.results import Results
 GRID, TILE = 448, 64
 """Widths in pixels that a grid and a single image may take in the page; smaller ones are enlarged by a whole factor."""
 MOST_SIDE = 256
-"""The height and width of a single image in the page, of which larger ones are thinned to less."""
 MOST_COLUMNS = 8
 
 

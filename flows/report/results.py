@@ -1,11 +1,9 @@
 """The results of one model: the files that hold them, and what these files say.
 
-A model folder may hold results of its own, at the paths that they have in `reports/`.
-
 Only the metrics must be there.  A page leaves out what is missing and says so; a damaged file is an error.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -22,8 +20,6 @@ from flows.validation.report import Alike, Result, Validation
 
 LARGEST = 1e12
 """The largest absolute value of a number in a table.  Larger ones, which only a broken model has, count as missing."""
-NUM_TIMES = 201
-"""The times at which the noise schedule is drawn."""
 T = TypeVar("T")
 
 
@@ -59,8 +55,7 @@ class Origin(NamedTuple):
     lineage: Mapping[str, str]
     commands: list[str]
     preset: str = ""
-    changes: Sequence[tuple[str, Any, Any]] = ()
-    """The preset that is most like the parameters, and the names and values there and here of those that differ."""
+    """The preset that is most like the parameters, and what differs from it, in words."""
 
 
 class Model(NamedTuple):
@@ -132,7 +127,10 @@ def read_results(files: Files, origin: Origin) -> Results:
         require_indices(files.neighbours, neighbours["sample"], len(samples))
         require_indices(files.neighbours, neighbours["train_image"], len(images.train))
     model = present(read_model, files.model)
-    is_ours = model is not None and model.sha256 == metrics.model_sha256
+    notes = list(disagreements(metrics, digest, validation, sample_metrics))
+    if model and model.sha256 != metrics.model_sha256:
+        notes.append("The model is not the one that was evaluated, so its noise schedule is left out.")
+        model = None
     labels = load_labels(files.images, metrics.split) if images and files.images else None
     return Results(
         origin=origin,
@@ -147,9 +145,9 @@ def read_results(files: Files, origin: Origin) -> Results:
         samples=samples,
         sample_metrics=sample_metrics,
         neighbours=neighbours,
-        notes=list(disagreements(metrics, digest, validation, sample_metrics, model)),
+        notes=notes,
         denoising=present(read_picture, files.denoising),
-        model=model if is_ours else None,
+        model=model,
         labels=labels if labels is not None and len(labels) == metrics.num_images else None,
     )
 
@@ -160,11 +158,7 @@ def present(reader: Callable[[Path], T], path: Path | None) -> T | None:
 
 
 def disagreements(
-    metrics: BoundMetrics,
-    digest: str | None,
-    validation: Checked | None,
-    samples: SampleMetrics | None,
-    model: Model | None,
+    metrics: BoundMetrics, digest: str | None, validation: Checked | None, samples: SampleMetrics | None
 ) -> Iterator[str]:
     """Yield sentences about results that are of another model or of other images than the metrics."""
     if digest not in (None, metrics.data_sha256):
@@ -173,8 +167,6 @@ def disagreements(
         yield "The data validation is about other images than the metrics."
     if samples and (samples.model_sha256, samples.data_sha256) != (metrics.model_sha256, metrics.data_sha256):
         yield "The quality of samples was measured with another model or other images than the metrics."
-    if model and model.sha256 != metrics.model_sha256:
-        yield "The model is not the one that was evaluated, so its noise schedule is left out."
 
 
 def read_model(folder: Path) -> Model:
@@ -184,7 +176,7 @@ def read_model(folder: Path) -> Model:
     from flows.core.checkpoint import load_model, model_sha256, read_description
 
     vdm, arguments = load_model(folder), read_description(folder)["model"]
-    gamma_0, gamma_1, t = arguments["gamma_0"], arguments["gamma_1"], torch.linspace(0, 1, NUM_TIMES)
+    gamma_0, gamma_1, t = arguments["gamma_0"], arguments["gamma_1"], torch.linspace(0, 1, 201)
     with torch.inference_mode():
         columns = {"t": t, "gamma": vdm.schedule(t), "initial": gamma_0 + (gamma_1 - gamma_0) * t}
     schedule = pd.DataFrame({name: column.double().numpy() for name, column in columns.items()})
@@ -197,7 +189,7 @@ def read_picture(path: Path) -> np.ndarray:
         pixels = read_images(path).pixels[0]
     except BadImageError as error:
         raise UserError(f"{path}: {error}", error.code) from error
-    return pixels.transpose(1, 2, 0) if len(pixels) == 3 else pixels[0]
+    return np.asarray(pixels.transpose(1, 2, 0) if len(pixels) == 3 else pixels[0])
 
 
 def read_table(path: Path, names: Collection[str]) -> pd.DataFrame:

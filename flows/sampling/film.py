@@ -27,16 +27,11 @@ SIDE, TEXT = 64, 12
 
 
 class Film(NamedTuple):
-    """The frames of some images: z_t and x_hat, (T,N,C,H,W) 8-bit pixels each, with the number of the step and gamma.
-
-    `steps` and `gammas` are (T,), after the step; the steps are `num_timesteps`.
-    """
+    """The frames of some images: z_t and x_hat, (T,N,C,H,W) 8-bit pixels each, and gamma after each step."""
 
     z: np.ndarray
     x_hat: np.ndarray
-    steps: list[int]
     gammas: list[float]
-    num_timesteps: int
 
 
 @torch.no_grad()
@@ -48,7 +43,7 @@ def record(vdm: VDM, settings: "Sample", steps_to: Steps) -> Film:
     steps = counted(steps_to(range(min(settings.num_images, MOST_IMAGES))), iter(bar("film")(range(len(gammas)))))
     frames = [(pixels(step.z), pixels(step.x_hat)) for step in islice(steps, numbers.start, None, every)]
     z, x_hat = map(np.stack, zip(*frames, strict=True))
-    return Film(z, x_hat, [number + 1 for number in numbers], [gammas[number] for number in numbers], len(gammas))
+    return Film(z, x_hat, [gammas[number] for number in numbers])
 
 
 def pixels(x: torch.Tensor) -> np.ndarray:
@@ -73,11 +68,11 @@ def strip(film: Film) -> np.ndarray:
 def gif(film: Film) -> bytes:
     """Return an animated GIF, z_t left and x_hat right, that stays on its last frame for a while."""
     frames = []
-    for z, x_hat, step, gamma in zip(film.z, film.x_hat, film.steps, film.gammas, strict=True):
+    for z, x_hat, gamma in zip(film.z, film.x_hat, film.gammas, strict=True):
         left, right = grid(z, LEVELS, smallest=SIDE), grid(x_hat, LEVELS, smallest=SIDE)
         between = np.full((len(left), 2 * GAP, *left.shape[2:]), 128, np.uint8)
-        label = f"gamma {gamma:.1f}, step {step}/{film.num_timesteps}"
-        frames.append(Image.fromarray(labelled(np.concatenate([left, between, right], axis=1), [label])))
+        picture = labelled(np.concatenate([left, between, right], axis=1), [f"gamma {gamma:.1f}"])
+        frames.append(Image.fromarray(picture))
     content = BytesIO()
     durations = [FRAME_MS] * (len(frames) - 1) + [LAST_MS]
     frames[0].save(content, format="gif", save_all=True, append_images=frames[1:], duration=durations, loop=0)
