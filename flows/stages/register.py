@@ -52,10 +52,9 @@ parameters. The weights are the moving average {kept}.
 ## Load it
 
 ```python
-from pathlib import Path
-from flows.core.checkpoint import load_model
+from flows.api import load
 
-model = load_model(Path("{out}"))  # a vdm.model.VDM in evaluation mode
+model = load("{out}")  # a vdm.model.VDM in evaluation mode
 ```
 
 If `data/images` has the images above, `vdmctl evaluate {out}` prints the bits/dim of the test images. If the model is

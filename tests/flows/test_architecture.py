@@ -57,7 +57,7 @@ ROOMS = {
     "commands": "core process images validation training evaluation compression sampling report stages registry"
     " orchestration",
 }
-DOORS = {"cli", "train_vdm"}
+DOORS = {"api", "cli", "train_vdm"}
 
 # Files that a stage reaches and that cannot change its result, by patterns of their paths and the reason.  A pattern
 # that begins with the name of a stage holds for that stage.

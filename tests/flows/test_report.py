@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import TINY
 from documents import Document, words
+from PIL import Image
 from project import ROOT
 from results import BPD, ORIGIN, PLACES, metrics, sample_metrics, validation, write_results
 from ruamel.yaml import YAML
@@ -154,6 +155,21 @@ def test_what_is_missing_is_left_out_with_a_sentence(files: Files) -> None:
     ]
     assert [sentence for sentence in sentences if sentence not in text] == []
     assert "2.0000 ± 0.0946 bits/dim" in text
+
+
+def test_withheld_figures_are_told_with_the_reason(files: Files) -> None:
+    assert files.sample_metrics
+    found = json.loads(files.sample_metrics.read_text()) | {"figures": {}, "withheld": "no better than <a> guess"}
+    found |= {"features_accuracy": 0.11, "features_accuracy_standard_error": 0.02, "features_guess": 0.1}
+    files.sample_metrics.write_text(json.dumps(found))
+    text = shown(files)
+    assert "Distances, precision and recall are withheld: no better than <a> guess." in text
+    assert "is right about 0.1100 ± 0.0200 of the test images, where a guess would be about 0.1000; its" in text
+    assert "0.4800 ± 0.0300" in text
+    drawn = files.sample_metrics.with_name("samples.png")
+    Image.new("L", (4, 4)).save(drawn)
+    text = markdown.samples(SampleMetrics(**found), drawn, drawn)
+    assert "Distances, precision and recall are withheld: no better than " in text
 
 
 def test_results_that_do_not_belong_together_are_named(files: Files, tmp_path: Path, digits: np.ndarray) -> None:
