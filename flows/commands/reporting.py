@@ -15,8 +15,7 @@ from flows.core.presets import WHOLE, preset_names
 from flows.evaluation.results import Metrics
 from flows.registry.lineage import Lineage, lineage
 from flows.registry.lock_file import lock_here, output_at, require_no_outputs
-from flows.registry.storage import fetch as fetch_model
-from flows.registry.storage import fetch_files, fetch_images
+from flows.registry.storage import fetch, fetch_files, fetch_images
 from flows.registry.versions import Version
 from flows.report.page import changed, page
 from flows.report.results import Files, Origin, Results, origin_here, read_results, restoring_images
@@ -69,14 +68,14 @@ def of_version(version: Version) -> Results:
     chain = lineage(ROOT, version)
     if version.problem:
         raise UserError(f"{version.name}: {version.problem}", Exit.MISSING)
-    folders = {str(layout.IMAGES): fetch_images, str(layout.REGISTERED): fetch_model}
+    folders = {str(layout.IMAGES): fetch_images, str(layout.REGISTERED): fetch}
     listed = [path for path in map(str, WORKSPACE) if path in chain.lock.outputs and path not in folders]
     if str(layout.METRICS) not in listed:
         raise UserError(f"{version.name}: its {layout.DVC_LOCK} does not list {layout.METRICS}", Exit.MISSING)
     with scratch_folder() as scratch:
         fetch_files(ROOT, version, listed, scratch)
         places = {path: scratch / path for path in listed}
-        places |= {path: fetch(ROOT, version) for path, fetch in folders.items() if path in chain.lock.outputs}
+        places |= {path: get(ROOT, version) for path, get in folders.items() if path in chain.lock.outputs}
         files = Files(*(places.get(str(path)) for path in WORKSPACE))  # type: ignore[arg-type]  # None: no such result
         try:
             return read_results(files, beside_preset(origin_of(chain)))
@@ -120,8 +119,7 @@ def beside_preset(origin: Origin) -> Origin:
     for name in preset_names() if "train" in origin.parameters else []:
         whole, own = (bounded_yaml.sections((layout.PRESETS / f"{each}.yaml").read_bytes()) for each in (WHOLE, name))
         preset = {key: whole[key] | own.get(key, {}) for key in origin.parameters if key in whole}
-        differing = changed(preset, {key: origin.parameters[key] for key in preset})
-        differing = [change for change in differing if "not set" not in change]
+        differing = [change for change in changed(preset, origin.parameters) if "not set" not in change]
         changes = "; ".join(f"{key} {here} instead of {there}" for key, there, here in differing)
         found.append((len(differing), f"{name}, with {changes}" if changes else name))
     return origin._replace(preset=min(found, default=(0, ""))[1])

@@ -101,8 +101,7 @@ def of_steps(axes: "Axes", models: Tables, column: str) -> None:
     for label, color, table in curves(models):
         if column in table:
             axes.plot(*thinned(table[["step", column]].dropna()), color=color, label=label(column))
-    axes.set_ylim(bottom=0)
-    axes.set(xlabel="step", ylabel=column.replace("_", " "))
+    axes.set(xlabel="step", ylabel=column.replace("_", " "), ylim=(0, None))
 
 
 def schedule(axes: "Axes", models: Tables) -> None:

@@ -103,7 +103,6 @@ class Results(NamedTuple):
     neighbours: pd.DataFrame | None
     notes: list[str]
     denoising: np.ndarray | None
-    """A picture (H,W) or (H,W,3)."""
     model: Model | None
     labels: np.ndarray | None
     """Of the images of the split in the metrics, (N,) integers."""

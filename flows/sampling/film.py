@@ -18,8 +18,7 @@ from vdm.sampling import noise_levels
 if TYPE_CHECKING:
     from flows.core.params import Sample
 
-MOST_IMAGES, MOST_FRAMES = 8, 60
-MOST_ROWS, MOST_COLUMNS = 3, 16
+MOST_IMAGES, MOST_ROWS, MOST_COLUMNS, MOST_FRAMES = 8, 3, 16, 60
 FRAME_MS, LAST_MS = 80, 2000
 LEVELS = 256
 SIDE, TEXT = 64, 12

@@ -21,9 +21,6 @@ from vdm.model import VDM
 if TYPE_CHECKING:
     from flows.core.params import Sample
 
-Parts = tuple[torch.Tensor, torch.Tensor] | None
-"""The known picture as levels (C,H,W), and where its pixels are to be filled in (H,W); None for whole images."""
-
 
 class Request(NamedTuple):
     """A model folder, how to sample, and the files to write and to read."""
@@ -44,9 +41,10 @@ def answer(request: Request) -> dict[str, Any]:
     """
     require_possible(request)
     vdm = load_model(request.model, find_device(request.settings.device))
-    parts: Parts = None
+    parts, beside = None, list[np.ndarray]()
     if request.known and request.mask:
-        parts = read_known(request.known, vdm), read_mask(request.mask, vdm)
+        parts = known, missing = read_known(request.known, vdm), read_mask(request.mask, vdm)
+        beside = [known.numpy(), np.where(missing, vdm.num_levels - 1, 0 * known)]
     begin = perf_counter()
     images = fill(vdm, request.settings, *parts) if parts else draw(request.model, request.settings)
     seconds = perf_counter() - begin
@@ -55,7 +53,7 @@ def answer(request: Request) -> dict[str, Any]:
             steps_to = filling(vdm, request.settings, *parts) if parts else sampling(vdm, request.settings)
             content = film.encoded(film.record(vdm, request.settings, steps_to), request.film.suffix)
             stack.enter_context(written_last(request.film, content))
-        pictures.write(request.out, images, vdm.num_levels, original_and_mask(vdm, *parts) if parts else ())
+        pictures.write(request.out, images, vdm.num_levels, beside)
     solver = solver_of(request.settings, vdm)
     if parts:
         solver = solver._replace(order=1, eta=1.0)  # as `fill_in` always takes its steps
@@ -137,9 +135,3 @@ def require_size(path: Path, found: tuple[int, ...], expected: tuple[int, ...]) 
     if found != expected:
         sizes = " x ".join(map(str, found)), " x ".join(map(str, expected))
         raise UserError(f"{path} is {sizes[0]}, but the model's images are {sizes[1]}", Exit.USAGE)
-
-
-def original_and_mask(vdm: VDM, known: torch.Tensor, missing: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Return the known picture, and the mask as a picture, as levels (C,H,W)."""
-    mask = (vdm.num_levels - 1) * missing.expand(known.shape)
-    return known.numpy(), mask.numpy()
