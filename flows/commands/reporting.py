@@ -17,7 +17,7 @@ from flows.registry.lineage import Lineage, lineage
 from flows.registry.lock_file import lock_here, output_at, require_no_outputs
 from flows.registry.storage import fetch, fetch_files, fetch_images
 from flows.registry.versions import Version
-from flows.report.page import changed, page
+from flows.report.page import changed, page, value
 from flows.report.results import Files, Origin, Results, origin_here, read_results, restoring_images
 from flows.stages.report import report
 
@@ -120,7 +120,7 @@ def beside_preset(origin: Origin) -> Origin:
         whole, own = (bounded_yaml.sections((layout.PRESETS / f"{each}.yaml").read_bytes()) for each in (WHOLE, name))
         preset = {key: whole[key] | own.get(key, {}) for key in origin.parameters if key in whole}
         differing = [change for change in changed(preset, origin.parameters) if "not set" not in change]
-        changes = "; ".join(f"{key} {here} instead of {there}" for key, there, here in differing)
+        changes = "; ".join(f"{key} {value(here)} instead of {value(there)}" for key, there, here in differing)
         found.append((len(differing), f"{name}, with {changes}" if changes else name))
     return origin._replace(preset=min(found, default=(0, ""))[1])
 
