@@ -98,6 +98,19 @@ def test_a_copied_folder_has_a_whole_page_elsewhere(vdmctl: Vdmctl, tmp_path: Pa
     assert page.count('class="chart"') == 6
 
 
+@pytest.mark.slow
+def test_the_model_that_the_repository_has_brings_its_results(vdmctl: Vdmctl, tmp_path: Path) -> None:
+    """All but its training log, which nobody has."""
+    result = vdmctl(str(ROOT / "pretrained/fashion_mnist_cpu"), "--out", "page.html")
+    assert result.returncode == 0, result.stderr
+    page = (tmp_path / "page.html").read_text()
+    text = words(Document(page).text)
+    for part in ("64 samples, not selected", "Parameters 336,644", "From noise to images", "There is no training log",
+                 "fashion_mnist_cpu, with data.source", "10,000 test"):  # fmt: skip
+        assert part in text
+    assert page.count('class="chart"') == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
