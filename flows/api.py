@@ -38,8 +38,9 @@ def evaluate(
 
     `num_timesteps` None is continuous time.  Raises TypeError and ValueError unless they are images of the model.
     """
-    options = {"times_per_image": times_per_image, "num_timesteps": num_timesteps, "batch_size": 512, "seed": seed}
-    return evaluation.evaluate(model, images, **options)
+    return evaluation.evaluate(
+        model, images, times_per_image=times_per_image, num_timesteps=num_timesteps, batch_size=512, seed=seed
+    )
 
 
 def sample(model: VDM, num_images: int, *, seed: int = 0, solver: Solver = DEFAULT) -> np.ndarray:
@@ -54,7 +55,7 @@ def fill_in(
 
     It is an approximation, and takes ten times as long as `sample`.  Raises what `vdm.sampling.fill_in` raises.
     """
-    known, mask = torch.from_numpy(image), torch.from_numpy(missing)
+    known, mask = torch.tensor(image), torch.tensor(missing)
     steps = partial(sampling.fill_in, model, known, mask, solver=solver, seed=seed, repeats=REPEATS)
     return np.where(missing, drawn(model, steps, num_images), image)
 

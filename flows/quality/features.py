@@ -23,6 +23,7 @@ from flows.core.documents import Count, Document, Number, Sha256, read
 from flows.core.errors import CheckpointError, brief
 from flows.core.files import write_whole
 from flows.core.folders import writing_folder
+from flows.images.store import load_labels
 from flows.process.progress import bar
 from vdm.errors import TrainingDiverged
 
@@ -124,8 +125,9 @@ def accuracy(network: Classifier, pixels: np.ndarray, labels: np.ndarray | None,
     return right / len(pixels)
 
 
-def guessed(labels: np.ndarray | None) -> float:
-    """Return the accuracy of the best guess: the most frequent of the labels (N,) or, without them, a symmetry."""
+def guessed(images: Path, task: Task) -> float:
+    """Return the accuracy of the best guess on the test images: a symmetry, or the most frequent label."""
+    labels = load_labels(images, "test") if task == "labels" else None
     if labels is None:
         return 1 / len(SYMMETRIES)
     return float(np.unique(labels, return_counts=True)[1].max() / len(labels))

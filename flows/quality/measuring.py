@@ -10,16 +10,7 @@ from flows.core.checkpoint import model_sha256, read_description
 from flows.core.device import find_device, find_precision
 from flows.core.errors import Exit, UserError
 from flows.evaluation.results import QualityFigure, SampleMetrics, SamplerSettings
-from flows.images.store import (
-    FEWEST_COMPARED,
-    ImageSet,
-    chunks,
-    data_sha256,
-    load_images,
-    load_labels,
-    require_levels,
-    spread,
-)
+from flows.images.store import FEWEST_COMPARED, ImageSet, chunks, data_sha256, load_images, require_levels, spread
 from flows.quality.distances import (
     NEIGHBOURS,
     Estimate,
@@ -62,8 +53,7 @@ def measure(
     network, config, digest = load_features(features, find_device(quality.device))
     image_set = load_images(images)
     pictures = choose(drawn, image_set, quality.num_images)
-    guess = guessed(load_labels(images, "test") if config.task == "labels" else None)
-    figures, withheld = {}, None
+    guess, figures, withheld = guessed(images, config.task), {}, None
     if learned(config.accuracy, guess, len(image_set.test)):
         embedded = [embed(network, part) for part in pictures]
         figures = feature_figures(*embedded, name=digest[:8], quality=quality)

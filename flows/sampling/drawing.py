@@ -12,8 +12,9 @@ from flows.core.checkpoint import load_model
 from flows.core.device import find_device, find_precision
 from flows.core.errors import Exit, UserError
 from flows.process.progress import bar
+from flows.sampling.pictures import grid, png
 from vdm.model import VDM
-from vdm.sampling import Solver, Step, decode, fill_in, trajectory
+from vdm.sampling import Solver, Step, decode, fill_in, sample, trajectory
 
 if TYPE_CHECKING:
     from flows.core.params import Sample
@@ -94,6 +95,12 @@ def in_batches(vdm: VDM, settings: "Sample", share: range, steps_to: Steps, *, s
     except ArithmeticError as error:
         raise UserError(f"no images can be drawn from this model: {error}", Exit.MISSING) from error
     return torch.cat(parts).cpu().numpy()
+
+
+def preview(vdm: VDM) -> bytes:
+    """Return a picture of the first 16 images of seed 0 as a PNG file.  Raises what `vdm.sampling.sample` raises."""
+    images = sample(vdm, range(16), Solver(num_timesteps=25, order=2), seed=0)
+    return png(grid(images.cpu().numpy(), vdm.num_levels))
 
 
 def solver_of(settings: "Sample", vdm: VDM) -> Solver:

@@ -31,7 +31,7 @@ def features(settings: "Features", *, images: Path, validation: Path, out: Path)
     count = len(image_set.test)
     for task, train, test in tasks(images, image_set, settings.task):
         network = fit(image_set.train, train, settings, num_levels=image_set.num_levels, device=device)
-        right, guess = accuracy(network, image_set.test, test, settings.seed), guessed(test)
+        right, guess = accuracy(network, image_set.test, test, settings.seed), guessed(images, task)
         error = share_error(right, count)
         log.info("features: %s found %.4f +- %.4f, by a guess %.4f", task, right, error, guess)
         if learned(right, guess, count):

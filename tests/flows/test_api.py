@@ -43,7 +43,7 @@ def test_the_results_are_those_of_vdmctl(small: Small, capsys: pytest.CaptureFix
     np.save("known.npy", images.test[0, 0])
     np.save("mask.npy", np.tri(8, dtype=np.uint8))
     assert run(["sample", "models/vdm", "--known", "known.npy", "--mask", "mask.npy", *options, "drawn.npy"]) == 0
-    filled = fill_in(model, np.array(images.test[0]), np.tri(8, dtype=bool), 5, seed=3)
+    filled = fill_in(model, images.test[0], np.tri(8, dtype=bool), 5, seed=3)
     np.testing.assert_array_equal(filled, np.load("drawn.npy"))
 
 
