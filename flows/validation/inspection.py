@@ -12,7 +12,7 @@ from flows.core.errors import Exit, UserError
 from flows.core.escaping import visible
 from flows.core.files import write_whole
 from flows.images.store import ImageSet, data_sha256, load_images, load_labels, present
-from flows.validation.contract import contract, relaxed
+from flows.validation.contract import UNJUDGED, contract, relaxed
 from flows.validation.drift import REFERENCE, agreement, differences, profile, read_reference
 from flows.validation.duplicates import lookalikes, search
 from flows.validation.expectations import Checker
@@ -56,10 +56,11 @@ def inspect_images(settings: "Contract", *, images: Path, reference: Path | None
     agreements = {pair: agreement(pairs, labels[pair[0]], labels[pair[1]]) for pair, pairs in found.items()}
     profiles = {split: profile(facts[split], labels[split], agreements[split, split]) for split in splits}
     differ = differences(profiles, agreements, expected, settings)
-    checker, rows = Checker(), contract(image_set, settings)
+    levels, ignored = histogram_rows(facts, settings)
+    checker, rows = Checker(), contract(image_set, settings, ignored)
     checker.check("images", image_rows(image_set, facts, alike), rows["images"], ["split", "image"], "images")
     checker.check("splits", split_rows(image_set, facts, labels), rows["splits"], ["split"], "splits")
-    checker.check("histogram", histogram_rows(facts, settings), rows["histogram"], ["split", "level"], "levels")
+    checker.check("histogram", levels, rows["histogram"], ["split", "level"], "levels")
     for name, of_reference in (("differences", False), ("drift", True)):
         if some := [each for each in differ if (each.first == REFERENCE) == of_reference]:
             index = ["splits", "statistic", "difference"]
@@ -118,6 +119,8 @@ def require_success(report: Report, images: Path, out: Path | None) -> None:
         raise UserError(f"{images}: {'; '.join(map(described, critical))}{see}", Exit.INVALID_DATA)
     held = sum(result.success for result in report.expectations)
     log.info("%s: %s: %d of %d expectations hold", shown, report.verdict, held, len(report.expectations))
+    for meaning in [result.meaning for result in report.expectations if result.meaning.endswith(UNJUDGED)]:
+        log.info("%s: %s", shown, meaning)
 
 
 def described(result: Result) -> str:
