@@ -126,7 +126,8 @@ def report(
     """Print the metrics of the last `dvc repro` and whether its outputs equal the commit's; with --out, write a page.
 
     The page has all results of the last run, of a version, or of two models side by side, and needs no network, no
-    script and no other file. The stage `report` writes reports/report.html.
+    script and no other file. The stage `report` writes reports/report.html. A model folder that is copied elsewhere
+    takes its results along if it holds them as reports/ does: `cp -r reports/. FOLDER`.
     """
     if out is None:
         if first or force:

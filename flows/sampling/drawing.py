@@ -52,8 +52,12 @@ def draw_part(model: Path, settings: "Sample", count: int) -> np.ndarray:
 
 def draw_share(vdm: VDM, settings: "Sample", share: range, *, shown: bool = True) -> np.ndarray:
     """Return the images with the indices in `share`, (N,C,H,W) levels."""
-    solver = solver_of(settings, vdm)
-    return in_batches(vdm, settings, share, partial(trajectory, vdm, solver=solver, seed=settings.seed), shown=shown)
+    return in_batches(vdm, settings, share, sampling(vdm, settings), shown=shown)
+
+
+def sampling(vdm: VDM, settings: "Sample") -> Steps:
+    """Return the function from indices to the steps of `vdm.sampling.trajectory`."""
+    return partial(trajectory, vdm, solver=solver_of(settings, vdm), seed=settings.seed)
 
 
 def fill(vdm: VDM, settings: "Sample", known: torch.Tensor, missing: torch.Tensor) -> np.ndarray:

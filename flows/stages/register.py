@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CURVES = "training/curves.csv"
+"""In the model's folder, where it is in `reports`."""
 CARD = """\
 # Variational diffusion model of {title}
 
@@ -69,7 +71,7 @@ registered, `vdmctl lineage VERSION` prints the commit that made it.
 def register(
     data: "Data", model: "Model", train: "Train", *, trained: Path, curves: Path, images: Path, report: Path, out: Path
 ) -> None:
-    """Write the folder `out`, all or nothing: the model in `trained` and its model card, `README.md`.
+    """Write the folder `out`, all or nothing: the model in `trained`, its model card `README.md`, and its training log.
 
     `report` is the validation report.  Raises CheckpointError when the model does not load, UserError when the model
     was trained with other inputs (exit 2) or when the images, the report or the training log are missing or damaged
@@ -99,9 +101,10 @@ def register(
         parameters=json.dumps(parameters, indent=2),
     )
     with writing_folder(out) as folder:
-        for name in (WEIGHTS, CONFIG):
-            with (trained / name).open("rb") as source, writing(folder / name) as copy:
-                shutil.copyfileobj(source, copy)
+        (folder / CURVES).parent.mkdir()
+        for source, name in ((trained / WEIGHTS, WEIGHTS), (trained / CONFIG, CONFIG), (curves, CURVES)):
+            with source.open("rb") as original, writing(folder / name) as copy:
+                shutil.copyfileobj(original, copy)
         write_whole(folder / "README.md", card)
     log.info("wrote the model and its card to %s", out)
 
