@@ -18,7 +18,7 @@ from flows.core.checkpoint import fitted_to, load_model, model_sha256
 from flows.core.device import find_device, find_precision, processor
 from flows.core.errors import Exit, UserError
 from flows.core.files import file_sha256, written_last
-from flows.evaluation.results import BOTH, BoundMetrics, Environment, SplitFigures, finite_or_none
+from flows.evaluation.results import BOTH, BoundMetrics, Environment, Evaluated, SplitFigures, finite_or_none
 from flows.images.store import ImageSet, data_sha256, load_images, read_file_names, require_levels, spread
 from flows.process.progress import bar
 from vdm.choices import Split
@@ -49,7 +49,7 @@ def measure(
     """
     result, device = evaluate_split(settings, model, images, split, num_images), find_device(settings.device)
     metrics = BoundMetrics(
-        split=split,
+        split=named(images, split),
         **figures(result).model_dump(),
         prior_bpd=result.prior.mean(),
         reconstruction_bpd=result.reconstruction.mean(),
@@ -63,6 +63,11 @@ def measure(
         **digests(model, images),
     )
     return metrics, result
+
+
+def named(images: Path, split: Split) -> Evaluated:
+    """Return the split; `given` for a set without training images, which is made of files that the user gave."""
+    return split if len(load_images(images).train) else "given"
 
 
 def environment(device: torch.device, requirements: Path) -> Environment:
@@ -192,8 +197,8 @@ def write(
     """Write `metrics.json`, `per_image.csv` and `noise_levels.csv`, or else none of them.
 
     `per_image.csv` has the number of every image in the split, its terms in bits/dim, and its file, if the set was made
-    of files.  `noise_levels.csv` has time, gamma, and the diffusion
-    term with its standard error in bits/dim per unit of time, as in `vdm.evaluation.NoiseLevels`.
+    of files.  `noise_levels.csv` has time, gamma, and the diffusion term with its standard error in bits/dim per unit
+    of time, as in `vdm.evaluation.NoiseLevels`.
 
     Raises CheckpointError, and OSError that names the file.
     """

@@ -1,6 +1,5 @@
 """Pictures and arrays in any folder, as a model takes them."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,9 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flows.core.checkpoint import read_description
-from flows.core.errors import Exit, UserError, brief
-from flows.core.files import parse_json, read_bounded, scratch_folder, write_whole
+from flows.core.checkpoint import card_parameters, read_description
+from flows.core.documents import Document, parse
+from flows.core.errors import Exit, UserError
+from flows.core.files import scratch_folder, write_whole
 from flows.core.params import Data
 from flows.images.folder import ImageFiles
 from flows.images.preparing import line_of
@@ -20,8 +20,12 @@ from vdm.choices import Split
 
 SHADES = {2: np.uint8(255), 4: np.uint8(85), 16: np.uint8(17)}
 """The step between the shades of pictures of 1, 2 and 4 bits, by their number of levels."""
-PARAMETERS = re.compile(r"^## Parameters\n\n```json\n(.*?)^```", re.DOTALL | re.MULTILINE)
-"""The parameters in a model card."""
+
+
+class Stated(Document):
+    """What the card of a model states about its images."""
+
+    data: Data
 
 
 class Images(NamedTuple):
@@ -89,7 +93,9 @@ def as_image_set(path: Path, split: Split | None, model: Path) -> Iterator[Path]
     if (path / DESCRIPTION).exists():
         yield path
         return
-    described, images = read_description(model)["model"], read_files(path, split, stated_data(model))
+    card = card_parameters(model)
+    data = parse(Stated, card, f"{model}/README.md: its parameters").data if card else None
+    described, images = read_description(model)["model"], read_files(path, split, data)
     shape, num_levels = tuple(described["image_shape"]), described["num_levels"]
     require_fitting(images, path, model, image_shape=shape, num_levels=num_levels)
     with scratch_folder() as folder:
@@ -97,18 +103,3 @@ def as_image_set(path: Path, split: Split | None, model: Path) -> Iterator[Path]
         save_images(folder, {"train": images.array[:0], "test": images.array}, description)
         write_whole(files_of(folder, "test"), "".join(f"{line_of(name)}\n" for name in images.names))
         yield folder
-
-
-def stated_data(model: Path) -> Data | None:
-    """Return the parameters `data` in the card of a model; None if it has no card, as an imported model.
-
-    Raises UserError (exit 5) if they are damaged.
-    """
-    card = model / "README.md"
-    found = PARAMETERS.search(read_bounded(card).decode(errors="replace")) if card.is_file() else None
-    if found is None:
-        return None
-    try:
-        return Data.model_validate(parse_json(found[1])["data"])
-    except (LookupError, TypeError, ValueError) as error:
-        raise UserError(f"{card}: damaged parameters: {brief(error)}; restore the file", Exit.MISSING) from error

@@ -23,7 +23,6 @@ from flows.core.documents import Count, Document, Number, Sha256, read
 from flows.core.errors import CheckpointError, brief
 from flows.core.files import write_whole
 from flows.core.folders import writing_folder
-from flows.images.store import load_labels
 from flows.process.progress import bar
 from vdm.errors import TrainingDiverged
 
@@ -46,6 +45,8 @@ class FeaturesConfig(Document):
     num_levels: Count
     width: Count
     accuracy: Number
+    guess: Number
+    """The accuracy of the best guess: a symmetry, or the most frequent label."""
     data_sha256: Sha256
     weights_sha256: Sha256
 
@@ -123,14 +124,6 @@ def accuracy(network: Classifier, pixels: np.ndarray, labels: np.ndarray | None,
         batch, target = exercise(np.array(pixels[part]), None if labels is None else labels[part], generator)
         right += int((network(batch.to(device)).argmax(1).cpu() == target).sum())
     return right / len(pixels)
-
-
-def guessed(images: Path, task: Task) -> float:
-    """Return the accuracy of the best guess on the test images: a symmetry, or the most frequent label."""
-    labels = load_labels(images, "test") if task == "labels" else None
-    if labels is None:
-        return 1 / len(SYMMETRIES)
-    return float(np.unique(labels, return_counts=True)[1].max() / len(labels))
 
 
 def share_error(share: float, num_images: int) -> float:

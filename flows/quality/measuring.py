@@ -23,7 +23,7 @@ from flows.quality.distances import (
     squared_distances,
     with_error,
 )
-from flows.quality.features import embed, guessed, learned, load_features, share_error
+from flows.quality.features import embed, learned, load_features, share_error
 from flows.quality.inception import inception_features, inception_network, require_inception
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ def measure(
     network, config, digest = load_features(features, find_device(quality.device))
     image_set = load_images(images)
     pictures = choose(drawn, image_set, quality.num_images)
-    guess, figures, withheld = guessed(images, config.task), {}, None
-    if learned(config.accuracy, guess, len(image_set.test)):
+    figures, withheld = {}, None
+    if learned(config.accuracy, config.guess, len(image_set.test)):
         embedded = [embed(network, part) for part in pictures]
         figures = feature_figures(*embedded, name=digest[:8], quality=quality)
     else:
@@ -70,7 +70,7 @@ def measure(
         features_task=config.task,
         features_accuracy=config.accuracy,
         features_accuracy_standard_error=share_error(config.accuracy, len(image_set.test)),
-        features_guess=guess,
+        features_guess=config.guess,
         withheld=withheld,
         features_sha256=digest,
         model_sha256=model_sha256(model),

@@ -137,18 +137,8 @@ def histogram(axes: "Axes", models: Tables) -> None:
 
 CHARTS: dict[str, tuple[str, str, str, "Callable[[Axes, Tables], None]"]] = {
     "loss": ("curves", "Loss while training", "Line chart of bits/dim over the training steps", loss),
-    "gradient_norm": (
-        "curves",
-        "Gradient norm",
-        "Line chart over the steps",
-        partial(of_steps, column="gradient_norm"),
-    ),
-    "learning_rate": (
-        "curves",
-        "Learning rate",
-        "Line chart over the steps",
-        partial(of_steps, column="learning_rate"),
-    ),
+    "gradient_norm": ("curves", "Gradient norm", "Line chart over steps", partial(of_steps, column="gradient_norm")),
+    "learning_rate": ("curves", "Learning rate", "Line chart over steps", partial(of_steps, column="learning_rate")),
     "schedule": ("schedule", "Noise schedule", "Line chart of gamma over the time t", schedule),
     "noise_levels": (
         "noise_levels",

@@ -17,7 +17,7 @@ from flows.images.store import SPLITS
 from flows.report import charts
 from flows.report.charts import Chart, ending
 from flows.report.facts import facts
-from flows.report.pictures import GRID, Picture, encoded, grids, picture, tile
+from flows.report.pictures import Picture, encoded, grids, tile
 from flows.report.quality import cautions, measures, sampler
 from flows.report.results import Results, description
 
@@ -77,9 +77,6 @@ def view(name: str, results: Results) -> dict[str, Any]:
         "extremes": extremes(results),
         "facts": list(facts(results)),
         "grids": grids(results),
-        "denoising": None
-        if results.denoising is None
-        else picture(results.denoising, GRID, "Samples on their way from noise"),
         "classes": classes(results),
         "sampler": sampler(results.sample_metrics.sampler) if results.sample_metrics else "",
         "neighbours": neighbours(results),

@@ -192,12 +192,12 @@ def test_results_that_do_not_belong_together_are_named(files: Files, tmp_path: P
         ("metrics", "{", "damaged"),
         ("validation", '{"success": 1}', "damaged: success"),
         ("per_image", "image,bpd\n0,1\n", "damaged: 1 rows, but the metrics are about 40 images"),
+        ("per_image", "image,bpd\n" + 40 * "40,1\n", "damaged: there is no image 40"),
         ("curves", "step,bpd\n1,<script>\n", "damaged: could not convert string"),
         ("noise_levels", "\xff\xfe", "damaged: "),
         ("neighbours", "sample,train_image,distance\n16,0,0\n", "damaged: there is no sample 16"),
         ("samples", "\x93NUMPY", "damaged"),
         ("images", "dataset.json", "damaged"),
-        ("denoising", "\x89PNG", "damaged"),
     ],
 )
 def test_a_damaged_file_is_one_line(name: str, content: str, reason: str, files: Files) -> None:
