@@ -60,8 +60,7 @@ def evaluate(
     ] = None,
     num_timesteps: Annotated[str | None, typer.Option(help=STEPS_HELP)] = None,
     num_images: Annotated[
-        int | None,
-        typer.Option(min=1, help="Most images, evenly spread over all. [default: vlb: all; ode: ode.num_images]"),
+        int | None, typer.Option(min=1, help="Most images, evenly spread. [default: vlb: all; ode: ode.num_images]")
     ] = None,
     num_draws: Annotated[
         int | None, typer.Option(help="ode: dequantisation draws per image. [default: ode.num_draws]")

@@ -53,14 +53,8 @@ def write_page(models: list[str], out: Path, *, force: bool) -> None:
     require_no_outputs(ROOT, out)
     if out.exists() and not force:
         raise UserError(f"{out} exists; --force overwrites it", Exit.USAGE)
-    found = [results_of(model) for model in models] or [of_workspace(layout.REGISTERED)]
-    write_whole(out, page(*found).html)
-
-
-def results_of(model: str) -> Results:
-    """Return the results of a version, `champion`, or a model folder.  Raises UserError."""
-    version = version_of(model)
-    return of_version(version) if version else of_folder(Path(model))
+    found = [of_version(version) if (version := version_of(name)) else of_folder(Path(name)) for name in models]
+    write_whole(out, page(*found or [of_workspace(layout.REGISTERED)]).html)
 
 
 def of_version(version: Version) -> Results:

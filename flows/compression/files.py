@@ -82,7 +82,7 @@ def compress(
     chosen = find_device(device)
     vdm, model_digest = load_model(model, chosen), model_sha256(model)
     with writing(out) as file:  # an unwritable folder is reported before the images are encoded
-        images = open_images(source, split, vdm, model)
+        images = open_images(source, split, model)
         pixels = hashlib.sha256(np.ascontiguousarray(images.array).data)
         header = Header(
             num_images=len(images.array),

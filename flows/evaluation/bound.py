@@ -32,13 +32,7 @@ log = logging.getLogger(__name__)
 
 
 def measure(
-    settings: "Evaluate",
-    *,
-    model: Path,
-    images: Path,
-    requirements: Path,
-    split: Split = "test",
-    num_images: int | None = None,
+    settings: "Evaluate", *, model: Path, images: Path, requirements: Path, split: Split, num_images: int | None = None
 ) -> tuple[BoundMetrics, Evaluation]:
     """Return the metrics of the model on images of a split, in bits/dim, and the terms of every image.
 
@@ -191,9 +185,7 @@ def digests(model: Path, images: Path) -> dict[str, Any]:
     return {"model_sha256": model_sha256(model), "data_sha256": data_sha256(images)}
 
 
-def write(
-    out: Path, metrics: BoundMetrics, result: Evaluation, *, model: Path, images: Path, split: Split = "test"
-) -> None:
+def write(out: Path, metrics: BoundMetrics, result: Evaluation, *, model: Path, images: Path, split: Split) -> None:
     """Write `metrics.json`, `per_image.csv` and `noise_levels.csv`, or else none of them.
 
     `per_image.csv` has the number of every image in the split, its terms in bits/dim, and its file, if the set was made

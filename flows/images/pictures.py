@@ -47,24 +47,23 @@ def read_files(path: Path, split: Split | None, data: Data | None = None) -> Ima
     if split:
         raise UserError(f"{path} is not an image set, so it has no splits; leave out --split", Exit.USAGE)
     files = ImageFiles(path, grayscale=bool(data and data.grayscale), resized=bool(data and data.resize))
-    parts: list[np.ndarray] = []
-    names: list[str] = []
-    for name, images in files.read():
-        parts.append(transform(images, files.num_levels, data) if data else images)
-        names += [name] * len(images)
+    read = [(name, transform(part, files.num_levels, data) if data else part) for name, part in files.read()]
+    names = [name for name, part in read for _ in part]
     levels, transforms = files.num_levels, "none"
     if data:
         levels, transforms = levels_left(levels, data.num_bits), describe(levels, data)
     if levels > 256:
         raise UserError(f"{path}: images of 16 bits, which only models whose card says so take", Exit.INVALID_DATA)
-    return Images(np.concatenate(parts), levels, set(files.formats) != {"NPY"}, names, transforms)
+    return Images(np.concatenate([part for _, part in read]), levels, set(files.formats) != {"NPY"}, names, transforms)
 
 
-def require_fitting(images: Images, path: Path, model: Path, *, image_shape: tuple[int, ...], num_levels: int) -> None:
-    """Raise UserError (exit 2) unless the images have the shape and levels of the model, and it has at most 256.
+def require_fitting(images: Images, path: Path, model: Path) -> int:
+    """Return the model's number of levels, at most 256.  Raise UserError (exit 2) unless the images fit the model.
 
     Pictures of 1, 2 and 4 bits need a model with the same number of levels.
     """
+    described = read_description(model)["model"]
+    image_shape, num_levels = tuple(described["image_shape"]), int(described["num_levels"])
     if num_levels > 256:
         raise UserError(f"{model} has {num_levels} levels; files of images need a model of at most 256", Exit.USAGE)
     if images.array.shape[1:] != image_shape:
@@ -80,6 +79,7 @@ def require_fitting(images: Images, path: Path, model: Path, *, image_shape: tup
         reason = f"image {place} holds level {highest[place]}, and the levels of {model} are 0 to {num_levels - 1}"
         advice = "; pictures of `vdmctl sample` hold shades, and its .npy output levels" if images.pictures else ""
         raise UserError(f"{path}: {reason}{advice}", Exit.USAGE)
+    return num_levels
 
 
 @contextmanager
@@ -95,11 +95,9 @@ def as_image_set(path: Path, split: Split | None, model: Path) -> Iterator[Path]
         return
     card = card_parameters(model)
     data = parse(Stated, card, f"{model}/README.md: its parameters").data if card else None
-    described, images = read_description(model)["model"], read_files(path, split, data)
-    shape, num_levels = tuple(described["image_shape"]), described["num_levels"]
-    require_fitting(images, path, model, image_shape=shape, num_levels=num_levels)
+    images = read_files(path, split, data)
+    described = {"num_levels": require_fitting(images, path, model), "transforms": images.transforms}
     with scratch_folder() as folder:
-        description = {"name": "image_folder", "num_levels": num_levels, "transforms": images.transforms}
-        save_images(folder, {"train": images.array[:0], "test": images.array}, description)
+        save_images(folder, {"train": images.array[:0], "test": images.array}, described | {"name": "image_folder"})
         write_whole(files_of(folder, "test"), "".join(f"{line_of(name)}\n" for name in images.names))
         yield folder

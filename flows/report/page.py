@@ -106,10 +106,10 @@ def classes(results: Results) -> list[tuple[int, int, float, float]]:
 
     [] without labels or figures, and for one label.
     """
-    if results.per_image is None or results.labels is None:
+    table, labels = results.per_image, results.labels
+    if table is None or labels is None or table["image"].max() >= len(labels):
         return []
-    labels = results.labels[results.per_image["image"].astype(int)]
-    by_label = results.per_image["bpd"].groupby(labels).agg(["count", "mean", "sem"])
+    by_label = table["bpd"].groupby(labels[table["image"].astype(int)]).agg(["count", "mean", "sem"])
     return list(by_label.sort_values("mean", ascending=False).itertuples(name=None)) if len(by_label) > 1 else []
 
 

@@ -106,13 +106,10 @@ class Results(NamedTuple):
     denoising: bytes | None
     """A PNG file."""
     model: Model | None
+    schedule: pd.DataFrame | None
+    """The noise schedule of the model."""
     labels: np.ndarray | None
     """Of all images of the split in the metrics, (N,) integers."""
-
-    @property
-    def schedule(self) -> pd.DataFrame | None:
-        """The noise schedule of the model."""
-        return self.model.schedule if self.model else None
 
 
 def read_results(files: Files, origin: Origin) -> Results:
@@ -133,8 +130,6 @@ def read_results(files: Files, origin: Origin) -> Results:
         notes.append("The model is not the one that was evaluated, so its noise schedule is left out.")
         model = None
     labels = load_labels(files.images, metrics.split) if images and files.images else None
-    if labels is not None and len(labels) != len(getattr(images, metrics.split)):
-        raise UserError(f"{files.images}: the number of labels is not that of the images", Exit.MISSING)
     return Results(
         origin=origin,
         metrics=metrics,
@@ -151,6 +146,7 @@ def read_results(files: Files, origin: Origin) -> Results:
         notes=notes,
         denoising=present(read_bounded, files.denoising),
         model=model,
+        schedule=model.schedule if model else None,
         labels=labels,
     )
 
