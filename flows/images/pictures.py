@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from flows.core import bounded_yaml
 from flows.core.checkpoint import card_parameters, read_description
-from flows.core.documents import Document, parse
+from flows.core.documents import checked
 from flows.core.errors import Exit, UserError
 from flows.core.files import scratch_folder, write_whole
 from flows.core.params import Data
@@ -22,20 +23,13 @@ SHADES = {2: np.uint8(255), 4: np.uint8(85), 16: np.uint8(17)}
 """The step between the shades of pictures of 1, 2 and 4 bits, by their number of levels."""
 
 
-class Stated(Document):
-    """What the card of a model states about its images."""
-
-    data: Data
-
-
 class Images(NamedTuple):
-    """Images as an array (N,C,H,W) uint8, whether they came from pictures, and their transforms in words."""
+    """Images (N,C,H,W) uint8, whether they came from pictures, the file of each, and their transforms in words."""
 
     array: np.ndarray
     num_levels: int
     pictures: bool
     names: list[str]
-    """The file of each image."""
     transforms: str = "none"
 
 
@@ -93,9 +87,8 @@ def as_image_set(path: Path, split: Split | None, model: Path) -> Iterator[Path]
     if (path / DESCRIPTION).exists():
         yield path
         return
-    card = card_parameters(model)
-    data = parse(Stated, card, f"{model}/README.md: its parameters").data if card else None
-    images = read_files(path, split, data)
+    stated = bounded_yaml.sections(card_parameters(model)).get("data")
+    images = read_files(path, split, checked(Data, stated, f"{model}/README.md: data") if stated else None)
     described = {"num_levels": require_fitting(images, path, model), "transforms": images.transforms}
     with scratch_folder() as folder:
         save_images(folder, {"train": images.array[:0], "test": images.array}, described | {"name": "image_folder"})

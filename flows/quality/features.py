@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 Task = Literal["labels", "symmetries"]
 SYMMETRIES = ((), (2,), (3,), (2, 3))  # the axes to flip
-CLEARLY = 3
-"""How many standard errors above that of a guess an accuracy must be."""
 EMBEDDING_BATCH = 500
 
 
@@ -132,8 +130,8 @@ def share_error(share: float, num_images: int) -> float:
 
 
 def learned(right: float, guess: float, num_images: int) -> bool:
-    """Whether an accuracy on images is clearly above that of a guess.  Else the features say nothing about images."""
-    return right > guess + CLEARLY * share_error(guess, num_images)
+    """Whether an accuracy is three standard errors above that of a guess.  Else the features say nothing of images."""
+    return right > guess + 3 * share_error(guess, num_images)
 
 
 @torch.inference_mode()

@@ -53,13 +53,11 @@ def measure(
     network, config, digest = load_features(features, find_device(quality.device))
     image_set = load_images(images)
     pictures = choose(drawn, image_set, quality.num_images)
-    figures, withheld = {}, None
-    if learned(config.accuracy, config.guess, len(image_set.test)):
-        embedded = [embed(network, part) for part in pictures]
-        figures = feature_figures(*embedded, name=digest[:8], quality=quality)
-    else:
-        advice = "more training images or features.steps may help"
-        withheld = f"the features' network finds {config.task} not clearly better than a guess; {advice}"
+    advice = "more training images or features.steps may help"
+    guessing = f"the features' network finds {config.task} not clearly better than a guess; {advice}"
+    withheld = None if learned(config.accuracy, config.guess, len(image_set.test)) else guessing
+    embedded = (embed(network, part) for part in pictures)
+    figures = {} if withheld else feature_figures(*embedded, name=digest[:8], quality=quality)
     memorised, neighbours = memorisation(pictures, image_set, quality)
     metrics = SampleMetrics(
         figures=figures | inception_figures(sample, quality, pictures, image_set.num_levels),

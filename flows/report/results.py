@@ -107,7 +107,6 @@ class Results(NamedTuple):
     """A PNG file."""
     model: Model | None
     schedule: pd.DataFrame | None
-    """The noise schedule of the model."""
     labels: np.ndarray | None
     """Of all images of the split in the metrics, (N,) integers."""
 

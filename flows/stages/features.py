@@ -31,11 +31,9 @@ def features(settings: "Features", *, images: Path, validation: Path, out: Path)
     count = len(image_set.test)
     for task, train, test in tasks(images, image_set, settings.task):
         network = fit(image_set.train, train, settings, num_levels=image_set.num_levels, device=device)
-        right, guess = accuracy(network, image_set.test, test, settings.seed), 1 / len(SYMMETRIES)
-        if test is not None:
-            guess = float(np.bincount(test).max() / count)
-        error = share_error(right, count)
-        log.info("features: %s found %.4f +- %.4f, by a guess %.4f", task, right, error, guess)
+        right = accuracy(network, image_set.test, test, settings.seed)
+        guess = 1 / len(SYMMETRIES) if test is None else float(np.bincount(test).max() / count)
+        log.info("features: %s found %.4f +- %.4f, by a guess %.4f", task, right, share_error(right, count), guess)
         if learned(right, guess, count):
             break
     described: dict[str, object] = {
