@@ -4,12 +4,10 @@ Run in a folder in which `dvc repro` has made data/images, models/vdm and models
 same seed, and so the same noise z_1; that one shows what the seed changes.  --plot FILE draws the Frechet distance over
 the number of steps.
 
-    python -m benchmarks.samplers [--images 4000] [--steps 10 25 50] [--reference-steps 1000] [--plot FILE] [--json]
+    python -m benchmarks.samplers [--images 4000] [--steps 10 25 50] [--plot FILE] [--json]
 """
 
-import argparse
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,55 +15,66 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks import chart, explained, new_parser, picture, positive, show
+from benchmarks import chart, explained, new_parser, positive, show
 from flows.commands.sampling import SOLVERS
 from flows.core import layout
 from flows.core.checkpoint import load_model
 from flows.core.params import Sample
 from flows.core.params_file import read_params
 from flows.images.store import load_images
-from flows.quality.distances import frechet_distance, kernel_distance, precision, recall, with_error
-from flows.quality.features import embed, load_features
+from flows.quality.distances import frechet_distance, precision, recall, with_error
+from flows.quality.features import Classifier, embed, load_features
 from flows.sampling.drawing import draw_share
+from vdm.model import VDM
 
+BEST, MOST_STEPS, RESAMPLES = "sde-dpm-solver++", 1000, 20
 Row = dict[str, Any]
 
 
-def rows(chosen: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
-    """Return the name of every row and what it changes of the parameters `sample:`."""
-    grid = [(name, steps, {}) for name in SOLVERS for steps in chosen.steps]
-    few = chosen.steps[len(chosen.steps) // 2]
-    best = "sde-dpm-solver++"
-    others = [
-        ("ancestral", chosen.reference_steps, {}),
-        (best, few, {"grid": "t"}),
-        (best, few, {"clip": False}),
-        (best, few, {"precision": "float32"}),
-        (best, few, {"seed": 1}),
-    ]
-    return [
-        (
-            " ".join([name, *(f"{key} {value}" for key, value in changes.items())]),
-            {"num_timesteps": steps, **SOLVERS[name], **changes},
-        )
-        for name, steps, changes in [*grid, *others]
-    ]
+def main() -> None:
+    options = new_parser(__doc__)
+    options.add_argument("--images", type=positive, default=4000, help="samples per row")
+    options.add_argument("--steps", type=positive, nargs="+", default=[10, 25, 50])
+    options.add_argument("--plot", type=Path, help="a .png or .svg file")
+    chosen = options.parse_args()
+    with explained(options):
+        sample = read_params(layout.PARAMS).sample.model_copy(update={"num_images": chosen.images})
+        network, _, digest = load_features(layout.FEATURES, torch.device("cpu"))
+        images, model = load_images(layout.IMAGES), load_model(layout.REGISTERED)
+    training = embed(network, images.train)
+    table = []
+    for name, steps, changes in tqdm(rows(chosen.steps), disable=None):
+        settings = sample.model_copy(update={"num_timesteps": steps, **SOLVERS[name], **changes})
+        about = " ".join([name, *(f"{key} {value}" for key, value in changes.items())])
+        table.append({"sampler": about, "steps": steps, **measure(settings, model, network, training)})
+    held_out = frechet_distance(training)(embed(network, images.test))
+    figures = {"features_sha256": digest, "num_images": chosen.images, "held_out_fd": held_out, "rows": table}
+    show(figures, as_json=chosen.json)
+    if chosen.plot:
+        plot(chosen.plot, table, held_out)
 
 
-def measure(
-    changes: dict[str, Any], sample: Sample, model: Any, network: Any, training: np.ndarray, resamples: int
-) -> Row:
+def rows(steps: list[int]) -> list[tuple[Any, int, dict[str, Any]]]:
+    """Return the sampler of every row, its number of steps, and what else it changes of the parameters `sample:`."""
+    few = steps[len(steps) // 2]
+    grid: list[tuple[Any, int, dict[str, Any]]] = [(name, number, {}) for name in SOLVERS for number in steps]
+    return [*grid, ("ancestral", MOST_STEPS, {}), (BEST, few, {"precision": "float32"}), (BEST, few, {"seed": 1})]
+
+
+def measure(settings: Sample, model: VDM, network: Classifier, training: np.ndarray) -> Row:
     """Return the figures of one row."""
-    settings = sample.model_copy(update=changes)
     begin = time.process_time()
     drawn = embed(network, draw_share(model, settings, range(settings.num_images), shown=False))
     seconds = time.process_time() - begin
-    figures: Row = {"steps": settings.num_timesteps, "cpu_seconds": seconds}
-    for name, distance in (("fd", frechet_distance(training)), ("kd", kernel_distance(training))):
-        of = partial(lambda chosen, distance: distance(drawn[chosen]), distance=distance)
-        estimate = with_error(of, len(drawn), resamples, 0)
-        figures |= {name: estimate.value, f"{name}_standard_error": estimate.standard_error}
-    return figures | {"precision": precision(training)(drawn), "recall": recall(training)(drawn)}
+    distance = frechet_distance(training)
+    estimate = with_error(lambda chosen: distance(drawn[chosen]), len(drawn), RESAMPLES, 0)
+    return {
+        "cpu_seconds": seconds,
+        "fd": estimate.value,
+        "fd_standard_error": estimate.standard_error,
+        "precision": precision(training)(drawn),
+        "recall": recall(training)(drawn),
+    }
 
 
 def plot(path: Path, table: list[Row], held_out: float) -> None:
@@ -77,29 +86,6 @@ def plot(path: Path, table: list[Row], held_out: float) -> None:
             values, errors = ([row[key] for row in line] for key in ("fd", "fd_standard_error"))
             axes.errorbar([row["steps"] for row in line], values, errors, label=str(name), marker="o", capsize=3)
         axes.axhline(held_out, color="gray", linestyle="--", label="held-out images")
-
-
-def main() -> None:
-    options = new_parser(__doc__)
-    options.add_argument("--images", type=positive, default=4000, help="samples per row")
-    options.add_argument("--steps", type=positive, nargs="+", default=[10, 25, 50])
-    options.add_argument("--reference-steps", type=positive, default=1000, help="steps of the ancestral reference")
-    options.add_argument("--plot", type=picture, help="a .png or .svg file")
-    chosen = options.parse_args()
-    with explained(options):
-        sample = read_params(layout.PARAMS).sample.model_copy(update={"num_images": chosen.images})
-        network, _, digest = load_features(layout.FEATURES, torch.device("cpu"))
-        image_set, model = load_images(layout.IMAGES), load_model(layout.REGISTERED)
-    training, test = embed(network, image_set.train), embed(network, image_set.test)
-    table = [
-        {"sampler": name, **measure(changes, sample, model, network, training, 20)}
-        for name, changes in tqdm(rows(chosen), disable=None)
-    ]
-    held_out = frechet_distance(training)(test)
-    if chosen.plot:
-        plot(chosen.plot, table, held_out)
-    figures = {"features_sha256": digest, "num_images": chosen.images, "held_out_fd": held_out, "rows": table}
-    show(figures, as_json=chosen.json)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from flows.core.files import write_whole
 PAGE = Path("docs/json.md")
 LIST = re.compile(r"(<!-- (flows\.[\w.]+) -->\n\n)(?:- .*\n)*")
 MEANINGS = {
-    "split": "the images: `train`, `validation` or `test`",
+    "split": "the images: `train`, `validation` or `test`; of `evaluate`, `given` for files that are no image set",
     "bpd": "mean over the images, in bits/dim: an upper bound of the negative log-likelihood",
     "bpd_monte_carlo_standard_error": "the part of the error that more times per image would remove",
     "seed": "of the times and the noise",
@@ -38,7 +38,8 @@ MEANINGS = {
     "num_probes": "random probes of the divergence; 0: it is exact",
     "difference_bpd": "second minus first, or challenger minus champion: below 0 it is better",
     "confidence_interval": "of the difference: lower and upper end",
-    "nearer_than_held_out": "probability that a sample is nearer to a training image than a test image is",
+    "nearer_than_held_out": "probability that a sample is nearer to a training image than a test image is; above 0.5 if"
+    " images are repeated, or if samples are smoother than real images",
     "num_training_images": "with how many training images the figures compare",
     "eta": "noise of a step: 0 none, 1 that of ancestral sampling",
     "grid": "what the steps are evenly spaced in",

@@ -108,7 +108,7 @@ def register() -> None:
     from flows.stages.register import register
     from flows.training.runs import forget
 
-    paths = {"trained": layout.TRAINED, "curves": layout.CURVES, "images": layout.IMAGES}
+    paths = {"trained": layout.TRAINED, "curves": layout.CURVES, "images": layout.IMAGES, "report": layout.VALIDATION}
     register(params.data, params.model, params.train, **paths, out=layout.REGISTERED)
     forget(kept(layout.STATES), model_sha256(layout.REGISTERED))
 
@@ -126,7 +126,8 @@ def report(
     """Print the metrics of the last `dvc repro` and whether its outputs equal the commit's; with --out, write a page.
 
     The page has all results of the last run, of a version, or of two models side by side, and needs no network, no
-    script and no other file. The stage `report` writes reports/report.html.
+    script and no other file. The stage `report` writes reports/report.html. A model folder that is copied elsewhere
+    takes its results along if it holds them as reports/ does: `cp -r reports/. FOLDER`.
     """
     if out is None:
         if first or force:
@@ -183,15 +184,29 @@ def print_results(as_json: bool) -> None:
 @commands.command()
 def preset(
     name: Annotated[str, typer.Argument(help="The name of a file in presets/ without .yaml, such as digits.")],
+    images: Annotated[Path | None, typer.Option(help="Your images: a folder of pictures, or an .npy file.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="With --images: minutes of training on this machine.", show_default="10")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a params.yaml that is no preset.")] = False,
 ) -> None:
-    """Write params.yaml for a preset: presets/digits.yaml with the values that presets/NAME.yaml names."""
+    """Write params.yaml for a preset: presets/digits.yaml with the values that presets/NAME.yaml names.
+
+    With --images, the values suit a folder of images and so many minutes of training: training steps are measured, and
+    photographs, or images of several sizes, are resized. Each value that differs from the preset has its reason.
+    """
     from flows.core.presets import preset_names, read_preset
 
+    if images is None and minutes is not None:
+        raise UserError("--minutes needs --images FOLDER", Exit.USAGE)
     text = read_preset(name)
     if not force and layout.PARAMS.exists():
         present = layout.PARAMS.read_text(encoding="utf-8")
         if all(read_preset(each) != present for each in preset_names()):
             raise UserError(f"{layout.PARAMS} differs from every preset; --force overwrites it", Exit.USAGE)
+    if images is not None:
+        from flows.commands.planning import plan
+
+        text = plan(name, images, 10 if minutes is None else minutes)
     write_whole(layout.PARAMS, text)
     say(f"{layout.PARAMS}: the preset {name}; `dvc repro` runs the pipeline with it")

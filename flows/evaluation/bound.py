@@ -19,7 +19,7 @@ from flows.core.device import compile_long_work, find_device, find_precision, pr
 from flows.core.errors import Exit, UserError
 from flows.core.files import file_sha256, written_last
 from flows.evaluation.results import BOTH, BoundMetrics, Environment, SplitFigures, finite_or_none
-from flows.images.store import ImageSet, data_sha256, load_images, require_levels, spread
+from flows.images.store import ImageSet, data_sha256, load_images, read_file_names, require_levels, spread
 from flows.process.progress import bar
 from vdm.choices import Split
 from vdm.evaluation import Evaluation, image_terms, shares, terms_of_set
@@ -32,15 +32,22 @@ log = logging.getLogger(__name__)
 
 
 def measure(
-    settings: "Evaluate", *, model: Path, images: Path, requirements: Path, split: Split = "test"
+    settings: "Evaluate",
+    *,
+    model: Path,
+    images: Path,
+    requirements: Path,
+    split: Split = "test",
+    num_images: int | None = None,
 ) -> tuple[BoundMetrics, Evaluation]:
-    """Return the metrics of the model on the images of a split, in bits/dim, and the terms of every image.
+    """Return the metrics of the model on images of a split, in bits/dim, and the terms of every image.
 
-    The metrics name the versions of libraries, the processor, and the digest of the file `requirements`.
+    These are `num_images` images, evenly spread, or all for None.  The metrics name the versions of libraries, the
+    processor, and the digest of the file `requirements`.
 
     Raises what `evaluate_split` raises.
     """
-    result, device = evaluate_split(settings, model, images, split), find_device(settings.device)
+    result, device = evaluate_split(settings, model, images, split, num_images), find_device(settings.device)
     metrics = BoundMetrics(
         split=split,
         **figures(result).model_dump(),
@@ -180,34 +187,40 @@ def digests(model: Path, images: Path) -> dict[str, Any]:
     return {"model_sha256": model_sha256(model), "data_sha256": data_sha256(images)}
 
 
-def write(out: Path, metrics: BoundMetrics, result: Evaluation, model: Path) -> None:
+def write(
+    out: Path, metrics: BoundMetrics, result: Evaluation, *, model: Path, images: Path, split: Split = "test"
+) -> None:
     """Write `metrics.json`, `per_image.csv` and `noise_levels.csv`, or else none of them.
 
-    `per_image.csv` has the terms of every image in bits/dim.  `noise_levels.csv` has time, gamma, and the diffusion
+    `per_image.csv` has the number of every image in the split, its terms in bits/dim, and its file, if the set was made
+    of files.  `noise_levels.csv` has time, gamma, and the diffusion
     term with its standard error in bits/dim per unit of time, as in `vdm.evaluation.NoiseLevels`.
 
     Raises CheckpointError, and OSError that names the file.
     """
     text = json.dumps(metrics.model_dump(), indent=2, allow_nan=False) + "\n"
     terms = (result.bpd, result.prior, result.reconstruction, result.diffusion)
-    images = table("image bpd prior_bpd reconstruction_bpd diffusion_bpd", range(len(result.bpd)), *terms)
+    numbers = spread(np.arange(len(getattr(load_images(images), split))), len(result.bpd)).tolist()
+    names = read_file_names(images, split, set(numbers))
+    files = {"file": [names[number] for number in numbers]} if names else {}
+    header = " ".join(["image bpd prior_bpd reconstruction_bpd diffusion_bpd", *files])
     levels = result.noise_levels(seed=metrics.seed or 0, num_timesteps=metrics.num_timesteps)
     with torch.inference_mode():
         gamma = load_model(model).schedule(torch.from_numpy(levels.t).float()).numpy()
     noise = table("t gamma diffusion_bpd standard_error", levels.t, gamma, *levels[1:])
     with (
         written_last(out / "metrics.json", text),
-        written_last(out / "per_image.csv", images),
+        written_last(out / "per_image.csv", table(header, numbers, *terms, *files.values())),
         written_last(out / "noise_levels.csv", noise),
     ):
         pass
 
 
-def table(header: str, *columns: Iterable[float]) -> str:
-    """Return columns as CSV under the names in the header, integers as they are and other numbers with six decimals."""
+def table(header: str, *columns: Iterable[float | str]) -> str:
+    """Return columns as CSV under the names in the header, text and integers as they are, numbers with six decimals."""
     text = StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(header.split())
     for row in zip(*columns, strict=True):
-        writer.writerow([value if isinstance(value, int) else f"{value:.6f}" for value in row])
+        writer.writerow([value if isinstance(value, int | str) else f"{value:.6f}" for value in row])
     return text.getvalue()

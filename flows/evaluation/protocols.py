@@ -1,6 +1,8 @@
 """The likelihood of the probability-flow ODE on a split, and the paired comparison of two models."""
 
+import logging
 import math
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +11,7 @@ from tqdm import tqdm
 from flows.core.device import find_device
 from flows.evaluation.bound import digests, evaluate_split, load_fitting, warn_if_seen
 from flows.evaluation.results import Comparison, ModelFigures, OdeMetrics
+from flows.images.store import load_images
 from vdm import evaluation
 from vdm.choices import Split
 from vdm.model import images_per_batch
@@ -16,6 +19,8 @@ from vdm.ode import evaluate_ode
 
 if TYPE_CHECKING:
     from flows.core.params import Evaluate, Ode
+
+log = logging.getLogger(__name__)
 
 NUM_REPEATED = 8
 """The number of images on which `ode` measures the numerical error: few, so that a whole set hardly takes longer."""
@@ -40,8 +45,14 @@ def ode(settings: "Ode", *, model: Path, images: Path, split: Split = "test") ->
     per_batch = images_per_batch(settings.batch_size, settings.num_draws)
     # The solver moves the bar by the shares of a batch.  Rounded, they add up to a little more than 1.
     total = (1 + 1e-9) * (math.ceil(len(repeated) / per_batch) + math.ceil(len(pixels) / per_batch))
+    begin = time.monotonic()
     with tqdm(desc="evaluating", total=total, bar_format=form, disable=None, leave=False) as shown:
         accurate = evaluate_ode(vdm, repeated, solve=dopri5(settings.tolerance / 10, shown.update), **options)
+        # A tenth of the tolerance takes a solver of order 5 as many steps times 10^(1/5).
+        minutes = (time.monotonic() - begin) / len(repeated) / 10**0.2 / 60
+        num_images, num_all = len(pixels), len(getattr(load_images(images), split))
+        words = "%d images take about %.1f minutes or less, all %d about %.1f"
+        log.info(words, num_images, minutes * num_images, num_all, minutes * num_all)
         bpd = evaluate_ode(vdm, pixels, solve=dopri5(settings.tolerance, shown.update), **options)
     return OdeMetrics(
         split=split,

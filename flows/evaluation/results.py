@@ -21,6 +21,8 @@ def with_error(value: float | None, error: float | None = None, form: str = ".4f
 
 
 BOTH: TrainingImages = "train_and_validation"
+Evaluated = Split | Literal["given"]
+"""A split, or images that the user gave: files in a folder."""
 Figure = Annotated[Number | None, BeforeValidator(finite_or_none)]
 
 
@@ -66,7 +68,7 @@ class BoundMetrics(Metrics):
     """
 
     protocol: Literal["vlb"] = "vlb"
-    split: Split = "test"
+    split: Evaluated = "test"
     bpd: Figure
     bpd_standard_error: Figure
     bpd_monte_carlo_standard_error: Figure = None
@@ -94,7 +96,7 @@ class OdeMetrics(Metrics):
     """
 
     protocol: Literal["ode"] = "ode"
-    split: Split = "test"
+    split: Evaluated = "test"
     bpd: Figure
     bpd_standard_error: Figure
     bpd_numerical_error: Figure
@@ -150,7 +152,8 @@ class SampleMetrics(Document):
     `figures` has `fd_<8 hex>` and `kd_<8 hex>`, the Frechet and the kernel distance in the features of the network
     whose digest begins with these digits.  `precision` and `recall` are in the same features.  `fid` and `kid` need the
     weights of Inception.  `nearer_than_held_out` is the probability that a sample is nearer to its nearest training
-    image, in pixels, than a held-out image is to its own: far above 0.5, the model repeats training images.
+    image, in pixels, than a held-out image is to its own.  Above 0.5, the model repeats training images, or its samples
+    are smoother than real images.
     """
 
     figures: dict[str, QualityFigure]
@@ -160,6 +163,11 @@ class SampleMetrics(Document):
     num_training_images: Count
     features_task: Literal["labels", "symmetries"]
     features_accuracy: Figure
+    features_accuracy_standard_error: Figure = None
+    features_guess: Figure = None
+    """The accuracy of the best guess."""
+    withheld: str | None = None
+    """Why there are no figures from the features."""
     features_sha256: Sha256
     model_sha256: Sha256
     data_sha256: Sha256

@@ -24,5 +24,5 @@ def evaluate(
     metrics, result = measure(settings, model=model, images=images, requirements=requirements, split=split)
     if split == "test":
         metrics = metrics.model_copy(update=other_splits(settings, metrics, model=model, images=images))
-    write(out, metrics, result, model)
+    write(out, metrics, result, model=model, images=images, split=split)
     return metrics

@@ -1,5 +1,9 @@
 """The saved states and the log of a training run, without a training."""
 
+import re
+import shutil
+import signal
+import sys
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -11,18 +15,23 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from PIL import Image
 from project import ROOT
+from small import Small
 
-from flows.core.checkpoint import fitted_to, load_model
+from flows.cli import run as run_command
+from flows.core import layout
+from flows.core.checkpoint import CONFIG, WEIGHTS, config_sha256, fitted_to, inputs_sha256, load_model
 from flows.core.device import keep_on_device
 from flows.core.errors import Exit, UserError
 from flows.core.params import Train
 from flows.core.params_file import read_params
 from flows.images.store import ImageSet
+from flows.sampling.drawing import preview
 from flows.training import fitting, runs
 from flows.training.distributed import local_rank, out_of_memory
 from flows.training.fitting import fit
-from flows.training.runs import Run, add_to_curves, forget, start_curves
+from flows.training.runs import Run, add_to_curves, forget, start_curves, tracking
 from vdm.model import VDM
 from vdm.training.log import TrainingRecord
 from vdm.training.trainer import Trainer
@@ -50,15 +59,12 @@ def test_the_newest_states_are_kept_until_their_model_is_registered(tmp_path: Pa
     assert run.newest() is None
 
 
-@pytest.mark.parametrize("content", [b"", b"\0" * 1000, None])
-def test_the_older_state_serves_if_the_newest_is_damaged(
-    content: bytes | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_state_is_put_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = Run(tmp_path, keep=2)
     for step in (5, 10):
         run.save(step, {"done": step})
     damaged = run.states()[-1]
-    damaged.write_bytes(damaged.read_bytes()[:-100] if content is None else content)
+    damaged.write_bytes(damaged.read_bytes()[:-100])
     assert run.newest() == {"done": 5}
     aside = f"{damaged.name}.damaged"
     assert caplog.messages == [
@@ -80,13 +86,6 @@ def test_curves_are_a_new_file(tmp_path: Path) -> None:
     assert len({line.count(",") for line in path.read_text().splitlines()}) == 1  # without the images per second
 
 
-def test_a_warmup_longer_than_the_run_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    images = torch.zeros(64, 1, 8, 8, dtype=torch.uint8)
-    for steps, logged in ((100, False), (99, True)):
-        fitting.build(TINY, fitting.resolve(parameters(steps=steps), CPU), images, None)
-        assert ("train.warmup_steps 100 is above train.steps 99" in caplog.text) == logged
-
-
 def trainer_of(model: VDM, train: Train) -> Trainer:
     return Trainer(model, torch.zeros(64, 1, 8, 8, dtype=torch.uint8), fitting.resolve(train, CPU))
 
@@ -98,17 +97,92 @@ def test_a_state_is_saved_when_the_minutes_are_over(
     train = parameters(steps=6, checkpoint_every_minutes=1.0)
     clock, run = count(0.0, 40.0), Mock()
     monkeypatch.setattr(fitting, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    fit(trainer_of(tiny_model(), train), run, tmp_path / "curves.csv", train, lambda: False)
+    fit(trainer_of(tiny_model(), train), run, tmp_path / "curves.csv", train, lambda: False, preview)
     assert [call.args[0] for call in run.save.call_args_list] == [2, 4, 6]
 
 
-def test_a_run_that_is_asked_to_stop_at_its_last_step_has_finished(
-    tmp_path: Path, tiny_model: Callable[..., VDM]
-) -> None:
+def test_a_run_asked_to_stop_at_its_last_step_has_finished(tmp_path: Path, tiny_model: Callable[..., VDM]) -> None:
     train = parameters(steps=2)
     trainer, run = trainer_of(tiny_model(), train), Run(tmp_path, keep=2)
-    fit(trainer, run, tmp_path / "curves.csv", train, lambda: trainer.done == 2)
+    fit(trainer, run, tmp_path / "curves.csv", train, lambda: trainer.done == 2, preview)
     assert [path.name for path in run.states()] == ["step-000000002.state"]
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_with_pictures_of_samples_to_the_same_bytes(
+    small: Small, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("VDM_LOCK_DIR", str(small.folder))
+    params, outputs = Path("params.yaml"), [layout.CURVES, *(layout.TRAINED / name for name in (WEIGHTS, CONFIG))]
+    params.write_text(params.read_text().replace("dropout: 0.0", "dropout: 0.3"))
+    other = layout.CURVES.with_name("samples-000000099.png")
+    other.touch()
+    assert run_command(["train"]) == Exit.DONE
+    assert not other.exists()
+    undisturbed = [path.read_bytes() for path in outputs]
+    shutil.rmtree(layout.STATES)
+
+    def interrupted(trainer: Trainer, stop: Callable[[], bool], step: Any = Trainer.step) -> TrainingRecord | None:
+        if trainer.done == 9:
+            signal.raise_signal(signal.SIGTERM)
+        return step(trainer, stop)  # type: ignore[no-any-return]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", interrupted)
+        assert run_command(["train"]) == Exit.RESUMABLE
+    params.write_text(params.read_text().replace("samples_every_steps: null", "samples_every_steps: 8"))
+    assert run_command(["train"]) == Exit.DONE
+    assert "continuing from step 10 of 20" in caplog.text
+    assert [path.read_bytes() for path in outputs] == undisturbed
+    (picture,) = layout.CURVES.parent.glob("*.png")
+    assert picture.name == "samples-000000016.png"
+    with Image.open(picture) as opened:
+        assert opened.size == (4 * 34 + 2, 4 * 34 + 2)
+        assert len(opened.getcolors()) > 2
+    assert run_command(["register"]) == Exit.DONE
+
+
+def test_a_line_of_the_log_says_how_much_time_is_left(
+    tmp_path: Path, tiny_model: Callable[..., VDM], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run that has begun at its second step takes 100 seconds for each."""
+    caplog.set_level("INFO")
+    train = parameters(steps=5, log_every=2, checkpoint_every_minutes=1e9)
+    trainer = trainer_of(tiny_model(), train)
+    trainer.step()
+    monkeypatch.setattr(fitting, "time", SimpleNamespace(monotonic=lambda: 100.0 * trainer.done))
+    fit(trainer, Run(tmp_path, keep=2), tmp_path / "curves.csv", train, lambda: False, preview)
+    assert re.findall(r"(step .): .* images/s, (.*) left", caplog.text) == [
+        ("step 2", "0:05:00"),
+        ("step 4", "0:01:40"),
+        ("step 5", "0:00:00"),
+    ]
+
+
+@pytest.mark.slow
+def test_tensorboard_has_every_line_of_a_run_that_was_continued(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    later = RECORD._replace(step=10, validation_bpd=2.5)
+    for before in ([], [RECORD]):
+        tracking("tensorboard", tmp_path / "runs/abc", before)(RECORD if not before else later)
+    events = EventAccumulator(str(tmp_path / "tensorboard/abc")).Reload()
+    assert [(each.step, each.value) for each in events.Scalars("bpd")] == [(5, 3.0), (10, 3.0)]
+    assert [(each.step, each.value) for each in events.Scalars("validation_bpd")] == [(10, 2.5)]
+
+
+def test_a_tracker_that_is_not_installed_is_refused_before_the_first_step(
+    small: Small, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setenv("VDM_LOCK_DIR", str(small.folder))
+    monkeypatch.setattr(Trainer, "step", lambda *_: pytest.fail("a step is taken"))
+    params = Path("params.yaml")
+    params.write_text(params.read_text().replace("tracker: null", "tracker: tensorboard"))
+    assert run_command(["train"]) == Exit.USAGE
+    advice = "pip install 'vdm-pipeline[tensorboard]', or set it to null"
+    assert f"vdmctl: train.tracker: TensorBoard is not installed: {advice}\n" in capsys.readouterr().err
 
 
 def test_ranks_count_only_in_processes_of_torchs_agent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,16 +194,15 @@ def test_ranks_count_only_in_processes_of_torchs_agent(monkeypatch: pytest.Monke
     assert local_rank() == 1
 
 
-def test_machines_on_which_auto_has_another_meaning_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_machines_that_read_auto_differently_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VDM_LOCK_DIR", str(tmp_path / "locks"))
     monkeypatch.setattr(fitting, "load_images", Mock())
     monkeypatch.setattr(fitting, "arguments_of", Mock(return_value=TINY))
     monkeypatch.setattr(fitting, "data_sha256", Mock(return_value="a"))
     monkeypatch.setattr(fitting, "gather", lambda name: [name, "of another machine"])
+    paths = dict.fromkeys(("images", "out", "curves", "runs"), tmp_path)
     with pytest.raises(UserError, match=r"differ in .* train\.precision: auto and train\.compile: auto") as raised:
-        fitting.train_here(Mock(), parameters(), images=tmp_path, out=tmp_path, curves=tmp_path / "c", runs=tmp_path)
+        fitting.train_here(Mock(), parameters(), **paths, draw=preview)
     assert raised.value.code is Exit.USAGE
 
 
@@ -150,7 +223,11 @@ def test_a_run_of_other_inputs_has_another_name(monkeypatch: pytest.MonkeyPatch,
         patch.setattr(runs, "CODE", [*runs.CODE, tmp_path])
         names.append(name())
     assert len(set(names)) == len(names)
-    assert name(checkpoint_every_steps=7, keep_checkpoints=9, max_restarts=0, images_on="host") == names[0]
+    shown: dict[str, Any] = {"samples_every_steps": 7, "tracker": "tensorboard", "images_on": "host"}
+    assert name(checkpoint_every_steps=7, keep_checkpoints=9, max_restarts=0, **shown) == names[0]
+    before = parameters().model_dump(exclude=set(shown))
+    expected = config_sha256({"model": TINY, "train": before, "data": "a"})
+    assert inputs_sha256(TINY, parameters(**shown).model_dump(), "a") == expected
 
 
 def test_the_model_that_is_written_is_the_one_that_is_kept(tmp_path: Path) -> None:
@@ -177,30 +254,20 @@ def test_no_test_image_is_trained_on() -> None:
     assert fitting.training_images(image_set, "train_and_validation").ravel().tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
 
 
-@pytest.mark.parametrize(
-    ("said", "full"),
-    [
-        ("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation'", True),
-        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
-        ("NCCL error in: init.cpp:5, unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'", True),
-        ("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried", True),
-        ("CUDA error: ECC", False),
-        ("process 1 of 2 was killed by SIGKILL (out of memory?)", False),
-    ],
-)
-def test_only_what_says_so_is_an_error_of_memory(said: str, full: bool) -> None:
-    assert out_of_memory(RuntimeError(said)) is full
+def test_only_what_says_so_is_an_error_of_memory() -> None:
+    for said in (
+        "CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation'",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "NCCL error in: init.cpp:5, unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'",
+        "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried",
+    ):
+        assert out_of_memory(RuntimeError(said))
+    for said in ("CUDA error: ECC", "process 1 of 2 was killed by SIGKILL (out of memory?)"):
+        assert not out_of_memory(RuntimeError(said))
 
 
-@pytest.mark.parametrize(
-    ("model", "train", "reason"),
-    [
-        ({"dropout": 1.0}, {}, "parameters `model` and `train`: .*dropout"),
-        ({}, {"augmentation": ["swap_channels"]}, "parameters `model` and `train`: swap_channels"),
-    ],
-)
-def test_a_model_that_cannot_be_trained_is_refused(model: dict[str, Any], train: dict[str, Any], reason: str) -> None:
-    settings = fitting.resolve(parameters(**train), CPU)
-    with pytest.raises(UserError, match=reason) as raised:
-        fitting.build(TINY | model, settings, torch.zeros(64, 1, 8, 8, dtype=torch.uint8), None)
+def test_a_model_that_cannot_be_trained_is_refused() -> None:
+    settings = fitting.resolve(parameters(augmentation=["swap_channels"]), CPU)
+    with pytest.raises(UserError, match="parameters `model` and `train`: swap_channels") as raised:
+        fitting.build(TINY, settings, torch.zeros(64, 1, 8, 8, dtype=torch.uint8), None)
     assert raised.value.code is Exit.USAGE

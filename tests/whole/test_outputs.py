@@ -45,12 +45,10 @@ def no_file_above(size: int) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("command", "size", "written"),
     [
-        (["preset", "cifar10", "--force"], 1_000, "params.yaml"),
         (["register"], 10_000, "models/vdm/weights.safetensors"),
         (["evaluate"], 1300, "reports/evaluation/per_image.csv"),
         (["sample"], 100, "reports/samples/metrics.json"),
         ([*SAMPLE, "--out", "drawn/pictures"], 50, "drawn/pictures/0.png"),
-        ([*IMPORT, "models/imported", "--force"], 100, "models/imported/config.json"),
         (["compress", "data/images", "--num-timesteps", "2", "--out", "images.vdmz"], 100, "images.vdmz"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else str(value),
@@ -66,17 +64,6 @@ def test_a_full_disk_keeps_the_old_outputs_and_names_the_file(
     assert small.outputs() == before
     assert run(command) == Exit.DONE
     assert small.outputs() != before
-
-
-def test_a_folder_that_cannot_be_made_is_named_before_the_work(
-    small: Small, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (small.folder / "file").write_text("")
-    monkeypatch.setattr("flows.validation.inspection.inspect_images", lambda *_, **__: pytest.fail("validates"))
-    monkeypatch.setattr("flows.evaluation.bound.evaluate_split", lambda *_, **__: pytest.fail("evaluates"))
-    for command in (["validate", "data/images"], ["evaluate", "models/vdm"]):
-        assert run([*command, "--out", "file"]) == Exit.MISSING
-        assert capsys.readouterr().err == "vdmctl: file: File exists\n"
 
 
 def test_no_command_writes_into_an_output_of_the_pipeline(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,7 +101,7 @@ def test_a_title_is_only_text_in_card_site_and_log(small: Small) -> None:
     assert visible(card.replace("\n", "")) == card.replace("\n", "")
     prose = card.partition("## Load it")[0]
     assert not re.search(r"(?<!\\)[<!]|(?<!\\)\*|\n# Forged", prose.replace("!\\[", ""))
-    assert [len(re.findall(r"(?<!\\)\|", line)) for line in prose.splitlines() if line.startswith("|")] == [3] * 9
+    assert [len(re.findall(r"(?<!\\)\|", line)) for line in prose.splitlines() if line.startswith("|")] == [3] * 10
     pages = list(Path("reports/validation/data_docs").rglob("*.html"))
     assert pages
     for page in pages:
