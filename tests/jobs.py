@@ -1,10 +1,30 @@
-"""Jobs that fail in several processes, which import this module."""
+"""Jobs for several processes, which import this module."""
 
 import time
 
 import torch
 
-from flows.training.distributed import local_rank
+from flows.training.distributed import Poll, is_first, local_rank, process_group
+
+
+def polling() -> tuple[int, int, float]:
+    """Call a poll until it says that the second process wants to stop, as it does after three seconds.
+
+    Return the calls, how often the processes asked each other, and the seconds since that process wanted to stop.
+    """
+    calls, asked, begin = 0, 0, time.monotonic()
+
+    def wants() -> bool:
+        nonlocal asked
+        asked += 1
+        return not is_first() and time.monotonic() - begin > 3
+
+    with process_group(torch.device("cpu")):
+        poll = Poll(wants)
+        while not poll():
+            calls += 1
+            time.sleep(0.001)
+    return calls, asked, time.monotonic() - begin - 3
 
 
 def full() -> None:

@@ -12,6 +12,7 @@ other images and the batch size are.  A pixel may differ by a level only if the 
 product depends on the batch size or on the number of threads, as in float32.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
@@ -25,6 +26,7 @@ from vdm.choices import Grid, Precision
 from vdm.diffusion import denoise, forward_step, image_generators, reverse_step
 from vdm.discretization import nearest_pixels, pixels_to_x
 from vdm.model import VDM
+from vdm.prefetch import prefetched
 from vdm.schedule import LinearSchedule
 
 SAMPLING_STREAM = [0, 0, 0, 1]
@@ -76,12 +78,12 @@ def trajectory(model: VDM, indices: Iterable[int], solver: Solver, *, seed: int)
     The second order extrapolates x_hat linearly in gamma from the step before (Lu et al., algorithm 2).  The first and
     the last step are of first order: the first has no step before it, and x_hat bends most where the noise ends.
 
-    Raises ArithmeticError if the schedule does not increase or the network's output is not finite, and ValueError for a
-    model with dropout in training mode.
+    Raises ArithmeticError if the schedule does not increase or, after the last step, if the network's output was not
+    finite, and ValueError for a model with dropout in training mode.
     """
     model.require_evaluation_mode()
-    noise = image_noise(model, indices, seed)
     gammas = noise_levels(model.schedule, solver)
+    noise = image_noise(model, indices, seed, len(gammas) if solver.eta else 1)
     h = -gammas.diff() / 2
     z, before = next(noise), None
     for i, (gamma_t, gamma_s) in enumerate(pairwise(gammas)):
@@ -93,6 +95,7 @@ def trajectory(model: VDM, indices: Iterable[int], solver: Solver, *, seed: int)
         z = reverse_step(z, extrapolated, eps, gamma_s, gamma_t, eta=solver.eta)
         yield Step(z, x_hat)
         before = x_hat
+    require_finite(z)
 
 
 @torch.no_grad()
@@ -116,8 +119,8 @@ def fill_in(
         raise ValueError(
             f"a mask of bool {tuple(known.shape[1:])} is needed, got {missing.dtype} {tuple(missing.shape)}"
         )
-    noise = image_noise(model, indices, seed)
     gammas = noise_levels(model.schedule, solver)
+    noise = image_noise(model, indices, seed, 1 + (len(gammas) - 1) * (2 * repeats - 1))
     z = next(noise)
     x = pixels_to_x(known.to(z.device), model.num_levels, z.dtype)
     missing = missing.to(z.device)
@@ -128,6 +131,7 @@ def fill_in(
             x_hat = torch.where(missing, predict(model, z, gamma_t, solver), x)
             z = reverse_step(z, x_hat, next(noise), gamma_s, gamma_t)
         yield Step(z, x_hat)
+    require_finite(z)
 
 
 def noise_levels(schedule: LinearSchedule, solver: Solver) -> Tensor:
@@ -148,21 +152,30 @@ def noise_levels(schedule: LinearSchedule, solver: Solver) -> Tensor:
 
 
 def predict(model: VDM, z_t: Tensor, gamma_t: Tensor, solver: Solver) -> Tensor:
-    """Return x_hat(z_t) (B,C,H,W), within [-1, 1] if the solver clips.  Raises ArithmeticError if it is not finite."""
+    """Return x_hat(z_t) (B,C,H,W), within [-1, 1] if the solver clips, where infinity becomes NaN."""
     with torch.autocast(z_t.device.type, torch.bfloat16, enabled=solver.precision == "bfloat16"):
         eps_hat = model.network(z_t, gamma_t.expand(len(z_t)))
     x_hat = denoise(z_t, eps_hat, gamma_t)
-    if not x_hat.isfinite().all():
+    # Clipping would hide infinity.  NaN stays in z until `require_finite`, so that no step waits for the device.
+    return torch.where(x_hat.isfinite(), x_hat.clamp(-1, 1), math.nan) if solver.clip else x_hat
+
+
+def require_finite(z: Tensor) -> None:
+    """Raise ArithmeticError unless all numbers are finite; at the end of the steps, since it waits for the device."""
+    if not z.isfinite().all():
         raise ArithmeticError("the network's output is not finite")
-    return x_hat.clamp(-1, 1) if solver.clip else x_hat
 
 
-def image_noise(model: VDM, indices: Iterable[int], seed: int) -> Iterator[Tensor]:
-    """Yield standard normal noise (N,C,H,W) without end, from one counter-based stream per image index."""
+def image_noise(model: VDM, indices: Iterable[int], seed: int, count: int) -> Iterator[Tensor]:
+    """Yield standard normal noise (N,C,H,W) `count` times, from one counter-based stream per image index."""
     generators = image_generators(seed, indices, SAMPLING_STREAM)
     like = next(model.parameters())
-    while True:
+
+    def draw(_: int) -> list[np.ndarray]:
         noise = np.empty((len(generators), *model.image_shape), dtype=np.float32)
         for image, generator in zip(noise, generators, strict=True):
             generator.standard_normal(out=image, dtype=np.float32)
-        yield torch.from_numpy(noise).to(like)
+        return [noise]
+
+    for (noise,) in prefetched(draw, range(count), like.device):
+        yield noise.to(like.dtype)

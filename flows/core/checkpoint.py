@@ -28,8 +28,8 @@ WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 MOST_CONFIG_BYTES = 2**20
 # A weight takes at most 8 bytes; the header has the names, shapes and offsets of the tensors.
 MOST_WEIGHT_BYTES, MOST_HEADER_BYTES = 8, 2**23
-WATCHING = {"samples_every_steps", "tracker"}
-"""Parameters `train` that show a training and do not change its result."""
+HARMLESS = {"images_on", "samples_every_steps", "tracker"}
+"""Parameters `train` that do not change the result of a training."""
 ADVICE = "is this a model folder? `dvc repro` makes those in models"
 
 
@@ -99,7 +99,7 @@ def arguments_of(model: Model, image_shape: Sequence[int], num_levels: int) -> d
 
 def inputs_sha256(config: Mapping[str, Any], train: Mapping[str, Any], data_sha256: str) -> str:
     """Return the digest of the inputs of a training: arguments of the model, parameters `train`, and images."""
-    train = {name: value for name, value in train.items() if name not in WATCHING}
+    train = {name: value for name, value in train.items() if name not in HARMLESS}
     return config_sha256({"model": config, "train": train, "data": data_sha256})
 
 

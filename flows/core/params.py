@@ -9,8 +9,10 @@ from flows.core.documents import Sha256
 from flows.core.errors import brief
 from vdm.choices import (
     MOST_BLOCKS,
+    Compile,
     Dequantisation,
     Grid,
+    ImagesOn,
     Keep,
     LearningRateDecay,
     OptimizerKind,
@@ -129,12 +131,13 @@ class Train(Section):
     """The settings of the optimisation; see `vdm.training.trainer` and `vdm.training.validation`."""
 
     images: TrainingImages
+    images_on: ImagesOn
     seed: NonNegative
     device: Device
     num_devices: Devices
     max_restarts: NonNegative
     precision: Literal["auto", Precision]
-    compile: Literal["auto", True, False]
+    compile: Literal["auto", Compile]
     activation_checkpointing: bool
     steps: Positive
     batch_size: BatchSize

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from flows.core.checkpoint import fitted_to, load_model, model_sha256
-from flows.core.device import find_device, find_precision, processor
+from flows.core.device import compile_long_work, find_device, find_precision, processor
 from flows.core.errors import Exit, UserError
 from flows.core.files import file_sha256, written_last
 from flows.evaluation.results import BOTH, BoundMetrics, Environment, Evaluated, SplitFigures, finite_or_none
@@ -127,6 +127,7 @@ def evaluate_part(
     vdm, pixels = load_fitting(model, images, device, split, num_images)
     options = settings.model_dump(exclude={"device", "num_devices", "precision"})
     options |= {"precision": find_precision(settings.precision, device), "progress": bar("evaluating", shown=rank == 0)}
+    compile_long_work(vdm, len(parts[rank]) * settings.times_per_image // settings.batch_size)
     return image_terms(vdm, pixels, parts[rank], **options)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from flows.core.checkpoint import load_model
-from flows.core.device import find_device, find_precision
+from flows.core.device import compile_long_work, find_device, find_precision
 from flows.core.errors import Exit, UserError
 from flows.process.progress import bar
 from flows.sampling.pictures import grid, png
@@ -89,6 +89,7 @@ def in_batches(vdm: VDM, settings: "Sample", share: range, steps_to: Steps, *, s
     """
     firsts = range(share.start, share.stop, settings.batch_size)
     batches = [range(first, min(first + settings.batch_size, share.stop)) for first in firsts]
+    compile_long_work(vdm, len(batches) * settings.num_timesteps)
     progress = iter(bar("sampling", shown=shown)(range(len(batches) * settings.num_timesteps)))
     try:
         parts = [decode(vdm, counted(steps_to(batch), progress)) for batch in batches]

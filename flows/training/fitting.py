@@ -14,16 +14,16 @@ import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from flows.core.checkpoint import arguments_of, inputs_sha256, model_sha256, require_room, save_model
-from flows.core.device import find_compile, find_device, find_precision
+from flows.core.device import find_compile, find_device, find_precision, keep_on_device, set_backend
 from flows.core.errors import Exit, UserError
 from flows.core.files import write_whole
 from flows.images.store import ImageSet, data_sha256, load_images
 from flows.process.ending import on_stop
 from flows.process.locks import claim
 from flows.process.progress import bar
-from flows.training.distributed import any_process, from_first, is_first, local_rank, process_group
+from flows.training.distributed import Poll, from_first, is_first, local_rank, process_group
 from flows.training.runs import Run, add_to_curves, fingerprint, start_curves, tracking
-from vdm.choices import TrainingImages
+from vdm.choices import Precision, TrainingImages
 from vdm.model import VDM, count_parameters
 from vdm.training.log import TrainingRecord
 from vdm.training.processes import gather, process
@@ -62,8 +62,11 @@ def train_here(
         if is_first():  # a folder that cannot be written is reported before the training
             for folder in (out, curves.parent, run.folder):
                 folder.mkdir(parents=True, exist_ok=True)
-        pixels = torch.from_numpy(training_images(image_set, train.images)).to(device)
-        trainer = build(config, settings, pixels, validation_of(train, image_set))
+        set_backend(training=True)
+        pixels = torch.from_numpy(training_images(image_set, train.images))
+        bring_to = None if keep_on_device(train.images_on, pixels.nbytes, device) else device
+        validation = validation_of(train, image_set, settings.precision if device.type == "cuda" else "float32")
+        trainer = build(config, settings, pixels if bring_to else pixels.to(device), validation, bring_to)
         restore(trainer, run)
         signals: list[int] = []
         stack.enter_context(on_stop(lambda number, frame: signals.append(number)))
@@ -85,7 +88,7 @@ def training_images(image_set: ImageSet, wanted: TrainingImages) -> np.ndarray:
     return image_set.train if wanted == "train" else np.concatenate([image_set.train, image_set.validation])
 
 
-def validation_of(train: "Train", image_set: ImageSet) -> Validation | None:
+def validation_of(train: "Train", image_set: ImageSet, precision: Precision) -> Validation | None:
     """Return the validations that `train` asks for."""
     if train.validate_every_steps is None:
         return None
@@ -97,6 +100,7 @@ def validation_of(train: "Train", image_set: ImageSet) -> Validation | None:
         seed=train.seed,
         keep=train.keep,
         patience=train.patience,
+        precision=precision,
     )
 
 
@@ -109,19 +113,23 @@ def run_digest(
 
 
 def build(
-    config: dict[str, Any], settings: TrainingSettings, images: torch.Tensor, validation: Validation | None
+    config: dict[str, Any],
+    settings: TrainingSettings,
+    images: torch.Tensor,
+    validation: Validation | None,
+    bring_to: torch.device | None = None,
 ) -> Trainer:
-    """Return the run before its first step.
+    """Return the run before its first step, on the device of the images or, batch by batch, on another one.
 
     Raises UserError (exit 2) if images and parameters do not fit, or if the device has not enough memory free to train
     the weights.
     """
-    device = images.device
+    device = bring_to or images.device
     try:
         num_parameters = count_parameters(**config)
         require_room("model", num_parameters, device, bytes_each=BYTES_OF_A_WEIGHT)
         torch.manual_seed(settings.seed)
-        trainer = Trainer(VDM(**config).to(device), images, settings, validation)
+        trainer = Trainer(VDM(**config).to(device), images, settings, validation, from_host=bring_to is not None)
     except ValueError as error:
         raise UserError(f"parameters `model` and `train`: {error}", Exit.USAGE) from error
     if settings.warmup_steps > settings.steps:
@@ -161,13 +169,15 @@ def fit(
         start_curves(curves, trainer.records)
         for picture in [] if trainer.done else curves.parent.glob("samples-*.png"):
             picture.unlink()  # of another run
+    poll = Poll(asked_to_stop)
     first = trainer.done - 1 if trainer.unvalidated else trainer.done  # a pending validation takes one more turn
     progress = bar("training", shown=is_first())(range(first, steps))
     for _ in progress:
         if trainer.finished:
             log.info("step %d of %d: training ends, since validation no longer improves", trainer.done, steps)
             break
-        if record := trainer.step(lambda: any_process(asked_to_stop())):
+        validating = Poll(asked_to_stop)
+        if record := trainer.step(validating):
             if is_first():
                 add_to_curves(curves, record)
             track(record)
@@ -178,7 +188,7 @@ def fit(
         if is_first() and train.samples_every_steps and trainer.done % train.samples_every_steps == 0:
             with suppress(ArithmeticError):  # of weights that have diverged, as the log will say
                 write_whole(curves.with_name(f"samples-{trainer.done:09d}.png"), draw(trainer.averaged))
-        stop = any_process(asked_to_stop() and not trainer.finished)
+        stop = (validating.answer or poll()) and not trainer.finished
         overdue = time.monotonic() - saved_time >= 60 * train.checkpoint_every_minutes
         if stop or overdue or trainer.done - saved_at >= train.checkpoint_every_steps:
             save(trainer, run)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from flows.evaluation.solver import dopri5
 from vdm.discretization import pixels_to_x
 from vdm.model import VDM
 from vdm.ode import (
+    Derivative,
+    State,
     basis_probes,
     dequantisation_draws,
     evaluate_ode,
@@ -190,3 +193,27 @@ def test_the_gradients_and_the_precision_of_the_caller_do_not_reach_the_network(
         with mode():
             found = evaluate_ode(model, digits[:2], solve=dopri5(1e-2), **settings)  # type: ignore[arg-type]
         np.testing.assert_array_equal(found, expected)
+
+
+def test_one_backward_pass_serves_several_probes_and_changes_nothing(
+    tiny_model: Callable[..., VDM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, passes = tiny_model(fourier_exponents=[]).double().requires_grad_(False), list[int]()
+    plain, z = torch.autograd.grad, torch.randn(2, 1, 8, 8, dtype=torch.float64)
+
+    def counted(*given: Any, **options: Any) -> Any:
+        passes[-1] += 1
+        return plain(*given, **options)
+
+    def one_step(derivative: Derivative, start: State, times: Tensor) -> State:
+        slope, growth = derivative(times[0], start)
+        return start[0] + slope, start[1] + growth
+
+    monkeypatch.setattr(torch.autograd, "grad", counted)
+    found = []
+    for at_once in (1, 5, 64):
+        passes.append(0)
+        options: dict[str, Any] = {"predict_noise": model.network, "solve": one_step, "probes_at_once": at_once}
+        found.append(log_density(z, GAMMA_0, GAMMA_1, basis_probes(z), **options))
+    assert passes == [64, 13, 1]
+    torch.testing.assert_close(found[1:], [found[0]] * 2)

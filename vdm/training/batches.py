@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vdm.choices import Transform
+from vdm.prefetch import pinned
 from vdm.vlb import low_discrepancy_times
 
 
@@ -37,13 +38,23 @@ def draw_batch(
     generator: torch.Generator,
     seed: int,
     transforms: Sequence[Transform],
+    pixels: Tensor | None = None,
 ) -> Batch:
-    """Draw the batch at 0-based `step` from images (N,C,H,W), which are on the device of the generator."""
-    device = images.device
+    """Draw the batch at 0-based `step` from images (N,C,H,W), which are on the device of the generator.
+
+    If they are elsewhere, `pixels` (B,C,H,W) are those of the batch, from `gather`, on that device.
+    """
+    device = generator.device
     t = low_discrepancy_times(torch.rand((), generator=generator, device=device), batch_size)
     eps = torch.randn((batch_size, *images.shape[1:]), generator=generator, device=device)
-    pixels = images[batch_indices(len(images), batch_size, step, seed, device)]
+    if pixels is None:
+        pixels = images[batch_indices(len(images), batch_size, step, seed, device)]
     return Batch(*augment(pixels, transforms, generator), t, eps)
+
+
+def gather(images: Tensor, batch_size: int, seed: int, step: int) -> list[np.ndarray]:
+    """Return the pixels (B,C,H,W) of the batch at 0-based `step` of images in the host's memory or in a mapped file."""
+    return [images.numpy()[batch_indices(len(images), batch_size, step, seed, "cpu").numpy()]]
 
 
 def batch_indices(num_images: int, batch_size: int, step: int, seed: int, device: torch.device | str) -> Tensor:
@@ -64,7 +75,8 @@ def batch_indices(num_images: int, batch_size: int, step: int, seed: int, device
 @lru_cache(maxsize=2)
 def epoch_order(num_images: int, epoch: int, seed: int, device: torch.device | str) -> Tensor:
     """Return the order of the images in an epoch, (num_images,), the same on every device."""
-    return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(num_images)).to(device)
+    order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(num_images))
+    return pinned(order, torch.device(device)).to(device, non_blocking=True)
 
 
 def augment(pixels: Tensor, transforms: Sequence[Transform], generator: torch.Generator) -> tuple[Tensor, Tensor]:
