@@ -57,6 +57,10 @@ MEANINGS = {
 }
 
 
+FIGURE = "number or null"
+"""The type that the page does not repeat."""
+
+
 def written(page: str) -> str:
     """Return the page with its lists of keys as the documents have them.  A meaning is told where it comes first."""
     told: set[str] = set()
@@ -76,7 +80,8 @@ def keys(document: type[BaseModel], told: set[str], prefix: str = "") -> Iterato
         meaning = said.get(name) or MEANINGS.get(name, "")
         text = f": {meaning}" if meaning and meaning not in told else ""
         told.add(meaning)
-        yield f"- `{prefix}{name}`, {type_of(schema['properties'][name])}{text}"
+        kind = type_of(schema["properties"][name])
+        yield f"- `{prefix}{name}`" + ("" if kind == FIGURE else f", {kind}") + text
         for place, inner in documents_in(field.annotation):
             if inner not in known:
                 known.add(inner)
