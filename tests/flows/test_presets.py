@@ -85,7 +85,7 @@ def test_params_yaml_is_overwritten_only_if_it_is_a_preset(
     for name in ("mnist", "digits"):
         assert run(["preset", name]) == Exit.DONE
         assert Path("params.yaml").read_text() == read_preset(name)
-    Path("params.yaml").write_text(DIGITS.replace("steps: 2000", "steps: 7"))
+    Path("params.yaml").write_text(DIGITS.replace("steps: 2300", "steps: 7"))
     assert run(["preset", "mnist"]) == Exit.USAGE
     assert "params.yaml differs from every preset; --force overwrites it" in capsys.readouterr().err
     assert run(["preset", "mnist", "--force"]) == Exit.DONE

@@ -42,7 +42,7 @@ def test_every_stage_leaves_its_outputs(reproduced: Project) -> None:
     lock = (folder / "requirements.lock").read_bytes()
     assert metrics["environment"]["requirements_sha256"] == hashlib.sha256(lock).hexdigest()
     assert metrics["environment"]["torch"] == torch.__version__
-    for name, count in (("per_image", 359), ("noise_levels", 2)):
+    for name, count in (("per_image", 359), ("noise_levels", 32)):
         assert len((folder / f"reports/evaluation/{name}.csv").read_text().splitlines()) == 1 + count
     with (folder / "reports/training/curves.csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["5", "10", "15", "20"]
@@ -106,7 +106,7 @@ def test_dvc_shows_metrics_plots_and_the_artifact(reproduced: Project) -> None:
     shutil.rmtree(reproduced.folder / "plots")
     for title in ("Training loss", "Noise schedule", "Loss at each noise level"):
         assert title in page
-    assert page.count('src="static/workspace_reports_pictures_') == 4
+    assert page.count('src="static/workspace_reports_pictures_') == 6
 
 
 def test_every_split_can_be_evaluated_and_the_metrics_compare_them(reproduced: Project) -> None:
