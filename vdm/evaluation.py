@@ -53,6 +53,11 @@ class Evaluation(NamedTuple):
         return stratified_variance(self.diffusion_draws)
 
     @property
+    def draws(self) -> np.ndarray:
+        """-VLB per image at each time, (N,K) bits/dim."""
+        return np.asarray((self.prior + self.reconstruction)[:, None] + self.diffusion_draws)
+
+    @property
     def bpd(self) -> np.ndarray:
         """-VLB per image, (N,) bits/dim."""
         return np.asarray(self.prior + self.reconstruction + self.diffusion)
@@ -125,6 +130,7 @@ def evaluate(
     num_timesteps: int | None,
     batch_size: int,
     seed: int,
+    labels: np.ndarray | None = None,
     precision: Precision = "float32",
     progress: Callable[[range], Iterable[int]] = iter,
 ) -> Evaluation:
@@ -140,6 +146,7 @@ def evaluate(
         num_timesteps=num_timesteps,
         batch_size=batch_size,
         seed=seed,
+        labels=labels,
         precision=precision,
         progress=progress,
     )
@@ -156,6 +163,7 @@ def image_terms(
     num_timesteps: int | None,
     batch_size: int,
     seed: int,
+    labels: np.ndarray | None = None,
     precision: Precision = "float32",
     progress: Callable[[range], Iterable[int]] = iter,
 ) -> np.ndarray:
@@ -163,7 +171,8 @@ def image_terms(
 
     `share` are M consecutive indices in `pixels` (N,C,H,W).  The terms are prior, reconstruction and diffusion.
     `num_timesteps` None gives the continuous-time bound (eq. 17), T the bound of a T-step model (section 4).
-    `batch_size` counts network evaluations; a batch has at least one image.  A float64 model is evaluated in float64.
+    `batch_size` counts network evaluations; a batch has at least one image.  With `labels` (N,) they are the terms of
+    p(x | c), else those of p(x); both have the same times and noise.  A float64 model is evaluated in float64.
     `precision` is that of the network's matrix products and convolutions; everything else has the model's.
 
     Raises TypeError unless the pixels are of an integer type, and ValueError unless they are images of the model, and
@@ -183,8 +192,11 @@ def image_terms(
             t = t.to(like.dtype)  # not for T steps: a rounded time may lie in another step
         t = t.clamp(max=1 - torch.finfo(t.dtype).eps)  # a float64 just below 1 may round to 1
         eps = torch.from_numpy(image_noise(seed, indices, times_per_image, model.image_shape)).to(like)
+        classes = None if labels is None else torch.from_numpy(labels[first : indices.stop].repeat(times_per_image))
+        predict_noise = model.given(None if classes is None else classes.to(like.device))
         with torch.autocast(like.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            terms = model(batch.repeat_interleave(times_per_image, 0), eps, t, num_timesteps=num_timesteps)
+            repeated = batch.repeat_interleave(times_per_image, 0)
+            terms = model(repeated, eps, t, num_timesteps=num_timesteps, predict_noise=predict_noise)
         parts.append(torch.stack([bits_per_dim(term.double(), model.num_dims) for term in terms]).cpu())
     return torch.cat(parts, dim=1).reshape(3, len(share), times_per_image).numpy()
 

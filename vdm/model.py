@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,7 @@ class VDM(nn.Module):
         norm_eps: float,
         dropout: float,
         augmentation_input: bool,
+        classes: int | None = None,
     ) -> None:
         super().__init__()
         if len(image_shape) != 3 or min(image_shape) < 1 or num_levels not in range(2, MOST_LEVELS + 1):
@@ -89,6 +91,7 @@ class VDM(nn.Module):
             gamma_min=gamma_0,
             gamma_max=gamma_1,
             augmentation_input=augmentation_input,
+            classes=classes,
         )
 
     @property
@@ -110,19 +113,50 @@ class VDM(nn.Module):
         if any(isinstance(module, nn.Dropout) and module.p and module.training for module in self.modules()):
             raise ValueError("the model is in training mode, with dropout; call its method eval() first")
 
-    def forward(self, pixels: Tensor, eps: Tensor, t: Tensor, *, num_timesteps: int | None = None) -> Terms:
+    @property
+    def classes(self) -> int | None:
+        """The number of classes, or None for a model that takes none."""
+        return self.network.classes
+
+    def given(self, classes: Tensor | None, guidance: float = 1.0) -> PredictNoise:
+        """Return the noise predictor of images of these classes (B,); None stands for p(x), without a class.
+
+        Guidance w gives eps_hat(no class) + w (eps_hat(class) - eps_hat(no class)): 1 is p(x | c), more exaggerates
+        what distinguishes the class (Ho and Salimans 2022, arXiv 2207.12598, eq. 6, where w is called 1 + w).
+        """
+        if classes is None:
+            return self.network
+        given = partial(self.network, classes=classes)
+        if guidance == 1:
+            return given
+
+        def guided(z_t: Tensor, gamma_t: Tensor) -> Tensor:
+            return torch.lerp(self.network(z_t, gamma_t), given(z_t, gamma_t), guidance)
+
+        return guided
+
+    def forward(
+        self,
+        pixels: Tensor,
+        eps: Tensor,
+        t: Tensor,
+        *,
+        num_timesteps: int | None = None,
+        predict_noise: PredictNoise | None = None,
+    ) -> Terms:
         """Return one draw of the bound's terms, each (B,) nats per image (eq. 11).
 
         pixels (B,C,H,W) of an integer type; eps (B,C,H,W) standard normal; t (B,) in [0, 1).  With `num_timesteps`
-        steps, t is rounded up to their grid; None stands for continuous time.  Raises TypeError for other pixels.
+        steps, t is rounded up to their grid; None stands for continuous time.  `predict_noise` replaces the network,
+        for example by that of a class (`given`).  Raises TypeError for other pixels.
         """
         if num_timesteps is None:
-            return self.terms(pixels, eps, *self.schedule.gamma_and_slope(t))
+            return self.terms(pixels, eps, *self.schedule.gamma_and_slope(t), predict_noise)
         # In float32 neighbouring times of many steps would lose the digits of their difference.
         t = grid_times(t.double(), num_timesteps)
         gamma_s, gamma_t = self.schedule(t - 1 / num_timesteps), self.schedule(t)
         x = pixels_to_x(pixels, self.num_levels, eps.dtype)
-        diffusion = finite_diffusion_loss(x, eps, gamma_s, gamma_t, num_timesteps, self.network)
+        diffusion = finite_diffusion_loss(x, eps, gamma_s, gamma_t, num_timesteps, predict_noise or self.network)
         return Terms(prior_loss(x, self.schedule.gamma_1), self.reconstruction_loss(pixels), diffusion)
 
     def terms(

@@ -51,8 +51,11 @@ def evaluate_ode(
     dequantisation: Dequantisation,
     batch_size: int,
     solve: Solve,
+    labels: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return an upper bound of -log P(pixels) under the ODE for every image (N,C,H,W): (N,) bits/dim.
+
+    With `labels` (N,) it is that of p(x | c), else that of p(x).
 
     The mean over `num_draws` draws is inside the logarithm.  `num_probes` 0 takes the exact divergence.  Draws and
     probes depend on the seed and on the image's index alone.  `batch_size` counts images times draws.
@@ -73,6 +76,8 @@ def evaluate_ode(
         images = np.array(pixels[first : indices.stop])
         model.require_images(images)
         batch = torch.from_numpy(images).repeat_interleave(num_draws, 0)
+        classes = None if labels is None else torch.from_numpy(labels[first : indices.stop].repeat(num_draws))
+        given = model.given(None if classes is None else classes.to(like.device))
         draws, probes = (
             torch.from_numpy(values).to(like.device)
             for values in dequantisation_draws(seed, indices, num_draws, num_probes, model.image_shape)
@@ -85,7 +90,7 @@ def evaluate_ode(
             gamma_0=model.schedule.gamma_0.detach().double(),
             gamma_1=model.schedule.gamma_1.detach().double(),
             dequantisation=dequantisation,
-            predict_noise=lambda z, gamma: model.network(z.to(like.dtype), gamma.to(like.dtype)).double(),
+            predict_noise=lambda z, gamma, given=given: given(z.to(like.dtype), gamma.to(like.dtype)).double(),  # type: ignore[misc]
             solve=solve,
         )
         results.append(importance_weighted(log_weights.reshape(-1, num_draws).T))

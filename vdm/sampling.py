@@ -26,6 +26,7 @@ from vdm.diffusion import denoise, forward_step, image_generators, reverse_step
 from vdm.discretization import nearest_pixels, pixels_to_x
 from vdm.model import VDM
 from vdm.schedule import LinearSchedule
+from vdm.vlb import PredictNoise
 
 SAMPLING_STREAM = [0, 0, 0, 1]
 """Where the counter of the noise starts.  With the same keys `vdm.evaluation` starts at zero: other noise."""
@@ -36,6 +37,7 @@ class Solver(NamedTuple):
 
     `order` is 1 or 2.  `eta` is the noise of a step, from 0 (none) to 1 (that of p(z_s | z_t)).  `clip` limits every
     x_hat to [-1, 1], where all images lie.  `precision` is that of the network's matrix products.
+    `guidance` is that of `vdm.model.VDM.given`.
     """
 
     num_timesteps: int
@@ -44,6 +46,7 @@ class Solver(NamedTuple):
     grid: Grid = "gamma"
     clip: bool = True
     precision: Precision = "float32"
+    guidance: float = 1.0
 
 
 class Step(NamedTuple):
@@ -53,9 +56,9 @@ class Step(NamedTuple):
     x_hat: Tensor
 
 
-def sample(model: VDM, indices: Iterable[int], solver: Solver, *, seed: int) -> Tensor:
+def sample(model: VDM, indices: Iterable[int], solver: Solver, *, seed: int, classes: Tensor | None = None) -> Tensor:
     """Return the images with these indices, (N,C,H,W) integer pixels on the model's device."""
-    return decode(model, trajectory(model, indices, solver, seed=seed))
+    return decode(model, trajectory(model, indices, solver, seed=seed, classes=classes))
 
 
 @torch.no_grad()
@@ -70,8 +73,10 @@ def decode(model: VDM, steps: Iterable[Step]) -> Tensor:
 
 
 @torch.no_grad()
-def trajectory(model: VDM, indices: Iterable[int], solver: Solver, *, seed: int) -> Iterator[Step]:
-    """Yield the steps on the way to the images with these indices, from noise to z_0.
+def trajectory(
+    model: VDM, indices: Iterable[int], solver: Solver, *, seed: int, classes: Tensor | None = None
+) -> Iterator[Step]:
+    """Yield the steps on the way to the images with these indices, from noise to z_0, given their classes (N,), if any.
 
     The second order extrapolates x_hat linearly in gamma from the step before (Lu et al., algorithm 2).  The first and
     the last step are of first order: the first has no step before it, and x_hat bends most where the noise ends.
@@ -80,12 +85,12 @@ def trajectory(model: VDM, indices: Iterable[int], solver: Solver, *, seed: int)
     model with dropout in training mode.
     """
     model.require_evaluation_mode()
-    noise = image_noise(model, indices, seed)
+    noise, predict_noise = image_noise(model, indices, seed), model.given(classes, solver.guidance)
     gammas = noise_levels(model.schedule, solver)
     h = -gammas.diff() / 2
     z, before = next(noise), None
     for i, (gamma_t, gamma_s) in enumerate(pairwise(gammas)):
-        x_hat = predict(model, z, gamma_t, solver)
+        x_hat = predict(predict_noise, z, gamma_t, solver)
         extrapolated = x_hat
         if solver.order == 2 and before is not None and i < len(h) - 1:
             extrapolated = x_hat + (x_hat - before) * h[i] / (2 * h[i - 1])
@@ -97,7 +102,15 @@ def trajectory(model: VDM, indices: Iterable[int], solver: Solver, *, seed: int)
 
 @torch.no_grad()
 def fill_in(
-    model: VDM, known: Tensor, missing: Tensor, indices: Iterable[int], solver: Solver, *, seed: int, repeats: int
+    model: VDM,
+    known: Tensor,
+    missing: Tensor,
+    indices: Iterable[int],
+    solver: Solver,
+    *,
+    seed: int,
+    repeats: int,
+    classes: Tensor | None = None,
 ) -> Iterator[Step]:
     """Yield the steps on the way to images that have the pixels `known` (C,H,W) except where `missing` (H,W) is true.
 
@@ -116,7 +129,7 @@ def fill_in(
         raise ValueError(
             f"a mask of bool {tuple(known.shape[1:])} is needed, got {missing.dtype} {tuple(missing.shape)}"
         )
-    noise = image_noise(model, indices, seed)
+    noise, predict_noise = image_noise(model, indices, seed), model.given(classes, solver.guidance)
     gammas = noise_levels(model.schedule, solver)
     z = next(noise)
     x = pixels_to_x(known.to(z.device), model.num_levels, z.dtype)
@@ -125,7 +138,7 @@ def fill_in(
         for repeat in range(repeats):
             if repeat:
                 z = forward_step(z, next(noise), gamma_s, gamma_t)
-            x_hat = torch.where(missing, predict(model, z, gamma_t, solver), x)
+            x_hat = torch.where(missing, predict(predict_noise, z, gamma_t, solver), x)
             z = reverse_step(z, x_hat, next(noise), gamma_s, gamma_t)
         yield Step(z, x_hat)
 
@@ -147,10 +160,10 @@ def noise_levels(schedule: LinearSchedule, solver: Solver) -> Tensor:
     return torch.unique_consecutive(gammas)  # type: ignore[no-any-return]
 
 
-def predict(model: VDM, z_t: Tensor, gamma_t: Tensor, solver: Solver) -> Tensor:
+def predict(predict_noise: PredictNoise, z_t: Tensor, gamma_t: Tensor, solver: Solver) -> Tensor:
     """Return x_hat(z_t) (B,C,H,W), within [-1, 1] if the solver clips.  Raises ArithmeticError if it is not finite."""
     with torch.autocast(z_t.device.type, torch.bfloat16, enabled=solver.precision == "bfloat16"):
-        eps_hat = model.network(z_t, gamma_t.expand(len(z_t)))
+        eps_hat = predict_noise(z_t, gamma_t.expand(len(z_t)))
     x_hat = denoise(z_t, eps_hat, gamma_t)
     if not x_hat.isfinite().all():
         raise ArithmeticError("the network's output is not finite")

@@ -3,7 +3,7 @@
 import logging
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -21,7 +21,7 @@ from flows.commands.arguments import (
 from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.process.streams import say, say_result
-from vdm.choices import Split
+from vdm.choices import Given, Split
 
 if TYPE_CHECKING:
     from flows.evaluation.results import SampleMetrics
@@ -44,6 +44,11 @@ STEPS_HELP = (
 PROBES_HELP = (
     "ode: random probes that estimate the divergence; 0: exact, as slow as C x H x W probes. [default: ode.num_probes]"
 )
+COMPARED_HELP = "class: p(x | class) of models with classes; nothing: p(x). [default: class if both have classes]"
+GIVEN_HELP = (
+    "What a model with classes is given of an image: class, for p(x | class), or nothing, for p(x). [default: class;"
+    " vlb evaluates p(x), too]"
+)
 OUT_HELP = "vlb: folder for metrics.json, per_image.csv and noise_levels.csv, which are replaced."
 
 
@@ -52,6 +57,7 @@ def evaluate(
     model: ModelArgument = None,
     images: ImagesOption = None,
     split: SplitOption = "test",
+    given: Annotated[Given | None, typer.Option(help=GIVEN_HELP)] = None,
     protocol: Annotated[Literal["vlb", "ode"], typer.Option(help=PROTOCOL_HELP)] = "vlb",
     times_per_image: Annotated[
         int | None, typer.Option(help="vlb: noise levels per image. [default: evaluate.times_per_image]")
@@ -78,6 +84,8 @@ def evaluate(
     With MODEL or another split nothing is written unless --out names a folder. Written metrics of the test images also
     have the figures of the validation images, and the gap to as many training images. Options replace parameters of
     params.yaml; an option that the protocol does not have is an error.
+
+    A model with classes is evaluated given the images' classes and without them, and images are classified by it.
     """
     params = parameters()
     from flows.commands.summary import show, summary
@@ -95,27 +103,29 @@ def evaluate(
         "seed": seed,
         "device": device,
     }
-    given = {name: value for name, value in options.items() if value is not None}
+    chosen = {name: value for name, value in options.items() if value is not None}
     if out:
         require_no_outputs(ROOT, out)
-    paths: dict[str, Path] = {"model": model_folder(model), "images": images or images_for(model)}
+    paths: dict[str, Any] = {"model": model_folder(model), "images": images or images_for(model)}
     if protocol == "ode":
         if num_timesteps or out:
             raise UserError("--num-timesteps and --out need --protocol vlb", Exit.USAGE)
-        show(ode(override(params.ode, given), **paths, split=split), as_json)
+        show(ode(override(params.ode, chosen), **paths, split=split, given=given), as_json)
         return
     paths["requirements"] = layout.REQUIREMENTS
     if model is None and split == "test":
         out = out or layout.EVALUATION
     steps = timesteps(num_timesteps) if num_timesteps else [params.evaluate.num_timesteps]
-    sweep = [override(params.evaluate, given | {"num_timesteps": step}) for step in steps]
+    if len(steps) > 1:
+        chosen["class_images"] = 0
+    sweep = [override(params.evaluate, chosen | {"num_timesteps": step}) for step in steps]
     if len(sweep) > 1 and out:
         reason = "several values of --num-timesteps write no files"
         raise UserError(f"{reason}: name a MODEL, and leave out --out", Exit.USAGE)
     if out:
-        show(evaluate(sweep[0], **paths, out=out, split=split), as_json)
+        show(evaluate(sweep[0], **paths, out=out, split=split, given=given), as_json)
         return
-    results = [measure(settings, **paths, split=split)[0] for settings in sweep]
+    results = [measure(settings, **paths, split=split, given=given)[0] for settings in sweep]
     if len(results) == 1:
         show(results[0], as_json)
     else:
@@ -137,6 +147,7 @@ def compare(
     second: Annotated[str, typer.Argument(help="The model to compare it with, named in the same way.")],
     images: ImagesOption = None,
     split: SplitOption = "test",
+    given: Annotated[Given | None, typer.Option(help=COMPARED_HELP)] = None,
     confidence: Annotated[float, typer.Option(help="Confidence of the interval, between 0 and 1.")] = 0.95,
     as_json: AsJson = False,
 ) -> None:
@@ -155,7 +166,7 @@ def compare(
     models = [(name, model_folder(name)) for name in (first, second)]
     images = images or images_for(first, second)
     samples = common_figures(*(sample_metrics(*model) for model in models))
-    compared = compare(settings, *models, images=images, confidence=confidence, split=split)
+    compared = compare(settings, *models, images=images, confidence=confidence, split=split, given=given)
     show(compared.model_copy(update={"samples": samples}), as_json)
 
 

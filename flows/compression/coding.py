@@ -55,6 +55,8 @@ class Header(Document):
     torch: str
     numpy: str
     processor: str
+    classes: bool = False
+    """Whether the code holds the class of every image.  Left out of the file if it is false."""
 
     @property
     def machine(self) -> str:
@@ -74,7 +76,7 @@ def machine_of(device: torch.device) -> dict[str, Any]:
 
 def packed(header: Header, model_digest: str) -> bytes:
     """Return the bytes before the code."""
-    content: bytes = msgpack.packb(list(header.model_dump().values()))
+    content: bytes = msgpack.packb(list(header.model_dump(exclude_defaults=True).values()))
     return MAGIC + bytes([VERSION]) + bytes.fromhex(model_digest)[:MODEL_BYTES] + bytes([len(content)]) + content
 
 
@@ -92,7 +94,9 @@ def unpacked(content: bytes, name: str) -> tuple[Header, str, int]:
     end = START_BYTES + int.from_bytes(length)
     try:
         values = msgpack.unpackb(content[START_BYTES:end])
-        header = Header.model_validate(dict(zip(Header.model_fields, values, strict=True)))
+        if len(values) > len(Header.model_fields):
+            raise ValueError("more values than fields")
+        header = Header.model_validate(dict(zip(Header.model_fields, values, strict=False)))
     except (ValueError, TypeError) as error:  # pydantic's error is a ValueError, too
         raise UserError(f"{name}: its header is damaged or cut short; get the file again", Exit.MISSING) from error
     return header, content[5 : START_BYTES - 1].hex(), end
@@ -128,6 +132,8 @@ class Coding:
         self.num_evaluations = self.num_modelled * header.num_timesteps
         """The evaluations of the network that encode all images, or decode them."""
         try:
+            if header.classes and vdm.classes is None:
+                raise ValueError("the file has classes, and the model has none")
             self.coarse, self.fine = (Codec(vdm, header.num_timesteps, cells) for cells in (COARSE_CELLS, CELLS))
         except ValueError as error:
             reason = f"a code in {header.num_timesteps} steps is not possible: {error}"
@@ -139,15 +145,20 @@ class Coding:
             return None
         return self.coarse if batch.stop > self.header.num_images - COARSE_IMAGES else self.fine
 
-    def encode(self, images: np.ndarray, pixels_sha256: bytes, tick: Tick) -> Encoded:
-        """Encode images (N,C,H,W) uint8.  Raises UserError (exit 5) if the network's output is not finite."""
+    def encode(
+        self, images: np.ndarray, pixels_sha256: bytes, tick: Tick, classes: np.ndarray | None = None
+    ) -> Encoded:
+        """Encode images (N,C,H,W) uint8, with their classes (N,) if the header says so.
+
+        Raises UserError (exit 5) if the network's output is not finite.
+        """
         coder, plain_bits = Rans(seal(self.start, pixels_sha256), encoding=True), math.nan
         try:
             with exactly(self.header.threads):
                 for batch in batches(len(images), self.header.batch_size, decoding=False):
                     part = np.array(images[batch.start : batch.stop])
                     if codec := self.codec(batch):
-                        codec.encode(coder, part, tick)
+                        codec.encode(coder, part, tick, None if classes is None else classes[batch.start : batch.stop])
                     else:
                         encode_plainly(coder, part, self.vdm.num_levels)
                         plain_bits = coder.bits
@@ -170,9 +181,10 @@ class Coding:
                 coder = Rans(np.frombuffer(whole, ">u4")[::-1].tolist(), encoding=False)
                 for batch in batches(self.header.num_images, self.header.batch_size, decoding=True):
                     if codec := self.codec(batch):
-                        part = codec.decode(coder, len(batch), tick)
+                        part = codec.decode(coder, len(batch), tick, classed=self.header.classes)
                     else:
-                        part = decode_plainly(coder, (len(batch), *self.vdm.image_shape), self.vdm.num_levels)
+                        plain = decode_plainly(coder, (len(batch), *self.vdm.image_shape), self.vdm.num_levels)
+                        part = plain.astype(np.uint8)
                     self.pixels.update(part.data)
                     yield part
             bottom = [*seal(self.start, self.pixels.digest()), 1]  # the encoder's first state, 1, is on top

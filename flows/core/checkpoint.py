@@ -47,6 +47,7 @@ class Arguments(Section):
     norm_eps: float
     dropout: float
     augmentation_input: bool
+    classes: int | None = None
 
 
 class Description(Document):
@@ -56,6 +57,8 @@ class Description(Document):
     model_sha256: Sha256
     weights_sha256: Sha256
     fitted_to: TrainingImages | None = None
+    class_names: list[str] | None = None
+    labels_sha256: Sha256 | None = None
 
 
 class DamagedStateError(CheckpointError):
@@ -69,11 +72,13 @@ def save_model(
     *,
     fitted_to: TrainingImages | None = None,
     inputs: str | None = None,
+    **classes: Any,
 ) -> None:
     """Write a model and the arguments it was built from.  Raises OSError that names the file.
 
     A full disk leaves both old files.  `fitted_to` are the images that the model was trained on, and `inputs` is the
-    digest of all inputs of the training; both are None if they are not known.
+    digest of all inputs of the training; both are None if they are not known.  `classes` are the keys about the classes
+    of a model that has some: `labels_sha256`, and `class_names` if they have names.
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = save({name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()})
@@ -86,18 +91,33 @@ def save_model(
         description["fitted_to"] = fitted_to
     if inputs:
         description["inputs_sha256"] = inputs
+    description |= classes
     with written_last(folder / CONFIG, json.dumps(description, indent=2) + "\n"):
         write_whole(folder / WEIGHTS, weights)
 
 
-def arguments_of(model: Model, image_shape: Sequence[int], num_levels: int) -> dict[str, Any]:
-    """Return the arguments of `vdm.model.VDM` for the parameters `model` and images of this shape and these levels."""
-    return {"image_shape": image_shape, "num_levels": num_levels, **model.model_dump()}
+def arguments_of(
+    model: Model, image_shape: Sequence[int], num_levels: int, classes: int | None = None
+) -> dict[str, Any]:
+    """Return the arguments of `vdm.model.VDM` for the parameters `model` and images of this shape and these levels.
+
+    Without classes there is no argument `classes`, as in models of earlier versions.
+    """
+    arguments = {"image_shape": image_shape, "num_levels": num_levels, **model.model_dump(exclude={"classes"})}
+    return arguments if classes is None else arguments | {"classes": classes}
 
 
-def inputs_sha256(config: Mapping[str, Any], train: Mapping[str, Any], data_sha256: str) -> str:
-    """Return the digest of the inputs of a training: arguments of the model, parameters `train`, and images."""
-    return config_sha256({"model": config, "train": train, "data": data_sha256})
+def inputs_sha256(
+    config: Mapping[str, Any], train: Mapping[str, Any], data_sha256: str, labels_sha256: str | None = None
+) -> str:
+    """Return the digest of the inputs of a training: arguments of the model, parameters `train`, images and labels.
+
+    Without labels it leaves out what depends on them.
+    """
+    if labels_sha256 is None:
+        used = {key: value for key, value in train.items() if key != "class_dropout"}
+        return config_sha256({"model": config, "train": used, "data": data_sha256})
+    return config_sha256({"model": config, "train": train, "data": data_sha256, "labels": labels_sha256})
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> VDM:

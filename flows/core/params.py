@@ -9,6 +9,7 @@ from flows.core.documents import Sha256
 from flows.core.errors import brief
 from vdm.choices import (
     MOST_BLOCKS,
+    MOST_CLASSES,
     Dequantisation,
     Grid,
     Keep,
@@ -113,6 +114,7 @@ class Model(Section):
     norm_eps: Annotated[float, Field(gt=0)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
     augmentation_input: bool
+    classes: Annotated[int, Field(ge=2, le=MOST_CLASSES)] | Literal["auto"] | None
 
     @model_validator(mode="after")
     def consistent(self) -> Self:
@@ -140,6 +142,7 @@ class Train(Section):
     batch_size: BatchSize
     accumulation: Positive
     augmentation: list[Transform]
+    class_dropout: Share
     optimizer: OptimizerKind
     learning_rate: Annotated[float, Field(gt=0, le=1)]
     warmup_steps: NonNegative
@@ -197,6 +200,8 @@ class Evaluate(Shared):
     times_per_image: Positive
     num_timesteps: Timesteps | None
     batch_size: BatchSize
+    class_images: NonNegative | None
+    class_times: Annotated[int, Field(ge=2, le=10**6)]  # one time has no known error
 
 
 class Ode(Computation):
@@ -227,6 +232,7 @@ class Sample(Shared):
     eta: Share
     grid: Grid
     clip: bool
+    guidance: Annotated[float, Field(ge=0, le=100)]
     inception_weights: Source | None
     inception_sha256: Sha256 | None
 

@@ -5,24 +5,26 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
-from flows.core.checkpoint import fitted_to, load_model, model_sha256
+from flows.core.checkpoint import fitted_to, load_model, model_sha256, read_description
 from flows.core.device import find_device, find_precision, processor
 from flows.core.errors import Exit, UserError
 from flows.core.files import file_sha256, written_last
-from flows.evaluation.results import BOTH, BoundMetrics, Environment, SplitFigures, finite_or_none
+from flows.evaluation.results import BOTH, BoundMetrics, ClassFigures, Environment, SplitFigures, finite_or_none
+from flows.images.labels import classes_of, described, given_class
 from flows.images.store import ImageSet, data_sha256, load_images, require_levels, spread
 from flows.process.progress import bar
-from vdm.choices import Split
-from vdm.evaluation import Evaluation, image_terms, shares, terms_of_set
+from vdm.choices import Given, Split
+from vdm.classification import classified
+from vdm.evaluation import Evaluation, image_terms, paired_difference, shares, standard_error, terms_of_set
 from vdm.model import VDM
 
 if TYPE_CHECKING:
@@ -30,17 +32,29 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Class = int | Literal["class"] | None
+"""One class for all images, the class of each image, or no class."""
+
 
 def measure(
-    settings: "Evaluate", *, model: Path, images: Path, requirements: Path, split: Split = "test"
-) -> tuple[BoundMetrics, Evaluation]:
+    settings: "Evaluate",
+    *,
+    model: Path,
+    images: Path,
+    requirements: Path,
+    split: Split = "test",
+    given: Given | None = None,
+) -> tuple[BoundMetrics, Evaluation, dict[str, np.ndarray]]:
     """Return the metrics of the model on the images of a split, in bits/dim, and the terms of every image.
 
-    The metrics name the versions of libraries, the processor, and the digest of the file `requirements`.
+    The metrics name the versions of libraries, the processor, and the digest of the file `requirements`.  A model with
+    classes is evaluated given the images' classes and without, unless `given` is `nothing`; see `class_figures`.
 
     Raises what `evaluate_split` raises.
     """
-    result, device = evaluate_split(settings, model, images, split), find_device(settings.device)
+    classed, device = given_class(model, given), find_device(settings.device)
+    result, *without = evaluate_split(settings, model, images, split, ["class", None] if classed else [None])
+    about, columns = class_figures(settings, model, images, split, result, *without) if classed else (None, {})
     metrics = BoundMetrics(
         split=split,
         **figures(result).model_dump(),
@@ -53,9 +67,11 @@ def measure(
         precision=find_precision(settings.precision, device),
         environment=environment(device, requirements),
         fitted_to=fitted_to(model),
+        given="class" if classed else "nothing",
+        classes=about,
         **digests(model, images),
     )
-    return metrics, result
+    return metrics, result, columns
 
 
 def environment(device: torch.device, requirements: Path) -> Environment:
@@ -74,10 +90,11 @@ def other_splits(settings: "Evaluate", tested: BoundMetrics, *, model: Path, ima
 
     A model that was fitted to the validation images has no figure of them.  Raises what `measure` raises.
     """
-    training = figures(evaluate_split(settings, model, images, "train", tested.num_images))
+    classes: list[Class] = ["class" if tested.given == "class" else None]
+    training = figures(*evaluate_split(settings, model, images, "train", classes, tested.num_images))
     found: dict[str, Any] = {"training": training}
     if len(load_images(images).validation) and tested.fitted_to != BOTH:
-        found["validation"] = figures(evaluate_split(settings, model, images, "validation"))
+        found["validation"] = figures(*evaluate_split(settings, model, images, "validation", classes))
     if tested.bpd is not None and training.bpd is not None:
         found["generalisation_gap_bpd"] = tested.bpd - training.bpd
         errors = np.array([tested.bpd_standard_error, training.bpd_standard_error], float)  # NaN for null
@@ -86,9 +103,14 @@ def other_splits(settings: "Evaluate", tested: BoundMetrics, *, model: Path, ima
 
 
 def evaluate_split(
-    settings: "Evaluate", model: Path, images: Path, split: Split, num_images: int | None = None
-) -> Evaluation:
-    """Return the bound of `num_images` images of a split, evenly spread, or of all for None.
+    settings: "Evaluate",
+    model: Path,
+    images: Path,
+    split: Split,
+    classes: Sequence[Class],
+    num_images: int | None = None,
+) -> list[Evaluation]:
+    """Return the bound of `num_images` images of a split once for each of `classes`, at the same times and noise.
 
     At most `num_devices` processes share them.  Raises what `load_fitting` raises, and UserError (exit 2) for devices.
     """
@@ -102,26 +124,71 @@ def evaluate_split(
         batch_size=settings.batch_size,
         times_per_image=settings.times_per_image,
     )
-    job = partial(evaluate_part, settings, model, images, split, num_images, parts)
+    job = partial(evaluate_part, settings, model, images, split, classes, num_images, parts)
     if len(parts) == 1:
-        return terms_of_set(job())
+        return [terms_of_set(terms) for terms in job()]
     from flows.training.distributed import launch
 
-    return terms_of_set(np.concatenate(launch(job, num_processes=len(parts)), axis=1))
+    shared = zip(*launch(job, num_processes=len(parts)), strict=True)
+    return [terms_of_set(np.concatenate(terms, axis=1)) for terms in shared]
 
 
 def evaluate_part(
-    settings: "Evaluate", model: Path, images: Path, split: Split, num_images: int | None, parts: list[range]
-) -> np.ndarray:
-    """Return the terms of the images of this process, see `vdm.evaluation.image_terms`."""
+    settings: "Evaluate",
+    model: Path,
+    images: Path,
+    split: Split,
+    classes: Sequence[Class],
+    num_images: int | None,
+    parts: list[range],
+) -> list[np.ndarray]:
+    """Return the terms of the images of this process for each of `classes`, see `vdm.evaluation.image_terms`."""
     from flows.training.distributed import local_rank
 
     rank = local_rank()
     device = find_device(settings.device, len(parts), rank)
     vdm, pixels = load_fitting(model, images, device, split, num_images)
-    options = settings.model_dump(exclude={"device", "num_devices", "precision"})
+    options = settings.model_dump(include={"seed", "times_per_image", "num_timesteps", "batch_size"})
     options |= {"precision": find_precision(settings.precision, device), "progress": bar("evaluating", shown=rank == 0)}
-    return image_terms(vdm, pixels, parts[rank], **options)
+    own = spread(classes_of(images, split, model), num_images) if "class" in classes else None
+    labels = [np.full(len(pixels), each) if isinstance(each, int) else own if each else None for each in classes]
+    return [image_terms(vdm, pixels, parts[rank], labels=each, **options) for each in labels]
+
+
+def class_figures(
+    settings: "Evaluate", model: Path, images: Path, split: Split, given: Evaluation, without: Evaluation
+) -> tuple[ClassFigures, dict[str, np.ndarray]]:
+    """Return what the classes of a model are worth and how well the likelihood finds them, and columns with both.
+
+    At most `class_images` images are classified.  The others have NaN in these columns, (N,) each.  Raises what
+    `evaluate_split` raises.
+    """
+    stated, gain = read_description(model), paired_difference(given.bpd, without.bpd, confidence=0.95)
+    numbers = spread(np.arange(len(given.bpd)), settings.class_images)
+    found: dict[str, Any] = {"num_classified": len(numbers), "class_times": settings.class_times}
+    columns = {"without_bpd": without.bpd}
+    if len(numbers):
+        settings = settings.model_copy(update={"times_per_image": settings.class_times})
+        each = evaluate_split(settings, model, images, split, range(stated["model"]["classes"]), len(numbers))
+        nats = load_images(images).train[0].size * math.log(2)
+        classes = classified(nats * np.stack([result.draws for result in each]))
+        labels = classes_of(images, split, model)
+        right, mixture = (classes.best == labels[numbers]).astype(float), classes.mixture / nats
+        found |= {"accuracy": right.mean(), "accuracy_standard_error": standard_error(right)}
+        found |= {"mixture_bpd": mixture.mean(), "mixture_standard_error": standard_error(mixture)}
+        found["mixture_bias_bpd"] = classes.mixture_bias.mean() / nats
+        columns["label"] = labels.astype(float)
+        for name, values in (("best", classes.best), ("margin", classes.margin)):
+            columns[name] = np.full(len(labels), math.nan)
+            columns[name][numbers] = values
+    return ClassFigures(
+        num_classes=stated["model"]["classes"],
+        labels_sha256=described(images)["labels_sha256"],
+        without=figures(without),
+        gain_bpd=gain.difference,
+        gain_standard_error=gain.standard_error,
+        **found,
+    ), columns
 
 
 def figures(result: Evaluation) -> SplitFigures:
@@ -179,17 +246,19 @@ def digests(model: Path, images: Path) -> dict[str, Any]:
     return {"model_sha256": model_sha256(model), "data_sha256": data_sha256(images)}
 
 
-def write(out: Path, metrics: BoundMetrics, result: Evaluation, model: Path) -> None:
+def write(out: Path, metrics: BoundMetrics, result: Evaluation, columns: dict[str, np.ndarray], model: Path) -> None:
     """Write `metrics.json`, `per_image.csv` and `noise_levels.csv`, or else none of them.
 
-    `per_image.csv` has the terms of every image in bits/dim.  `noise_levels.csv` has time, gamma, and the diffusion
-    term with its standard error in bits/dim per unit of time, as in `vdm.evaluation.NoiseLevels`.
+    `per_image.csv` has the terms of every image in bits/dim, and the `columns` of `class_figures`.  `noise_levels.csv`
+    has time, gamma, and the diffusion term with its standard error in bits/dim per unit of time, as in
+    `vdm.evaluation.NoiseLevels`.
 
     Raises CheckpointError, and OSError that names the file.
     """
     text = json.dumps(metrics.model_dump(), indent=2, allow_nan=False) + "\n"
     terms = (result.bpd, result.prior, result.reconstruction, result.diffusion)
-    images = table("image bpd prior_bpd reconstruction_bpd diffusion_bpd", range(len(result.bpd)), *terms)
+    header = " ".join(["image bpd prior_bpd reconstruction_bpd diffusion_bpd", *columns])
+    images = table(header, range(len(result.bpd)), *terms, *columns.values())
     levels = result.noise_levels(seed=metrics.seed or 0, num_timesteps=metrics.num_timesteps)
     with torch.inference_mode():
         gamma = load_model(model).schedule(torch.from_numpy(levels.t).float()).numpy()

@@ -2,15 +2,17 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from flows.core.device import find_device
 from flows.evaluation.bound import digests, evaluate_split, load_fitting, warn_if_seen
 from flows.evaluation.results import Comparison, ModelFigures, OdeMetrics
+from flows.images.labels import classes_of, given_class
+from flows.images.store import spread
 from vdm import evaluation
-from vdm.choices import Split
+from vdm.choices import Given, Split
 from vdm.model import images_per_batch
 from vdm.ode import evaluate_ode
 
@@ -21,8 +23,10 @@ NUM_REPEATED = 8
 """The number of images on which `ode` measures the numerical error: few, so that a whole set hardly takes longer."""
 
 
-def ode(settings: "Ode", *, model: Path, images: Path, split: Split = "test") -> OdeMetrics:
+def ode(settings: "Ode", *, model: Path, images: Path, split: Split = "test", given: Given | None = None) -> OdeMetrics:
     """Return the likelihood of the probability-flow ODE on `num_images` images of a split, evenly spread, in bits/dim.
+
+    A model with classes is evaluated given the images' classes, unless `given` is `nothing`.
 
     Its numerical error is the mean difference from a tenth of the tolerance, with the same draws and probes, over the
     first `NUM_REPEATED` of the images.  Raises what `load_fitting` raises, and UserError (exit 2) if no step of the
@@ -34,15 +38,18 @@ def ode(settings: "Ode", *, model: Path, images: Path, split: Split = "test") ->
     vdm, pixels = load_fitting(model, images, device, split, settings.num_images)
     vdm.requires_grad_(False)  # the ODE needs only the gradient with respect to the images
     warn_if_seen(model, split)
+    classed = given_class(model, given)
+    labels = spread(classes_of(images, split, model), settings.num_images) if classed else None
     options = settings.model_dump(include={"seed", "dequantisation", "num_draws", "num_probes", "batch_size"})
+    of_set: dict[str, Any] = options | {"labels": labels}
     repeated = pixels[:NUM_REPEATED]
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
     per_batch = images_per_batch(settings.batch_size, settings.num_draws)
     # The solver moves the bar by the shares of a batch.  Rounded, they add up to a little more than 1.
     total = (1 + 1e-9) * (math.ceil(len(repeated) / per_batch) + math.ceil(len(pixels) / per_batch))
     with tqdm(desc="evaluating", total=total, bar_format=form, disable=None, leave=False) as shown:
-        accurate = evaluate_ode(vdm, repeated, solve=dopri5(settings.tolerance / 10, shown.update), **options)
-        bpd = evaluate_ode(vdm, pixels, solve=dopri5(settings.tolerance, shown.update), **options)
+        accurate = evaluate_ode(vdm, repeated, solve=dopri5(settings.tolerance / 10, shown.update), **of_set)
+        bpd = evaluate_ode(vdm, pixels, solve=dopri5(settings.tolerance, shown.update), **of_set)
     return OdeMetrics(
         split=split,
         bpd=bpd.mean(),
@@ -51,21 +58,33 @@ def ode(settings: "Ode", *, model: Path, images: Path, split: Split = "test") ->
         num_images=len(bpd),
         num_repeated=len(repeated),
         tolerance=settings.tolerance,
+        given="class" if classed else "nothing",
         **options,
         **digests(model, images),
     )
 
 
 def compare(
-    settings: "Evaluate", *models: tuple[str, Path], images: Path, confidence: float, split: Split = "test"
+    settings: "Evaluate",
+    *models: tuple[str, Path],
+    images: Path,
+    confidence: float,
+    split: Split = "test",
+    given: Given | None = None,
 ) -> Comparison:
     """Return the difference second - first in bits/dim over the same images, times and noise, with its interval.
 
-    `models` are the names and folders of the two.  Raises what `load_fitting` raises.
+    `models` are the names and folders of the two.  Given `class`, those with classes are evaluated by p(x | c).  By
+    default that needs both to have them; else p(x) is compared.  Raises what `load_fitting` raises.
     """
     _, (_, second) = models
     load_fitting(second, images, find_device(settings.device), split)  # report its errors before the first is evaluated
-    results = [evaluate_split(settings, model, images, split) for _, model in models]
+    classed = [given_class(model, None) for _, model in models]
+    given = given or ("class" if all(classed) else "nothing")
+    results = [
+        evaluate_split(settings, model, images, split, ["class" if known and given == "class" else None])[0]
+        for (_, model), known in zip(models, classed, strict=True)
+    ]
     figures = [
         ModelFigures(
             model=name, bpd=result.bpd.mean(), bpd_standard_error=result.standard_error, **digests(model, images)
@@ -84,4 +103,5 @@ def compare(
         seed=settings.seed,
         times_per_image=settings.times_per_image,
         num_timesteps=settings.num_timesteps,
+        given=given,
     )

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from flows.core.documents import Count, Document, Number, Sha256
-from vdm.choices import Dequantisation, Grid, Precision, Split, TrainingImages
+from vdm.choices import Dequantisation, Given, Grid, Precision, Split, TrainingImages
 
 
 def finite_or_none(value: Any) -> Any:
@@ -56,13 +56,36 @@ class SplitFigures(Document):
     num_images: Count
 
 
+class ClassFigures(Document):
+    """The likelihood without the classes, what they are worth, and how well the likelihood finds them.
+
+    `without` are the figures of p(x) by "no class"; the gain is these minus those given the class, paired.
+    `num_classified` images were classified at `class_times` noise levels each; without any, what follows is null.
+    `mixture_bpd` is -log p(x) of these images by the mixture over equally likely classes.  The Monte Carlo error adds
+    `mixture_bias_bpd` to it.
+    """
+
+    num_classes: Count
+    labels_sha256: Sha256
+    without: SplitFigures
+    gain_bpd: Figure
+    gain_standard_error: Figure
+    num_classified: Count
+    class_times: Count
+    accuracy: Figure = None
+    accuracy_standard_error: Figure = None
+    mixture_bpd: Figure = None
+    mixture_standard_error: Figure = None
+    mixture_bias_bpd: Figure = None
+
+
 class BoundMetrics(Metrics):
     """metrics.json: the variational bound on the images of a split, its terms and its errors.
 
     The file of the pipeline is about the test images.  It also has the figures of the validation images, if there are
     any to which the model was not fitted, and of as many training images as test images, at the same times and with the
     same noise.  The generalisation gap is that of the test images minus that of the training images: far above its
-    standard error, the model overfits.
+    standard error, the model overfits.  With `classes`, all figures are of p(x | c), but for those in `classes`.
     """
 
     protocol: Literal["vlb"] = "vlb"
@@ -84,6 +107,8 @@ class BoundMetrics(Metrics):
     training: SplitFigures | None = None
     generalisation_gap_bpd: Figure = None
     generalisation_gap_standard_error: Figure = None
+    given: Given = "nothing"
+    classes: ClassFigures | None = None
 
 
 class OdeMetrics(Metrics):
@@ -106,6 +131,7 @@ class OdeMetrics(Metrics):
     dequantisation: Dequantisation
     tolerance: Number
     batch_size: Count
+    given: Given
 
 
 class SamplerSettings(Document):
@@ -118,6 +144,7 @@ class SamplerSettings(Document):
     grid: Grid
     clip: bool
     precision: Precision
+    guidance: Number = 1.0
 
     def is_like(self, other: "SamplerSettings") -> bool:
         """Whether both draw in the same way, except for the seed and the precision."""
@@ -190,6 +217,7 @@ class Comparison(Document):
     seed: Count
     times_per_image: Count
     num_timesteps: Count | None
+    given: Given
     samples: dict[str, list[QualityFigure]] | None = None
     """The quality of both models' samples, by the name of the figure; None unless both were measured alike."""
 

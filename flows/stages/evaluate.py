@@ -5,14 +5,21 @@ from typing import TYPE_CHECKING
 
 from flows.evaluation.bound import measure, other_splits, write
 from flows.evaluation.results import BoundMetrics
-from vdm.choices import Split
+from vdm.choices import Given, Split
 
 if TYPE_CHECKING:
     from flows.core.params import Evaluate
 
 
 def evaluate(
-    settings: "Evaluate", *, model: Path, images: Path, requirements: Path, out: Path, split: Split = "test"
+    settings: "Evaluate",
+    *,
+    model: Path,
+    images: Path,
+    requirements: Path,
+    out: Path,
+    split: Split = "test",
+    given: Given | None = None,
 ) -> BoundMetrics:
     """Write `metrics.json`, `per_image.csv` and `noise_levels.csv` into `out`, and return the metrics, in bits/dim.
 
@@ -21,8 +28,9 @@ def evaluate(
     Raises what `flows.evaluation.bound.measure` raises, and OSError that names the file that cannot be written.
     """
     out.mkdir(parents=True, exist_ok=True)  # an unwritable folder is reported before the evaluation
-    metrics, result = measure(settings, model=model, images=images, requirements=requirements, split=split)
+    paths = {"model": model, "images": images, "requirements": requirements}
+    metrics, result, columns = measure(settings, **paths, split=split, given=given)
     if split == "test":
         metrics = metrics.model_copy(update=other_splits(settings, metrics, model=model, images=images))
-    write(out, metrics, result, model)
+    write(out, metrics, result, columns, model)
     return metrics

@@ -21,6 +21,7 @@ from flows.core.errors import Exit, UserError
 from flows.core.escaping import markdown
 from flows.core.files import write_whole, writing
 from flows.core.folders import writing_folder
+from flows.images.labels import described, number_of_classes
 from flows.images.store import Description, ImageSet, data_sha256, load_images
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ parameters. The weights are the moving average {kept}.
 | data | {name} ({homepage}), licence: {licence} |
 | images | {num_train} training, {num_validation} validation and {num_test} test images; split: {split} |
 | fitted to | {fitted_to} |
-| transforms | {transforms} |
+{conditioned}| transforms | {transforms} |
 | data sha256 | `{data_sha256}` |
 | model sha256 | `{model_sha256}` |
 | last training loss | {bpd:.4f} bits/dim, a mean over the last steps up to {step} |
@@ -91,6 +92,7 @@ def register(
         bpd=bpd,
         step=step,
         kept=kept,
+        conditioned=conditioned_on(trained, train),
         fitted_to="training images" if train.images == "train" else "training and validation images together",
         out=out,
         parameters=json.dumps(parameters, indent=2),
@@ -103,14 +105,26 @@ def register(
     log.info("wrote the model and its card to %s", out)
 
 
+def conditioned_on(trained: Path, train: "Train") -> str:
+    """Return the row of the card about the classes of a model; "" if it has none."""
+    stated = read_description(trained)
+    if (count := stated["model"].get("classes")) is None:
+        return ""
+    names = f": {markdown(', '.join(stated['class_names']))}" if stated.get("class_names") else ""
+    how = f"left out for {train.class_dropout:.0%} of the training images; labels sha256 `{stated['labels_sha256']}`"
+    return f"| conditioned on | one of {count} classes{names}; {how} |\n"
+
+
 def require_inputs(trained: Path, model: "Model", train: "Train", image_set: ImageSet, images: Path) -> None:
     """Raise UserError (exit 2) if the model was trained with other parameters or images.
 
     Models of earlier versions and imported ones do not state their inputs.
     """
     stated = read_description(trained).get("inputs_sha256")
-    config = arguments_of(model, image_set.image_shape, image_set.num_levels)
-    if stated and stated != inputs_sha256(config, train.model_dump(), data_sha256(images)):
+    classes = number_of_classes(images, model.classes)
+    labels = None if classes is None else described(images)["labels_sha256"]
+    config = arguments_of(model, image_set.image_shape, image_set.num_levels, classes)
+    if stated and stated != inputs_sha256(config, train.model_dump(), data_sha256(images), labels):
         reason = f"was trained with other parameters `model:` or `train:`, or other images than {images} holds now"
         advice = "run `vdmctl train`, or with DVC `dvc repro --force --single-item train`"
         raise UserError(f"{trained} {reason}; {advice}", Exit.USAGE)

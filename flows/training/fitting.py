@@ -14,6 +14,7 @@ import torch
 from flows.core.checkpoint import arguments_of, inputs_sha256, model_sha256, require_room, save_model
 from flows.core.device import find_compile, find_device, find_precision
 from flows.core.errors import Exit, UserError
+from flows.images.labels import classes_of, described, number_of_classes
 from flows.images.store import ImageSet, data_sha256, load_images
 from flows.process.ending import on_stop
 from flows.process.locks import claim
@@ -47,9 +48,11 @@ def train_here(model: "Model", train: "Train", *, images: Path, out: Path, curve
         if device.type == "cuda" or local_rank() == 0:  # on a CPU one claim covers all processes of the machine
             stack.enter_context(claim(device))
         image_set, data = load_images(images), data_sha256(images)
-        config = arguments_of(model, image_set.image_shape, image_set.num_levels)
+        classes = number_of_classes(images, model.classes)
+        stated = {} if classes is None else described(images)
+        config = arguments_of(model, image_set.image_shape, image_set.num_levels, classes)
         settings = resolve(train, device)
-        run = Run(runs / run_digest(config, train, settings, device, data), keep=train.keep_checkpoints)
+        run = Run(runs / run_digest(config, train, settings, device, data, **stated), keep=train.keep_checkpoints)
         if len(set(gather(run.folder.name))) > 1:
             autos = "what train.precision: auto and train.compile: auto mean on them"
             reason = f"the machines or devices differ in parameters, data, code, or {autos}"
@@ -58,13 +61,15 @@ def train_here(model: "Model", train: "Train", *, images: Path, out: Path, curve
             for folder in (out, curves.parent, run.folder):
                 folder.mkdir(parents=True, exist_ok=True)
         pixels = torch.from_numpy(training_images(image_set, train.images)).to(device)
-        trainer = build(config, settings, pixels, validation_of(train, image_set))
+        labels = training_labels(images, image_set, train.images) if stated else {}
+        validation = validation_of(train, image_set, labels.get("validation"))
+        trainer = build(config, settings, pixels, validation, labels.get("train"))
         restore(trainer, run)
         signals: list[int] = []
         stack.enter_context(on_stop(lambda number, frame: signals.append(number)))
         fit(trainer, run, curves, train, lambda: bool(signals))
         if is_first():
-            write_model(trainer, config, train, data, out)
+            write_model(trainer, config, train, data, out, **stated)
             run.finish(model_sha256(out))
 
 
@@ -79,12 +84,20 @@ def training_images(image_set: ImageSet, wanted: TrainingImages) -> np.ndarray:
     return image_set.train if wanted == "train" else np.concatenate([image_set.train, image_set.validation])
 
 
-def validation_of(train: "Train", image_set: ImageSet) -> Validation | None:
+def training_labels(images: Path, image_set: ImageSet, wanted: TrainingImages) -> dict[str, np.ndarray]:
+    """Return the classes of the images to train on, (N,), and those of the validation images, if there are any."""
+    splits = ("train", "validation") if len(image_set.validation) else ("train",)
+    labels = {split: classes_of(images, split, None) for split in splits}
+    return labels | {"train": np.concatenate([*labels.values()])} if wanted != "train" else labels
+
+
+def validation_of(train: "Train", image_set: ImageSet, labels: np.ndarray | None = None) -> Validation | None:
     """Return the validations that `train` asks for."""
     if train.validate_every_steps is None:
         return None
     return Validation(
         image_set.validation,
+        labels=labels,
         every_steps=train.validate_every_steps,
         times_per_image=train.validation_times,
         batch_size=max(1, train.batch_size // process()[1] // train.accumulation),  # as a step of the training
@@ -95,15 +108,24 @@ def validation_of(train: "Train", image_set: ImageSet) -> Validation | None:
 
 
 def run_digest(
-    config: dict[str, Any], train: "Train", settings: TrainingSettings, device: torch.device, data: str
+    config: dict[str, Any],
+    train: "Train",
+    settings: TrainingSettings,
+    device: torch.device,
+    data: str,
+    **classes: Any,
 ) -> str:
     """Return the name of the run: a digest of everything that its result depends on."""
     conditions = {"device": device.type, "processes": process()[1], **train.model_dump(include=OF_THE_RESULT)}
-    return fingerprint(model=config, train=asdict(settings) | conditions, data=data)
+    return fingerprint(model=config, train=asdict(settings) | conditions, data=data, **classes)
 
 
 def build(
-    config: dict[str, Any], settings: TrainingSettings, images: torch.Tensor, validation: Validation | None
+    config: dict[str, Any],
+    settings: TrainingSettings,
+    images: torch.Tensor,
+    validation: Validation | None,
+    labels: np.ndarray | None = None,
 ) -> Trainer:
     """Return the run before its first step.
 
@@ -115,7 +137,8 @@ def build(
         num_parameters = count_parameters(**config)
         require_room("model", num_parameters, device, bytes_each=BYTES_OF_A_WEIGHT)
         torch.manual_seed(settings.seed)
-        trainer = Trainer(VDM(**config).to(device), images, settings, validation)
+        classes = None if labels is None else torch.from_numpy(labels).to(device)
+        trainer = Trainer(VDM(**config).to(device), images, settings, validation, classes)
     except ValueError as error:
         raise UserError(f"parameters `model` and `train`: {error}", Exit.USAGE) from error
     if settings.warmup_steps > settings.steps:
@@ -181,7 +204,7 @@ def save(trainer: Trainer, run: Run) -> None:
         run.save(trainer.done, trainer.state())
 
 
-def write_model(trainer: Trainer, config: dict[str, Any], train: "Train", data: str, out: Path) -> None:
+def write_model(trainer: Trainer, config: dict[str, Any], train: "Train", data: str, out: Path, **classes: Any) -> None:
     """Write the model with which the run ends, and what it was trained with.  `data` is the digest of the images."""
-    inputs = inputs_sha256(config, train.model_dump(), data)
-    save_model(out, trainer.kept, config, fitted_to=train.images, inputs=inputs)
+    inputs = inputs_sha256(config, train.model_dump(), data, classes.get("labels_sha256"))
+    save_model(out, trainer.kept, config, fitted_to=train.images, inputs=inputs, **classes)

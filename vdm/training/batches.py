@@ -17,16 +17,17 @@ from vdm.vlb import low_discrepancy_times
 
 
 class Batch(NamedTuple):
-    """pixels (B,C,H,W), augmented (B,) bool, t (B,) in [0, 1) and eps (B,C,H,W)."""
+    """pixels (B,C,H,W), augmented (B,) bool, t (B,) in [0, 1), eps (B,C,H,W), and classes (B,), None without labels."""
 
     pixels: Tensor
     augmented: Tensor
     t: Tensor
     eps: Tensor
+    classes: Tensor | None = None
 
     def part(self, index: int, count: int) -> "Batch":
         """Return part `index` of `count`.  The times of every part are evenly spread too."""
-        return Batch(*(value[index::count].contiguous() for value in self))
+        return Batch(*(None if value is None else value[index::count].contiguous() for value in self))  # type: ignore[arg-type]
 
 
 def draw_batch(
@@ -37,13 +38,24 @@ def draw_batch(
     generator: torch.Generator,
     seed: int,
     transforms: Sequence[Transform],
+    labels: Tensor | None = None,
+    class_dropout: float = 0.0,
+    no_class: int | None = None,
 ) -> Batch:
-    """Draw the batch at 0-based `step` from images (N,C,H,W), which are on the device of the generator."""
+    """Draw the batch at 0-based `step` from images (N,C,H,W), which are on the device of the generator.
+
+    With labels (N,), the batch has the classes of the images, each replaced by `no_class` with the probability
+    `class_dropout`.
+    """
     device = images.device
     t = low_discrepancy_times(torch.rand((), generator=generator, device=device), batch_size)
     eps = torch.randn((batch_size, *images.shape[1:]), generator=generator, device=device)
-    pixels = images[batch_indices(len(images), batch_size, step, seed, device)]
-    return Batch(*augment(pixels, transforms, generator), t, eps)
+    chosen = batch_indices(len(images), batch_size, step, seed, device)
+    pixels, augmented = augment(images[chosen], transforms, generator)
+    if labels is None or no_class is None:
+        return Batch(pixels, augmented, t, eps)
+    dropped = torch.rand(batch_size, generator=generator, device=device) < class_dropout
+    return Batch(pixels, augmented, t, eps, labels[chosen].masked_fill(dropped, no_class))
 
 
 def batch_indices(num_images: int, batch_size: int, step: int, seed: int, device: torch.device | str) -> Tensor:

@@ -34,14 +34,20 @@ from vdm.vlb import PredictNoise, Terms, bits_per_dim
 class Trainer:
     """One training run: `step` takes its next step, `state` returns what a checkpoint must hold.
 
-    `model` is trained in place on `images` (N,C,H,W), both on one device.  `averaged` is the model of averaged weights,
+    `model` is trained in place on `images` (N,C,H,W), both on one device; a model with classes needs their `labels`
+    (N,).  `averaged` is the model of averaged weights,
     `kept` the one with which the run ends.  `validation` may be None.
     Raises ValueError unless processes and micro-batches divide the batch evenly, and if a transform does not suit the
     images.
     """
 
     def __init__(
-        self, model: VDM, images: Tensor, settings: TrainingSettings, validation: Validation | None = None
+        self,
+        model: VDM,
+        images: Tensor,
+        settings: TrainingSettings,
+        validation: Validation | None = None,
+        labels: Tensor | None = None,
     ) -> None:
         augment(images[:1], settings.augmentation, torch.Generator(images.device))
         self.rank, self.processes = process()
@@ -49,7 +55,7 @@ class Trainer:
             parts = f"{self.processes} processes x accumulation {settings.accumulation}"
             raise ValueError(f"batch_size {settings.batch_size} is not a multiple of {parts}")
         self.model = model.train()
-        self.images = images
+        self.images, self.labels = images, labels
         self.settings = settings
         self.validation = validation
         if images.is_cuda:
@@ -137,7 +143,7 @@ class Trainer:
         count = self.settings.accumulation
         for number in range(count):
             part = batch.part(self.rank * count + number, self.processes * count)
-            predict_noise = partial(self.network, augmented=part.augmented)
+            predict_noise = partial(self.network, augmented=part.augmented, classes=part.classes)
             terms = backward(self.model, part, self.settings.precision, predict_noise, share=1 / count)
             losses += torch.stack([term.detach().mean() for term in terms]) / count
         return losses
@@ -166,6 +172,9 @@ class Trainer:
             generator=torch.Generator(self.images.device).manual_seed(seeds[0]),
             seed=self.settings.seed,
             transforms=self.settings.augmentation,
+            labels=self.labels,
+            class_dropout=self.settings.class_dropout,
+            no_class=self.model.classes,
         )
 
     def average_over_processes(self, losses: Tensor) -> None:

@@ -27,7 +27,7 @@ class Best(NamedTuple):
 
 
 class Validation:
-    """The validations of one training run on `images` (N,C,H,W), every `every_steps` steps.
+    """The validations of one training run on `images` (N,C,H,W), given their `labels` (N,), every `every_steps` steps.
 
     `keep` says whether the run ends with the averaged weights of the best validation or with the last ones.  Training
     ends early after `patience` validations in a row without a new best one; with None, it never does.
@@ -37,6 +37,7 @@ class Validation:
         self,
         images: np.ndarray,
         *,
+        labels: np.ndarray | None = None,
         every_steps: int,
         times_per_image: int,
         batch_size: int,
@@ -44,7 +45,7 @@ class Validation:
         keep: Keep,
         patience: int | None,
     ) -> None:
-        self.images = images
+        self.images, self.labels = images, labels
         self.every_steps = every_steps
         self.keep, self.patience = keep, patience
         self.options: dict[str, Any] = {"times_per_image": times_per_image, "batch_size": batch_size, "seed": seed}
@@ -97,7 +98,7 @@ class Validation:
             if stop():
                 return None
             batch = range(start, min(start + size, end))
-            parts.append(image_terms(model, self.images, batch, num_timesteps=None, **self.options))
+            parts.append(image_terms(model, self.images, batch, num_timesteps=None, labels=self.labels, **self.options))
         return terms_of_set(np.concatenate(gather(np.concatenate(parts, axis=1)), axis=1))
 
     def state(self) -> dict[str, Any]:

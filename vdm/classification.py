@@ -1,0 +1,68 @@
+"""Classification by likelihood: the bound of log p(x | c) for every class c, at common times and with common noise.
+
+An image is hard or easy in all classes, so the differences between classes have a far smaller Monte Carlo error than
+the bounds.  With equally likely classes,
+
+    p(c | x) = exp(-bound_c) / sum_k exp(-bound_k)        -log p(x) <= mixture = -log mean_c exp(-bound_c)
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.special import logsumexp
+
+from vdm.evaluation import image_terms, stratified_variance
+from vdm.model import VDM
+
+
+class Classified(NamedTuple):
+    """N images and K classes: log p(x | c) (N,K), and how far the two best classes are apart, (N,); nats, float64."""
+
+    log_likelihoods: np.ndarray
+    margin: np.ndarray
+    margin_standard_error: np.ndarray
+    mixture: np.ndarray
+    """-log p(x) by the mixture over the classes."""
+    mixture_bias: np.ndarray
+    """What the Monte Carlo error adds to the mixture: at most 0, since the sum favours classes that were lucky."""
+
+    @property
+    def best(self) -> np.ndarray:
+        """The most likely class of each image, (N,)."""
+        return np.asarray(self.log_likelihoods.argmax(1))
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """p(c | x), (N,K)."""
+        return np.asarray(np.exp(self.log_likelihoods - logsumexp(self.log_likelihoods, axis=1, keepdims=True)))
+
+    def replaced(self, image: int, other: "Classified") -> "Classified":
+        """Return the same with the only image of another result in the place of one image."""
+        for mine, its in zip(self, other, strict=True):
+            mine[image] = its[0]
+        return self
+
+
+def class_losses(model: VDM, pixels: np.ndarray, share: range, **options: Any) -> np.ndarray:
+    """Return one draw of the bound of every class at each time, (K,M,T) nats, for the images in `share`.
+
+    The arguments are those of `vdm.evaluation.image_terms`, which says what it raises.
+    """
+    nats = model.num_dims * math.log(2)
+    every = (np.full(len(pixels), number) for number in range(model.classes or 0))
+    return np.stack([nats * image_terms(model, pixels, share, labels=labels, **options).sum(0) for labels in every])
+
+
+def classified(losses: np.ndarray) -> Classified:
+    """Classify images by draws of the bound of every class at common stratified times, (K,N,T) nats with T above 1."""
+    bounds, images = losses.mean(2), np.arange(losses.shape[1])
+    best, second = np.argsort(bounds, axis=0, kind="stable")[:2]
+    apart = losses[second, images] - losses[best, images]
+    mixture = math.log(len(bounds)) - logsumexp(-bounds, axis=0)
+    # The second-order term of the expected mixture: minus half the variance of the bounds among the likely classes.
+    shares = np.exp(-bounds - logsumexp(-bounds, axis=0))
+    common = (shares[:, :, None] * losses).sum(0)
+    variances = np.stack([stratified_variance(draws - common) for draws in losses])
+    error = np.sqrt(stratified_variance(apart))
+    return Classified(-bounds.T, apart.mean(1), error, mixture, -0.5 * (shares * variances).sum(0))
