@@ -17,6 +17,7 @@ from scipy.special import stdtrit
 from vdm.choices import Precision
 from vdm.diffusion import image_generators
 from vdm.model import VDM, images_per_batch
+from vdm.prefetch import prefetched
 from vdm.vlb import bits_per_dim, grid_times
 
 GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
@@ -175,30 +176,35 @@ def image_terms(
     p(x | c), else those of p(x); both have the same times and noise.  A float64 model is evaluated in float64.
     `precision` is that of the network's matrix products and convolutions; everything else has the model's.
 
+    The host reads nothing from the device before the end.  `progress` gets the batches' first indices.
+
     Raises TypeError unless the pixels are of an integer type, and ValueError unless they are images of the model, and
     for a model with dropout in training mode.
     """
     model.require_evaluation_mode()
     like = next(model.parameters())  # the computation has its device and dtype
     size = images_per_batch(batch_size, times_per_image)
-    parts = [torch.zeros(3, 0, dtype=torch.float64, device="cpu")]
-    for first in progress(range(share.start, share.stop, size)):
+
+    def inputs(first: int) -> tuple[np.ndarray, ...]:
         indices = range(first, min(first + size, share.stop))
         images = np.array(pixels[first : indices.stop])
         model.require_images(images)
-        batch = torch.from_numpy(images).to(like.device)
-        t = torch.from_numpy(stratified_times(seed, indices, times_per_image)).flatten().to(like.device)
+        times = stratified_times(seed, indices, times_per_image).flatten()
+        classes = () if labels is None else (labels[first : indices.stop].repeat(times_per_image),)
+        return images, times, image_noise(seed, indices, times_per_image, model.image_shape), *classes
+
+    starts = range(share.start, share.stop, size)
+    parts = [torch.zeros(3, 0, dtype=torch.float64, device=like.device)]
+    for _, (batch, t, eps, *classes) in zip(progress(starts), prefetched(inputs, starts, like.device), strict=False):
         if num_timesteps is None:
             t = t.to(like.dtype)  # not for T steps: a rounded time may lie in another step
         t = t.clamp(max=1 - torch.finfo(t.dtype).eps)  # a float64 just below 1 may round to 1
-        eps = torch.from_numpy(image_noise(seed, indices, times_per_image, model.image_shape)).to(like)
-        classes = None if labels is None else torch.from_numpy(labels[first : indices.stop].repeat(times_per_image))
-        predict_noise = model.given(None if classes is None else classes.to(like.device))
+        images = batch.repeat_interleave(times_per_image, 0)
         with torch.autocast(like.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            repeated = batch.repeat_interleave(times_per_image, 0)
-            terms = model(repeated, eps, t, num_timesteps=num_timesteps, predict_noise=predict_noise)
-        parts.append(torch.stack([bits_per_dim(term.double(), model.num_dims) for term in terms]).cpu())
-    return torch.cat(parts, dim=1).reshape(3, len(share), times_per_image).numpy()
+            predict_noise = model.given(classes[0] if classes else None)
+            terms = model(images, eps.to(like.dtype), t, num_timesteps=num_timesteps, predict_noise=predict_noise)
+        parts.append(torch.stack([bits_per_dim(term.double(), model.num_dims) for term in terms]))
+    return torch.cat(parts, dim=1).reshape(3, len(share), times_per_image).cpu().numpy()
 
 
 def shares(num_images: int, count: int, *, batch_size: int, times_per_image: int) -> list[range]:

@@ -12,6 +12,7 @@ other images and the batch size are.  A pixel may differ by a level only if the 
 product depends on the batch size or on the number of threads, as in float32.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
@@ -25,6 +26,7 @@ from vdm.choices import Grid, Precision
 from vdm.diffusion import denoise, forward_step, image_generators, reverse_step
 from vdm.discretization import nearest_pixels, pixels_to_x
 from vdm.model import VDM
+from vdm.prefetch import prefetched
 from vdm.schedule import LinearSchedule
 from vdm.vlb import PredictNoise
 
@@ -36,8 +38,8 @@ class Solver(NamedTuple):
     """How to go from noise to an image: T steps between noise levels that are evenly spaced in gamma or in t.
 
     `order` is 1 or 2.  `eta` is the noise of a step, from 0 (none) to 1 (that of p(z_s | z_t)).  `clip` limits every
-    x_hat to [-1, 1], where all images lie.  `precision` is that of the network's matrix products.
-    `guidance` is that of `vdm.model.VDM.given`.
+    x_hat to [-1, 1], where all images lie.  `precision` is that of the network's matrix products, and `guidance` that
+    of `vdm.model.VDM.given`.
     """
 
     num_timesteps: int
@@ -56,9 +58,9 @@ class Step(NamedTuple):
     x_hat: Tensor
 
 
-def sample(model: VDM, indices: Iterable[int], solver: Solver, *, seed: int, classes: Tensor | None = None) -> Tensor:
+def sample(model: VDM, indices: Iterable[int], solver: Solver, *, seed: int) -> Tensor:
     """Return the images with these indices, (N,C,H,W) integer pixels on the model's device."""
-    return decode(model, trajectory(model, indices, solver, seed=seed, classes=classes))
+    return decode(model, trajectory(model, indices, solver, seed=seed))
 
 
 @torch.no_grad()
@@ -81,12 +83,13 @@ def trajectory(
     The second order extrapolates x_hat linearly in gamma from the step before (Lu et al., algorithm 2).  The first and
     the last step are of first order: the first has no step before it, and x_hat bends most where the noise ends.
 
-    Raises ArithmeticError if the schedule does not increase or the network's output is not finite, and ValueError for a
-    model with dropout in training mode.
+    Raises ArithmeticError if the schedule does not increase or, after the last step, if the network's output was not
+    finite, and ValueError for a model with dropout in training mode.
     """
     model.require_evaluation_mode()
-    noise, predict_noise = image_noise(model, indices, seed), model.given(classes, solver.guidance)
     gammas = noise_levels(model.schedule, solver)
+    noise = image_noise(model, indices, seed, len(gammas) if solver.eta else 1)
+    predict_noise = model.given(classes, solver.guidance)
     h = -gammas.diff() / 2
     z, before = next(noise), None
     for i, (gamma_t, gamma_s) in enumerate(pairwise(gammas)):
@@ -98,6 +101,7 @@ def trajectory(
         z = reverse_step(z, extrapolated, eps, gamma_s, gamma_t, eta=solver.eta)
         yield Step(z, x_hat)
         before = x_hat
+    require_finite(z)
 
 
 @torch.no_grad()
@@ -129,8 +133,9 @@ def fill_in(
         raise ValueError(
             f"a mask of bool {tuple(known.shape[1:])} is needed, got {missing.dtype} {tuple(missing.shape)}"
         )
-    noise, predict_noise = image_noise(model, indices, seed), model.given(classes, solver.guidance)
     gammas = noise_levels(model.schedule, solver)
+    noise = image_noise(model, indices, seed, 1 + (len(gammas) - 1) * (2 * repeats - 1))
+    predict_noise = model.given(classes, solver.guidance)
     z = next(noise)
     x = pixels_to_x(known.to(z.device), model.num_levels, z.dtype)
     missing = missing.to(z.device)
@@ -141,6 +146,7 @@ def fill_in(
             x_hat = torch.where(missing, predict(predict_noise, z, gamma_t, solver), x)
             z = reverse_step(z, x_hat, next(noise), gamma_s, gamma_t)
         yield Step(z, x_hat)
+    require_finite(z)
 
 
 def noise_levels(schedule: LinearSchedule, solver: Solver) -> Tensor:
@@ -161,21 +167,30 @@ def noise_levels(schedule: LinearSchedule, solver: Solver) -> Tensor:
 
 
 def predict(predict_noise: PredictNoise, z_t: Tensor, gamma_t: Tensor, solver: Solver) -> Tensor:
-    """Return x_hat(z_t) (B,C,H,W), within [-1, 1] if the solver clips.  Raises ArithmeticError if it is not finite."""
+    """Return x_hat(z_t) (B,C,H,W), within [-1, 1] if the solver clips, where infinity becomes NaN."""
     with torch.autocast(z_t.device.type, torch.bfloat16, enabled=solver.precision == "bfloat16"):
         eps_hat = predict_noise(z_t, gamma_t.expand(len(z_t)))
     x_hat = denoise(z_t, eps_hat, gamma_t)
-    if not x_hat.isfinite().all():
+    # Clipping would hide infinity.  NaN stays in z until `require_finite`, so that no step waits for the device.
+    return torch.where(x_hat.isfinite(), x_hat.clamp(-1, 1), math.nan) if solver.clip else x_hat
+
+
+def require_finite(z: Tensor) -> None:
+    """Raise ArithmeticError unless all numbers are finite; at the end of the steps, since it waits for the device."""
+    if not z.isfinite().all():
         raise ArithmeticError("the network's output is not finite")
-    return x_hat.clamp(-1, 1) if solver.clip else x_hat
 
 
-def image_noise(model: VDM, indices: Iterable[int], seed: int) -> Iterator[Tensor]:
-    """Yield standard normal noise (N,C,H,W) without end, from one counter-based stream per image index."""
+def image_noise(model: VDM, indices: Iterable[int], seed: int, count: int) -> Iterator[Tensor]:
+    """Yield standard normal noise (N,C,H,W) `count` times, from one counter-based stream per image index."""
     generators = image_generators(seed, indices, SAMPLING_STREAM)
     like = next(model.parameters())
-    while True:
+
+    def draw(_: int) -> list[np.ndarray]:
         noise = np.empty((len(generators), *model.image_shape), dtype=np.float32)
         for image, generator in zip(noise, generators, strict=True):
             generator.standard_normal(out=image, dtype=np.float32)
-        yield torch.from_numpy(noise).to(like)
+        return [noise]
+
+    for (noise,) in prefetched(draw, range(count), like.device):
+        yield noise.to(like.dtype)

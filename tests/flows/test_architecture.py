@@ -28,7 +28,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "data/README.m
 
 # Each layer of vdm/ may import those before it.
 LAYERS = [
-    {"choices", "errors"},
+    {"choices", "errors", "prefetch"},
     {"schedule"},
     {"diffusion"},
     {"discretization", "network"},

@@ -41,7 +41,7 @@ def test_some_images_of_a_sorted_set_are_of_all_its_classes(folder: Path, digits
     settings = read_params(ROOT / "params.yaml").evaluate
     settings = settings.model_copy(update={"device": "cpu", "precision": "float32", "times_per_image": 2})
 
-    found = evaluate_split(settings, folder / "model", folder / "images", "train", 5)
+    (found,) = evaluate_split(settings, folder / "model", folder / "images", "train", [None], 5)
 
     five = np.concatenate([np.zeros_like(digits[:2]), digits[[0, 9, 19]]])
     model = load_model(folder / "model", torch.device("cpu"))

@@ -240,5 +240,5 @@ def test_the_first_and_the_last_step_are_of_first_order(tiny_model: Callable[...
 
 def test_samples_are_of_other_noise_than_an_evaluation_with_the_same_seed(tiny_model: Callable[..., VDM]) -> None:
     model = tiny_model()
-    drawn = next(sampling.image_noise(model, range(4), 3)).numpy()
+    drawn = next(sampling.image_noise(model, range(4), 3, 1)).numpy()
     assert not np.isin(drawn, evaluation.image_noise(3, range(4), 1, model.image_shape)).any()

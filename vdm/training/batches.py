@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vdm.choices import Transform
+from vdm.prefetch import pinned
 from vdm.vlb import low_discrepancy_times
 
 
@@ -27,7 +28,7 @@ class Batch(NamedTuple):
 
     def part(self, index: int, count: int) -> "Batch":
         """Return part `index` of `count`.  The times of every part are evenly spread too."""
-        return Batch(*(None if value is None else value[index::count].contiguous() for value in self))  # type: ignore[arg-type]
+        return Batch(*(value[index::count].contiguous() for value in self if value is not None))
 
 
 def draw_batch(
@@ -38,24 +39,34 @@ def draw_batch(
     generator: torch.Generator,
     seed: int,
     transforms: Sequence[Transform],
-    labels: Tensor | None = None,
-    class_dropout: float = 0.0,
-    no_class: int | None = None,
+    pixels: Tensor | None = None,
 ) -> Batch:
     """Draw the batch at 0-based `step` from images (N,C,H,W), which are on the device of the generator.
 
-    With labels (N,), the batch has the classes of the images, each replaced by `no_class` with the probability
-    `class_dropout`.
+    If they are elsewhere, `pixels` (B,C,H,W) are those of the batch, from `gather`, on that device.
     """
-    device = images.device
+    device = generator.device
     t = low_discrepancy_times(torch.rand((), generator=generator, device=device), batch_size)
     eps = torch.randn((batch_size, *images.shape[1:]), generator=generator, device=device)
-    chosen = batch_indices(len(images), batch_size, step, seed, device)
-    pixels, augmented = augment(images[chosen], transforms, generator)
-    if labels is None or no_class is None:
-        return Batch(pixels, augmented, t, eps)
-    dropped = torch.rand(batch_size, generator=generator, device=device) < class_dropout
-    return Batch(pixels, augmented, t, eps, labels[chosen].masked_fill(dropped, no_class))
+    if pixels is None:
+        pixels = images[batch_indices(len(images), batch_size, step, seed, device)]
+    return Batch(*augment(pixels, transforms, generator), t, eps)
+
+
+def draw_classes(
+    labels: Tensor, batch_size: int, *, step: int, generator: torch.Generator, seed: int, dropout: float, no_class: int
+) -> Tensor:
+    """Return the classes (B,) of the images in the batch at 0-based `step`, of labels (N,) on the generator's device.
+
+    Each is replaced by `no_class` with the probability `dropout`.
+    """
+    chosen = labels[batch_indices(len(labels), batch_size, step, seed, labels.device)]
+    return chosen.masked_fill(torch.rand(batch_size, generator=generator, device=labels.device) < dropout, no_class)
+
+
+def gather(images: Tensor, batch_size: int, seed: int, step: int) -> list[np.ndarray]:
+    """Return the pixels (B,C,H,W) of the batch at 0-based `step` of images in the host's memory or in a mapped file."""
+    return [images.numpy()[batch_indices(len(images), batch_size, step, seed, "cpu").numpy()]]
 
 
 def batch_indices(num_images: int, batch_size: int, step: int, seed: int, device: torch.device | str) -> Tensor:
@@ -76,7 +87,8 @@ def batch_indices(num_images: int, batch_size: int, step: int, seed: int, device
 @lru_cache(maxsize=2)
 def epoch_order(num_images: int, epoch: int, seed: int, device: torch.device | str) -> Tensor:
     """Return the order of the images in an epoch, (num_images,), the same on every device."""
-    return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(num_images)).to(device)
+    order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(num_images))
+    return pinned(order, torch.device(device)).to(device, non_blocking=True)
 
 
 def augment(pixels: Tensor, transforms: Sequence[Transform], generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from vdm.choices import LearningRateDecay, OptimizerKind, Precision, Transform
 
@@ -34,8 +35,8 @@ class TrainingSettings:
     """Decay rate of the averaged weights, per step."""
     precision: Precision
     """Number format of the network's matrix products; the loss is always float32."""
-    compile: bool
-    """Whether torch compiles the network."""
+    compile: bool | Literal["graphs"]
+    """Whether torch compiles the loss and its gradient; with `graphs`, CUDA launches all their kernels at once."""
     activation_checkpointing: bool
     """Whether blocks are computed again in the backward pass, which takes less memory."""
     class_dropout: float

@@ -1,16 +1,19 @@
 """Training (appendix B): stochastic gradient descent on the bound, with a moving average of the weights.
 
-The data set lies on the device as integers.  A step gathers a batch, draws evenly spread times (appendix I.1) and
-noise, and descends on the mean -VLB in bits per dimension.  What a step draws is a function of the seed and of the
-step's number: a run that continues from a saved state ends with the same weights as one without interruption.
+The data set lies on the device as integers, or on the host, from which a thread brings each batch while the step before
+is computed.  A step draws evenly spread times (appendix I.1) and noise, and descends on the mean -VLB in bits per
+dimension.  Between two lines of the log the host reads nothing from the device.  What a step draws is a function of the
+seed and of the step's number: a run that continues from a saved state ends with the same weights as one without
+interruption.
 
 When torch.distributed is initialised, the processes, one per device, split every batch among them.  Micro-batches split
 it further, one after the other.  Neither changes the batch or its loss.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import count
 from typing import Any, cast
 
 import numpy as np
@@ -22,7 +25,8 @@ from torch.utils.checkpoint import checkpoint
 from vdm.choices import Precision
 from vdm.model import VDM
 from vdm.network import AttentionBlock, ResidualBlock
-from vdm.training.batches import Batch, augment, draw_batch
+from vdm.prefetch import prefetched
+from vdm.training.batches import Batch, augment, draw_batch, draw_classes, gather
 from vdm.training.log import TrainingLog, TrainingRecord
 from vdm.training.optimizer import learning_rate_factor, move_average, optimizers
 from vdm.training.processes import process
@@ -34,9 +38,10 @@ from vdm.vlb import PredictNoise, Terms, bits_per_dim
 class Trainer:
     """One training run: `step` takes its next step, `state` returns what a checkpoint must hold.
 
-    `model` is trained in place on `images` (N,C,H,W), both on one device; a model with classes needs their `labels`
-    (N,).  `averaged` is the model of averaged weights,
-    `kept` the one with which the run ends.  `validation` may be None.
+    `model` is trained in place on `images` (N,C,H,W), both on one device, or with `from_host` the images on the CPU.
+    `averaged` is the model of averaged weights, `kept` the one with which the run ends.  `validation` may be None.
+    A model with classes needs the `labels` (N,) of the images, on its device.
+
     Raises ValueError unless processes and micro-batches divide the batch evenly, and if a transform does not suit the
     images.
     """
@@ -48,19 +53,23 @@ class Trainer:
         settings: TrainingSettings,
         validation: Validation | None = None,
         labels: Tensor | None = None,
+        *,
+        from_host: bool = False,
     ) -> None:
         augment(images[:1], settings.augmentation, torch.Generator(images.device))
+        self.device = next(model.parameters()).device
         self.rank, self.processes = process()
         if settings.batch_size % (self.processes * settings.accumulation):
             parts = f"{self.processes} processes x accumulation {settings.accumulation}"
             raise ValueError(f"batch_size {settings.batch_size} is not a multiple of {parts}")
         self.model = model.train()
-        self.images, self.labels = images, labels
+        self.images, self.labels, self.from_host = images, labels, from_host
+        self.coming: Iterator[list[Tensor]] = iter(())  # the pixels of steps from `coming_at` on, with `from_host`
+        self.coming_at = -1
         self.settings = settings
         self.validation = validation
-        if images.is_cuda:
-            # The layout of tensor cores; on CPUs it made convolutions half as fast.
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if settings.compile:
+            model.store_channels_last()
         if distributed.is_initialized():  # on another kind of CPU, the first weights may differ in their last bits
             for value in model.state_dict().values():
                 distributed.broadcast(value, src=0)
@@ -69,10 +78,16 @@ class Trainer:
         )
         self.average = AveragedModel(model)
         self.network = prepare(model, settings)
+        if settings.compile:
+            self.averaged.compile_network()  # for validation
+        self.drop_gradients = settings.compile != "graphs"
+        if not self.drop_gradients:  # they would lie in memory of a graph, which its next launch overwrites
+            for parameter in filter(lambda each: each.requires_grad, model.parameters()):
+                parameter.grad = torch.zeros_like(parameter)
         self.on_bound = [*model.network.parameters(), *model.schedule.end_points()]
         self.done = 0
         self.records: list[TrainingRecord] = []
-        self.log = TrainingLog(images.device)
+        self.log = TrainingLog(self.device)
 
     @property
     def averaged(self) -> VDM:
@@ -116,7 +131,7 @@ class Trainer:
 
     def update(self) -> None:
         """Update the weights."""
-        self.model.zero_grad()  # of an interrupted step, or of the caller
+        self.model.zero_grad(self.drop_gradients)  # of an interrupted step, or of the caller
         losses = self.accumulate_gradients(self.draw())
         self.average_over_processes(losses)
         gradient_norm = torch.nn.utils.clip_grad_norm_(self.on_bound, self.settings.max_gradient_norm or math.inf)
@@ -124,7 +139,7 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = self.learning_rate(self.done)
             optimizer.step()
-        self.model.zero_grad()
+        self.model.zero_grad(self.drop_gradients)
         self.done += 1
         # Not `update_parameters`: on CUDA it waits for the card, to which it copies its number of updates.
         averages, weights = self.average.module.parameters(), self.model.parameters()
@@ -139,13 +154,13 @@ class Trainer:
 
     def accumulate_gradients(self, batch: Batch) -> Tensor:
         """Compute the gradients of this process's share of the batch.  Return its mean terms of the loss, (3,) nats."""
-        losses = torch.zeros(3, device=self.images.device)
-        count = self.settings.accumulation
-        for number in range(count):
-            part = batch.part(self.rank * count + number, self.processes * count)
+        losses = torch.zeros(3, device=self.device)
+        parts = self.settings.accumulation
+        for number in range(parts):
+            part = batch.part(self.rank * parts + number, self.processes * parts)
             predict_noise = partial(self.network, augmented=part.augmented, classes=part.classes)
-            terms = backward(self.model, part, self.settings.precision, predict_noise, share=1 / count)
-            losses += torch.stack([term.detach().mean() for term in terms]) / count
+            terms = backward(self.model, part, self.settings.precision, predict_noise, share=1 / parts)
+            losses += torch.stack([term.detach().mean() for term in terms]) / parts
         return losses
 
     def record(self, validated: tuple[float, float] | None = None) -> TrainingRecord:
@@ -165,17 +180,23 @@ class Trainer:
         # With one seed for both, dropout masks and noise would be made of the same random numbers.
         seeds = np.random.SeedSequence([self.settings.seed, self.done]).generate_state(1 + self.processes).tolist()
         torch.manual_seed(seeds[1 + self.rank])
-        return draw_batch(
-            self.images,
-            self.settings.batch_size,
-            step=self.done,
-            generator=torch.Generator(self.images.device).manual_seed(seeds[0]),
-            seed=self.settings.seed,
-            transforms=self.settings.augmentation,
-            labels=self.labels,
-            class_dropout=self.settings.class_dropout,
-            no_class=self.model.classes,
-        )
+        size, generator = self.settings.batch_size, torch.Generator(self.device).manual_seed(seeds[0])
+        place: dict[str, Any] = {"step": self.done, "generator": generator, "seed": self.settings.seed}
+        pixels = self.next_pixels() if self.from_host else None
+        batch = draw_batch(self.images, size, **place, transforms=self.settings.augmentation, pixels=pixels)
+        if self.labels is None or self.model.classes is None:
+            return batch
+        dropout, no_class = self.settings.class_dropout, self.model.classes
+        return batch._replace(classes=draw_classes(self.labels, size, **place, dropout=dropout, no_class=no_class))
+
+    def next_pixels(self) -> Tensor:
+        """Return the pixels (B,C,H,W) of the next step, and begin to bring those of the step after from the host."""
+        if self.coming_at != self.done:
+            make = partial(gather, self.images, self.settings.batch_size, self.settings.seed)
+            self.coming = prefetched(make, count(self.done), self.device, ahead=1)
+        self.coming_at = self.done + 1
+        (pixels,) = next(self.coming)
+        return pixels
 
     def average_over_processes(self, losses: Tensor) -> None:
         """Average the losses (3,) and the gradients over the processes."""
@@ -232,7 +253,9 @@ def prepare(model: VDM, settings: TrainingSettings) -> torch.nn.Module:
             if isinstance(block, (ResidualBlock, AttentionBlock)):
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
     if settings.compile:
-        network.compile()
+        # The loss as a whole: its table of reconstruction terms alone has more kernels than a small network.
+        mode = "reduce-overhead" if settings.compile == "graphs" else None
+        model.terms = torch.compile(model.terms, dynamic=False, mode=mode)  # type: ignore[method-assign]
     return network
 
 

@@ -6,13 +6,13 @@ torch.distributed is initialised, the processes share the images out.
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from vdm.choices import Keep
+from vdm.choices import Keep, Precision
 from vdm.evaluation import Evaluation, image_terms, terms_of_set
 from vdm.model import VDM, images_per_batch
 from vdm.training.processes import gather, process
@@ -24,6 +24,10 @@ class Best(NamedTuple):
     step: int
     bpd: float
     weights: dict[str, Tensor] | None
+
+
+class Stopped(Exception):
+    """Ends a validation that was asked to stop."""
 
 
 class Validation:
@@ -44,11 +48,13 @@ class Validation:
         seed: int,
         keep: Keep,
         patience: int | None,
+        precision: Precision = "float32",
     ) -> None:
-        self.images, self.labels = images, labels
+        self.images = images
         self.every_steps = every_steps
         self.keep, self.patience = keep, patience
         self.options: dict[str, Any] = {"times_per_image": times_per_image, "batch_size": batch_size, "seed": seed}
+        self.options |= {"precision": precision, "labels": labels}
         self.best: Best | None = None
         self.since_best = 0
 
@@ -92,14 +98,21 @@ class Validation:
         rank, processes = process()
         first, end = (len(self.images) * number // processes for number in (rank, rank + 1))
         size = images_per_batch(self.options["batch_size"], self.options["times_per_image"])
-        parts = []
         largest_share = -(-len(self.images) // processes)  # so that all processes call `stop` equally often
-        for start in range(first, first + largest_share, size):
-            if stop():
-                return None
-            batch = range(start, min(start + size, end))
-            parts.append(image_terms(model, self.images, batch, num_timesteps=None, labels=self.labels, **self.options))
-        return terms_of_set(np.concatenate(gather(np.concatenate(parts, axis=1)), axis=1))
+
+        def until_stopped(starts: range) -> Iterator[int]:
+            for start in range(first, first + largest_share, size):
+                if stop():
+                    raise Stopped
+                if start in starts:
+                    yield start
+
+        share = range(first, end)
+        try:
+            terms = image_terms(model, self.images, share, num_timesteps=None, progress=until_stopped, **self.options)
+        except Stopped:
+            return None
+        return terms_of_set(np.concatenate(gather(terms), axis=1))
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint must hold."""
