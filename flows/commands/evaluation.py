@@ -49,6 +49,10 @@ GIVEN_HELP = (
     "What a model with classes is given of an image: class, for p(x | class), or nothing, for p(x). [default: class;"
     " vlb evaluates p(x), too]"
 )
+SURE_HELP = (
+    "Take twice as many noise levels, up to four times, for images whose two best classes are less than three standard"
+    " errors apart."
+)
 OUT_HELP = "vlb: folder for metrics.json, per_image.csv and noise_levels.csv, which are replaced."
 
 
@@ -139,6 +143,50 @@ def timesteps(text: str) -> list[int | None]:
         return [None if part == "continuous" else int(part) for part in text.split(",")]
     except ValueError as error:
         raise UserError(f"--num-timesteps: {text!r} is not like 10,100,continuous", Exit.USAGE) from error
+
+
+@commands.command()
+def classify(
+    images: Annotated[Path, typer.Argument(help="An image set, a folder of pictures, a picture, or an .npy file.")],
+    model: ModelArgument = None,
+    split: Annotated[
+        Split | None, typer.Option(help="Of an image set: train, validation or test.", show_default="test")
+    ] = None,
+    times: Annotated[
+        int | None, typer.Option(min=2, help="Noise levels per image and class. [default: evaluate.class_times]")
+    ] = None,
+    until_sure: Annotated[bool, typer.Option("--until-sure", help=SURE_HELP)] = False,
+    seed: Annotated[int | None, typer.Option(help="Seed of times and noise. [default: evaluate.seed]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N. [default: evaluate.device]")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Classify images by their likelihood given each class (parameters `evaluate:`).
+
+    The margin is the difference of the two highest log-likelihoods, in nats, with its standard error over times and
+    noise, which are the same for all classes. All classes are equally likely at first.
+    """
+    options = {"class_times": times, "seed": seed, "device": device}
+    settings = override(parameters().evaluate, {name: value for name, value in options.items() if value is not None})
+    folder = model_folder(model)
+    from flows.commands.summary import table
+    from flows.compression.images import open_images
+    from flows.core.checkpoint import load_model
+    from flows.evaluation.classifying import classify
+    from flows.evaluation.results import with_error
+
+    pixels = open_images(images, split, load_model(folder), folder).array
+    found = classify(settings, pixels, model=folder, until_sure=until_sure)
+    rows = [
+        (
+            str(image.image),
+            image.name or str(image.best),
+            f"{image.probabilities[image.best]:.4f}",
+            with_error(image.margin, image.margin_standard_error, ".2f"),
+            str(image.times),
+        )
+        for image in found.images
+    ]
+    say_result(found.model_dump(), table(("image", "class", "probability", "margin, nats", "times"), rows), as_json)
 
 
 @commands.command()

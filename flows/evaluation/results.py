@@ -177,10 +177,12 @@ class SampleMetrics(Document):
     `figures` has `fd_<8 hex>` and `kd_<8 hex>`, the Frechet and the kernel distance in the features of the network
     whose digest begins with these digits.  `precision` and `recall` are in the same features.  `fid` and `kid` need the
     weights of Inception.  `nearer_than_held_out` is the probability that a sample is nearer to its nearest training
-    image, in pixels, than a held-out image is to its own: far above 0.5, the model repeats training images.
+    image, in pixels, than a held-out image is to its own: far above 0.5, the model repeats training images.  `by_class`
+    has the figures within each class, by its number, of a model with classes.
     """
 
     figures: dict[str, QualityFigure]
+    by_class: dict[str, dict[str, QualityFigure]] | None = None
     nearer_than_held_out: Figure
     nearer_than_held_out_standard_error: Figure
     num_images: Count

@@ -24,14 +24,14 @@ def require_kind(path: Path, *kinds: str) -> None:
         raise UserError(f"{path}: unknown ending; choose {listed}", Exit.USAGE)
 
 
-def write(path: Path, images: np.ndarray, num_levels: int) -> None:
-    """Write a grid (.png), an array of levels (.npy), or a folder with a PNG file for each image.
+def write(path: Path, images: np.ndarray, num_levels: int, rows: int | None = None) -> None:
+    """Write a grid (.png) with `rows` as in `rows_of`, an array of levels (.npy), or a folder with a PNG file for each.
 
     The output appears whole or not at all.  Raises OSError that names the file.
     """
     match path.suffix.lower():
         case ".png":
-            write_whole(path, png(grid(images, num_levels)))
+            write_whole(path, png(rows_of(images, num_levels, rows) if rows else grid(images, num_levels)))
         case ".npy":
             write_array(path, [images.astype(np.uint8 if num_levels <= 256 else np.uint16, copy=False)])
         case _:
@@ -63,6 +63,12 @@ def grid(images: np.ndarray, num_levels: int, columns: int | None = None) -> np.
     tiles.reshape(-1, *tiles.shape[2:])[: len(pixels), GAP:, GAP:] = pixels
     picture = tiles.swapaxes(1, 2).reshape(rows * (height + GAP), columns * (width + GAP), *channels)
     return np.pad(picture, [(0, GAP), (0, GAP), *[(0, 0)] * len(channels)], constant_values=128)
+
+
+def rows_of(images: np.ndarray, num_levels: int, rows: int) -> np.ndarray:
+    """Return images (N,C,H,W) as a grid in which image i is in row i modulo `rows`."""
+    columns = math.ceil(len(images) / rows)
+    return np.concatenate([grid(images[row::rows], num_levels, columns) for row in range(min(rows, len(images)))])
 
 
 def png(pixels: np.ndarray) -> bytes:

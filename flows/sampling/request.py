@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from flows.core.checkpoint import load_model, model_sha256
+from flows.core.checkpoint import load_model, model_sha256, read_description
 from flows.core.device import find_device
 from flows.core.errors import Exit, UserError
 from flows.core.files import written_last
 from flows.core.folders import require_replaceable
+from flows.images.labels import class_numbers
 from flows.images.picture_files import BadImageError, levels, read_images
 from flows.process.progress import bar
 from flows.sampling import film, pictures
-from flows.sampling.drawing import counted, draw, fill, filling, solver_of
+from flows.sampling.drawing import counted, draw, drawing, fill, filling, solver_of
 from vdm.model import VDM
-from vdm.sampling import noise_levels, trajectory
+from vdm.sampling import noise_levels
 
 if TYPE_CHECKING:
     from flows.core.params import Sample
@@ -37,6 +38,8 @@ class Request(NamedTuple):
     known: Path | None
     mask: Path | None
     force: bool
+    classes: str | None = None
+    """Numbers or names of classes, one after the other for the images; None: all in turn."""
 
 
 def answer(request: Request) -> dict[str, Any]:
@@ -45,18 +48,21 @@ def answer(request: Request) -> dict[str, Any]:
     Raises CheckpointError, UserError for options and files that do not fit, and OSError that names the file.
     """
     require_possible(request)
-    vdm = load_model(request.model, find_device(request.settings.device))
+    vdm, stated = load_model(request.model, find_device(request.settings.device)), read_description(request.model)
+    classes = None if vdm.classes is None else list(range(vdm.classes))
+    if request.classes is not None:
+        classes = class_numbers(request.classes, vdm.classes, stated.get("class_names"))
     parts: Parts = None
     if request.known and request.mask:
         parts = read_known(request.known, vdm), read_mask(request.mask, vdm)
     begin = perf_counter()
-    images = fill(vdm, request.settings, *parts) if parts else draw(request.model, request.settings)
+    images = fill(vdm, request.settings, classes, *parts) if parts else draw(request.model, request.settings, classes)
     seconds = perf_counter() - begin
     with ExitStack() as stack:
         if request.film:  # it appears after the images, or neither does
-            content = film.encoded(record(request, vdm, parts), request.film.suffix)
+            content = film.encoded(record(request, vdm, classes, parts), request.film.suffix)
             stack.enter_context(written_last(request.film, content))
-        pictures.write(request.out, images, vdm.num_levels)
+        pictures.write(request.out, images, vdm.num_levels, rows=len(classes) if classes else None)
     solver = solver_of(request.settings, vdm)
     if parts:
         solver = solver._replace(order=1, eta=1.0)  # as `fill_in` always takes its steps
@@ -66,6 +72,7 @@ def answer(request: Request) -> dict[str, Any]:
         "num_images": len(images),
         "seed": request.settings.seed,
         **solver._asdict(),
+        "classes": classes,
         "approximate": parts is not None,
         "model_sha256": model_sha256(request.model),
         "seconds": seconds,
@@ -141,11 +148,11 @@ def require_size(path: Path, found: tuple[int, ...], expected: tuple[int, ...]) 
 
 
 @torch.no_grad()
-def record(request: Request, vdm: VDM, parts: Parts) -> film.Film:
+def record(request: Request, vdm: VDM, classes: list[int] | None, parts: Parts) -> film.Film:
     """Return the film of the first images."""
     settings = request.settings
     indices = range(min(settings.num_images, film.MOST_IMAGES))
     solver = solver_of(settings, vdm)
-    steps = filling(vdm, settings, *parts)(indices) if parts else trajectory(vdm, indices, solver, seed=settings.seed)
+    steps = filling(vdm, settings, classes, *parts) if parts else drawing(vdm, settings, classes)
     number = len(noise_levels(vdm.schedule, solver)) - 1
-    return film.record(counted(steps, iter(bar("film")(range(number)))), number)
+    return film.record(counted(steps(indices), iter(bar("film")(range(number)))), number)

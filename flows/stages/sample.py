@@ -12,6 +12,7 @@ import pandas as pd
 
 from flows.core.files import written_last
 from flows.evaluation.results import SampleMetrics
+from flows.images.labels import classes_of, given_class
 from flows.images.store import ImageSet, load_images
 from flows.quality.measuring import measure, require_fitting
 from flows.sampling.drawing import draw
@@ -30,6 +31,8 @@ def sample(
 ) -> SampleMetrics:
     """Write `num_images` samples and their metrics into `out`: all files or none.  Return the metrics.
 
+    With a model with classes, sample i has the class of test image i, in turn.
+
     samples.npy     the samples (N,C,H,W), as levels
     samples.png     the first samples
     neighbours.csv  the nearest training image of each sample that is measured, the nearest pairs first
@@ -40,10 +43,12 @@ def sample(
     """
     out.mkdir(parents=True, exist_ok=True)  # an unwritable folder is reported before sampling
     require_fitting(settings, quality, model=model, features=features, images=images)
-    drawn = draw(model, settings)
-    metrics, neighbours = measure(settings, quality, drawn, model=model, features=features, images=images)
+    classes = classes_of(images, "test", model) if given_class(model, None) else None
+    drawn = draw(model, settings, None if classes is None else classes.tolist())
+    paths = {"model": model, "features": features, "images": images}
+    metrics, neighbours = measure(settings, quality, drawn, **paths, classes=classes)
     contents: dict[str, bytes | str] = {"metrics.json": json.dumps(metrics.model_dump(), indent=2) + "\n"}
-    contents |= tables_and_pictures(drawn, neighbours, load_images(images))
+    contents |= tables_and_pictures(drawn, neighbours, load_images(images), classes)
     with ExitStack() as stack:
         for name, content in contents.items():
             stack.enter_context(written_last(out / name, content))
@@ -52,8 +57,13 @@ def sample(
     return metrics
 
 
-def tables_and_pictures(drawn: np.ndarray, neighbours: pd.DataFrame, image_set: ImageSet) -> dict[str, bytes]:
+def tables_and_pictures(
+    drawn: np.ndarray, neighbours: pd.DataFrame, image_set: ImageSet, classes: np.ndarray | None
+) -> dict[str, bytes]:
     """Return the content of the files about the samples except the metrics, by name."""
+    shown = drawn[:MOST_SHOWN]
+    if classes is not None:  # sorted by class
+        shown = shown[np.argsort(np.resize(classes, len(shown)), kind="stable")]
     array = BytesIO()
     np.save(array, drawn)
     nearest = neighbours[:MOST_PAIRS]
@@ -61,6 +71,6 @@ def tables_and_pictures(drawn: np.ndarray, neighbours: pd.DataFrame, image_set: 
     return {
         "neighbours.csv": neighbours.to_csv(index=False).encode(),
         "neighbours.png": png(grid(pairs, image_set.num_levels, len(nearest))),
-        "samples.png": png(grid(drawn[:MOST_SHOWN], image_set.num_levels)),
+        "samples.png": png(grid(shown, image_set.num_levels)),
         "samples.npy": array.getvalue(),
     }

@@ -222,7 +222,7 @@ def test_a_machine_that_computes_other_means_is_named(
     content: bytes, models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = Codec.backward_mean
-    monkeypatch.setattr(Codec, "backward_mean", lambda self, z_t, t: original(self, z_t, t) * 1.01)
+    monkeypatch.setattr(Codec, "backward_mean", lambda self, *given: original(self, *given) * 1.01)
     with pytest.raises(UserError, match=r"decoded differently: .*; it was made with torch 2\..*, NumPy 2\..* on "):
         read(content, models[0])
 
@@ -231,7 +231,7 @@ def test_compress_refuses_a_file_that_does_not_decode_here(
     write: Callable[..., Compressed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = Codec.decode
-    monkeypatch.setattr(Codec, "decode", lambda self, *arguments: original(self, *arguments) ^ 1)
+    monkeypatch.setattr(Codec, "decode", lambda self, *given, **options: original(self, *given, **options) ^ 1)
     with pytest.raises(UserError, match=r"images.vdmz: not written, since it does not decode to the images") as raised:
         write(verify=True)
     assert raised.value.code == Exit.MISSING
