@@ -1,14 +1,14 @@
 """Commands that compress images without loss, with a model."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from flows.commands.arguments import ROOT, AsJson, ForceOption, ModelArgument, model_folder
 from flows.compression.batches import MOST_BATCH, MOST_TIMESTEPS
 from flows.process.streams import say_result
-from vdm.choices import Given, Split
+from vdm.choices import Split
 
 commands = typer.Typer()
 
@@ -35,13 +35,6 @@ def compress(
     split: Annotated[
         Split | None, typer.Option(help="Of an image set: train, validation or test.", show_default="test")
     ] = None,
-    given: Annotated[
-        Given | None,
-        typer.Option(
-            help="class: encode the class of each image and the image given it; nothing: the image.",
-            show_default="class if the model has classes and IMAGES labels",
-        ),
-    ] = None,
     num_timesteps: Annotated[
         int, typer.Option(min=1, max=MOST_TIMESTEPS, help="Steps T: more take longer, and the file is smaller.")
     ] = 100,
@@ -64,7 +57,7 @@ def compress(
     from flows.registry.lock_file import require_no_outputs
 
     require_no_outputs(ROOT, out)
-    options: dict[str, Any] = {"num_timesteps": num_timesteps, "batch_size": batch_size, "given": given}
+    options = {"num_timesteps": num_timesteps, "batch_size": batch_size}
     done = compress(images, split=split, model=folder, out=out, **options, device=device, verify=verify, force=force)
     bound = with_error(done.bound_bpd, done.bound_bpd_standard_error)
     code = "" if done.code_bpd is None else f", {done.code_bpd:.4f} for the images encoded with the model"
@@ -73,7 +66,7 @@ def compress(
         f" {'verified' if done.verified else 'not verified'}\n"
         f"{done.net_bpd:.4f} bits/dim for the whole file{code}\n"
         f"{bound} is the bound in {counted(done.num_timesteps, 'step')}"
-        f"{', given the classes, which are in the file, too' if done.given == 'class' else ''}"
+        f"{', given the classes, which are in the file, too' if done.classes else ''}"
     )
     say_result(done.model_dump(), text, as_json)
 

@@ -3,7 +3,7 @@
 import logging
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -44,11 +44,8 @@ STEPS_HELP = (
 PROBES_HELP = (
     "ode: random probes that estimate the divergence; 0: exact, as slow as C x H x W probes. [default: ode.num_probes]"
 )
-COMPARED_HELP = "class: p(x | class) of models with classes; nothing: p(x). [default: class if both have classes]"
-GIVEN_HELP = (
-    "What a model with classes is given of an image: class, for p(x | class), or nothing, for p(x). [default: class;"
-    " vlb evaluates p(x), too]"
-)
+GIVEN_HELP = "Of models with classes: class, for p(x | class), or nothing, for p(x). [default: `given` in params.yaml]"
+GivenOption = Annotated[Given | None, typer.Option(help=GIVEN_HELP)]
 SURE_HELP = (
     "Take twice as many noise levels, up to four times, for images whose two best classes are less than three standard"
     " errors apart."
@@ -61,7 +58,7 @@ def evaluate(
     model: ModelArgument = None,
     images: ImagesOption = None,
     split: SplitOption = "test",
-    given: Annotated[Given | None, typer.Option(help=GIVEN_HELP)] = None,
+    given: GivenOption = None,
     protocol: Annotated[Literal["vlb", "ode"], typer.Option(help=PROTOCOL_HELP)] = "vlb",
     times_per_image: Annotated[
         int | None, typer.Option(help="vlb: noise levels per image. [default: evaluate.times_per_image]")
@@ -104,17 +101,18 @@ def evaluate(
         "num_draws": num_draws,
         "num_probes": num_probes,
         "dequantisation": dequantisation,
+        "given": given,
         "seed": seed,
         "device": device,
     }
     chosen = {name: value for name, value in options.items() if value is not None}
     if out:
         require_no_outputs(ROOT, out)
-    paths: dict[str, Any] = {"model": model_folder(model), "images": images or images_for(model)}
+    paths: dict[str, Path] = {"model": model_folder(model), "images": images or images_for(model)}
     if protocol == "ode":
         if num_timesteps or out:
             raise UserError("--num-timesteps and --out need --protocol vlb", Exit.USAGE)
-        show(ode(override(params.ode, chosen), **paths, split=split, given=given), as_json)
+        show(ode(override(params.ode, chosen), **paths, split=split), as_json)
         return
     paths["requirements"] = layout.REQUIREMENTS
     if model is None and split == "test":
@@ -127,9 +125,9 @@ def evaluate(
         reason = "several values of --num-timesteps write no files"
         raise UserError(f"{reason}: name a MODEL, and leave out --out", Exit.USAGE)
     if out:
-        show(evaluate(sweep[0], **paths, out=out, split=split, given=given), as_json)
+        show(evaluate(sweep[0], **paths, out=out, split=split), as_json)
         return
-    results = [measure(settings, **paths, split=split, given=given)[0] for settings in sweep]
+    results = [measure(settings, **paths, split=split)[0] for settings in sweep]
     if len(results) == 1:
         show(results[0], as_json)
     else:
@@ -195,7 +193,7 @@ def compare(
     second: Annotated[str, typer.Argument(help="The model to compare it with, named in the same way.")],
     images: ImagesOption = None,
     split: SplitOption = "test",
-    given: Annotated[Given | None, typer.Option(help=COMPARED_HELP)] = None,
+    given: GivenOption = None,
     confidence: Annotated[float, typer.Option(help="Confidence of the interval, between 0 and 1.")] = 0.95,
     as_json: AsJson = False,
 ) -> None:
@@ -206,7 +204,7 @@ def compare(
     """
     if not 0 < confidence < 1:
         raise UserError(f"--confidence must lie between 0 and 1, got {confidence}", Exit.USAGE)
-    settings = parameters().evaluate
+    settings = override(parameters().evaluate, {"given": given} if given else {})
     from flows.commands.summary import show
     from flows.evaluation.protocols import compare
     from flows.evaluation.results import common_figures
@@ -214,7 +212,7 @@ def compare(
     models = [(name, model_folder(name)) for name in (first, second)]
     images = images or images_for(first, second)
     samples = common_figures(*(sample_metrics(*model) for model in models))
-    compared = compare(settings, *models, images=images, confidence=confidence, split=split, given=given)
+    compared = compare(settings, *models, images=images, confidence=confidence, split=split)
     show(compared.model_copy(update={"samples": samples}), as_json)
 
 

@@ -18,7 +18,7 @@ from flows.core.files import read_bounded, writing
 from flows.core.folders import require_replaceable, writing_folder
 from flows.evaluation.results import Figure
 from flows.process.progress import bar
-from vdm.choices import Given, Split
+from vdm.choices import Split
 from vdm.evaluation import evaluate
 
 BOUND_TIMES, BOUND_BATCH = 32, 128
@@ -46,8 +46,8 @@ class Compressed(Decompressed):
     `net_bpd` counts every byte of the file.  `code_bpd` is what the images added that were encoded with the model: all
     but `plain_images`, which are encoded first.  The noise that is drawn makes it vary around the bound; in few steps
     it may be shorter (docs/codec.md).  `initial_bits` are pseudo-random bits in the file.  `bound_bpd` is the bound of
-    all images in as many steps, from 32 noise levels each; its standard error is over images.  Given their classes, the
-    code contains these, and the bound does not.
+    all images in as many steps, from 32 noise levels each, given their classes if these are in the file; its standard
+    error is over images.
     """
 
     batch_size: Count
@@ -56,7 +56,8 @@ class Compressed(Decompressed):
     net_bpd: Number
     code_bpd: Figure
     initial_bits: Count
-    given: Given
+    classes: bool
+    """Whether the classes of the images are in the file, too, and images encoded given them."""
     plain_images: Count
     bound_bpd: Figure
     bound_bpd_standard_error: Figure
@@ -69,7 +70,6 @@ def compress(
     split: Split | None,
     model: Path,
     out: Path,
-    given: Given | None = None,
     num_timesteps: int,
     batch_size: int,
     device: str,
@@ -78,8 +78,6 @@ def compress(
 ) -> Compressed:
     """Write the images in `source` (see `open_images`) to the file `out`.  With `verify`, first check that it decodes.
 
-    Images whose classes are known are encoded given these, which are in the file, too.
-
     Raises what `open_images` raises, and UserError: exit 2 if the file exists, without `force`, and 5 if it does not
     decode to the images, or if the model's output is not finite.
     """
@@ -87,7 +85,7 @@ def compress(
     chosen = find_device(device)
     vdm, model_digest = load_model(model, chosen), model_sha256(model)
     with writing(out) as file:  # an unwritable folder is reported before the images are encoded
-        images = open_images(source, split, vdm, model, given)
+        images = open_images(source, split, vdm, model)
         pixels = hashlib.sha256(np.ascontiguousarray(images.array).data)
         header = Header(
             num_images=len(images.array),
@@ -122,7 +120,7 @@ def compress(
         net_bpd=8 * file_bytes / pixel_bytes,
         code_bpd=encoded.code_bpd,
         initial_bits=encoded.initial_bits,
-        given="class" if header.classes else "nothing",
+        classes=header.classes,
         plain_images=len(images.array) - coding.num_modelled,
         bound_bpd=bound.bpd.mean(),
         bound_bpd_standard_error=bound.standard_error,

@@ -12,9 +12,9 @@ from flows.core.errors import Exit, UserError
 from flows.core.files import naming
 from flows.evaluation.bound import kind, require_valid
 from flows.images.folder import ImageFiles
-from flows.images.labels import classes_of, given_class
+from flows.images.labels import classes_of
 from flows.images.store import DESCRIPTION, load_images, load_labels, write_array
-from vdm.choices import Given, Split
+from vdm.choices import Split
 from vdm.model import VDM
 
 ARRAY = "images.npy"
@@ -31,10 +31,10 @@ class Images(NamedTuple):
     classes: np.ndarray | None = None
 
 
-def open_images(path: Path, split: Split | None, vdm: VDM, model: Path, given: Given | None = "nothing") -> Images:
+def open_images(path: Path, split: Split | None, vdm: VDM, model: Path) -> Images:
     """Return the images in `path`: a split of an image set, a folder of pictures in the order of names, or one file.
 
-    Their classes are read if `given` asks for them, or for None, if the model has classes and the set has labels.
+    They have classes if the model and the set have some.
 
     Raises UserError: exit 2 for a split of what is not a set, and what the model cannot encode, 4 for images of several
     kinds or of more than 8 bits, 5 for missing and damaged files.
@@ -43,13 +43,11 @@ def open_images(path: Path, split: Split | None, vdm: VDM, model: Path, given: G
         image_set = load_images(path)
         chosen = split or "test"
         require_valid(image_set, path, chosen)
-        labelled = load_labels(path, chosen) is not None
-        classes = classes_of(path, chosen, model) if given_class(model, given, auto=labelled) else None
+        known = vdm.classes is not None and load_labels(path, chosen) is not None
+        classes = classes_of(path, chosen, model) if known else None
         images = Images(getattr(image_set, chosen), image_set.num_levels, False, classes)
     elif split:
         raise UserError(f"{path} is not an image set, so it has no splits; leave out --split", Exit.USAGE)
-    elif given == "class":
-        raise UserError(f"{path} is not an image set, so its images have no classes; leave out --given", Exit.USAGE)
     else:
         images = read_files(path)
     require_fitting(images, vdm, path, model)

@@ -11,6 +11,7 @@ from vdm.choices import (
     MOST_BLOCKS,
     MOST_CLASSES,
     Dequantisation,
+    Given,
     Grid,
     Keep,
     LearningRateDecay,
@@ -200,6 +201,7 @@ class Evaluate(Shared):
     times_per_image: Positive
     num_timesteps: Timesteps | None
     batch_size: BatchSize
+    given: Literal["auto", Given]
     class_images: NonNegative | None
     class_times: Annotated[int, Field(ge=2, le=10**6)]  # one time has no known error
 
@@ -211,6 +213,7 @@ class Ode(Computation):
     num_draws: Positive
     num_probes: NonNegative
     dequantisation: Dequantisation
+    given: Literal["auto", Given]
     tolerance: Annotated[float, Field(ge=1e-9, lt=1)]  # below, the rounding of a float32 network makes steps tiny
     batch_size: BatchSize
 
@@ -232,6 +235,7 @@ class Sample(Shared):
     eta: Share
     grid: Grid
     clip: bool
+    classes: list[NonNegative] | None
     guidance: Annotated[float, Field(ge=0, le=100)]
     inception_weights: Source | None
     inception_sha256: Sha256 | None

@@ -22,7 +22,7 @@ from flows.evaluation.results import BOTH, BoundMetrics, ClassFigures, Environme
 from flows.images.labels import classes_of, described, given_class
 from flows.images.store import ImageSet, data_sha256, load_images, require_levels, spread
 from flows.process.progress import bar
-from vdm.choices import Given, Split
+from vdm.choices import Split
 from vdm.classification import classified
 from vdm.evaluation import Evaluation, image_terms, paired_difference, shares, standard_error, terms_of_set
 from vdm.model import VDM
@@ -37,22 +37,16 @@ Class = int | Literal["class"] | None
 
 
 def measure(
-    settings: "Evaluate",
-    *,
-    model: Path,
-    images: Path,
-    requirements: Path,
-    split: Split = "test",
-    given: Given | None = None,
+    settings: "Evaluate", *, model: Path, images: Path, requirements: Path, split: Split = "test"
 ) -> tuple[BoundMetrics, Evaluation, dict[str, np.ndarray]]:
     """Return the metrics of the model on the images of a split, in bits/dim, and the terms of every image.
 
     The metrics name the versions of libraries, the processor, and the digest of the file `requirements`.  A model with
-    classes is evaluated given the images' classes and without, unless `given` is `nothing`; see `class_figures`.
+    classes is evaluated given the images' classes and without, unless `settings.given` is `nothing`.
 
     Raises what `evaluate_split` raises.
     """
-    classed, device = given_class(model, given), find_device(settings.device)
+    classed, device = given_class(model, settings.given), find_device(settings.device)
     result, *without = evaluate_split(settings, model, images, split, ["class", None] if classed else [None])
     about, columns = class_figures(settings, model, images, split, result, *without) if classed else (None, {})
     metrics = BoundMetrics(

@@ -8,8 +8,8 @@ import numpy as np
 from flows.core.checkpoint import load_model, model_sha256, read_description
 from flows.core.device import find_device, find_precision
 from flows.core.documents import Count, Document, Sha256
-from flows.core.errors import Exit, UserError
 from flows.evaluation.results import Figure
+from flows.images.labels import given_class
 from vdm.classification import Classified, class_losses, classified
 
 if TYPE_CHECKING:
@@ -46,21 +46,15 @@ class Classification(Document):
     model_sha256: Sha256
 
 
-def require_classes(model: Path) -> list[str] | None:
-    """Return the names of a model's classes, if they have names.  Raises UserError (exit 2) if it has no classes."""
-    stated = read_description(model)
-    if stated["model"].get("classes") is None:
-        raise UserError(f"{model} has no classes; train one with model.classes: auto", Exit.USAGE)
-    return stated.get("class_names")
-
-
 def classify(settings: "Evaluate", pixels: np.ndarray, *, model: Path, until_sure: bool) -> Classification:
     """Classify images (N,C,H,W) of the model at `class_times` noise levels each.
 
     With `until_sure`, each image whose two best classes are less than `SURE` standard errors apart is classified anew
-    at twice as many, up to `MOST_DOUBLINGS` times.  Raises what `require_classes` and `load_model` raise.
+    at twice as many, up to `MOST_DOUBLINGS` times.  Raises UserError (exit 2) for a model
+    without classes, and what `load_model` raises.
     """
-    names, device = require_classes(model), find_device(settings.device)
+    given_class(model, "class")
+    names, device = read_description(model).get("class_names"), find_device(settings.device)
     vdm = load_model(model, device)
     options: dict[str, Any] = settings.model_dump(include={"seed", "num_timesteps", "batch_size"})
     options["precision"] = find_precision(settings.precision, device)

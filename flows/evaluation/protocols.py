@@ -12,7 +12,7 @@ from flows.evaluation.results import Comparison, ModelFigures, OdeMetrics
 from flows.images.labels import classes_of, given_class
 from flows.images.store import spread
 from vdm import evaluation
-from vdm.choices import Given, Split
+from vdm.choices import Split
 from vdm.model import images_per_batch
 from vdm.ode import evaluate_ode
 
@@ -23,10 +23,8 @@ NUM_REPEATED = 8
 """The number of images on which `ode` measures the numerical error: few, so that a whole set hardly takes longer."""
 
 
-def ode(settings: "Ode", *, model: Path, images: Path, split: Split = "test", given: Given | None = None) -> OdeMetrics:
+def ode(settings: "Ode", *, model: Path, images: Path, split: Split = "test") -> OdeMetrics:
     """Return the likelihood of the probability-flow ODE on `num_images` images of a split, evenly spread, in bits/dim.
-
-    A model with classes is evaluated given the images' classes, unless `given` is `nothing`.
 
     Its numerical error is the mean difference from a tenth of the tolerance, with the same draws and probes, over the
     first `NUM_REPEATED` of the images.  Raises what `load_fitting` raises, and UserError (exit 2) if no step of the
@@ -38,7 +36,7 @@ def ode(settings: "Ode", *, model: Path, images: Path, split: Split = "test", gi
     vdm, pixels = load_fitting(model, images, device, split, settings.num_images)
     vdm.requires_grad_(False)  # the ODE needs only the gradient with respect to the images
     warn_if_seen(model, split)
-    classed = given_class(model, given)
+    classed = given_class(model, settings.given)
     labels = spread(classes_of(images, split, model), settings.num_images) if classed else None
     options = settings.model_dump(include={"seed", "dequantisation", "num_draws", "num_probes", "batch_size"})
     of_set: dict[str, Any] = options | {"labels": labels}
@@ -65,22 +63,17 @@ def ode(settings: "Ode", *, model: Path, images: Path, split: Split = "test", gi
 
 
 def compare(
-    settings: "Evaluate",
-    *models: tuple[str, Path],
-    images: Path,
-    confidence: float,
-    split: Split = "test",
-    given: Given | None = None,
+    settings: "Evaluate", *models: tuple[str, Path], images: Path, confidence: float, split: Split = "test"
 ) -> Comparison:
     """Return the difference second - first in bits/dim over the same images, times and noise, with its interval.
 
-    `models` are the names and folders of the two.  Given `class`, those with classes are evaluated by p(x | c).  By
-    default that needs both to have them; else p(x) is compared.  Raises what `load_fitting` raises.
+    `models` are the names and folders of the two.  With `settings.given` auto, p(x | c) is compared if both have
+    classes, and else p(x).  Raises what `load_fitting` raises.
     """
     _, (_, second) = models
     load_fitting(second, images, find_device(settings.device), split)  # report its errors before the first is evaluated
-    classed = [given_class(model, None) for _, model in models]
-    given = given or ("class" if all(classed) else "nothing")
+    classed = [given_class(model, "auto") for _, model in models]
+    given = settings.given if settings.given != "auto" else "class" if all(classed) else "nothing"
     results = [
         evaluate_split(settings, model, images, split, ["class" if known and given == "class" else None])[0]
         for (_, model), known in zip(models, classed, strict=True)

@@ -30,16 +30,16 @@ def number_of_classes(images: Path, wanted: int | Literal["auto"] | None) -> int
     return found if wanted == "auto" else wanted
 
 
-def given_class(model: Path, given: Given | None, *, auto: bool = True) -> bool:
-    """Whether a model is evaluated given the classes of images; `auto` decides if `given` is None and it has classes.
+def given_class(model: Path, given: Literal["auto", Given]) -> bool:
+    """Whether a model is given the classes of images; `auto` is yes if it has classes.
 
     Raises UserError (exit 2) for `class` and a model without classes.
     """
-    if read_description(model)["model"].get("classes") is None:
-        if given == "class":
-            raise UserError(f"{model} has no classes; leave out --given class", Exit.USAGE)
-        return False
-    return auto if given is None else given == "class"
+    if read_description(model)["model"].get("classes") is not None:
+        return given != "nothing"
+    if given == "class":
+        raise UserError(f"{model} has no classes; train one with model.classes: auto", Exit.USAGE)
+    return False
 
 
 def classes_of(images: Path, split: str, model: Path | None) -> np.ndarray:

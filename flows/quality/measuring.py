@@ -1,6 +1,5 @@
 """Compare samples, and for reference the same number of held-out images, with the training images."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -45,19 +44,11 @@ class Pictures(NamedTuple):
 
 
 def measure(
-    sample: "Sample",
-    quality: "Quality",
-    drawn: np.ndarray,
-    *,
-    model: Path,
-    features: Path,
-    images: Path,
-    classes: np.ndarray | None = None,
+    sample: "Sample", quality: "Quality", drawn: np.ndarray, *, model: Path, features: Path, images: Path
 ) -> tuple[SampleMetrics, pd.DataFrame]:
     """Return the metrics of samples (N,C,H,W), and a table of the nearest training image of each measured one.
 
-    The table has the nearest pairs first.  With the `classes` of the test images, which the samples have in turn, the
-    metrics also have figures by class.  The files must have passed `require_fitting`.  Raises CheckpointError and
+    The table has the nearest pairs first.  The files must have passed `require_fitting`.  Raises CheckpointError and
     UserError (exit 5) for damaged files.
     """
     network, config, digest = load_features(features, find_device(quality.device))
@@ -65,14 +56,10 @@ def measure(
     pictures = choose(drawn, image_set, quality.num_images)
     embedded = [embed(network, part) for part in pictures]
     figures = feature_figures(*embedded, name=digest[:8], quality=quality)
-    by_class = None
-    if classes is not None:
-        count, of_training = len(pictures.samples), spread(classes_of(images, "train", None), quality.num_images)
-        by_class = class_figures(embedded, (np.resize(classes, count), spread(classes, count), of_training), quality)
     memorised, neighbours = memorisation(pictures, image_set, quality)
     metrics = SampleMetrics(
         figures=figures | inception_figures(sample, quality, pictures, image_set.num_levels),
-        by_class=by_class,
+        by_class=class_figures(embedded, sample.classes, images, quality) if sample.classes else None,
         nearer_than_held_out=memorised.value,
         nearer_than_held_out_standard_error=memorised.standard_error,
         num_images=len(pictures.samples),
@@ -149,15 +136,17 @@ def feature_figures(
 
 
 def class_figures(
-    embedded: list[np.ndarray], classes: Sequence[np.ndarray], quality: "Quality"
+    embedded: list[np.ndarray], classes: list[int], images: Path, quality: "Quality"
 ) -> dict[str, dict[str, QualityFigure]]:
     """Return the figures within each class that has ten samples, held-out and training images, by its number.
 
-    `embedded` are the features (N,D) of each of these, and `classes` (N,) their classes.
+    `embedded` are the features (N,D) of each of these, and `classes` those of the samples, in turn.
     """
+    real = [spread(classes_of(images, split, None), quality.num_images) for split in ("test", "train")]
+    numbers = np.resize(classes, len(embedded[0])), spread(real[0], len(embedded[1])), real[1]
     found = {}
-    for number in np.unique(classes[0]).tolist():
-        parts = [part[of_part == number] for part, of_part in zip(embedded, classes, strict=True)]
+    for number in np.unique(numbers[0]).tolist():
+        parts = [part[of_part == number] for part, of_part in zip(embedded, numbers, strict=True)]
         if min(map(len, parts)) >= FEWEST_COMPARED:
             found[str(number)] = feature_figures(*parts, name="of_class", quality=quality)
     return found

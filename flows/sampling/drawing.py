@@ -1,6 +1,6 @@
 """Draw images from a model: in batches, and on several devices at once."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from flows.core.checkpoint import load_model
-from flows.core.device import find_device, find_precision
+from flows.core.device import compile_long_work, find_device, find_precision
 from flows.core.errors import Exit, UserError
 from flows.process.progress import bar
 from vdm.model import VDM
@@ -24,73 +24,65 @@ Steps = Callable[[range], Iterator[Step]]
 """Returns the steps to the images with these indices."""
 
 
-def draw(model: Path, settings: "Sample", classes: Sequence[int] | None = None) -> np.ndarray:
-    """Return the first `num_images` images of the seed, (N,C,H,W) levels, of `classes` in turn; None: of no class.
+def draw(model: Path, settings: "Sample") -> np.ndarray:
+    """Return the first `num_images` images of the seed, (N,C,H,W) levels.
 
     `num_devices` processes share them, or fewer if there are fewer images.  Raises CheckpointError for the model and
     UserError (exit 2) for devices.
     """
     count = min(settings.num_devices, settings.num_images)
     if count == 1:
-        return draw_share(
-            load_model(model, find_device(settings.device)), settings, range(settings.num_images), classes
-        )
+        return draw_share(load_model(model, find_device(settings.device)), settings, range(settings.num_images))
     find_device(settings.device, count)  # refuses what the machine does not have, before processes start
     from flows.training.distributed import launch
 
-    return np.concatenate(launch(partial(draw_part, model, settings, count, classes), num_processes=count))
+    return np.concatenate(launch(partial(draw_part, model, settings, count), num_processes=count))
 
 
-def draw_part(model: Path, settings: "Sample", count: int, classes: Sequence[int] | None) -> np.ndarray:
+def draw_part(model: Path, settings: "Sample", count: int) -> np.ndarray:
     """Return the images of this one of `count` processes."""
     from flows.training.distributed import local_rank
 
     rank = local_rank()
     device = find_device(settings.device, count, rank)
     share = range(rank * settings.num_images // count, (rank + 1) * settings.num_images // count)
-    return draw_share(load_model(model, device), settings, share, classes, shown=rank == 0)
+    return draw_share(load_model(model, device), settings, share, shown=rank == 0)
 
 
-def draw_share(
-    vdm: VDM, settings: "Sample", share: range, classes: Sequence[int] | None, *, shown: bool = True
-) -> np.ndarray:
+def draw_share(vdm: VDM, settings: "Sample", share: range, *, shown: bool = True) -> np.ndarray:
     """Return the images with the indices in `share`, (N,C,H,W) levels."""
-    return in_batches(vdm, settings, share, drawing(vdm, settings, classes), shown=shown)
+    return in_batches(vdm, settings, share, drawing(vdm, settings), shown=shown)
 
 
-def drawing(vdm: VDM, settings: "Sample", classes: Sequence[int] | None) -> Steps:
+def drawing(vdm: VDM, settings: "Sample") -> Steps:
     """Return the function from indices to the steps of `vdm.sampling.trajectory`."""
     solver = solver_of(settings, vdm)
-    return lambda indices: trajectory(vdm, indices, solver, seed=settings.seed, classes=in_turn(classes, indices, vdm))
+    return lambda batch: trajectory(vdm, batch, solver, seed=settings.seed, classes=in_turn(settings, batch, vdm))
 
 
-def in_turn(classes: Sequence[int] | None, indices: range, vdm: VDM) -> torch.Tensor | None:
-    """Return the classes of the images with these indices, (N,): `classes` over and over."""
-    if classes is None:
+def in_turn(settings: "Sample", indices: range, vdm: VDM) -> torch.Tensor | None:
+    """Return the classes of the images with these indices, (N,): those of the settings over and over."""
+    if settings.classes is None:
         return None
-    return torch.tensor([classes[index % len(classes)] for index in indices], device=next(vdm.parameters()).device)
+    return torch.tensor(settings.classes, device=vdm.schedule.gamma_0.device)[
+        torch.tensor(indices) % len(settings.classes)
+    ]
 
 
-def fill(
-    vdm: VDM, settings: "Sample", classes: Sequence[int] | None, known: torch.Tensor, missing: torch.Tensor
-) -> np.ndarray:
+def fill(vdm: VDM, settings: "Sample", known: torch.Tensor, missing: torch.Tensor) -> np.ndarray:
     """Return `num_images` images with the pixels `known` (C,H,W) except where `missing` (H,W) is true.
 
     Raises what `in_batches` raises.
     """
-    images = in_batches(vdm, settings, range(settings.num_images), filling(vdm, settings, classes, known, missing))
+    images = in_batches(vdm, settings, range(settings.num_images), filling(vdm, settings, known, missing))
     return np.where(missing.numpy(), images, known.numpy().astype(images.dtype))
 
 
-def filling(
-    vdm: VDM, settings: "Sample", classes: Sequence[int] | None, known: torch.Tensor, missing: torch.Tensor
-) -> Steps:
+def filling(vdm: VDM, settings: "Sample", known: torch.Tensor, missing: torch.Tensor) -> Steps:
     """Return the function from indices to the steps of `vdm.sampling.fill_in`."""
     solver = solver_of(settings, vdm)
-    options = {"seed": settings.seed, "repeats": REPEATS}
-    return lambda indices: fill_in(
-        vdm, known, missing, indices, solver, classes=in_turn(classes, indices, vdm), **options
-    )
+    fixed = partial(fill_in, vdm, known, missing, solver=solver, seed=settings.seed, repeats=REPEATS)
+    return lambda batch: fixed(batch, classes=in_turn(settings, batch, vdm))
 
 
 def counted(steps: Iterable[Step], progress: Iterator[int]) -> Iterator[Step]:
@@ -107,6 +99,7 @@ def in_batches(vdm: VDM, settings: "Sample", share: range, steps_to: Steps, *, s
     """
     firsts = range(share.start, share.stop, settings.batch_size)
     batches = [range(first, min(first + settings.batch_size, share.stop)) for first in firsts]
+    compile_long_work(vdm, len(batches) * settings.num_timesteps)
     progress = iter(bar("sampling", shown=shown)(range(len(batches) * settings.num_timesteps)))
     try:
         parts = [decode(vdm, counted(steps_to(batch), progress)) for batch in batches]

@@ -24,7 +24,7 @@ def require_kind(path: Path, *kinds: str) -> None:
         raise UserError(f"{path}: unknown ending; choose {listed}", Exit.USAGE)
 
 
-def write(path: Path, images: np.ndarray, num_levels: int, rows: int | None = None) -> None:
+def write(path: Path, images: np.ndarray, num_levels: int, rows: int = 0) -> None:
     """Write a grid (.png) with `rows` as in `rows_of`, an array of levels (.npy), or a folder with a PNG file for each.
 
     The output appears whole or not at all.  Raises OSError that names the file.

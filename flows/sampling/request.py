@@ -39,7 +39,7 @@ class Request(NamedTuple):
     mask: Path | None
     force: bool
     classes: str | None = None
-    """Numbers or names of classes, one after the other for the images; None: all in turn."""
+    """Numbers or names of classes for the images, in turn."""
 
 
 def answer(request: Request) -> dict[str, Any]:
@@ -48,21 +48,20 @@ def answer(request: Request) -> dict[str, Any]:
     Raises CheckpointError, UserError for options and files that do not fit, and OSError that names the file.
     """
     require_possible(request)
-    vdm, stated = load_model(request.model, find_device(request.settings.device)), read_description(request.model)
-    classes = None if vdm.classes is None else list(range(vdm.classes))
-    if request.classes is not None:
-        classes = class_numbers(request.classes, vdm.classes, stated.get("class_names"))
+    vdm = load_model(request.model, find_device(request.settings.device))
+    request = request._replace(settings=with_classes(request, vdm))
+    classes = request.settings.classes
     parts: Parts = None
     if request.known and request.mask:
         parts = read_known(request.known, vdm), read_mask(request.mask, vdm)
     begin = perf_counter()
-    images = fill(vdm, request.settings, classes, *parts) if parts else draw(request.model, request.settings, classes)
+    images = fill(vdm, request.settings, *parts) if parts else draw(request.model, request.settings)
     seconds = perf_counter() - begin
     with ExitStack() as stack:
         if request.film:  # it appears after the images, or neither does
-            content = film.encoded(record(request, vdm, classes, parts), request.film.suffix)
+            content = film.encoded(record(request, vdm, parts), request.film.suffix)
             stack.enter_context(written_last(request.film, content))
-        pictures.write(request.out, images, vdm.num_levels, rows=len(classes) if classes else None)
+        pictures.write(request.out, images, vdm.num_levels, rows=len(classes or []))
     solver = solver_of(request.settings, vdm)
     if parts:
         solver = solver._replace(order=1, eta=1.0)  # as `fill_in` always takes its steps
@@ -77,6 +76,14 @@ def answer(request: Request) -> dict[str, Any]:
         "model_sha256": model_sha256(request.model),
         "seconds": seconds,
     }
+
+
+def with_classes(request: Request, vdm: VDM) -> "Sample":
+    """Return the settings with the numbers of the classes, all of the model's by default.  Raises UserError (exit 2)."""
+    classes = None if vdm.classes is None else list(range(vdm.classes))
+    if request.classes is not None:
+        classes = class_numbers(request.classes, vdm.classes, read_description(request.model).get("class_names"))
+    return request.settings.model_copy(update={"classes": classes})
 
 
 def require_possible(request: Request) -> None:
@@ -148,11 +155,11 @@ def require_size(path: Path, found: tuple[int, ...], expected: tuple[int, ...]) 
 
 
 @torch.no_grad()
-def record(request: Request, vdm: VDM, classes: list[int] | None, parts: Parts) -> film.Film:
+def record(request: Request, vdm: VDM, parts: Parts) -> film.Film:
     """Return the film of the first images."""
     settings = request.settings
     indices = range(min(settings.num_images, film.MOST_IMAGES))
     solver = solver_of(settings, vdm)
-    steps = filling(vdm, settings, classes, *parts) if parts else drawing(vdm, settings, classes)
+    steps = (filling(vdm, settings, *parts) if parts else drawing(vdm, settings))(indices)
     number = len(noise_levels(vdm.schedule, solver)) - 1
-    return film.record(counted(steps(indices), iter(bar("film")(range(number)))), number)
+    return film.record(counted(steps, iter(bar("film")(range(number)))), number)

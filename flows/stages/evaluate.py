@@ -5,21 +5,14 @@ from typing import TYPE_CHECKING
 
 from flows.evaluation.bound import measure, other_splits, write
 from flows.evaluation.results import BoundMetrics
-from vdm.choices import Given, Split
+from vdm.choices import Split
 
 if TYPE_CHECKING:
     from flows.core.params import Evaluate
 
 
 def evaluate(
-    settings: "Evaluate",
-    *,
-    model: Path,
-    images: Path,
-    requirements: Path,
-    out: Path,
-    split: Split = "test",
-    given: Given | None = None,
+    settings: "Evaluate", *, model: Path, images: Path, requirements: Path, out: Path, split: Split = "test"
 ) -> BoundMetrics:
     """Write `metrics.json`, `per_image.csv` and `noise_levels.csv` into `out`, and return the metrics, in bits/dim.
 
@@ -29,7 +22,7 @@ def evaluate(
     """
     out.mkdir(parents=True, exist_ok=True)  # an unwritable folder is reported before the evaluation
     paths = {"model": model, "images": images, "requirements": requirements}
-    metrics, result, columns = measure(settings, **paths, split=split, given=given)
+    metrics, result, columns = measure(settings, **paths, split=split)
     if split == "test":
         metrics = metrics.model_copy(update=other_splits(settings, metrics, model=model, images=images))
     write(out, metrics, result, columns, model)

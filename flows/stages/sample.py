@@ -31,7 +31,7 @@ def sample(
 ) -> SampleMetrics:
     """Write `num_images` samples and their metrics into `out`: all files or none.  Return the metrics.
 
-    With a model with classes, sample i has the class of test image i, in turn.
+    A model with classes draws those of the settings in turn, by default those of the test images.
 
     samples.npy     the samples (N,C,H,W), as levels
     samples.png     the first samples
@@ -43,12 +43,12 @@ def sample(
     """
     out.mkdir(parents=True, exist_ok=True)  # an unwritable folder is reported before sampling
     require_fitting(settings, quality, model=model, features=features, images=images)
-    classes = classes_of(images, "test", model) if given_class(model, None) else None
-    drawn = draw(model, settings, None if classes is None else classes.tolist())
-    paths = {"model": model, "features": features, "images": images}
-    metrics, neighbours = measure(settings, quality, drawn, **paths, classes=classes)
+    if settings.classes is None and given_class(model, "auto"):
+        settings = settings.model_copy(update={"classes": classes_of(images, "test", model).tolist()})
+    drawn = draw(model, settings)
+    metrics, neighbours = measure(settings, quality, drawn, model=model, features=features, images=images)
     contents: dict[str, bytes | str] = {"metrics.json": json.dumps(metrics.model_dump(), indent=2) + "\n"}
-    contents |= tables_and_pictures(drawn, neighbours, load_images(images), classes)
+    contents |= tables_and_pictures(drawn, neighbours, load_images(images), settings.classes)
     with ExitStack() as stack:
         for name, content in contents.items():
             stack.enter_context(written_last(out / name, content))
@@ -58,11 +58,11 @@ def sample(
 
 
 def tables_and_pictures(
-    drawn: np.ndarray, neighbours: pd.DataFrame, image_set: ImageSet, classes: np.ndarray | None
+    drawn: np.ndarray, neighbours: pd.DataFrame, image_set: ImageSet, classes: list[int] | None
 ) -> dict[str, bytes]:
     """Return the content of the files about the samples except the metrics, by name."""
     shown = drawn[:MOST_SHOWN]
-    if classes is not None:  # sorted by class
+    if classes:
         shown = shown[np.argsort(np.resize(classes, len(shown)), kind="stable")]
     array = BytesIO()
     np.save(array, drawn)
