@@ -8,6 +8,10 @@ Transform = Literal["flip", "rotate", "swap_channels"]
 """A random change of training images (section 6); see `vdm.training.batches.augment`."""
 Precision = Literal["float32", "bfloat16"]
 """The number format of the network's matrix products and convolutions."""
+Compile = Literal[True, False, "graphs"]
+"""Whether torch compiles the loss; `graphs` also launches its kernels at once, as CUDA graphs."""
+ImagesOn = Literal["auto", "device", "host"]
+"""Where training images are kept; `auto`: on the device if they take less than half of its free memory."""
 OptimizerKind = Literal["adamw", "muon"]
 """The optimizer of the weights; see `vdm.training.optimizer.optimizers`."""
 LearningRateDecay = Literal["none", "linear", "cosine"]

@@ -19,6 +19,7 @@ With the mean over several draws inside the logarithm (importance weighting) the
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +59,8 @@ def evaluate_ode(
     With `labels` (N,) it is that of p(x | c), else that of p(x).
 
     The mean over `num_draws` draws is inside the logarithm.  `num_probes` 0 takes the exact divergence.  Draws and
-    probes depend on the seed and on the image's index alone.  `batch_size` counts images times draws.
+    probes depend on the seed and on the image's index alone.  `batch_size` counts images times draws, and in the
+    backward pass also times probes: a batch with fewer images takes several probes at once.
 
     The draws of an image share its Rademacher probes.  An error that is the same in all draws only adds to the
     logarithm, and is 0 on average.  The errors that differ make the mean inside the logarithm too large on average:
@@ -92,6 +94,7 @@ def evaluate_ode(
             dequantisation=dequantisation,
             predict_noise=lambda z, gamma, given=given: given(z.to(like.dtype), gamma.to(like.dtype)).double(),  # type: ignore[misc]
             solve=solve,
+            probes_at_once=max(1, batch_size // len(batch)),
         )
         results.append(importance_weighted(log_weights.reshape(-1, num_draws).T))
     return bits_per_dim(-torch.cat(results), model.num_dims).cpu().numpy()
@@ -112,12 +115,19 @@ def dequantisation_draws(
 
 
 def log_density(
-    z_0: Tensor, gamma_0: Tensor, gamma_1: Tensor, probes: Tensor, *, predict_noise: PredictNoise, solve: Solve
+    z_0: Tensor,
+    gamma_0: Tensor,
+    gamma_1: Tensor,
+    probes: Tensor,
+    *,
+    predict_noise: PredictNoise,
+    solve: Solve,
+    probes_at_once: int = 1,
 ) -> Tensor:
     """Return log p(z_0) under the probability-flow ODE, (B,) nats; z_0 (B,C,H,W).
 
     The divergence is the mean of v' J v over `probes` v (P,B,C,H,W): unbiased for Rademacher probes (Hutchinson),
-    exact for `basis_probes`.
+    exact for `basis_probes`.  One backward pass serves `probes_at_once` of them.
     """
     num_dims = z_0[0].numel()
 
@@ -126,9 +136,11 @@ def log_density(
         with torch.enable_grad(), torch.autocast(y.device.type, enabled=False):
             eps_hat = predict_noise(sigma(gamma) * y, gamma.expand(len(y)))
             divergence = torch.zeros_like(state[1])
-            for probe in probes:
-                gradient = torch.autograd.grad((eps_hat * probe).sum(), y, retain_graph=True)[0]
-                divergence += (gradient * probe).flatten(1).sum(1) / len(probes)
+            for some in probes.split(probes_at_once):
+                several = len(some) > 1
+                along = some if several else some[0]
+                (gradient,) = torch.autograd.grad(eps_hat, y, along, retain_graph=True, is_grads_batched=several)
+                divergence += (gradient * some).flatten(2).sum(2).sum(0) / len(probes)
         return 0.5 * (eps_hat - y).detach(), 0.5 * (divergence / num_dims - 1)
 
     start = z_0 / sigma(gamma_0), torch.zeros_like(z_0[:, 0, 0, 0])
@@ -148,10 +160,12 @@ def log_weight(
     dequantisation: Dequantisation,
     predict_noise: PredictNoise,
     solve: Solve,
+    probes_at_once: int = 1,
 ) -> Tensor:
     """Return log p(z_0) - log q(z_0) at one dequantisation draw, (B,) nats: on average a lower bound of log P(pixels).
 
-    `draws` (B,C,H,W) are uniform on (0, 1) and choose the point z_0 inside the cell; `probes` as in `log_density`.
+    `draws` (B,C,H,W) are uniform on (0, 1) and choose the point z_0 inside the cell; other arguments as in
+    `log_density`.
     """
     x = pixels_to_x(pixels, num_levels, draws.dtype)
     half_cell = alpha(gamma_0) / num_levels
@@ -166,7 +180,8 @@ def log_weight(
             offset = sigma(gamma_0) * eps
             log_q = -0.5 * (eps.square() + math.log(2 * math.pi)) - torch.log(sigma(gamma_0) * (2 * edge - 1))
     z_0 = alpha(gamma_0) * x + offset
-    log_p = log_density(z_0, gamma_0, gamma_1, probes, predict_noise=predict_noise, solve=solve)
+    options: dict[str, Any] = {"predict_noise": predict_noise, "solve": solve, "probes_at_once": probes_at_once}
+    log_p = log_density(z_0, gamma_0, gamma_1, probes, **options)
     return log_p - log_q.flatten(1).sum(1)
 
 

@@ -1,4 +1,4 @@
-"""Find the devices and the precision that the parameters select."""
+"""Find the devices and the precision that the parameters select, and set what torch does on them."""
 
 import os
 import platform
@@ -13,11 +13,15 @@ import joblib
 import torch
 
 from flows.core.errors import Exit, UserError
-from vdm.choices import Precision
+from vdm.choices import Compile, ImagesOn, Precision
+from vdm.model import VDM
+
+LONG = 500
+"""Calls of a network from which on its compilation, which takes about a minute, saves more time than it takes."""
 
 
 def find_device(name: str, count: int = 1, rank: int = 0) -> torch.device:
-    """Return the device called `name` for the process `rank` of `count` on this machine, and switch TF32 off.
+    """Return the device called `name` for the process `rank` of `count` on this machine; call `set_backend`.
 
     `auto` is the GPU if there is one, else the CPU.  Several processes have a GPU each, the first `count`, or all have
     the same CPU, where torch takes no more threads than a container allows cores.  Raises UserError (exit 2) when the
@@ -29,12 +33,21 @@ def find_device(name: str, count: int = 1, rank: int = 0) -> torch.device:
     if device.type == "cuda" and torch.cuda.device_count() < max(count, (device.index or 0) + 1):
         found = f"torch finds {torch.cuda.device_count() or 'no'} CUDA device(s), numbered from 0"
         raise UserError(f"device {name}, num_devices {count}: {found}; set others, or device: cpu", Exit.USAGE)
-    # By default torch computes float32 convolutions with 10 bits of mantissa on recent GPUs.
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
+    set_backend()
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads_each(1))
     return device if count == 1 or device.type == "cpu" else torch.device(device.type, rank)
+
+
+def set_backend(*, training: bool = False) -> None:
+    """Set what torch may choose on CUDA."""
+    # TF32 has 10 bits of mantissa, and by default convolutions take it: a figure in float32 would not be one.  Nothing
+    # else needs it, since with bfloat16 no matrix product is in float32 (in Muon, see its `orthogonalised`).
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    # Training repeats the same convolutions, so it is worth trying all algorithms.  Elsewhere the choice, which may be
+    # another one in the next process, would change the last digits of figures.
+    torch.backends.cudnn.benchmark = training
 
 
 def threads_each(count: int) -> int:
@@ -57,18 +70,34 @@ def find_precision(name: Literal["auto", Precision], device: torch.device) -> Pr
     return "bfloat16" if native else "float32"
 
 
-def find_compile(choice: Literal["auto"] | bool, device: torch.device) -> bool:
-    """Whether to compile the network.
+def find_compile(choice: Literal["auto", Compile], device: torch.device) -> Compile:
+    """Return whether and how to compile the loss.
 
     `auto` compiles on GPUs where it can, and never on CPUs, where compiling takes more time than it saves.  Raises
-    UserError (exit 2) if the choice is true and something is missing.
+    UserError (exit 2) if another choice needs something that is missing.
     """
     if choice is False or (choice == "auto" and device.type != "cuda"):
         return False
     missing = missing_to_compile(device)
-    if missing and choice is True:
-        raise UserError(f"train.compile: true needs {missing}", Exit.USAGE)
-    return not missing
+    if choice == "auto":
+        return not missing
+    if missing:
+        raise UserError(f"train.compile: {str(choice).lower()} needs {missing}", Exit.USAGE)
+    return choice
+
+
+def compile_long_work(model: VDM, calls: int) -> None:
+    """Compile the model's network if it is on CUDA, where that can be done, and is called often."""
+    device = next(model.parameters()).device
+    if device.type == "cuda" and calls >= LONG and not missing_to_compile(device):
+        model.compile_network()
+
+
+def keep_on_device(choice: ImagesOn, num_bytes: int, device: torch.device) -> bool:
+    """Whether the training images are kept on the device; `auto`: if they take less than half of its free memory."""
+    if choice == "auto" and device.type == "cuda":
+        return num_bytes < torch.cuda.mem_get_info(device)[0] / 2
+    return choice != "host"
 
 
 def missing_to_compile(device: torch.device) -> str:

@@ -10,9 +10,11 @@ from flows.core.errors import brief
 from vdm.choices import (
     MOST_BLOCKS,
     MOST_CLASSES,
+    Compile,
     Dequantisation,
     Given,
     Grid,
+    ImagesOn,
     Keep,
     LearningRateDecay,
     OptimizerKind,
@@ -132,12 +134,13 @@ class Train(Section):
     """The settings of the optimisation; see `vdm.training.trainer` and `vdm.training.validation`."""
 
     images: TrainingImages
+    images_on: ImagesOn
     seed: NonNegative
     device: Device
     num_devices: Devices
     max_restarts: NonNegative
     precision: Literal["auto", Precision]
-    compile: Literal["auto", True, False]
+    compile: Literal["auto", Compile]
     activation_checkpointing: bool
     steps: Positive
     batch_size: BatchSize

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from flows.core.checkpoint import fitted_to, load_model, model_sha256, read_description
-from flows.core.device import find_device, find_precision, processor
+from flows.core.device import compile_long_work, find_device, find_precision, processor
 from flows.core.errors import Exit, UserError
 from flows.core.files import file_sha256, written_last
 from flows.evaluation.results import BOTH, BoundMetrics, ClassFigures, Environment, SplitFigures, finite_or_none
@@ -144,6 +144,7 @@ def evaluate_part(
     vdm, pixels = load_fitting(model, images, device, split, num_images)
     options = settings.model_dump(include={"seed", "times_per_image", "num_timesteps", "batch_size"})
     options |= {"precision": find_precision(settings.precision, device), "progress": bar("evaluating", shown=rank == 0)}
+    compile_long_work(vdm, len(classes) * len(parts[rank]) * settings.times_per_image // settings.batch_size)
     own = spread(classes_of(images, split, model), num_images) if "class" in classes else None
     labels = [np.full(len(pixels), each) if isinstance(each, int) else own if each else None for each in classes]
     return [image_terms(vdm, pixels, parts[rank], labels=each, **options) for each in labels]

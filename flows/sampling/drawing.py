@@ -64,9 +64,8 @@ def in_turn(settings: "Sample", indices: range, vdm: VDM) -> torch.Tensor | None
     """Return the classes of the images with these indices, (N,): those of the settings over and over."""
     if settings.classes is None:
         return None
-    return torch.tensor(settings.classes, device=vdm.schedule.gamma_0.device)[
-        torch.tensor(indices) % len(settings.classes)
-    ]
+    chosen = [settings.classes[index % len(settings.classes)] for index in indices]
+    return torch.tensor(chosen, device=vdm.schedule.gamma_0.device)
 
 
 def fill(vdm: VDM, settings: "Sample", known: torch.Tensor, missing: torch.Tensor) -> np.ndarray:

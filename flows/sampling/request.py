@@ -79,7 +79,7 @@ def answer(request: Request) -> dict[str, Any]:
 
 
 def with_classes(request: Request, vdm: VDM) -> "Sample":
-    """Return the settings with the numbers of the classes, all of the model's by default.  Raises UserError (exit 2)."""
+    """Return the settings with the numbers of classes, by default all of the model's.  Raises UserError (exit 2)."""
     classes = None if vdm.classes is None else list(range(vdm.classes))
     if request.classes is not None:
         classes = class_numbers(request.classes, vdm.classes, read_description(request.model).get("class_names"))

@@ -47,6 +47,7 @@ STORE = "VDM_STORE"
 ERROR = "error"
 """The file in that folder with an error that a restart would not cure."""
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+POLL_SECONDS = 1.0
 # How long a process that fails waits before it ends, so that the agent first sees another one that died.
 BLAME_SECONDS = 1.0
 
@@ -225,11 +226,40 @@ def from_first(value: Value) -> Value:
 
 def any_process(flag: bool) -> bool:
     """Whether the flag is set in at least one process."""
-    if not distributed.is_initialized():
-        return flag
-    value = torch.tensor(flag, dtype=torch.int32)
-    distributed.all_reduce(value, distributed.ReduceOp.MAX)
-    return bool(value)
+    return bool(largest(flag)[0])
+
+
+def largest(*values: int) -> list[int]:
+    """Return for each value the largest of those of all processes."""
+    found = torch.tensor(values, dtype=torch.int32)
+    if distributed.is_initialized():
+        distributed.all_reduce(found, distributed.ReduceOp.MAX)
+    return found.tolist()
+
+
+class Poll:
+    """Asks all processes whether one of them `wants` to stop: about once a second, and not whenever it is called.
+
+    All processes must call it equally often.  They ask at the same calls, of which the first process measures the pace.
+    Once the answer is yes, it stays so.
+    """
+
+    def __init__(self, wants: Callable[[], bool]) -> None:
+        self.wants = wants
+        self.answer = False
+        self.every = self.left = 1
+        self.asked = time.monotonic()
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        if not distributed.is_initialized():
+            self.answer = self.answer or self.wants()
+        elif not self.answer and self.left <= 0:
+            share = POLL_SECONDS / max(time.monotonic() - self.asked, 1e-6)
+            every = int(self.every * min(share, 2.0))  # no further, since the pace of a few calls says little
+            answer, self.every = largest(self.wants(), max(1, every) if is_first() else 0)
+            self.answer, self.left, self.asked = bool(answer), self.every, time.monotonic()
+        return self.answer
 
 
 def out_of_memory(error: object) -> bool:

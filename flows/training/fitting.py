@@ -12,16 +12,16 @@ import numpy as np
 import torch
 
 from flows.core.checkpoint import arguments_of, inputs_sha256, model_sha256, require_room, save_model
-from flows.core.device import find_compile, find_device, find_precision
+from flows.core.device import find_compile, find_device, find_precision, keep_on_device, set_backend
 from flows.core.errors import Exit, UserError
 from flows.images.labels import classes_of, described, number_of_classes
 from flows.images.store import ImageSet, data_sha256, load_images
 from flows.process.ending import on_stop
 from flows.process.locks import claim
 from flows.process.progress import bar
-from flows.training.distributed import any_process, from_first, is_first, local_rank, process_group
+from flows.training.distributed import Poll, from_first, is_first, local_rank, process_group
 from flows.training.runs import Run, add_to_curves, fingerprint, start_curves
-from vdm.choices import TrainingImages
+from vdm.choices import Precision, TrainingImages
 from vdm.model import VDM, count_parameters
 from vdm.training.log import TrainingRecord
 from vdm.training.processes import gather, process
@@ -60,10 +60,14 @@ def train_here(model: "Model", train: "Train", *, images: Path, out: Path, curve
         if is_first():  # a folder that cannot be written is reported before the training
             for folder in (out, curves.parent, run.folder):
                 folder.mkdir(parents=True, exist_ok=True)
-        pixels = torch.from_numpy(training_images(image_set, train.images)).to(device)
+        set_backend(training=True)
+        pixels = torch.from_numpy(training_images(image_set, train.images))
         labels = training_labels(images, image_set, train.images) if stated else {}
-        validation = validation_of(train, image_set, labels.get("validation"))
-        trainer = build(config, settings, pixels, validation, labels.get("train"))
+        bring_to = None if keep_on_device(train.images_on, pixels.nbytes, device) else device
+        precision = settings.precision if device.type == "cuda" else "float32"
+        validation = validation_of(train, image_set, precision, labels.get("validation"))
+        pixels = pixels if bring_to else pixels.to(device)
+        trainer = build(config, settings, pixels, validation, bring_to, labels.get("train"))
         restore(trainer, run)
         signals: list[int] = []
         stack.enter_context(on_stop(lambda number, frame: signals.append(number)))
@@ -91,7 +95,9 @@ def training_labels(images: Path, image_set: ImageSet, wanted: TrainingImages) -
     return labels | {"train": np.concatenate([*labels.values()])} if wanted != "train" else labels
 
 
-def validation_of(train: "Train", image_set: ImageSet, labels: np.ndarray | None = None) -> Validation | None:
+def validation_of(
+    train: "Train", image_set: ImageSet, precision: Precision, labels: np.ndarray | None = None
+) -> Validation | None:
     """Return the validations that `train` asks for."""
     if train.validate_every_steps is None:
         return None
@@ -104,6 +110,7 @@ def validation_of(train: "Train", image_set: ImageSet, labels: np.ndarray | None
         seed=train.seed,
         keep=train.keep,
         patience=train.patience,
+        precision=precision,
     )
 
 
@@ -125,20 +132,22 @@ def build(
     settings: TrainingSettings,
     images: torch.Tensor,
     validation: Validation | None,
+    bring_to: torch.device | None = None,
     labels: np.ndarray | None = None,
 ) -> Trainer:
-    """Return the run before its first step.
+    """Return the run before its first step, on the device of the images or, batch by batch, on another one.
 
     Raises UserError (exit 2) if images and parameters do not fit, or if the device has not enough memory free to train
     the weights.
     """
-    device = images.device
+    device = bring_to or images.device
     try:
         num_parameters = count_parameters(**config)
         require_room("model", num_parameters, device, bytes_each=BYTES_OF_A_WEIGHT)
         torch.manual_seed(settings.seed)
         classes = None if labels is None else torch.from_numpy(labels).to(device)
-        trainer = Trainer(VDM(**config).to(device), images, settings, validation, classes)
+        vdm, from_host = VDM(**config).to(device), bring_to is not None
+        trainer = Trainer(vdm, images, settings, validation, classes, from_host=from_host)
     except ValueError as error:
         raise UserError(f"parameters `model` and `train`: {error}", Exit.USAGE) from error
     if settings.warmup_steps > settings.steps:
@@ -167,18 +176,20 @@ def fit(trainer: Trainer, run: Run, curves: Path, train: "Train", asked_to_stop:
     saved_at, saved_time = trainer.done, time.monotonic()
     if is_first():
         start_curves(curves, trainer.records)
+    poll = Poll(asked_to_stop)
     first = trainer.done - 1 if trainer.unvalidated else trainer.done  # a pending validation takes one more turn
     progress = bar("training", shown=is_first())(range(first, steps))
     for _ in progress:
         if trainer.finished:
             log.info("step %d of %d: training ends, since validation no longer improves", trainer.done, steps)
             break
-        if record := trainer.step(lambda: any_process(asked_to_stop())):
+        validating = Poll(asked_to_stop)
+        if record := trainer.step(validating):
             if is_first():
                 add_to_curves(curves, record)
             log.info("step %d: %s, %.0f images/s", record.step, in_words(record), record.images_per_second)
             progress.set_postfix_str(in_words(record))
-        stop = any_process(asked_to_stop() and not trainer.finished)
+        stop = (validating.answer or poll()) and not trainer.finished
         overdue = time.monotonic() - saved_time >= 60 * train.checkpoint_every_minutes
         if stop or overdue or trainer.done - saved_at >= train.checkpoint_every_steps:
             save(trainer, run)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from flows.evaluation.solver import dopri5
 from vdm.discretization import pixels_to_x
 from vdm.model import VDM
 from vdm.ode import (
+    Derivative,
+    State,
     basis_probes,
     dequantisation_draws,
     evaluate_ode,
@@ -190,3 +193,25 @@ def test_the_gradients_and_the_precision_of_the_caller_do_not_reach_the_network(
         with mode():
             found = evaluate_ode(model, digits[:2], solve=dopri5(1e-2), **settings)  # type: ignore[arg-type]
         np.testing.assert_array_equal(found, expected)
+
+
+def test_one_backward_pass_serves_several_probes_and_changes_nothing(
+    tiny_model: Callable[..., VDM], digits: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With room for eight images, two images take 64 probes in 16 passes, and eight images in 64."""
+    model, passes = tiny_model(fourier_exponents=[]).double().requires_grad_(False), list[int]()
+    plain = torch.autograd.grad
+
+    def counted(*given: Any, **options: Any) -> Any:
+        passes.append(len(given[0]))
+        return plain(*given, **options)
+
+    def one_step(derivative: Derivative, start: State, times: Tensor) -> State:
+        slope, growth = derivative(times[0], start)
+        return start[0] + slope, start[1] + growth
+
+    monkeypatch.setattr(torch.autograd, "grad", counted)
+    options = {"seed": 0, "num_draws": 1, "num_probes": 0, "dequantisation": "uniform", "batch_size": 8}
+    few, many = (evaluate_ode(model, digits[:size], solve=one_step, **options) for size in (2, 8))  # type: ignore[arg-type]
+    assert (passes.count(2), passes.count(8)) == (16, 64)
+    np.testing.assert_allclose(few, many[:2], rtol=1e-10)

@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from vdm.choices import LearningRateDecay, OptimizerKind, Precision, Transform
+from vdm.choices import Compile, LearningRateDecay, OptimizerKind, Precision, Transform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +34,7 @@ class TrainingSettings:
     """Decay rate of the averaged weights, per step."""
     precision: Precision
     """Number format of the network's matrix products; the loss is always float32."""
-    compile: bool | Literal["graphs"]
+    compile: Compile
     """Whether torch compiles the loss and its gradient; with `graphs`, CUDA launches all their kernels at once."""
     activation_checkpointing: bool
     """Whether blocks are computed again in the backward pass, which takes less memory."""
