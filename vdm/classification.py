@@ -10,7 +10,7 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import logsumexp
+from scipy.special import logsumexp, softmax
 
 from vdm.evaluation import image_terms, stratified_variance
 from vdm.model import VDM
@@ -35,13 +35,7 @@ class Classified(NamedTuple):
     @property
     def probabilities(self) -> np.ndarray:
         """p(c | x), (N,K)."""
-        return np.asarray(np.exp(self.log_likelihoods - logsumexp(self.log_likelihoods, axis=1, keepdims=True)))
-
-    def replaced(self, image: int, other: "Classified") -> "Classified":
-        """Return the same with the only image of another result in the place of one image."""
-        for mine, its in zip(self, other, strict=True):
-            mine[image] = its[0]
-        return self
+        return np.asarray(softmax(self.log_likelihoods, axis=1))
 
 
 def class_losses(model: VDM, pixels: np.ndarray, share: range, **options: Any) -> np.ndarray:
@@ -61,7 +55,7 @@ def classified(losses: np.ndarray) -> Classified:
     apart = losses[second, images] - losses[best, images]
     mixture = math.log(len(bounds)) - logsumexp(-bounds, axis=0)
     # The second-order term of the expected mixture: minus half the variance of the bounds among the likely classes.
-    shares = np.exp(-bounds - logsumexp(-bounds, axis=0))
+    shares = softmax(-bounds, axis=0)
     common = (shares[:, :, None] * losses).sum(0)
     variances = np.stack([stratified_variance(draws - common) for draws in losses])
     error = np.sqrt(stratified_variance(apart))

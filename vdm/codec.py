@@ -18,7 +18,6 @@ in its cell of the grid, rounded to one of a few places.
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from itertools import repeat
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -163,16 +162,15 @@ class Codec:
         ValueError unless they are images of the model.
         """
         self.model.require_images(pixels)
-        given = self.on_device(classes)
         z_t = self.q(0).pop(coder, self.first_mean(pixels))
         self.push_pixels(coder, pixels, z_t)
         for t in range(1, len(self.gammas)):
             z_s, z_t = z_t, self.q(t).pop(coder, self.forward_mean(z_t, t))
-            self.p(t - 1).push(coder, z_s, self.backward_mean(z_t, t, given))
+            self.p(t - 1).push(coder, z_s, self.backward_mean(z_t, t, classes))
             tick(len(pixels))
         self.p(-1).push(coder, z_t, torch.zeros_like(z_t))
         if classes is not None:
-            encode_plainly(coder, classes, self.model.classes or 0)
+            encode_plainly(coder, classes, self.model.classes or 1)
 
     @torch.inference_mode()
     def decode(
@@ -182,11 +180,11 @@ class Codec:
 
         `tick` is called as in `encode`.  Raises ArithmeticError if the stack turns out to be damaged.
         """
-        given = self.on_device(decode_plainly(coder, (count,), self.model.classes or 0) if classed else None)
+        classes = decode_plainly(coder, (count,), self.model.classes or 1) if classed else None
         z_s = self.p(-1).pop(coder, self.gammas.new_zeros((count, *self.model.image_shape)))
         for t in range(len(self.gammas) - 1, 0, -1):
             z_t = z_s
-            z_s = self.p(t - 1).pop(coder, self.backward_mean(z_t, t, given))
+            z_s = self.p(t - 1).pop(coder, self.backward_mean(z_t, t, classes))
             self.q(t).push(coder, z_t, self.forward_mean(z_s, t))
             tick(count)
         pixels = self.pop_pixels(coder, z_s)
@@ -210,15 +208,13 @@ class Codec:
         """Return the mean of q(z_t | z_s)."""
         return forward_step(z_s, torch.zeros_like(z_s), self.gammas[t - 1], self.gammas[t])
 
-    def on_device(self, classes: np.ndarray | None) -> Tensor | None:
-        """Return classes (B,) as the network takes them."""
-        return None if classes is None else torch.from_numpy(classes.astype(np.int64)).to(self.gammas.device)
-
-    def backward_mean(self, z_t: Tensor, t: int, classes: Tensor | None) -> Tensor:
+    def backward_mean(self, z_t: Tensor, t: int, classes: np.ndarray | None) -> Tensor:
         """Return the mean of p(z_s | z_t), given classes (B,), if any."""
         gamma_s, gamma_t = self.gammas[t - 1], self.gammas[t]
         size = max(1, PIXELS_AT_ONCE // z_t[0, 0].numel())
-        parts = zip(z_t.split(size), repeat(None) if classes is None else classes.split(size), strict=False)
+        parts = [
+            (part, None if classes is None else classes[i * size :][:size]) for i, part in enumerate(z_t.split(size))
+        ]
         eps_hat = torch.cat([self.model.given(given)(part, gamma_t.expand(len(part))) for part, given in parts])
         return reverse_step(z_t, denoise(z_t, eps_hat, gamma_t), torch.zeros_like(z_t), gamma_s, gamma_t)
 

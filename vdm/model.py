@@ -78,6 +78,7 @@ class VDM(nn.Module):
             raise ValueError(f"norm_groups {norm_groups} normalises single numbers of images of 1x1 pixel; lower it")
         self.image_shape = (image_shape[0], image_shape[1], image_shape[2])
         self.num_levels = num_levels
+        self.classes = classes
         self.schedule = build_schedule(schedule, gamma_0, gamma_1)
         self.network = NoisePredictor(
             channels=self.image_shape[0],
@@ -126,12 +127,7 @@ class VDM(nn.Module):
         if any(isinstance(module, nn.Dropout) and module.p and module.training for module in self.modules()):
             raise ValueError("the model is in training mode, with dropout; call its method eval() first")
 
-    @property
-    def classes(self) -> int | None:
-        """The number of classes, or None for a model that takes none."""
-        return self.network.classes
-
-    def given(self, classes: Tensor | None, guidance: float = 1.0) -> PredictNoise:
+    def given(self, classes: Tensor | np.ndarray | Sequence[int] | None, guidance: float = 1.0) -> PredictNoise:
         """Return the noise predictor of images of these classes (B,); None stands for p(x), without a class.
 
         Guidance w gives eps_hat(no class) + w (eps_hat(class) - eps_hat(no class)): 1 is p(x | c), more exaggerates
@@ -139,14 +135,10 @@ class VDM(nn.Module):
         """
         if classes is None:
             return self.network
-        given = partial(self.network, classes=classes)
+        given = partial(self.network, classes=torch.as_tensor(classes, device=self.schedule.gamma_0.device))
         if guidance == 1:
             return given
-
-        def guided(z_t: Tensor, gamma_t: Tensor) -> Tensor:
-            return torch.lerp(self.network(z_t, gamma_t), given(z_t, gamma_t), guidance)
-
-        return guided
+        return lambda z_t, gamma_t: torch.lerp(self.network(z_t, gamma_t), given(z_t, gamma_t), guidance)
 
     def forward(
         self,

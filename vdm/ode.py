@@ -78,8 +78,7 @@ def evaluate_ode(
         images = np.array(pixels[first : indices.stop])
         model.require_images(images)
         batch = torch.from_numpy(images).repeat_interleave(num_draws, 0)
-        classes = None if labels is None else torch.from_numpy(labels[first : indices.stop].repeat(num_draws))
-        given = model.given(None if classes is None else classes.to(like.device))
+        given = model.given(None if labels is None else labels[first : indices.stop].repeat(num_draws))
         draws, probes = (
             torch.from_numpy(values).to(like.device)
             for values in dequantisation_draws(seed, indices, num_draws, num_probes, model.image_shape)

@@ -14,7 +14,7 @@ product depends on the batch size or on the number of threads, as in float32.
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -76,7 +76,7 @@ def decode(model: VDM, steps: Iterable[Step]) -> Tensor:
 
 @torch.no_grad()
 def trajectory(
-    model: VDM, indices: Iterable[int], solver: Solver, *, seed: int, classes: Tensor | None = None
+    model: VDM, indices: Iterable[int], solver: Solver, *, seed: int, classes: Sequence[int] | None = None
 ) -> Iterator[Step]:
     """Yield the steps on the way to the images with these indices, from noise to z_0, given their classes (N,), if any.
 
@@ -114,7 +114,7 @@ def fill_in(
     *,
     seed: int,
     repeats: int,
-    classes: Tensor | None = None,
+    classes: Sequence[int] | None = None,
 ) -> Iterator[Step]:
     """Yield the steps on the way to images that have the pixels `known` (C,H,W) except where `missing` (H,W) is true.
 

@@ -2,6 +2,7 @@
 
 import logging
 import shlex
+from itertools import count, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -147,15 +148,9 @@ def timesteps(text: str) -> list[int | None]:
 def classify(
     images: Annotated[Path, typer.Argument(help="An image set, a folder of pictures, a picture, or an .npy file.")],
     model: ModelArgument = None,
-    split: Annotated[
-        Split | None, typer.Option(help="Of an image set: train, validation or test.", show_default="test")
-    ] = None,
-    times: Annotated[
-        int | None, typer.Option(min=2, help="Noise levels per image and class. [default: evaluate.class_times]")
-    ] = None,
+    split: SplitOption = "test",
+    times: Annotated[int | None, typer.Option(help="Noise levels per class. [default: evaluate.class_times]")] = None,
     until_sure: Annotated[bool, typer.Option("--until-sure", help=SURE_HELP)] = False,
-    seed: Annotated[int | None, typer.Option(help="Seed of times and noise. [default: evaluate.seed]")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N. [default: evaluate.device]")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Classify images by their likelihood given each class (parameters `evaluate:`).
@@ -163,28 +158,22 @@ def classify(
     The margin is the difference of the two highest log-likelihoods, in nats, with its standard error over times and
     noise, which are the same for all classes. All classes are equally likely at first.
     """
-    options = {"class_times": times, "seed": seed, "device": device}
-    settings = override(parameters().evaluate, {name: value for name, value in options.items() if value is not None})
-    folder = model_folder(model)
+    settings, folder = override(parameters().evaluate, {"class_times": times} if times else {}), model_folder(model)
     from flows.commands.summary import table
     from flows.compression.images import open_images
     from flows.core.checkpoint import load_model
     from flows.evaluation.classifying import classify
     from flows.evaluation.results import with_error
 
-    pixels = open_images(images, split, load_model(folder), folder).array
+    of_set = split if (images / "dataset.json").exists() else None
+    pixels = open_images(images, of_set, load_model(folder), folder).array
     found = classify(settings, pixels, model=folder, until_sure=until_sure)
-    rows = [
-        (
-            str(image.image),
-            image.name or str(image.best),
-            f"{image.probabilities[image.best]:.4f}",
-            with_error(image.margin, image.margin_standard_error, ".2f"),
-            str(image.times),
-        )
-        for image in found.images
-    ]
-    say_result(found.model_dump(), table(("image", "class", "probability", "margin, nats", "times"), rows), as_json)
+    names = found.names or map(str, found.best)
+    probabilities = (f"{each[best]:.4f}" for each, best in zip(found.probabilities, found.best, strict=True))
+    margins = map(with_error, found.margin, found.margin_standard_error, repeat(".2f"))
+    rows = zip(map(str, count()), names, probabilities, margins, map(str, found.times), strict=False)
+    header = ("image", "class", "probability", "margin, nats", "times")
+    say_result(found.model_dump(), table(header, list(rows)), as_json)
 
 
 @commands.command()

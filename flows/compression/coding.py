@@ -94,9 +94,8 @@ def unpacked(content: bytes, name: str) -> tuple[Header, str, int]:
     end = START_BYTES + int.from_bytes(length)
     try:
         values = msgpack.unpackb(content[START_BYTES:end])
-        if len(values) > len(Header.model_fields):
-            raise ValueError("more values than fields")
-        header = Header.model_validate(dict(zip(Header.model_fields, values, strict=False)))
+        values += [False] * (len(values) < len(Header.model_fields))  # the last one, if it was left out
+        header = Header.model_validate(dict(zip(Header.model_fields, values, strict=True)))
     except (ValueError, TypeError) as error:  # pydantic's error is a ValueError, too
         raise UserError(f"{name}: its header is damaged or cut short; get the file again", Exit.MISSING) from error
     return header, content[5 : START_BYTES - 1].hex(), end
@@ -132,8 +131,6 @@ class Coding:
         self.num_evaluations = self.num_modelled * header.num_timesteps
         """The evaluations of the network that encode all images, or decode them."""
         try:
-            if header.classes and vdm.classes is None:
-                raise ValueError("the file has classes, and the model has none")
             self.coarse, self.fine = (Codec(vdm, header.num_timesteps, cells) for cells in (COARSE_CELLS, CELLS))
         except ValueError as error:
             reason = f"a code in {header.num_timesteps} steps is not possible: {error}"

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Class = int | Literal["class"] | None
-"""One class for all images, the class of each image, or no class."""
+Classes = Sequence[int | Literal["class"] | None]
+"""What an image is given in each of several evaluations: the same class as all others, its own class, or none."""
 
 
 def measure(
@@ -84,7 +84,7 @@ def other_splits(settings: "Evaluate", tested: BoundMetrics, *, model: Path, ima
 
     A model that was fitted to the validation images has no figure of them.  Raises what `measure` raises.
     """
-    classes: list[Class] = ["class" if tested.given == "class" else None]
+    classes: Classes = ["class" if tested.given == "class" else None]
     training = figures(*evaluate_split(settings, model, images, "train", classes, tested.num_images))
     found: dict[str, Any] = {"training": training}
     if len(load_images(images).validation) and tested.fitted_to != BOTH:
@@ -97,12 +97,7 @@ def other_splits(settings: "Evaluate", tested: BoundMetrics, *, model: Path, ima
 
 
 def evaluate_split(
-    settings: "Evaluate",
-    model: Path,
-    images: Path,
-    split: Split,
-    classes: Sequence[Class],
-    num_images: int | None = None,
+    settings: "Evaluate", model: Path, images: Path, split: Split, classes: Classes, num_images: int | None = None
 ) -> list[Evaluation]:
     """Return the bound of `num_images` images of a split once for each of `classes`, at the same times and noise.
 
@@ -128,25 +123,19 @@ def evaluate_split(
 
 
 def evaluate_part(
-    settings: "Evaluate",
-    model: Path,
-    images: Path,
-    split: Split,
-    classes: Sequence[Class],
-    num_images: int | None,
-    parts: list[range],
+    settings: "Evaluate", model: Path, images: Path, split: Split, given: Classes, most: int | None, parts: list[range]
 ) -> list[np.ndarray]:
-    """Return the terms of the images of this process for each of `classes`, see `vdm.evaluation.image_terms`."""
+    """Return the terms of the images of this process for each of `given`, see `vdm.evaluation.image_terms`."""
     from flows.training.distributed import local_rank
 
     rank = local_rank()
     device = find_device(settings.device, len(parts), rank)
-    vdm, pixels = load_fitting(model, images, device, split, num_images)
+    vdm, pixels = load_fitting(model, images, device, split, most)
     options = settings.model_dump(include={"seed", "times_per_image", "num_timesteps", "batch_size"})
     options |= {"precision": find_precision(settings.precision, device), "progress": bar("evaluating", shown=rank == 0)}
-    compile_long_work(vdm, len(classes) * len(parts[rank]) * settings.times_per_image // settings.batch_size)
-    own = spread(classes_of(images, split, model), num_images) if "class" in classes else None
-    labels = [np.full(len(pixels), each) if isinstance(each, int) else own if each else None for each in classes]
+    compile_long_work(vdm, len(given) * len(parts[rank]) * settings.times_per_image // settings.batch_size)
+    own = spread(classes_of(images, split, model), most) if "class" in given else None
+    labels = [np.full(len(pixels), each) if isinstance(each, int) else own if each else None for each in given]
     return [image_terms(vdm, pixels, parts[rank], labels=each, **options) for each in labels]
 
 

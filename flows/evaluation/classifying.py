@@ -21,26 +21,19 @@ MOST_DOUBLINGS = 4
 """How often an image that is not sure gets twice as many noise levels."""
 
 
-class ClassifiedImage(Document):
-    """An image: the log-likelihood given each class, up to a constant and at most the true one, and what follows.
+class Classification(Document):
+    """Lists with an entry for each image: its best class, and the log-likelihood given each class, up to a constant.
 
-    The classes are equally likely at first.  The margin between the two best classes is in nats, as the likelihoods.
+    The classes are equally likely at first.  The margin between the two best ones is in nats, as the likelihoods.
     """
 
-    image: Count
-    best: Count
-    name: str | None
-    times: Count
-    margin: Figure
-    margin_standard_error: Figure
-    log_likelihoods: list[Figure]
-    probabilities: list[Figure]
-
-
-class Classification(Document):
-    """The most likely class of each image, at common noise levels and with common noise for all classes."""
-
-    images: list[ClassifiedImage]
+    best: list[Count]
+    names: list[str] | None
+    times: list[Count]
+    margin: list[Figure]
+    margin_standard_error: list[Figure]
+    log_likelihoods: list[list[Figure]]
+    probabilities: list[list[Figure]]
     seed: Count
     num_timesteps: Count | None
     model_sha256: Sha256
@@ -50,31 +43,30 @@ def classify(settings: "Evaluate", pixels: np.ndarray, *, model: Path, until_sur
     """Classify images (N,C,H,W) of the model at `class_times` noise levels each.
 
     With `until_sure`, each image whose two best classes are less than `SURE` standard errors apart is classified anew
-    at twice as many, up to `MOST_DOUBLINGS` times.  Raises UserError (exit 2) for a model
-    without classes, and what `load_model` raises.
+    at twice as many, up to `MOST_DOUBLINGS` times.  Raises UserError (exit 2) for a model without classes, and what
+    `load_model` raises.
     """
     given_class(model, "class")
-    names, device = read_description(model).get("class_names"), find_device(settings.device)
-    vdm = load_model(model, device)
+    vdm = load_model(model, device := find_device(settings.device))
     options: dict[str, Any] = settings.model_dump(include={"seed", "num_timesteps", "batch_size"})
     options["precision"] = find_precision(settings.precision, device)
 
     def found(share: range, times: int) -> Classified:
         return classified(class_losses(vdm, pixels, share, times_per_image=times, **options))
 
-    result, spent = found(range(len(pixels)), settings.class_times), np.full(len(pixels), settings.class_times)
+    result, times = found(range(len(pixels)), settings.class_times), np.full(len(pixels), settings.class_times)
     for _ in range(MOST_DOUBLINGS if until_sure else 0):
         unsure = np.flatnonzero(result.margin < SURE * result.margin_standard_error)
-        spent[unsure] *= 2
+        times[unsure] *= 2
         for image in unsure.tolist():
-            result = result.replaced(image, found(range(image, image + 1), int(spent[image])))
-    columns = result.best, spent, result.margin, result.margin_standard_error, result.log_likelihoods
-    rows = zip(*(column.tolist() for column in (*columns, result.probabilities)), strict=True)
-    keys = ("best", "times", "margin", "margin_standard_error", "log_likelihoods", "probabilities")
-    images = [dict(zip(keys, row, strict=True)) | {"image": number} for number, row in enumerate(rows)]
+            for whole, one in zip(result, found(range(image, image + 1), int(times[image])), strict=True):
+                whole[image] = one[0]
+    columns = {"times": times, "best": result.best, "probabilities": result.probabilities, **result._asdict()}
+    names, best = read_description(model).get("class_names"), result.best.tolist()
     return Classification(
-        images=[ClassifiedImage(**image, name=names[image["best"]] if names else None) for image in images],
+        names=[names[number] for number in best] if names else None,
         seed=settings.seed,
         num_timesteps=settings.num_timesteps,
         model_sha256=model_sha256(model),
+        **{key: columns[key].tolist() for key in columns.keys() & Classification.model_fields.keys()},
     )

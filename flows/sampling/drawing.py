@@ -57,15 +57,12 @@ def draw_share(vdm: VDM, settings: "Sample", share: range, *, shown: bool = True
 def drawing(vdm: VDM, settings: "Sample") -> Steps:
     """Return the function from indices to the steps of `vdm.sampling.trajectory`."""
     solver = solver_of(settings, vdm)
-    return lambda batch: trajectory(vdm, batch, solver, seed=settings.seed, classes=in_turn(settings, batch, vdm))
+    return lambda batch: trajectory(vdm, batch, solver, seed=settings.seed, classes=in_turn(settings.classes, batch))
 
 
-def in_turn(settings: "Sample", indices: range, vdm: VDM) -> torch.Tensor | None:
-    """Return the classes of the images with these indices, (N,): those of the settings over and over."""
-    if settings.classes is None:
-        return None
-    chosen = [settings.classes[index % len(settings.classes)] for index in indices]
-    return torch.tensor(chosen, device=vdm.schedule.gamma_0.device)
+def in_turn(classes: list[int] | None, indices: range) -> list[int] | None:
+    """Return the classes of the images with these indices."""
+    return [classes[index % len(classes)] for index in indices] if classes else None
 
 
 def fill(vdm: VDM, settings: "Sample", known: torch.Tensor, missing: torch.Tensor) -> np.ndarray:
@@ -81,7 +78,7 @@ def filling(vdm: VDM, settings: "Sample", known: torch.Tensor, missing: torch.Te
     """Return the function from indices to the steps of `vdm.sampling.fill_in`."""
     solver = solver_of(settings, vdm)
     fixed = partial(fill_in, vdm, known, missing, solver=solver, seed=settings.seed, repeats=REPEATS)
-    return lambda batch: fixed(batch, classes=in_turn(settings, batch, vdm))
+    return lambda batch: fixed(batch, classes=in_turn(settings.classes, batch))
 
 
 def counted(steps: Iterable[Step], progress: Iterator[int]) -> Iterator[Step]:

@@ -40,7 +40,8 @@ parameters. The weights are the moving average {kept}.
 | data | {name} ({homepage}), licence: {licence} |
 | images | {num_train} training, {num_validation} validation and {num_test} test images; split: {split} |
 | fitted to | {fitted_to} |
-{conditioned}| transforms | {transforms} |
+| conditioned on | {conditioned} |
+| transforms | {transforms} |
 | data sha256 | `{data_sha256}` |
 | model sha256 | `{model_sha256}` |
 | last training loss | {bpd:.4f} bits/dim, a mean over the last steps up to {step} |
@@ -106,13 +107,13 @@ def register(
 
 
 def conditioned_on(trained: Path, train: "Train") -> str:
-    """Return the row of the card about the classes of a model; "" if it has none."""
+    """Return what the model is given of an image, for the card."""
     stated = read_description(trained)
     if (count := stated["model"].get("classes")) is None:
-        return ""
-    names = f": {markdown(', '.join(stated['class_names']))}" if stated.get("class_names") else ""
-    how = f"left out for {train.class_dropout:.0%} of the training images; labels sha256 `{stated['labels_sha256']}`"
-    return f"| conditioned on | one of {count} classes{names}; {how} |\n"
+        return "nothing"
+    names = "".join(f", {markdown(name)}" for name in stated.get("class_names") or [])
+    digest = stated["labels_sha256"]
+    return f"its class, one of {count}{names}; left out in {train.class_dropout:.0%} of training; labels `{digest}`"
 
 
 def require_inputs(trained: Path, model: "Model", train: "Train", image_set: ImageSet, images: Path) -> None:

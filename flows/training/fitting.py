@@ -115,12 +115,7 @@ def validation_of(
 
 
 def run_digest(
-    config: dict[str, Any],
-    train: "Train",
-    settings: TrainingSettings,
-    device: torch.device,
-    data: str,
-    **classes: Any,
+    config: dict[str, Any], train: "Train", settings: TrainingSettings, device: torch.device, data: str, **classes: Any
 ) -> str:
     """Return the name of the run: a digest of everything that its result depends on."""
     conditions = {"device": device.type, "processes": process()[1], **train.model_dump(include=OF_THE_RESULT)}

@@ -128,7 +128,9 @@ def test_machines_on_which_auto_has_another_meaning_are_refused(
     monkeypatch.setattr(fitting, "data_sha256", Mock(return_value="a"))
     monkeypatch.setattr(fitting, "gather", lambda name: [name, "of another machine"])
     with pytest.raises(UserError, match=r"differ in .* train\.precision: auto and train\.compile: auto") as raised:
-        fitting.train_here(Mock(classes=None), parameters(), images=tmp_path, out=tmp_path, curves=tmp_path / "c", runs=tmp_path)
+        fitting.train_here(
+            Mock(classes=None), parameters(), images=tmp_path, out=tmp_path, curves=tmp_path / "c", runs=tmp_path
+        )
     assert raised.value.code is Exit.USAGE
 
 
