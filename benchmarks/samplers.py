@@ -1,10 +1,14 @@
 """Measure the quality of samples against their cost: samplers x numbers of steps, on a reproduced project.
 
+With --guidance, the default sampler draws from a model with classes, at each guidance, the classes of the test images
+in turn, and --plot draws precision and recall over the guidance.
+
 Run in a folder in which `dvc repro` has made data/images, models/vdm and models/features.  All rows but one have the
 same seed, and so the same noise z_1; that one shows what the seed changes.  --plot FILE draws the Frechet distance over
 the number of steps.
 
-    python -m benchmarks.samplers [--images 4000] [--steps 10 25 50] [--reference-steps 1000] [--plot FILE] [--json]
+    python -m benchmarks.samplers [--images 4000] [--steps 10 25 50] [--reference-steps 1000] [--guidance 1 2]
+                                  [--plot FILE] [--json]
 """
 
 import argparse
@@ -23,6 +27,7 @@ from flows.core import layout
 from flows.core.checkpoint import load_model
 from flows.core.params import Sample
 from flows.core.params_file import read_params
+from flows.images.labels import classes_of
 from flows.images.store import load_images
 from flows.quality.distances import frechet_distance, kernel_distance, precision, recall, with_error
 from flows.quality.features import embed, load_features
@@ -33,6 +38,8 @@ Row = dict[str, Any]
 
 def rows(chosen: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
     """Return the name of every row and what it changes of the parameters `sample:`."""
+    if chosen.guidance:
+        return [(f"guidance {each:g}", {"guidance": each}) for each in chosen.guidance]
     grid = [(name, steps, {}) for name in SOLVERS for steps in chosen.steps]
     few = chosen.steps[len(chosen.steps) // 2]
     best = "sde-dpm-solver++"
@@ -65,7 +72,11 @@ def measure(
         of = partial(lambda chosen, distance: distance(drawn[chosen]), distance=distance)
         estimate = with_error(of, len(drawn), resamples, 0)
         figures |= {name: estimate.value, f"{name}_standard_error": estimate.standard_error}
-    return figures | {"precision": precision(training)(drawn), "recall": recall(training)(drawn)}
+    for name, share in (("precision", precision(training)), ("recall", recall(training))):
+        of = partial(lambda chosen, share: share(drawn[chosen]), share=share)
+        estimate = with_error(of, len(drawn), resamples, 0)
+        figures |= {name: estimate.value, f"{name}_standard_error": estimate.standard_error}
+    return figures
 
 
 def plot(path: Path, table: list[Row], held_out: float) -> None:
@@ -79,24 +90,40 @@ def plot(path: Path, table: list[Row], held_out: float) -> None:
         axes.axhline(held_out, color="gray", linestyle="--", label="held-out images")
 
 
+def plot_guidance(path: Path, table: list[Row], guidance: list[float], held_out: Row) -> None:
+    """Draw precision and recall over the guidance."""
+    with chart(path, xlabel="guidance", ylabel="share of images", ylim=(0, 1)) as axes:
+        for name, color in (("precision", "C0"), ("recall", "C1")):
+            values, errors = ([row[key] for row in table] for key in (name, f"{name}_standard_error"))
+            axes.errorbar(guidance, values, errors, label=name, marker="o", capsize=3, color=color)
+            axes.axhline(held_out[name], color=color, linestyle="--", label=f"{name} of held-out images")
+
+
 def main() -> None:
     options = new_parser(__doc__)
     options.add_argument("--images", type=positive, default=4000, help="samples per row")
     options.add_argument("--steps", type=positive, nargs="+", default=[10, 25, 50])
     options.add_argument("--reference-steps", type=positive, default=1000, help="steps of the ancestral reference")
+    options.add_argument("--guidance", type=float, nargs="+", default=[], help="of a model with classes")
     options.add_argument("--plot", type=picture, help="a .png or .svg file")
     chosen = options.parse_args()
     with explained(options):
         sample = read_params(layout.PARAMS).sample.model_copy(update={"num_images": chosen.images})
         network, _, digest = load_features(layout.FEATURES, torch.device("cpu"))
         image_set, model = load_images(layout.IMAGES), load_model(layout.REGISTERED)
+        if chosen.guidance:
+            classes = classes_of(layout.IMAGES, "test", layout.REGISTERED).tolist()
+            sample = sample.model_copy(update={"classes": classes})
     training, test = embed(network, image_set.train), embed(network, image_set.test)
     table = [
         {"sampler": name, **measure(changes, sample, model, network, training, 20)}
         for name, changes in tqdm(rows(chosen), disable=None)
     ]
     held_out = frechet_distance(training)(test)
-    if chosen.plot:
+    if chosen.plot and chosen.guidance:
+        shares = {"precision": precision(training)(test), "recall": recall(training)(test)}
+        plot_guidance(chosen.plot, table, chosen.guidance, shares)
+    elif chosen.plot:
         plot(chosen.plot, table, held_out)
     figures = {"features_sha256": digest, "num_images": chosen.images, "held_out_fd": held_out, "rows": table}
     show(figures, as_json=chosen.json)

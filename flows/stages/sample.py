@@ -58,7 +58,7 @@ def sample(
 
 
 def tables_and_pictures(
-    drawn: np.ndarray, neighbours: pd.DataFrame, image_set: ImageSet, classes: list[int] | None
+    drawn: np.ndarray, neighbours: pd.DataFrame, image_set: ImageSet, classes: list[int] | None = None
 ) -> dict[str, bytes]:
     """Return the content of the files about the samples except the metrics, by name."""
     shown = drawn[:MOST_SHOWN]
