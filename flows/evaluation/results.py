@@ -32,6 +32,7 @@ class Metrics(Document):
     num_images: Count | None = None
     data_sha256: Sha256 | None = None
     model_sha256: Sha256 | None = None
+    given: Given = "nothing"
 
 
 class Environment(Document):
@@ -107,7 +108,6 @@ class BoundMetrics(Metrics):
     training: SplitFigures | None = None
     generalisation_gap_bpd: Figure = None
     generalisation_gap_standard_error: Figure = None
-    given: Given = "nothing"
     classes: ClassFigures | None = None
 
 
@@ -131,7 +131,6 @@ class OdeMetrics(Metrics):
     dequantisation: Dequantisation
     tolerance: Number
     batch_size: Count
-    given: Given
 
 
 class SamplerSettings(Document):

@@ -48,7 +48,6 @@ def likelihoods(metrics: Metrics) -> dict[str, str]:
             found[name] = figure(split.bpd, split.bpd_standard_error)
     if of := bound.classes:
         found |= {"without the class": figure(of.without.bpd, of.without.bpd_standard_error)}
-        found |= {"accuracy of the classes": figure(of.accuracy, of.accuracy_standard_error)}
     if bound.training:
         gap = figure(bound.generalisation_gap_bpd, bound.generalisation_gap_standard_error)
         found[f"{bound.split} - training images"] = gap
