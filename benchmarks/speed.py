@@ -115,7 +115,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     options.add_argument("--device", type=device_name, default="auto", help="auto, cpu, cuda or cuda:N")
     options.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto", help="of ours")
     options.add_argument("--seconds", type=duration, default=20.0, help="seconds to measure, after the first steps")
-    options.add_argument("--compile", default="auto", choices=["auto", "true", "false"], help="of train")
+    compiled = ["auto", "true", "false", "graphs"]
+    options.add_argument("--compile", default="auto", choices=compiled, help="of train; true: also of the others")
     options.add_argument("--activation-checkpointing", action="store_true", help="of train")
     options.add_argument("--accumulation", type=positive, help="of train")
     options.add_argument("--num-devices", type=positive, help="of train: cards or, on a CPU, processes")
@@ -220,7 +221,7 @@ def settings_of(chosen: argparse.Namespace, problem: Problem, device: torch.devi
     return replace(
         resolve(problem.params.train, device),
         precision=find_precision(chosen.precision, device),
-        compile=find_compile({"true": True, "false": False}.get(chosen.compile, "auto"), device),
+        compile=find_compile({"true": True, "false": False}.get(chosen.compile, chosen.compile), device),
         batch_size=chosen.batch_size or problem.params.train.batch_size,
         activation_checkpointing=chosen.activation_checkpointing,
         accumulation=chosen.accumulation or problem.params.train.accumulation,
@@ -233,11 +234,19 @@ def trainer_of(problem: Problem, settings: TrainingSettings, device: torch.devic
     return Trainer(VDM(**problem.model).to(device), problem.images.to(device), settings)
 
 
+def model_of(chosen: argparse.Namespace, problem: Problem, device: torch.device) -> VDM:
+    """Return a model to evaluate or to sample from, compiled with `--compile true`."""
+    model = VDM(**problem.model).to(device).eval()
+    if chosen.compile == "true":
+        model.compile_network()
+    return model
+
+
 def evaluating(chosen: argparse.Namespace, problem: Problem, device: torch.device) -> Figures:
     """Return the figures of an evaluation of the bound, with one network evaluation per image."""
     size = chosen.batch_size or problem.params.evaluate.batch_size
     precision = find_precision(chosen.precision, device)
-    model = VDM(**problem.model).to(device).eval()
+    model = model_of(chosen, problem, device)
     images = problem.images[:size].numpy()
     settings = {"times_per_image": 1, "num_timesteps": None, "batch_size": size, "seed": 0, "precision": precision}
     times = clock(lambda: evaluate(model, images, **settings), device, chosen.seconds)
@@ -252,7 +261,7 @@ def evaluating(chosen: argparse.Namespace, problem: Problem, device: torch.devic
 def sampling(chosen: argparse.Namespace, problem: Problem, device: torch.device) -> Figures:
     """Return the figures of sampling with the preset's solver."""
     size, steps = chosen.batch_size or SAMPLED, chosen.num_timesteps
-    model = VDM(**problem.model).to(device).eval()
+    model = model_of(chosen, problem, device)
     changes = {"num_timesteps": steps, "precision": chosen.precision}
     solver = solver_of(problem.params.sample.model_copy(update=changes), model)
     times = clock(lambda: sample(model, range(size), solver, seed=0), device, chosen.seconds)

@@ -1,10 +1,10 @@
-"""Jobs that fail in several processes, which import this module."""
+"""Jobs for several processes, which import this module."""
 
 import time
 
 import torch
 
-from flows.training.distributed import any_process, is_first, local_rank, process_group
+from flows.training.distributed import Poll, any_process, is_first, local_rank, process_group
 
 
 def alone() -> None:
@@ -13,6 +13,23 @@ def alone() -> None:
         if is_first():
             raise OSError(28, "No space left on device", "somewhere")
         any_process(False)
+
+
+def polling() -> tuple[int, int]:
+    """Call a poll until the second process has wanted to stop for a while; return the calls, and how often it asked."""
+    calls, asked, begin = 0, 0, time.monotonic()
+
+    def wants() -> bool:
+        nonlocal asked
+        asked += 1
+        return not is_first() and time.monotonic() - begin > 3
+
+    with process_group(torch.device("cpu")):
+        poll = Poll(wants)
+        while not poll():
+            calls += 1
+            time.sleep(0.001)
+    return calls, asked
 
 
 def full() -> None:

@@ -13,13 +13,15 @@ import torch
 from trainings import SETTINGS, fit, same_bits, start
 
 from flows.core.checkpoint import load_state, save_state
-from vdm.choices import ScheduleKind
+from vdm.choices import Compile, ScheduleKind
 from vdm.errors import TrainingDiverged
 from vdm.model import VDM
 from vdm.training import log as training_log
 from vdm.training.batches import Batch
 from vdm.training.log import TrainingLog
-from vdm.training.trainer import backward
+from vdm.training.settings import TrainingSettings
+from vdm.training.trainer import Trainer, backward
+from vdm.training.validation import Validation
 from vdm.vlb import bits_per_dim, low_discrepancy_times
 
 
@@ -186,21 +188,39 @@ def test_the_losses_do_not_depend_on_how_a_step_is_computed(
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler reads it
 @pytest.mark.processes
+@pytest.mark.parametrize("choice", [True, "graphs"])
 def test_a_compiled_step_in_bfloat16_follows_the_eager_float32_loss(
-    tiny_model: Callable[..., VDM], digits: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    choice: Compile, tiny_model: Callable[..., VDM], digits: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """So does the validation, which calls the compiled network of averaged weights."""
+    from torch._dynamo import reset
     from torch._dynamo.utils import counters  # loads the compiler, which takes every pytest process a second
 
+    reset()
     settings = SETTINGS | {"steps": 3, "log_every": 1}
-    eager = fit(tiny_model(), digits, **settings).records
     # The graphs of the loss and of its gradient run without inductor's code, which takes 20 s to compile.
     compile_fast = partial(torch.compile, backend="aot_eager")
     monkeypatch.setattr(torch, "compile", lambda function, *, dynamic, mode=None: compile_fast(function))
     counters.clear()
-    compiled = fit(tiny_model(), digits, **settings | {"compile": True, "precision": "bfloat16"}).records
-    assert counters["stats"]["unique_graphs"] > 0  # steps that are not compiled would follow the loss, too
-    for record, expected in zip(compiled, eager, strict=True):
+    changes = {"compile": choice, "precision": "bfloat16", "accumulation": 2}
+    options: dict[str, Any] = {"every_steps": 3, "times_per_image": 2, "batch_size": 8, "seed": 0}
+    eager, compiled = (
+        Trainer(
+            tiny_model(),
+            torch.from_numpy(digits),
+            TrainingSettings(**settings | more),
+            Validation(digits[:4], **options, keep="last", patience=None, precision=precision),
+        )
+        for more, precision in (({}, "float32"), (changes, "bfloat16"))
+    )
+    for step in range(3):
+        expected, record = eager.step(), compiled.step()
+        assert expected is not None
+        assert record is not None
         assert record.bpd == pytest.approx(expected.bpd, rel=0.02)  # bfloat16 has 8 bits of mantissa
+        assert counters["stats"]["unique_graphs"] == 1 + (step == 2)  # what is not compiled would follow the loss, too
+    assert record.validation_bpd == pytest.approx(expected.validation_bpd, rel=0.02)
+    assert record.validation_bpd != expected.validation_bpd
 
 
 def test_a_batch_that_cannot_be_split_is_refused(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:

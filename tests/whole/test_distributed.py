@@ -107,7 +107,7 @@ def continued(project: Project, process: subprocess.Popen[str], undisturbed: byt
 def test_a_group_that_dies_or_of_which_one_is_stopped_continues_under_torchrun(
     project: Project, undisturbed: bytes
 ) -> None:
-    """One run is ended by a process that dies, and by SIGTERM to one process."""
+    """One run is ended by a process that dies, and by SIGTERM to one process.  It ends with its images on the host."""
     project.edit("params.yaml", **{"max_restarts: 3": "max_restarts: 0"})
     process = start(project)
     wait_for_step(project, process, 5)
@@ -128,7 +128,9 @@ def test_a_group_that_dies_or_of_which_one_is_stopped_continues_under_torchrun(
     assert "torch/distributed" not in errors  # the agent adds no output
     assert re.match(r"vdmctl: stopped at step \d+ of 30; run again to continue", errors.splitlines()[-1])
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "flows.cli", "train"]
+    project.edit("params.yaml", **{"images_on: auto": "images_on: host"})  # which changes no byte
     continued(project, start(project, *torchrun), undisturbed)
+    project.edit("params.yaml", **{"images_on: host": "images_on: auto"})
 
 
 def test_a_group_stopped_while_it_starts_ends_as_resumable(project: Project) -> None:
@@ -233,6 +235,16 @@ def test_an_error_that_no_restart_would_cure_leaves_nobody_waiting(
 ) -> None:
     with patch.dict(os.environ), pytest.raises(error, match=reason):
         launch(job, num_processes=2)
+
+
+def test_processes_ask_about_once_a_second_whether_to_stop_and_stop_together() -> None:
+    begin = time.monotonic()
+    with patch.dict(os.environ):
+        (calls, asked), other = launch(jobs.polling, num_processes=2)
+    assert other == (calls, asked)
+    assert calls > 100
+    assert asked < 25  # 1, 2, 4 calls and so on up to a second of them
+    assert time.monotonic() - begin < 60
 
 
 def test_two_processes_draw_and_evaluate_as_one(tmp_path: Path) -> None:
