@@ -212,10 +212,10 @@ class Codec:
         """Return the mean of p(z_s | z_t), given classes (B,), if any."""
         gamma_s, gamma_t = self.gammas[t - 1], self.gammas[t]
         size = max(1, PIXELS_AT_ONCE // z_t[0, 0].numel())
-        parts = [
-            (part, None if classes is None else classes[i * size :][:size]) for i, part in enumerate(z_t.split(size))
-        ]
-        eps_hat = torch.cat([self.model.given(given)(part, gamma_t.expand(len(part))) for part, given in parts])
+        eps_hat = torch.empty_like(z_t)
+        for part in (slice(first, first + size) for first in range(0, len(z_t), size)):
+            predict_noise = self.model.given(None if classes is None else classes[part])
+            eps_hat[part] = predict_noise(z_t[part], gamma_t.expand(len(z_t[part])))
         return reverse_step(z_t, denoise(z_t, eps_hat, gamma_t), torch.zeros_like(z_t), gamma_s, gamma_t)
 
     def push_pixels(self, coder: Coder, pixels: np.ndarray, z_0: Tensor) -> None:

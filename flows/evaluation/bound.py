@@ -19,12 +19,12 @@ from flows.core.device import compile_long_work, find_device, find_precision, pr
 from flows.core.errors import Exit, UserError
 from flows.core.files import file_sha256, written_last
 from flows.evaluation.results import BOTH, BoundMetrics, ClassFigures, Environment, SplitFigures, finite_or_none
-from flows.images.labels import classes_of, described, given_class
+from flows.images.labels import classes_of, given_class
 from flows.images.store import ImageSet, data_sha256, load_images, require_levels, spread
 from flows.process.progress import bar
 from vdm.choices import Split
 from vdm.classification import classified
-from vdm.evaluation import Evaluation, image_terms, paired_difference, shares, standard_error, terms_of_set
+from vdm.evaluation import Evaluation, image_terms, shares, standard_error, terms_of_set
 from vdm.model import VDM
 
 if TYPE_CHECKING:
@@ -147,13 +147,14 @@ def class_figures(
     At most `class_images` images are classified.  The others have NaN in these columns, (N,) each.  Raises what
     `evaluate_split` raises.
     """
-    stated, gain = read_description(model), paired_difference(given.bpd, without.bpd, confidence=0.95)
+    num_classes = read_description(model)["model"]["classes"]
+    gain = without.bpd - given.bpd
     numbers = spread(np.arange(len(given.bpd)), settings.class_images)
     found: dict[str, Any] = {"num_classified": len(numbers), "class_times": settings.class_times}
     columns = {"without_bpd": without.bpd}
     if len(numbers):
         settings = settings.model_copy(update={"times_per_image": settings.class_times})
-        each = evaluate_split(settings, model, images, split, range(stated["model"]["classes"]), len(numbers))
+        each = evaluate_split(settings, model, images, split, range(num_classes), len(numbers))
         nats = load_images(images).train[0].size * math.log(2)
         classes = classified(nats * np.stack([result.draws for result in each]))
         labels = classes_of(images, split, model)
@@ -161,16 +162,14 @@ def class_figures(
         found |= {"accuracy": right.mean(), "accuracy_standard_error": standard_error(right)}
         found |= {"mixture_bpd": mixture.mean(), "mixture_standard_error": standard_error(mixture)}
         found["mixture_bias_bpd"] = classes.mixture_bias.mean() / nats
-        columns["label"] = labels.astype(float)
-        for name, values in (("best", classes.best), ("margin", classes.margin)):
+        for name, values in (("label", labels[numbers]), ("best", classes.best), ("margin", classes.margin)):
             columns[name] = np.full(len(labels), math.nan)
             columns[name][numbers] = values
     return ClassFigures(
-        num_classes=stated["model"]["classes"],
-        labels_sha256=described(images)["labels_sha256"],
+        num_classes=num_classes,
         without=figures(without),
-        gain_bpd=gain.difference,
-        gain_standard_error=gain.standard_error,
+        gain_bpd=gain.mean(),
+        gain_standard_error=standard_error(gain),
         **found,
     ), columns
 

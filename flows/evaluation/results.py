@@ -67,7 +67,6 @@ class ClassFigures(Document):
     """
 
     num_classes: Count
-    labels_sha256: Sha256
     without: SplitFigures
     gain_bpd: Figure
     gain_standard_error: Figure

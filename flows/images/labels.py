@@ -12,7 +12,7 @@ from flows.core.errors import Exit, UserError
 from flows.core.escaping import listed
 from flows.core.files import file_sha256
 from flows.images import store
-from flows.images.store import DESCRIPTION, load_images, load_labels, present
+from flows.images.store import DESCRIPTION, SPLITS, load_images, load_labels, present
 from vdm.choices import Given
 
 
@@ -23,8 +23,7 @@ def number_of_classes(images: Path, wanted: int | Literal["auto"] | None) -> int
     """
     if wanted is None:
         return None
-    splits = present(store.read_description(images / DESCRIPTION))
-    found = 1 + max(int(classes_of(images, split, None).max(initial=0)) for split in splits)
+    found = 1 + max(int(classes_of(images, split, None).max(initial=0)) for split in SPLITS)
     if wanted != "auto" and found > wanted:
         raise UserError(f"{images} has {found} classes, but model.classes is {wanted}; set it to auto", Exit.USAGE)
     return found if wanted == "auto" else wanted
@@ -49,19 +48,21 @@ def classes_of(images: Path, split: str, model: Path | None) -> np.ndarray:
     fit the images.
     """
     found, count = load_labels(images, split), len(getattr(load_images(images), split))
+    if not count:
+        return np.zeros(0, np.int64)
     if found is None:
         advice = "set model.classes to null; a model with classes is evaluated without them by --given nothing"
         raise UserError(f"{images} has no labels of its {split} images, which classes need; {advice}", Exit.USAGE)
-    if found.shape != (count,) or found.dtype.kind not in "ui" or (count and found.min() < 0):
+    if found.shape != (count,) or found.dtype.kind not in "ui" or found.min() < 0:
         reason = f"{found.dtype} of shape {found.shape}, not a class from 0 for each of {count} images"
         raise UserError(f"{images}/{split}_labels.npy: {reason}; run `vdmctl download`", Exit.MISSING)
     if model:
         stated = read_description(model)
         known, count = stated.get("class_names"), stated["model"]["classes"]
         ours = store.read_description(images / DESCRIPTION).get("class_names")
-        if (known and ours and known != ours) or found.max(initial=0) >= count:
+        if (known and ours and known != ours) or found.max() >= count:
             theirs = listed(known) if known else f"0 to {count - 1}"
-            here = listed(ours) if ours else f"0 to {found.max(initial=0)}"
+            here = listed(ours) if ours else f"0 to {found.max()}"
             raise UserError(f"{images} has other classes than the model: {here}, not {theirs}", Exit.USAGE)
     return np.array(found, np.int64)
 

@@ -15,7 +15,7 @@ from flows.core.checkpoint import arguments_of, inputs_sha256, model_sha256, req
 from flows.core.device import find_compile, find_device, find_precision, keep_on_device, set_backend
 from flows.core.errors import Exit, UserError
 from flows.images.labels import classes_of, described, number_of_classes
-from flows.images.store import ImageSet, data_sha256, load_images
+from flows.images.store import SPLITS, ImageSet, data_sha256, load_images
 from flows.process.ending import on_stop
 from flows.process.locks import claim
 from flows.process.progress import bar
@@ -62,7 +62,9 @@ def train_here(model: "Model", train: "Train", *, images: Path, out: Path, curve
                 folder.mkdir(parents=True, exist_ok=True)
         set_backend(training=True)
         pixels = torch.from_numpy(training_images(image_set, train.images))
-        labels = training_labels(images, image_set, train.images) if stated else {}
+        labels = {split: classes_of(images, split, None) for split in SPLITS} if stated else {}
+        if labels and train.images != "train":
+            labels["train"] = np.concatenate([labels["train"], labels["validation"]])
         bring_to = None if keep_on_device(train.images_on, pixels.nbytes, device) else device
         precision = settings.precision if device.type == "cuda" else "float32"
         validation = validation_of(train, image_set, precision, labels.get("validation"))
@@ -86,13 +88,6 @@ def resolve(train: "Train", device: torch.device) -> TrainingSettings:
 def training_images(image_set: ImageSet, wanted: TrainingImages) -> np.ndarray:
     """Return the images to train on (N,C,H,W)."""
     return image_set.train if wanted == "train" else np.concatenate([image_set.train, image_set.validation])
-
-
-def training_labels(images: Path, image_set: ImageSet, wanted: TrainingImages) -> dict[str, np.ndarray]:
-    """Return the classes of the images to train on, (N,), and those of the validation images, if there are any."""
-    splits = ("train", "validation") if len(image_set.validation) else ("train",)
-    labels = {split: classes_of(images, split, None) for split in splits}
-    return labels | {"train": np.concatenate([*labels.values()])} if wanted != "train" else labels
 
 
 def validation_of(
