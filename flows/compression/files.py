@@ -17,6 +17,7 @@ from flows.core.errors import Exit, UserError
 from flows.core.files import read_bounded, writing
 from flows.core.folders import require_replaceable, writing_folder
 from flows.evaluation.results import Figure
+from flows.images.labels import classes_of
 from flows.process.progress import bar
 from vdm.choices import Split
 from vdm.evaluation import evaluate
@@ -86,6 +87,8 @@ def compress(
     vdm, model_digest = load_model(model, chosen), model_sha256(model)
     with writing(out) as file:  # an unwritable folder is reported before the images are encoded
         images = open_images(source, split, vdm, model)
+        labelled = vdm.classes is not None and (source / f"{split or 'test'}_labels.npy").exists()
+        classes = classes_of(source, split or "test", model) if labelled else None
         pixels = hashlib.sha256(np.ascontiguousarray(images.array).data)
         header = Header(
             num_images=len(images.array),
@@ -93,7 +96,7 @@ def compress(
             batch_size=batch_size,
             pictures=images.pictures,
             **machine_of(chosen),
-            classes=images.classes is not None,
+            classes=classes is not None,
         )
         coding = Coding(deepcopy(vdm).double(), header, packed(header, model_digest))  # before the slow bound
         bound = evaluate(
@@ -103,11 +106,11 @@ def compress(
             num_timesteps=num_timesteps,
             batch_size=BOUND_BATCH,
             seed=0,
-            labels=images.classes,
+            labels=classes,
             progress=bar("evaluating"),
         )
         with bar("compressing")(range(coding.num_evaluations)) as shown:
-            encoded = coding.encode(images.array, pixels.digest(), shown.update, images.classes)
+            encoded = coding.encode(images.array, pixels.digest(), shown.update, classes)
         if verify:
             require_decodable(encoded.content, out, model=model, device=device)
         file.write(encoded.content)

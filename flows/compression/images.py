@@ -12,8 +12,7 @@ from flows.core.errors import Exit, UserError
 from flows.core.files import naming
 from flows.evaluation.bound import kind, require_valid
 from flows.images.folder import ImageFiles
-from flows.images.labels import classes_of
-from flows.images.store import DESCRIPTION, load_images, load_labels, write_array
+from flows.images.store import DESCRIPTION, load_images, write_array
 from vdm.choices import Split
 from vdm.model import VDM
 
@@ -23,29 +22,23 @@ SHADES = {2: np.uint8(255), 4: np.uint8(85), 16: np.uint8(17)}
 
 
 class Images(NamedTuple):
-    """Images to encode: an array (N,C,H,W) uint8, whether they came from pictures, and their classes (N,), if known."""
+    """Images to encode: an array (N,C,H,W) uint8, and whether they came from pictures."""
 
     array: np.ndarray
     num_levels: int
     pictures: bool
-    classes: np.ndarray | None = None
 
 
 def open_images(path: Path, split: Split | None, vdm: VDM, model: Path) -> Images:
     """Return the images in `path`: a split of an image set, a folder of pictures in the order of names, or one file.
-
-    They have classes if the model and the set have some.
 
     Raises UserError: exit 2 for a split of what is not a set, and what the model cannot encode, 4 for images of several
     kinds or of more than 8 bits, 5 for missing and damaged files.
     """
     if (path / DESCRIPTION).exists():
         image_set = load_images(path)
-        chosen = split or "test"
-        require_valid(image_set, path, chosen)
-        known = vdm.classes is not None and load_labels(path, chosen) is not None
-        classes = classes_of(path, chosen, model) if known else None
-        images = Images(getattr(image_set, chosen), image_set.num_levels, False, classes)
+        require_valid(image_set, path, split or "test")
+        images = Images(getattr(image_set, split or "test"), image_set.num_levels, False)
     elif split:
         raise UserError(f"{path} is not an image set, so it has no splits; leave out --split", Exit.USAGE)
     else:
