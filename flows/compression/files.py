@@ -79,6 +79,8 @@ def compress(
 ) -> Compressed:
     """Write the images in `source` (see `open_images`) to the file `out`.  With `verify`, first check that it decodes.
 
+    Images of a set with labels are encoded given their classes if the model has some.
+
     Raises what `open_images` raises, and UserError: exit 2 if the file exists, without `force`, and 5 if it does not
     decode to the images, or if the model's output is not finite.
     """
