@@ -15,8 +15,11 @@ def alone() -> None:
         any_process(False)
 
 
-def polling() -> tuple[int, int]:
-    """Call a poll until the second process has wanted to stop for a while; return the calls, and how often it asked."""
+def polling() -> tuple[int, int, float]:
+    """Call a poll until it says that the second process wants to stop, as it does after three seconds.
+
+    Return the calls, how often the processes asked each other, and the seconds since that process wanted to stop.
+    """
     calls, asked, begin = 0, 0, time.monotonic()
 
     def wants() -> bool:
@@ -29,7 +32,7 @@ def polling() -> tuple[int, int]:
         while not poll():
             calls += 1
             time.sleep(0.001)
-    return calls, asked
+    return calls, asked, time.monotonic() - begin - 3
 
 
 def full() -> None:

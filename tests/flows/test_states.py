@@ -14,6 +14,7 @@ from conftest import TINY
 from project import ROOT
 
 from flows.core.checkpoint import fitted_to, load_model
+from flows.core.device import keep_on_device
 from flows.core.errors import Exit, UserError
 from flows.core.params import Train
 from flows.core.params_file import read_params
@@ -151,7 +152,7 @@ def test_a_run_of_other_inputs_has_another_name(monkeypatch: pytest.MonkeyPatch,
         patch.setattr(runs, "CODE", [*runs.CODE, tmp_path])
         names.append(name())
     assert len(set(names)) == len(names)
-    assert name(checkpoint_every_steps=7, keep_checkpoints=9, max_restarts=0) == names[0]
+    assert name(checkpoint_every_steps=7, keep_checkpoints=9, max_restarts=0, images_on="host") == names[0]
 
 
 def test_the_model_that_is_written_is_the_one_that_is_kept(tmp_path: Path) -> None:
@@ -161,6 +162,14 @@ def test_the_model_that_is_written_is_the_one_that_is_kept(tmp_path: Path) -> No
     written = load_model(tmp_path / "model").network.conv_in.weight
     assert torch.equal(written, kept.network.conv_in.weight)
     assert fitted_to(tmp_path / "model") == "train"
+
+
+def test_images_that_would_fill_half_of_the_card_stay_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 900))
+    card = torch.device("cuda")
+    assert [keep_on_device("auto", size, card) for size in (49, 50)] == [True, False]
+    assert [keep_on_device(choice, 99, card) for choice in ("host", "device")] == [False, True]
+    assert keep_on_device("auto", 99, CPU)
 
 
 def test_no_test_image_is_trained_on() -> None:

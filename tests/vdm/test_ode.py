@@ -196,14 +196,13 @@ def test_the_gradients_and_the_precision_of_the_caller_do_not_reach_the_network(
 
 
 def test_one_backward_pass_serves_several_probes_and_changes_nothing(
-    tiny_model: Callable[..., VDM], digits: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Callable[..., VDM], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With room for eight images, two images take 64 probes in 16 passes, and eight images in 64."""
     model, passes = tiny_model(fourier_exponents=[]).double().requires_grad_(False), list[int]()
-    plain = torch.autograd.grad
+    plain, z = torch.autograd.grad, torch.randn(2, 1, 8, 8, dtype=torch.float64)
 
     def counted(*given: Any, **options: Any) -> Any:
-        passes.append(len(given[0]))
+        passes[-1] += 1
         return plain(*given, **options)
 
     def one_step(derivative: Derivative, start: State, times: Tensor) -> State:
@@ -211,7 +210,10 @@ def test_one_backward_pass_serves_several_probes_and_changes_nothing(
         return start[0] + slope, start[1] + growth
 
     monkeypatch.setattr(torch.autograd, "grad", counted)
-    options = {"seed": 0, "num_draws": 1, "num_probes": 0, "dequantisation": "uniform", "batch_size": 8}
-    few, many = (evaluate_ode(model, digits[:size], solve=one_step, **options) for size in (2, 8))  # type: ignore[arg-type]
-    assert (passes.count(2), passes.count(8)) == (16, 64)
-    np.testing.assert_allclose(few, many[:2], rtol=1e-10)
+    found = []
+    for at_once in (1, 5, 64):
+        passes.append(0)
+        options: dict[str, Any] = {"predict_noise": model.network, "solve": one_step, "probes_at_once": at_once}
+        found.append(log_density(z, GAMMA_0, GAMMA_1, basis_probes(z), **options))
+    assert passes == [64, 13, 1]
+    torch.testing.assert_close(found[1:], [found[0]] * 2)

@@ -238,13 +238,12 @@ def test_an_error_that_no_restart_would_cure_leaves_nobody_waiting(
 
 
 def test_processes_ask_about_once_a_second_whether_to_stop_and_stop_together() -> None:
-    begin = time.monotonic()
     with patch.dict(os.environ):
-        (calls, asked), other = launch(jobs.polling, num_processes=2)
-    assert other == (calls, asked)
+        (calls, asked, _), (*other, seconds) = launch(jobs.polling, num_processes=2)
+    assert other == [calls, asked]
+    assert seconds < 10
     assert calls > 100
     assert asked < 25  # 1, 2, 4 calls and so on up to a second of them
-    assert time.monotonic() - begin < 60
 
 
 def test_two_processes_draw_and_evaluate_as_one(tmp_path: Path) -> None:

@@ -253,7 +253,7 @@ def prepare(model: VDM, settings: TrainingSettings) -> torch.nn.Module:
             if isinstance(block, (ResidualBlock, AttentionBlock)):
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
     if settings.compile:
-        # The loss as a whole: its table of reconstruction terms alone has more kernels than a small network.
+        # The loss as a whole: up to a third of a small model's kernels are outside its network.
         mode = "reduce-overhead" if settings.compile == "graphs" else None
         model.terms = torch.compile(model.terms, dynamic=False, mode=mode)  # type: ignore[method-assign]
     return network
