@@ -84,12 +84,12 @@ def class_numbers(text: str, count: int | None, names: Sequence[str] | None) -> 
     Raises UserError (exit 2) for one that is neither a name nor a number below `count`, and for a model without any.
     """
     if count is None:
-        raise UserError("--class: the model has no classes; leave it out, or train with model.classes", Exit.USAGE)
+        raise UserError(f"the model has no classes, such as {text}; train one with model.classes: auto", Exit.USAGE)
     known = {name.lower(): number for number, name in reversed(list(enumerate(names or [])))}
     known = {"none": count} | {str(number): number for number in range(count)} | known
     wanted = [part.strip().lower() for part in text.split(",")]
     if unknown := [part for part in wanted if part not in known]:
         some = f", or by name: {listed(list(names))}" if names else ""
         reason = f"{listed(unknown[:1])} is none of the model's classes, 0 to {count - 1}{some}"
-        raise UserError(f"--class: {reason}; `none` is no class", Exit.USAGE)
+        raise UserError(f"{reason}; `none` is no class", Exit.USAGE)
     return [known[part] for part in wanted]

@@ -59,7 +59,7 @@ def measure(
     memorised, neighbours = memorisation(pictures, image_set, quality)
     metrics = SampleMetrics(
         figures=figures | inception_figures(sample, quality, pictures, image_set.num_levels),
-        by_class=class_figures(embedded, sample.classes, images, quality) if sample.classes else None,
+        by_class=class_figures(embedded, sample.classes, images, digest[:8], quality) if sample.classes else None,
         nearer_than_held_out=memorised.value,
         nearer_than_held_out_standard_error=memorised.standard_error,
         num_images=len(pictures.samples),
@@ -136,7 +136,7 @@ def feature_figures(
 
 
 def class_figures(
-    embedded: list[np.ndarray], classes: list[int], images: Path, quality: "Quality"
+    embedded: list[np.ndarray], classes: list[int], images: Path, name: str, quality: "Quality"
 ) -> dict[str, dict[str, QualityFigure]]:
     """Return the figures within each class that has ten samples, held-out and training images, by its number.
 
@@ -148,7 +148,7 @@ def class_figures(
     for number in np.unique(numbers[0]).tolist():
         parts = [part[of_part == number] for part, of_part in zip(embedded, numbers, strict=True)]
         if min(map(len, parts)) >= FEWEST_COMPARED:
-            found[str(number)] = feature_figures(*parts, name="of_class", quality=quality)
+            found[str(number)] = feature_figures(*parts, name=name, quality=quality)
     return found
 
 

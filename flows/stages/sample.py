@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from flows.core.checkpoint import read_description
 from flows.core.files import written_last
 from flows.evaluation.results import SampleMetrics
-from flows.images.labels import classes_of, given_class
+from flows.images.labels import class_numbers, classes_of, given_class
 from flows.images.store import ImageSet, load_images
 from flows.quality.measuring import measure, require_fitting
 from flows.sampling.drawing import draw
@@ -43,7 +44,9 @@ def sample(
     """
     out.mkdir(parents=True, exist_ok=True)  # an unwritable folder is reported before sampling
     require_fitting(settings, quality, model=model, features=features, images=images)
-    if settings.classes is None and given_class(model, "auto"):
+    if settings.classes is not None:
+        class_numbers(",".join(map(str, settings.classes)), read_description(model)["model"].get("classes"), None)
+    elif given_class(model, "auto"):
         settings = settings.model_copy(update={"classes": classes_of(images, "test", model).tolist()})
     drawn = draw(model, settings)
     metrics, neighbours = measure(settings, quality, drawn, model=model, features=features, images=images)

@@ -216,6 +216,11 @@ def other_names() -> None:
     save_model(Path(MODEL), load_model(Path(MODEL)), TINY | {"classes": 3}, class_names=["cat", "dog", "mouse"])
 
 
+def classes_to_sample(classes: str) -> None:
+    text = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(text.replace("  classes: null         # with", f"  classes: {classes}  # with"))
+
+
 def no_labels() -> None:
     for path in layout.IMAGES.glob("*_labels.npy"):
         path.unlink()
@@ -227,9 +232,9 @@ SAMPLE = ["sample", MODEL, "--out", "drawn.png", "--class"]
 @pytest.mark.parametrize(
     ("change", "command", "code", "message"),
     [
-        (None, [*SAMPLE, "3"], Exit.USAGE, '--class: "3" is none of the model\'s classes, 0 to 2, or by name: "Zero",'),
-        (None, [*SAMPLE, "0,cat"], Exit.USAGE, '--class: "cat" is none of the model\'s classes'),
-        (None, ["sample", PLAIN, "--class", "1"], Exit.USAGE, "--class: the model has no classes"),
+        (None, [*SAMPLE, "3"], Exit.USAGE, '"3" is none of the model\'s classes, 0 to 2, or by name: "Zero",'),
+        (None, [*SAMPLE, "0,cat"], Exit.USAGE, '"cat" is none of the model\'s classes'),
+        (None, ["sample", PLAIN, "--class", "1"], Exit.USAGE, "the model has no classes, such as 1; train one"),
         (
             None,
             ["classify", "data/images", PLAIN],
@@ -255,6 +260,7 @@ SAMPLE = ["sample", MODEL, "--out", "drawn.png", "--class"]
         (many_classes, ["evaluate", MODEL], Exit.USAGE, "has other classes than the model: "),
         (other_names, ["evaluate", MODEL], Exit.USAGE, 'not "cat", "dog", "mouse"'),
         (lambda: edit(classes="2"), ["train"], Exit.USAGE, "data/images has 3 classes, but model.classes is 2"),
+        (lambda: classes_to_sample("[3]"), ["sample"], Exit.USAGE, '"3" is none of the model\'s classes'),
         (lambda: edit(classes="1"), ["train"], Exit.USAGE, "model.classes"),
     ],
 )
