@@ -5,10 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from PIL import Image
 
 from flows.core import layout
+from flows.core.checkpoint import model_sha256, save_model
 from flows.images.store import data_sha256, save_images
 from flows.report.results import Files, Origin
+from vdm.model import VDM
 
 PLACES = Files(
     metrics=layout.METRICS,
@@ -20,9 +24,11 @@ PLACES = Files(
     samples=layout.SAMPLES_ARRAY,
     sample_metrics=layout.SAMPLE_METRICS,
     neighbours=layout.NEIGHBOURS,
+    denoising=layout.DENOISING,
+    model=layout.REGISTERED,
 )
-MODEL = "a" * 64
-ORIGIN = Origin("models/vdm", {"data": {"name": "digits"}, "train": {"betas": [0.9, 0.99]}}, {}, ["make repro"])
+PARAMETERS = {"data": {"name": "digits"}, "train": {"betas": [0.9, 0.99], "batch_size": 12, "keep": "best"}}
+ORIGIN = Origin("models/vdm", PARAMETERS, {}, ["make repro"], "digits, with train.steps 30 instead of 2600")
 BPD = np.linspace(1, 3, 40)
 
 
@@ -31,27 +37,45 @@ def write_results(folder: Path, digits: np.ndarray, **description: Any) -> Files
     files = Files(*(folder / path for path in PLACES if path))
     splits = {"train": digits[:60], "validation": digits[100:110], "test": digits[60:100]}
     save_images(folder / layout.IMAGES, splits, {"name": "digits", "title": "Digits", "num_levels": 17} | description)
+    for split, images in splits.items():
+        np.save(folder / layout.IMAGES / f"{split}_labels.npy", np.arange(len(images)) % 2)
     data = data_sha256(folder / layout.IMAGES)
+    write_model(folder / layout.REGISTERED)
+    model = model_sha256(folder / layout.REGISTERED)
     documents = {
-        layout.METRICS: metrics(data),
+        layout.METRICS: metrics(data, model),
         layout.VALIDATION: validation(data),
-        layout.SAMPLE_METRICS: sample_metrics(data),
+        layout.SAMPLE_METRICS: sample_metrics(data, model),
     }
     tables = {
         layout.PER_IMAGE: "image,bpd\n" + "".join(f"{i},{bpd:.6f}\n" for i, bpd in enumerate(BPD)),
         layout.NOISE_LEVELS: "t,gamma,diffusion_bpd,standard_error\n0.25,-5,1.5,0.1\n0.75,3,2.1,0.2\n",
-        layout.CURVES: "step,bpd,validation_bpd\n10,5.5,nan\n20,2.5,2.6\n30,2.0,2.1\n",
+        layout.CURVES: "step,bpd,validation_bpd,gradient_norm,learning_rate\n"
+        "10,5.5,nan,2.5,0.001\n20,2.5,2.1,1.5,0.002\n30,2.0,2.6,1.0,0.001\n",
         layout.NEIGHBOURS: "sample,train_image,distance\n3,3,0.0\n1,5,0.25\n",
     }
     for path, content in (tables | {path: json.dumps(value) for path, value in documents.items()}).items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(content)
     np.save(folder / layout.SAMPLES_ARRAY, digits[:16])
+    Image.fromarray(np.tile(np.arange(64, dtype=np.uint8), (32, 2))).save(folder / layout.DENOISING)
     return files
 
 
-def metrics(data: str) -> dict[str, Any]:
-    """Return a metrics.json about images with this digest."""
+def write_model(folder: Path) -> None:
+    """Write a small model whose schedule is no line, and that has learned other end points than it began with."""
+    from conftest import TINY  # which imports this file
+
+    torch.manual_seed(0)
+    config = TINY | {"schedule": "learned_monotone"}
+    model = VDM(**config)
+    model.schedule.start.data.sub_(1.5)
+    model.schedule.outer.data.mul_(500)
+    save_model(folder, model, config)
+
+
+def metrics(data: str, model: str = "a" * 64) -> dict[str, Any]:
+    """Return a metrics.json about images and a model with these digests."""
     return {
         "bpd": BPD.mean(),
         "bpd_standard_error": 0.0946,
@@ -75,7 +99,7 @@ def metrics(data: str) -> dict[str, Any]:
         "generalisation_gap_bpd": 0.1,
         "generalisation_gap_standard_error": 0.02,
         "data_sha256": data,
-        "model_sha256": MODEL,
+        "model_sha256": model,
     }
 
 
@@ -105,7 +129,7 @@ def validation(data: str, meaning: str = "no image is of one level", file: str =
     }
 
 
-def sample_metrics(data: str) -> dict[str, Any]:
+def sample_metrics(data: str, model: str = "a" * 64) -> dict[str, Any]:
     """Return a metrics.json of samples."""
     measure = {"samples": 1.25, "samples_standard_error": 0.05, "held_out": 0.75, "held_out_standard_error": 0.04}
     return {
@@ -117,7 +141,7 @@ def sample_metrics(data: str) -> dict[str, Any]:
         "features_task": "labels",
         "features_accuracy": 0.95,
         "features_sha256": "0a1b2c3d" + "0" * 56,
-        "model_sha256": MODEL,
+        "model_sha256": model,
         "data_sha256": data,
         "sampler": {
             "seed": 0,

@@ -21,14 +21,17 @@ from vdm.prefetch import prefetched
 from vdm.vlb import bits_per_dim, grid_times
 
 GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
+FEWEST_LEVELS, FEWEST_DRAWS = 32, 16
+"""Noise levels at which the loss is known at least, unless a level would have the draws of fewer images."""
 
 
 class NoiseLevels(NamedTuple):
     """The diffusion term at L noise levels, those of the rising times `t`: (L,) float64 each.
 
     `diffusion` is the mean over the images, in bits/dim per unit of time; `standard_error` is that of this mean, NaN
-    for one image.  The mean of `diffusion` over the levels is the diffusion term.  With T steps this holds only on
-    average if T is below K, the number of times per image, and does not divide K.
+    for one image.  The mean of `diffusion` over the levels is the diffusion term.  This holds only on average with T
+    steps if T is below K, the number of times per image, and does not divide K, and in continuous time if K is below
+    `FEWEST_LEVELS`.
     """
 
     t: np.ndarray
@@ -80,15 +83,22 @@ class Evaluation(NamedTuple):
     def noise_levels(self, *, seed: int, num_timesteps: int | None) -> NoiseLevels:
         """Return the diffusion term at each noise level; the arguments are those of `evaluate`.
 
-        In continuous time the levels are the middles of the strata.
+        In continuous time the levels are the middles of the strata, or of equal parts of them if there are few: the
+        times of the images cover a stratum evenly, so each part has the draws of as many images.
         """
         draws = self.diffusion_draws
         num_images, times_per_image = draws.shape
-        t = (np.arange(times_per_image) + 0.5) / times_per_image
+        times = stratified_times(seed, range(num_images), times_per_image)
         if num_timesteps is not None:
-            times = torch.from_numpy(stratified_times(seed, range(num_images), times_per_image))
-            t, draws = at_grid_times(grid_times(times, num_timesteps).numpy(), draws)
-        return NoiseLevels(t, draws.mean(0), np.array([standard_error(level) for level in draws.T]))
+            t, draws = at_grid_times(grid_times(torch.from_numpy(times), num_timesteps).numpy(), draws)
+            return NoiseLevels(t, draws.mean(0), np.array([standard_error(level) for level in draws.T]))
+        parts = max(1, min(-(-FEWEST_LEVELS // times_per_image), num_images // FEWEST_DRAWS))
+        part = (parts * (times_per_image * times[:, 0])).astype(
+            int
+        )  # in which part of every stratum an image's time is
+        levels = [stratum[part == number] for stratum in draws.T for number in range(parts)]
+        t = (np.arange(len(levels)) + 0.5) / len(levels)
+        return NoiseLevels(t, np.array([level.mean() for level in levels]), np.array([*map(standard_error, levels)]))
 
 
 class PairedDifference(NamedTuple):

@@ -58,9 +58,11 @@ class Step(NamedTuple):
     x_hat: Tensor
 
 
-def sample(model: VDM, indices: Iterable[int], solver: Solver, *, seed: int) -> Tensor:
+def sample(
+    model: VDM, indices: Iterable[int], solver: Solver, *, seed: int, classes: Sequence[int] | None = None
+) -> Tensor:
     """Return the images with these indices, (N,C,H,W) integer pixels on the model's device."""
-    return decode(model, trajectory(model, indices, solver, seed=seed))
+    return decode(model, trajectory(model, indices, solver, seed=seed, classes=classes))
 
 
 @torch.no_grad()

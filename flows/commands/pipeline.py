@@ -108,7 +108,7 @@ def register() -> None:
     from flows.stages.register import register
     from flows.training.runs import forget
 
-    paths = {"trained": layout.TRAINED, "curves": layout.CURVES, "images": layout.IMAGES}
+    paths = {"trained": layout.TRAINED, "curves": layout.CURVES, "images": layout.IMAGES, "report": layout.VALIDATION}
     register(params.data, params.model, params.train, **paths, out=layout.REGISTERED)
     forget(kept(layout.STATES), model_sha256(layout.REGISTERED))
 
@@ -126,7 +126,8 @@ def report(
     """Print the metrics of the last `dvc repro` and whether its outputs equal the commit's; with --out, write a page.
 
     The page has all results of the last run, of a version, or of two models side by side, and needs no network, no
-    script and no other file. The stage `report` writes reports/report.html.
+    script and no other file. The stage `report` writes reports/report.html. A model folder that is copied elsewhere
+    takes its results along if it holds them as reports/ does: `cp -r reports/. FOLDER`.
     """
     if out is None:
         if first or force:

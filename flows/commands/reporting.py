@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from flows.commands.arguments import ROOT, parameters, version_of
-from flows.core import layout
+from flows.core import bounded_yaml, layout
 from flows.core.documents import read
 from flows.core.errors import Exit, UserError
-from flows.core.files import scratch_folder, write_whole
+from flows.core.files import parse_json, read_bounded, scratch_folder, write_whole
+from flows.core.presets import WHOLE, preset_names
 from flows.evaluation.results import Metrics
 from flows.registry.lineage import Lineage, lineage
 from flows.registry.lock_file import lock_here, output_at, require_no_outputs
-from flows.registry.storage import fetch_files, fetch_images
+from flows.registry.storage import fetch, fetch_files, fetch_images
 from flows.registry.versions import Version
-from flows.report.page import page
+from flows.report.page import changed, page, value
 from flows.report.results import Files, Origin, Results, origin_here, read_results, restoring_images
 from flows.stages.report import report
 
@@ -30,6 +31,8 @@ WORKSPACE = Files(
     samples=layout.SAMPLES_ARRAY,
     sample_metrics=layout.SAMPLE_METRICS,
     neighbours=layout.NEIGHBOURS,
+    denoising=layout.DENOISING,
+    model=layout.REGISTERED,
 )
 SECTIONS = ("data", "contract", "model", "train", "evaluate", "features", "sample", "quality")
 """The sections of params.yaml that the stage takes."""
@@ -44,7 +47,8 @@ def write_page(models: list[str], out: Path, *, force: bool) -> None:
     results are missing or damaged; OSError that names `out`.
     """
     if not models and out == layout.PAGE:
-        report(sections(), files=WORKSPACE, model_folder=layout.REGISTERED, out=out, pictures=layout.PICTURES)
+        origin = beside_preset(origin_here(layout.REGISTERED, sections()))
+        report(origin, files=WORKSPACE, out=out, pictures=layout.PICTURES)
         return
     require_no_outputs(ROOT, out)
     if out.exists() and not force:
@@ -64,17 +68,17 @@ def of_version(version: Version) -> Results:
     chain = lineage(ROOT, version)
     if version.problem:
         raise UserError(f"{version.name}: {version.problem}", Exit.MISSING)
-    listed = [path for path in map(str, WORKSPACE) if path in chain.lock.outputs and path != str(layout.IMAGES)]
+    folders = {str(layout.IMAGES): fetch_images, str(layout.REGISTERED): fetch}
+    listed = [path for path in map(str, WORKSPACE) if path in chain.lock.outputs and path not in folders]
     if str(layout.METRICS) not in listed:
         raise UserError(f"{version.name}: its {layout.DVC_LOCK} does not list {layout.METRICS}", Exit.MISSING)
     with scratch_folder() as scratch:
         fetch_files(ROOT, version, listed, scratch)
         places = {path: scratch / path for path in listed}
-        if str(layout.IMAGES) in chain.lock.outputs:
-            places[str(layout.IMAGES)] = fetch_images(ROOT, version)
+        places |= {path: get(ROOT, version) for path, get in folders.items() if path in chain.lock.outputs}
         files = Files(*(places.get(str(path)) for path in WORKSPACE))  # type: ignore[arg-type]  # None: no such result
         try:
-            return read_results(files, origin_of(chain))
+            return read_results(files, beside_preset(origin_of(chain)))
         except UserError as error:
             raise UserError(str(error).replace(f"{scratch}/", f"{version.name}: "), error.code) from error
 
@@ -106,7 +110,19 @@ def of_workspace(folder: Path) -> Results:
         lock = lock_here(ROOT)
         if lock.outputs.get(str(layout.METRICS)) == hashlib.md5(layout.METRICS.read_bytes()).hexdigest():
             shown |= lock.parameters
-    return read_results(WORKSPACE, origin_here(folder, shown))
+    return read_results(WORKSPACE, beside_preset(origin_here(folder, shown)))
+
+
+def beside_preset(origin: Origin) -> Origin:
+    """Return the origin with the preset that differs least from its parameters, if it states those of the training."""
+    found = []
+    for name in preset_names() if "train" in origin.parameters else []:
+        whole, own = (bounded_yaml.sections((layout.PRESETS / f"{each}.yaml").read_bytes()) for each in (WHOLE, name))
+        preset = {key: whole[key] | own.get(key, {}) for key in origin.parameters if key in whole}
+        differing = [change for change in changed(preset, origin.parameters) if "not set" not in change]
+        changes = "; ".join(f"{key} {value(here)} instead of {value(there)}" for key, there, here in differing)
+        found.append((len(differing), f"{name}, with {changes}" if changes else name))
+    return origin._replace(preset=min(found, default=(0, ""))[1])
 
 
 def sections() -> dict[str, Any]:
@@ -118,31 +134,35 @@ def sections() -> dict[str, Any]:
 def of_folder(folder: Path) -> Results:
     """Return the results of a model folder: those in the folder, or if it has none, the workspace's of the same model.
 
-    `vdmctl evaluate FOLDER --out FOLDER` writes results into the folder.  Raises UserError (exit 5).
+    The folder's are at the paths that the workspace's have in `reports`.  Raises UserError (exit 5).
     """
     from flows.core.checkpoint import CONFIG, model_sha256, read_description  # torch takes a second
 
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder}: no model folder, since it has no {CONFIG}", Exit.MISSING)
     digest = model_sha256(folder)
-    metrics = folder / layout.METRICS.name
+    own = {layout.IMAGES: layout.IMAGES, layout.REGISTERED: folder}
+    files = Files(*(own.get(path) or folder / path.relative_to(layout.REPORTS) for path in WORKSPACE if path))
+    metrics = files.metrics
     if not metrics.exists() and layout.METRICS.exists() and read(Metrics, layout.METRICS).model_sha256 == digest:
         return of_workspace(folder)
     name = shlex.quote(str(folder))
-    command = f"vdmctl evaluate {name} --out {name}"
+    command = f"vdmctl evaluate {name} --out {shlex.quote(str(metrics.parent))}"
     if not metrics.exists():
         advice = "dvc repro evaluate" if output_at(ROOT, folder) else command
         raise UserError(f"{folder}: not evaluated yet; run `{advice}`", Exit.MISSING)
     if read(Metrics, metrics).model_sha256 != digest:
         raise UserError(f"{metrics} is about another model; run `{command}`", Exit.MISSING)
-    files = Files(
-        metrics=metrics,
-        per_image=folder / layout.PER_IMAGE.name,
-        noise_levels=folder / layout.NOISE_LEVELS.name,
-        samples=folder / layout.SAMPLES_ARRAY.name,
-        images=layout.IMAGES,
-    )
     # Shape and levels are those of the images, and no parameters.
     arguments = read_description(folder)["model"]
     model = {key: value for key, value in arguments.items() if key not in ("image_shape", "num_levels")}
-    return read_results(files, Origin(str(folder), {"model": model}, {}, [command]))
+    parameters = card_parameters(folder) | {"model": model}
+    return read_results(files, beside_preset(Origin(str(folder), parameters, {}, [command])))
+
+
+def card_parameters(folder: Path) -> dict[str, Any]:
+    """Return the sections of parameters that the model card in a folder states; {} if it states none."""
+    with suppress(OSError, ValueError, TypeError):
+        stated = parse_json(read_bounded(folder / layout.CARD.name).partition(b"\n```json\n")[2].partition(b"\n```")[0])
+        return {key: values for key, values in dict(stated).items() if isinstance(values, dict)}
+    return {}

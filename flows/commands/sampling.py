@@ -70,7 +70,8 @@ def sample(
 
     Image i of a seed is the same picture, however many images are drawn.
 
-    --known and --mask fill in a picture, ten times slower: an approximation, for which the model was not trained.
+    --known and --mask fill in a picture, ten times slower: an approximation, for which the model was not trained. A
+    grid then begins with the picture and the mask.
     """
     params = parameters()
     options: dict[str, Any] = {"num_images": num_images, "num_timesteps": steps, "seed": seed, "device": device}

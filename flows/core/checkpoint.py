@@ -28,6 +28,8 @@ WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 MOST_CONFIG_BYTES = 2**20
 # A weight takes at most 8 bytes; the header has the names, shapes and offsets of the tensors.
 MOST_WEIGHT_BYTES, MOST_HEADER_BYTES = 8, 2**23
+WATCHING = {"samples_every_steps", "tracker"}
+"""Parameters `train` that show a training and do not change its result."""
 ADVICE = "is this a model folder? `dvc repro` makes those in models"
 
 
@@ -114,10 +116,10 @@ def inputs_sha256(
 
     Without labels it leaves out what depends on them.
     """
-    if labels_sha256 is None:
-        used = {key: value for key, value in train.items() if key != "class_dropout"}
-        return config_sha256({"model": config, "train": used, "data": data_sha256})
-    return config_sha256({"model": config, "train": train, "data": data_sha256, "labels": labels_sha256})
+    unused = WATCHING if labels_sha256 else {*WATCHING, "class_dropout"}
+    train = {name: value for name, value in train.items() if name not in unused}
+    inputs = {"model": config, "train": train, "data": data_sha256}
+    return config_sha256(inputs | ({"labels": labels_sha256} if labels_sha256 else {}))
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> VDM:

@@ -27,6 +27,7 @@ SAMPLES = REPORTS / "samples/samples.png"
 SAMPLES_ARRAY = REPORTS / "samples/samples.npy"
 SAMPLE_METRICS = REPORTS / "samples/metrics.json"
 NEIGHBOURS = REPORTS / "samples/neighbours.csv"
+DENOISING = REPORTS / "samples/denoising.png"
 FEATURES = Path("models/features")
 PAGE = REPORTS / "report.html"
 PICTURES = REPORTS / "pictures"

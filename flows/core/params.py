@@ -156,6 +156,8 @@ class Train(Section):
     max_gradient_norm: Annotated[float, Field(gt=0)] | None
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
     log_every: Positive
+    samples_every_steps: Positive | None
+    tracker: Literal["tensorboard"] | None
     validate_every_steps: Positive | None
     validation_times: Annotated[int, Field(ge=2, le=10**6)]  # one time has no known error
     keep: Keep

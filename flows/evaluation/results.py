@@ -175,8 +175,8 @@ class SampleMetrics(Document):
     `figures` has `fd_<8 hex>` and `kd_<8 hex>`, the Frechet and the kernel distance in the features of the network
     whose digest begins with these digits.  `precision` and `recall` are in the same features.  `fid` and `kid` need the
     weights of Inception.  `nearer_than_held_out` is the probability that a sample is nearer to its nearest training
-    image, in pixels, than a held-out image is to its own: far above 0.5, the model repeats training images.  `by_class`
-    has the figures within each class, by its number, of a model with classes.
+    image, in pixels, than a held-out image is to its own.  Above 0.5, the model repeats training images, or its samples
+    are smoother than real images.  `by_class` has the figures within each class, by number, of a model with classes.
     """
 
     figures: dict[str, QualityFigure]
@@ -187,6 +187,11 @@ class SampleMetrics(Document):
     num_training_images: Count
     features_task: Literal["labels", "symmetries"]
     features_accuracy: Figure
+    features_accuracy_standard_error: Figure = None
+    features_guess: Figure = None
+    """The accuracy of the best guess."""
+    withheld: str | None = None
+    """Why there are no figures from the features."""
     features_sha256: Sha256
     model_sha256: Sha256
     data_sha256: Sha256

@@ -3,10 +3,8 @@
 import re
 import shutil
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +29,6 @@ EVERY_SECONDS = 5.0
 STEP = re.compile(r"step (\d+)(?: of \d+)?: (.*)")
 VALIDATION = re.compile(r"validation \d[^,]*")
 ENDS = "training ends"
-NUM_LINES = 20
-"""The number of last lines of the log from which the speed is computed."""
 
 
 @contextmanager
@@ -52,7 +48,6 @@ class Progress:
         self.artifact: Any = None
         self.shown = -EVERY_SECONDS
         self.validation = ""
-        self.reached: deque[tuple[float, int]] = deque(maxlen=NUM_LINES)
 
     def read(self, line: str) -> None:
         """Update the bar and its description if a line of the log names a step, at most every EVERY_SECONDS."""
@@ -61,12 +56,10 @@ class Progress:
             return
         step, said, now = int(found[1]), found[2], time.monotonic()
         validation = VALIDATION.search(said)
-        self.reached.append((now, step))
         ends = step == self.steps or said.startswith(ENDS)
         if ends or now - self.shown > EVERY_SECONDS:
-            left = "" if ends else self.left()
             percent = 100.0 if ends else 100 * step / self.steps
-            description = f"{step} of {self.steps} steps{left}: {said}{'' if validation else self.validation}"
+            description = f"{step} of {self.steps} steps: {said}{'' if validation else self.validation}"
             with dispensable():
                 if self.artifact:
                     update_progress_artifact(self.artifact, percent, description)
@@ -75,13 +68,6 @@ class Progress:
             self.shown = now
         if validation:
             self.validation = f"; {validation[0]} at step {step}"
-
-    def left(self) -> str:
-        """Return the time left at the speed of the last lines, in hours, minutes and seconds; '' after the first."""
-        (began, first), (now, last) = self.reached[0], self.reached[-1]
-        if last <= first:
-            return ""
-        return f", {timedelta(seconds=round((self.steps - last) * (now - began) / (last - first)))} left"
 
 
 def show_data_docs(folder: Path, kept: Path) -> None:

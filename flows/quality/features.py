@@ -1,11 +1,12 @@
 """The network whose features compare images: a small classifier of the training images, saved in its own folder.
 
-The task is the images' labels.  Without labels it is their orientation: which of the four symmetries of a rectangle an
-image went through (after Gidaris et al. 2018, arXiv 1803.07728).
+The task is the images' labels.  Without labels, or if they cannot be learned, it is the images' orientation: which of
+the four symmetries of a rectangle an image went through (after Gidaris et al. 2018, arXiv 1803.07728).
 """
 
 import hashlib
 import json
+import math
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -22,6 +23,7 @@ from flows.core.documents import Count, Document, Number, Sha256, read
 from flows.core.errors import CheckpointError, brief
 from flows.core.files import write_whole
 from flows.core.folders import writing_folder
+from flows.images.store import load_labels
 from flows.process.progress import bar
 from vdm.errors import TrainingDiverged
 
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 Task = Literal["labels", "symmetries"]
 SYMMETRIES = ((), (2,), (3,), (2, 3))  # the axes to flip
+CLEARLY = 3
+"""How many standard errors above that of a guess an accuracy must be."""
 EMBEDDING_BATCH = 500
 
 
@@ -119,6 +123,24 @@ def accuracy(network: Classifier, pixels: np.ndarray, labels: np.ndarray | None,
         batch, target = exercise(np.array(pixels[part]), None if labels is None else labels[part], generator)
         right += int((network(batch.to(device)).argmax(1).cpu() == target).sum())
     return right / len(pixels)
+
+
+def guessed(images: Path, task: Task) -> float:
+    """Return the accuracy of the best guess on the test images: a symmetry, or the most frequent label."""
+    labels = load_labels(images, "test") if task == "labels" else None
+    if labels is None:
+        return 1 / len(SYMMETRIES)
+    return float(np.unique(labels, return_counts=True)[1].max() / len(labels))
+
+
+def share_error(share: float, num_images: int) -> float:
+    """Return the standard error of a share of images."""
+    return math.sqrt(share * (1 - share) / num_images)
+
+
+def learned(right: float, guess: float, num_images: int) -> bool:
+    """Whether an accuracy on images is clearly above that of a guess.  Else the features say nothing about images."""
+    return right > guess + CLEARLY * share_error(guess, num_images)
 
 
 @torch.inference_mode()

@@ -24,7 +24,7 @@ from flows.quality.distances import (
     squared_distances,
     with_error,
 )
-from flows.quality.features import embed, load_features
+from flows.quality.features import embed, guessed, learned, load_features, share_error
 from flows.quality.inception import inception_features, inception_network, require_inception
 
 if TYPE_CHECKING:
@@ -54,8 +54,13 @@ def measure(
     network, config, digest = load_features(features, find_device(quality.device))
     image_set = load_images(images)
     pictures = choose(drawn, image_set, quality.num_images)
-    embedded = [embed(network, part) for part in pictures]
-    figures = feature_figures(*embedded, name=digest[:8], quality=quality)
+    guess, figures, withheld = guessed(images, config.task), {}, None
+    if learned(config.accuracy, guess, len(image_set.test)):
+        embedded = [embed(network, part) for part in pictures]
+        figures = feature_figures(*embedded, name=digest[:8], quality=quality)
+    else:
+        advice = "more training images or features.steps may help"
+        withheld = f"the features' network finds {config.task} not clearly better than a guess; {advice}"
     memorised, neighbours = memorisation(pictures, image_set, quality)
     metrics = SampleMetrics(
         figures=figures | inception_figures(sample, quality, pictures, image_set.num_levels),
@@ -66,6 +71,9 @@ def measure(
         num_training_images=len(pictures.training),
         features_task=config.task,
         features_accuracy=config.accuracy,
+        features_accuracy_standard_error=share_error(config.accuracy, len(image_set.test)),
+        features_guess=guess,
+        withheld=withheld,
         features_sha256=digest,
         model_sha256=model_sha256(model),
         data_sha256=config.data_sha256,

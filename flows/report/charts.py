@@ -6,6 +6,7 @@ the models are readable on both papers.
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -95,10 +96,20 @@ def loss(axes: "Axes", models: Tables) -> None:
     axes.set(xlabel="step", ylabel="bits/dim")
 
 
-def schedule(axes: "Axes", models: Tables) -> None:
-    """Draw gamma(t)."""
+def of_steps(axes: "Axes", models: Tables, column: str) -> None:
+    """Draw a column of training logs over the steps, if they have it."""
     for label, color, table in curves(models):
-        axes.plot(*thinned(table[["t", "gamma"]].dropna()), color=color, label=label("gamma"), marker=".")
+        if column in table:
+            axes.plot(*thinned(table[["step", column]].dropna()), color=color, label=label(column))
+    axes.set(xlabel="step", ylabel=column.replace("_", " "), ylim=(0, None))
+
+
+def schedule(axes: "Axes", models: Tables) -> None:
+    """Draw gamma(t) with the line at which training began, and their end points as numbers."""
+    for label, color, table in curves(models):
+        for name, what, style in (("gamma", "gamma", "-"), ("initial", "at first", "--")):
+            ends = " to ".join(f"{end:.2f}" for end in table[name].iloc[[0, -1]])
+            axes.plot(table["t"], table[name], style, color=color, label=label(f"{what}: {ends}"))
     axes.set(xlabel="t (0: the image, 1: noise)", ylabel="gamma = \N{MINUS SIGN}log SNR")
 
 
@@ -107,7 +118,7 @@ def noise_levels(axes: "Axes", models: Tables) -> None:
     for label, color, table in curves(models):
         known = table[["t", "diffusion_bpd", "standard_error"]].fillna({"standard_error": 0}).dropna()
         t, loss, error = thinned(known)
-        axes.errorbar(t, loss, error, color=color, label=label("diffusion term"), marker=".", capsize=2)
+        axes.errorbar(t, loss, error, color=color, label=label("diffusion term"), marker="o", markersize=3, capsize=2)
     axes.set_ylim(bottom=0)
     axes.set(xlabel="t (0: the image, 1: noise)", ylabel="bits/dim per unit of t")
 
@@ -126,7 +137,19 @@ def histogram(axes: "Axes", models: Tables) -> None:
 
 CHARTS: dict[str, tuple[str, str, str, "Callable[[Axes, Tables], None]"]] = {
     "loss": ("curves", "Loss while training", "Line chart of bits/dim over the training steps", loss),
-    "schedule": ("noise_levels", "Noise schedule", "Line chart of gamma over the time t", schedule),
+    "gradient_norm": (
+        "curves",
+        "Gradient norm",
+        "Line chart over the steps",
+        partial(of_steps, column="gradient_norm"),
+    ),
+    "learning_rate": (
+        "curves",
+        "Learning rate",
+        "Line chart over the steps",
+        partial(of_steps, column="learning_rate"),
+    ),
+    "schedule": ("schedule", "Noise schedule", "Line chart of gamma over the time t", schedule),
     "noise_levels": (
         "noise_levels",
         "Loss at each noise level",

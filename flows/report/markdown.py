@@ -66,7 +66,8 @@ def samples(metrics: SampleMetrics, drawn: Path, page: Path) -> str:
     rows.append(("probability to be nearer to a training image than a held-out image is", nearer, "0.5"))
     figures = table((f"{metrics.num_images:,} samples", "samples", "held-out images"), rows)
     how = f"Drawn in {markdown(sampler(metrics.sampler))}."
-    return "\n\n".join([picture(drawn, "Samples"), how, figures, where("The picture", page)])
+    withheld = [f"Distances, precision and recall are withheld: {metrics.withheld}."] if metrics.withheld else []
+    return "\n\n".join([picture(drawn, "Samples"), how, *map(markdown, withheld), figures, where("The picture", page)])
 
 
 def data_docs(validation: Report, drawn: Path, page: Path) -> str:
@@ -82,8 +83,7 @@ def data_docs(validation: Report, drawn: Path, page: Path) -> str:
 def verdict(validation: Report) -> str:
     """Return the result of a data validation in one line."""
     held = sum(result.success for result in validation.expectations)
-    result = "valid" if validation.success else "not valid"
-    return f"{result}: {held} of {len(validation.expectations)} expectations hold"
+    return f"{validation.verdict}: {held} of {len(validation.expectations)} expectations hold"
 
 
 def expectation(result: Result) -> tuple[str, str, str]:

@@ -16,7 +16,8 @@ from flows.core.escaping import visible
 from flows.images.store import SPLITS
 from flows.report import charts
 from flows.report.charts import Chart, ending
-from flows.report.pictures import Picture, encoded, grids, tile
+from flows.report.facts import facts
+from flows.report.pictures import GRID, Picture, encoded, grids, picture, tile
 from flows.report.quality import cautions, measures, sampler
 from flows.report.results import Results, description
 
@@ -75,7 +76,12 @@ def view(name: str, results: Results) -> dict[str, Any]:
         "uniform": math.log2(results.images.num_levels) if results.images else None,
         "extremes": extremes(results),
         "classified": classified(results),
+        "facts": list(facts(results)),
         "grids": grids(results),
+        "denoising": None
+        if results.denoising is None
+        else picture(results.denoising, GRID, "Samples on their way from noise"),
+        "classes": classes(results),
         "sampler": sampler(results.sample_metrics.sampler) if results.sample_metrics else "",
         "neighbours": neighbours(results),
         "expectations": expectations,
@@ -115,6 +121,18 @@ def classified(results: Results) -> dict[str, Any]:
         caption = f"{names[row.label]}, {found}: {row.margin:.2f}"
         unsure.append(Shown(image_of(results, results.metrics.split, int(row.image), name), caption))
     return {"names": names, "confusion": rows if of.num_classes <= MOST_CLASSES else [], "unsure": unsure}
+
+
+def classes(results: Results) -> list[tuple[int, int, float, float]]:
+    """Return each label with the number of its images and their mean bits/dim with its standard error, worst first.
+
+    [] without labels or figures, and for one label.
+    """
+    if results.per_image is None or results.labels is None:
+        return []
+    labels = results.labels[results.per_image["image"].astype(int)]
+    by_label = results.per_image["bpd"].groupby(labels).agg(["count", "mean", "sem"])
+    return list(by_label.sort_values("mean", ascending=False).itertuples(name=None)) if len(by_label) > 1 else []
 
 
 def neighbours(results: Results) -> list[tuple[Shown, Shown, float]]:

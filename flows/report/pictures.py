@@ -28,22 +28,23 @@ class Picture(NamedTuple):
 
 
 class Grids(NamedTuple):
-    """As many samples as test images, at the same size."""
+    """As many samples as test images, at the same size; no test images if there are none here."""
 
     num_images: int
     samples: Picture
-    held_out: Picture
+    held_out: Picture | None
 
 
 def grids(results: Results) -> Grids | None:
-    """Return samples and test images as grids; None if either is missing."""
-    if results.samples is None or results.images is None or not len(results.images.test):
+    """Return samples and test images as grids; None without samples, or if nothing says how many levels they have."""
+    known, drawn = results.images or results.model, results.samples
+    if known is None or drawn is None:
         return None
-    levels, real = results.images.num_levels, results.images.test
-    columns = columns_of(results.images.image_shape[2])
-    size = min(columns * columns, len(results.samples), len(real))
-    samples = grid(results.samples[:size], levels, f"{size} samples of the model")
-    return Grids(size, samples, grid(spread(real, size), levels, f"{size} test images"))
+    real = results.images.test if results.images else drawn[:0]
+    size = min(columns_of(drawn.shape[3]) ** 2, len(drawn), len(real) or len(drawn))
+    samples = grid(drawn[:size], known.num_levels, f"{size} samples of the model")
+    held_out = grid(spread(real, size), known.num_levels, f"{size} test images") if len(real) else None
+    return Grids(size, samples, held_out)
 
 
 def tile(image: np.ndarray, num_levels: int, alt: str) -> Picture:

@@ -14,7 +14,8 @@ import pandas as pd
 from flows.core.documents import read
 from flows.core.errors import Exit, UserError, brief
 from flows.evaluation.results import BoundMetrics, SampleMetrics
-from flows.images.store import Description, ImageSet, data_sha256, load_array, load_images
+from flows.images.picture_files import BadImageError, read_images
+from flows.images.store import Description, ImageSet, data_sha256, load_array, load_images, load_labels
 from flows.validation.report import Alike, Result, Validation
 
 LARGEST = 1e12
@@ -34,6 +35,8 @@ class Files(NamedTuple):
     samples: Path | None = None
     sample_metrics: Path | None = None
     neighbours: Path | None = None
+    denoising: Path | None = None
+    model: Path | None = None
 
 
 class Checked(Validation):
@@ -51,6 +54,17 @@ class Origin(NamedTuple):
     parameters: Mapping[str, Any]
     lineage: Mapping[str, str]
     commands: list[str]
+    preset: str = ""
+    """The preset that is most like the parameters, and what differs from it, in words."""
+
+
+class Model(NamedTuple):
+    """What the page shows of a model: `schedule` has gamma and the line at which training began, at the times t."""
+
+    sha256: str
+    num_parameters: int
+    num_levels: int
+    schedule: pd.DataFrame
 
 
 def origin_here(folder: Path, parameters: Mapping[str, Any]) -> Origin:
@@ -88,6 +102,15 @@ class Results(NamedTuple):
     sample_metrics: SampleMetrics | None
     neighbours: pd.DataFrame | None
     notes: list[str]
+    denoising: np.ndarray | None
+    model: Model | None
+    labels: np.ndarray | None
+    """Of the images of the split in the metrics, (N,) integers."""
+
+    @property
+    def schedule(self) -> pd.DataFrame | None:
+        """The noise schedule of the model."""
+        return self.model.schedule if self.model else None
 
 
 def read_results(files: Files, origin: Origin) -> Results:
@@ -102,10 +125,16 @@ def read_results(files: Files, origin: Origin) -> Results:
     if neighbours is not None and samples is not None and images is not None:
         require_indices(files.neighbours, neighbours["sample"], len(samples))
         require_indices(files.neighbours, neighbours["train_image"], len(images.train))
+    model = present(read_model, files.model)
+    notes = list(disagreements(metrics, digest, validation, sample_metrics))
+    if model and model.sha256 != metrics.model_sha256:
+        notes.append("The model is not the one that was evaluated, so its noise schedule is left out.")
+        model = None
+    labels = load_labels(files.images, metrics.split) if images and files.images else None
     return Results(
         origin=origin,
         metrics=metrics,
-        per_image=present(partial(read_images, metrics=metrics), files.per_image),
+        per_image=present(partial(read_per_image, metrics=metrics), files.per_image),
         noise_levels=present(
             partial(read_table, names=("t", "gamma", "diffusion_bpd", "standard_error")), files.noise_levels
         ),
@@ -115,7 +144,10 @@ def read_results(files: Files, origin: Origin) -> Results:
         samples=samples,
         sample_metrics=sample_metrics,
         neighbours=neighbours,
-        notes=list(disagreements(metrics, digest, validation, sample_metrics)),
+        notes=notes,
+        denoising=present(read_picture, files.denoising),
+        model=model,
+        labels=labels if labels is not None and len(labels) == metrics.num_images else None,
     )
 
 
@@ -136,6 +168,29 @@ def disagreements(
         yield "The quality of samples was measured with another model or other images than the metrics."
 
 
+def read_model(folder: Path) -> Model:
+    """Return what the page shows of the model in a folder.  Raises CheckpointError."""
+    import torch  # takes a second
+
+    from flows.core.checkpoint import load_model, model_sha256, read_description
+
+    vdm, arguments = load_model(folder), read_description(folder)["model"]
+    gamma_0, gamma_1, t = arguments["gamma_0"], arguments["gamma_1"], torch.linspace(0, 1, 201)
+    with torch.inference_mode():
+        columns = {"t": t, "gamma": vdm.schedule(t), "initial": gamma_0 + (gamma_1 - gamma_0) * t}
+    schedule = pd.DataFrame({name: column.double().numpy() for name, column in columns.items()})
+    return Model(model_sha256(folder), sum(p.numel() for p in vdm.parameters()), vdm.num_levels, schedule)
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """Return the pixels of a picture, (H,W) or (H,W,3).  Raises UserError (exit 4 or 5) that says what is wrong."""
+    try:
+        pixels = read_images(path).pixels[0]
+    except BadImageError as error:
+        raise UserError(f"{path}: {error}", error.code) from error
+    return np.asarray(pixels.transpose(1, 2, 0) if len(pixels) == 3 else pixels[0])
+
+
 def read_table(path: Path, names: Collection[str]) -> pd.DataFrame:
     """Return a table of numbers in CSV, which must have the columns `names` and a row.
 
@@ -152,7 +207,7 @@ def read_table(path: Path, names: Collection[str]) -> pd.DataFrame:
     return table.where(table.abs() <= LARGEST)
 
 
-def read_images(path: Path, metrics: BoundMetrics) -> pd.DataFrame:
+def read_per_image(path: Path, metrics: BoundMetrics) -> pd.DataFrame:
     """Return the bits/dim of every image.  Raises UserError (exit 5) unless it has a row for each."""
     table = read_table(path, ("image", "bpd"))
     if len(table) != metrics.num_images:

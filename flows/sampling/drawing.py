@@ -12,8 +12,9 @@ from flows.core.checkpoint import load_model
 from flows.core.device import compile_long_work, find_device, find_precision
 from flows.core.errors import Exit, UserError
 from flows.process.progress import bar
+from flows.sampling.pictures import grid, png
 from vdm.model import VDM
-from vdm.sampling import Solver, Step, decode, fill_in, trajectory
+from vdm.sampling import Solver, Step, decode, fill_in, sample, trajectory
 
 if TYPE_CHECKING:
     from flows.core.params import Sample
@@ -51,10 +52,10 @@ def draw_part(model: Path, settings: "Sample", count: int) -> np.ndarray:
 
 def draw_share(vdm: VDM, settings: "Sample", share: range, *, shown: bool = True) -> np.ndarray:
     """Return the images with the indices in `share`, (N,C,H,W) levels."""
-    return in_batches(vdm, settings, share, drawing(vdm, settings), shown=shown)
+    return in_batches(vdm, settings, share, sampling(vdm, settings), shown=shown)
 
 
-def drawing(vdm: VDM, settings: "Sample") -> Steps:
+def sampling(vdm: VDM, settings: "Sample") -> Steps:
     """Return the function from indices to the steps of `vdm.sampling.trajectory`."""
     solver = solver_of(settings, vdm)
     return lambda batch: trajectory(vdm, batch, solver, seed=settings.seed, classes=in_turn(settings.classes, batch))
@@ -102,6 +103,16 @@ def in_batches(vdm: VDM, settings: "Sample", share: range, steps_to: Steps, *, s
     except ArithmeticError as error:
         raise UserError(f"no images can be drawn from this model: {error}", Exit.MISSING) from error
     return torch.cat(parts).cpu().numpy()
+
+
+def preview(vdm: VDM) -> bytes:
+    """Return a picture of the first 16 images of seed 0, of all classes in turn, as a PNG file.
+
+    Raises what `vdm.sampling.sample` raises.
+    """
+    classes = in_turn(list(range(vdm.classes or 0)), range(16))
+    images = sample(vdm, range(16), Solver(num_timesteps=25, order=2), seed=0, classes=classes)
+    return png(grid(images.cpu().numpy(), vdm.num_levels))
 
 
 def solver_of(settings: "Sample", vdm: VDM) -> Solver:

@@ -1,6 +1,7 @@
 """Write images (N,C,H,W) of levels as a grid, as single PNG files, or as an array, by the name of the output."""
 
 import math
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -24,14 +25,18 @@ def require_kind(path: Path, *kinds: str) -> None:
         raise UserError(f"{path}: unknown ending; choose {listed}", Exit.USAGE)
 
 
-def write(path: Path, images: np.ndarray, num_levels: int, rows: int = 0) -> None:
-    """Write a grid (.png) with `rows` as in `rows_of`, an array of levels (.npy), or a folder with a PNG file for each.
+def write(path: Path, images: np.ndarray, num_levels: int, beside: Sequence[np.ndarray] = (), *, rows: int = 0) -> None:
+    """Write a grid (.png), an array of levels (.npy), or a folder with a PNG file for each image.
 
-    The output appears whole or not at all.  Raises OSError that names the file.
+    The images `beside` (C,H,W) come first in a grid, and are in no other output.  Without them, a grid may have `rows`,
+    as in `rows_of`.  The output appears whole or not at all.  Raises OSError that names the file.
     """
     match path.suffix.lower():
         case ".png":
-            write_whole(path, png(rows_of(images, num_levels, rows) if rows else grid(images, num_levels)))
+            together = np.stack([*beside, *images])
+            columns = max(1 + len(beside), math.ceil(math.sqrt(len(together)))) if beside else None
+            by_row = rows and not beside
+            write_whole(path, png(rows_of(images, num_levels, rows) if by_row else grid(together, num_levels, columns)))
         case ".npy":
             write_array(path, [images.astype(np.uint8 if num_levels <= 256 else np.uint16, copy=False)])
         case _:
@@ -49,14 +54,14 @@ def shown(images: np.ndarray, num_levels: int) -> np.ndarray:
     return pixels.transpose(0, 2, 3, 1) if pixels.shape[1] == 3 else pixels[:, 0]
 
 
-def grid(images: np.ndarray, num_levels: int, columns: int | None = None) -> np.ndarray:
+def grid(images: np.ndarray, num_levels: int, columns: int | None = None, smallest: int = SMALLEST_SHOWN) -> np.ndarray:
     """Return images (N,C,H,W) as one picture of 8-bit pixels, almost square, or of that many columns.
 
-    Small images are enlarged by a whole factor, to be visible.
+    Images smaller than `smallest` pixels are enlarged by a whole factor, to be visible.
     """
     columns = columns or math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
-    scale = max(1, SMALLEST_SHOWN // max(images.shape[2:]))
+    scale = max(1, smallest // max(images.shape[2:]))
     pixels = shown(images, num_levels).repeat(scale, 1).repeat(scale, 2)
     height, width, *channels = pixels.shape[1:]
     tiles = np.full((rows, columns, height + GAP, width + GAP, *channels), 128, np.uint8)

@@ -15,17 +15,12 @@ from flows.core.files import written_last
 from flows.core.folders import require_replaceable
 from flows.images.labels import class_numbers
 from flows.images.picture_files import BadImageError, levels, read_images
-from flows.process.progress import bar
 from flows.sampling import film, pictures
-from flows.sampling.drawing import counted, draw, drawing, fill, filling, solver_of
+from flows.sampling.drawing import draw, fill, filling, sampling, solver_of
 from vdm.model import VDM
-from vdm.sampling import noise_levels
 
 if TYPE_CHECKING:
     from flows.core.params import Sample
-
-Parts = tuple[torch.Tensor, torch.Tensor] | None
-"""The known picture as levels (C,H,W), and where its pixels are to be filled in (H,W); None for whole images."""
 
 
 class Request(NamedTuple):
@@ -51,17 +46,19 @@ def answer(request: Request) -> dict[str, Any]:
     vdm = load_model(request.model, find_device(request.settings.device))
     request = request._replace(settings=with_classes(request, vdm))
     classes = request.settings.classes
-    parts: Parts = None
+    parts, beside = None, list[np.ndarray]()
     if request.known and request.mask:
-        parts = read_known(request.known, vdm), read_mask(request.mask, vdm)
+        parts = known, missing = read_known(request.known, vdm), read_mask(request.mask, vdm)
+        beside = [known.numpy(), np.where(missing, vdm.num_levels - 1, 0 * known)]
     begin = perf_counter()
     images = fill(vdm, request.settings, *parts) if parts else draw(request.model, request.settings)
     seconds = perf_counter() - begin
     with ExitStack() as stack:
         if request.film:  # it appears after the images, or neither does
-            content = film.encoded(record(request, vdm, parts), request.film.suffix)
+            steps_to = filling(vdm, request.settings, *parts) if parts else sampling(vdm, request.settings)
+            content = film.encoded(film.record(vdm, request.settings, steps_to), request.film.suffix)
             stack.enter_context(written_last(request.film, content))
-        pictures.write(request.out, images, vdm.num_levels, rows=len(classes or []))
+        pictures.write(request.out, images, vdm.num_levels, beside, rows=len(classes or []))
     solver = solver_of(request.settings, vdm)
     if parts:
         solver = solver._replace(order=1, eta=1.0)  # as `fill_in` always takes its steps
@@ -152,14 +149,3 @@ def require_size(path: Path, found: tuple[int, ...], expected: tuple[int, ...]) 
     if found != expected:
         sizes = " x ".join(map(str, found)), " x ".join(map(str, expected))
         raise UserError(f"{path} is {sizes[0]}, but the model's images are {sizes[1]}", Exit.USAGE)
-
-
-@torch.no_grad()
-def record(request: Request, vdm: VDM, parts: Parts) -> film.Film:
-    """Return the film of the first images."""
-    settings = request.settings
-    indices = range(min(settings.num_images, film.MOST_IMAGES))
-    solver = solver_of(settings, vdm)
-    steps = (filling(vdm, settings, *parts) if parts else drawing(vdm, settings))(indices)
-    number = len(noise_levels(vdm.schedule, solver)) - 1
-    return film.record(counted(steps, iter(bar("film")(range(number)))), number)

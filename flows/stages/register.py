@@ -17,18 +17,22 @@ from flows.core.checkpoint import (
     model_sha256,
     read_description,
 )
+from flows.core.documents import read
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import markdown
 from flows.core.files import write_whole, writing
 from flows.core.folders import writing_folder
 from flows.images.labels import described, number_of_classes
 from flows.images.store import Description, ImageSet, data_sha256, load_images
+from flows.validation.report import Validation
 
 if TYPE_CHECKING:
     from flows.core.params import Data, Model, Train
 
 log = logging.getLogger(__name__)
 
+CURVES = "training/curves.csv"
+"""In the model's folder, where it is in `reports`."""
 CARD = """\
 # Variational diffusion model of {title}
 
@@ -42,6 +46,7 @@ parameters. The weights are the moving average {kept}.
 | fitted to | {fitted_to} |
 | conditioned on | {conditioned} |
 | transforms | {transforms} |
+| data contract | {verdict} |
 | data sha256 | `{data_sha256}` |
 | model sha256 | `{model_sha256}` |
 | last training loss | {bpd:.4f} bits/dim, a mean over the last steps up to {step} |
@@ -49,10 +54,9 @@ parameters. The weights are the moving average {kept}.
 ## Load it
 
 ```python
-from pathlib import Path
-from flows.core.checkpoint import load_model
+from flows.api import load
 
-model = load_model(Path("{out}"))  # a vdm.model.VDM in evaluation mode
+model = load("{out}")  # a vdm.model.VDM in evaluation mode
 ```
 
 If `data/images` has the images above, `vdmctl evaluate {out}` prints the bits/dim of the test images. If the model is
@@ -67,13 +71,13 @@ registered, `vdmctl lineage VERSION` prints the commit that made it.
 
 
 def register(
-    data: "Data", model: "Model", train: "Train", *, trained: Path, curves: Path, images: Path, out: Path
+    data: "Data", model: "Model", train: "Train", *, trained: Path, curves: Path, images: Path, report: Path, out: Path
 ) -> None:
-    """Write the folder `out`, all or nothing: the model in `trained` and its model card, `README.md`.
+    """Write the folder `out`, all or nothing: the model in `trained`, its model card `README.md`, and its training log.
 
-    Raises CheckpointError when the model does not load, UserError when the model was trained with other inputs (exit 2)
-    or when the images or the training log are missing or damaged (exit 5), and OSError that names a file that cannot be
-    written.
+    `report` is the validation report.  Raises CheckpointError when the model does not load, UserError when the model
+    was trained with other inputs (exit 2) or when the images, the report or the training log are missing or damaged
+    (exit 5), and OSError that names a file that cannot be written.
     """
     vdm = load_model(trained)
     image_set = load_images(images)
@@ -88,6 +92,7 @@ def register(
         **{key: markdown(description.get(key, "not stated")) for key in Description.model_fields},
         shape="x".join(map(str, vdm.image_shape)),
         num_parameters=sum(p.numel() for p in vdm.parameters()),
+        verdict=read(Validation, report, "run `vdmctl validate`").verdict,
         data_sha256=data_sha256(images),
         model_sha256=model_sha256(trained),
         bpd=bpd,
@@ -99,9 +104,10 @@ def register(
         parameters=json.dumps(parameters, indent=2),
     )
     with writing_folder(out) as folder:
-        for name in (WEIGHTS, CONFIG):
-            with (trained / name).open("rb") as source, writing(folder / name) as copy:
-                shutil.copyfileobj(source, copy)
+        (folder / CURVES).parent.mkdir()
+        for source, name in ((trained / WEIGHTS, WEIGHTS), (trained / CONFIG, CONFIG), (curves, CURVES)):
+            with source.open("rb") as original, writing(folder / name) as copy:
+                shutil.copyfileobj(original, copy)
         write_whole(folder / "README.md", card)
     log.info("wrote the model and its card to %s", out)
 

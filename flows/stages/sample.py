@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from flows.core.checkpoint import read_description
+from flows.core.checkpoint import load_model, read_description
+from flows.core.device import find_device
 from flows.core.files import written_last
-from flows.evaluation.results import SampleMetrics
+from flows.evaluation.results import SampleMetrics, with_error
 from flows.images.labels import class_numbers, classes_of, given_class
 from flows.images.store import ImageSet, load_images
 from flows.quality.measuring import measure, require_fitting
-from flows.sampling.drawing import draw
+from flows.sampling import film
+from flows.sampling.drawing import draw, sampling
 from flows.sampling.pictures import grid, png
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ def sample(
     samples.png     the first samples
     neighbours.csv  the nearest training image of each sample that is measured, the nearest pairs first
     neighbours.png  the nearest pairs, each sample above its training image
+    denoising.png   the first samples on their way from noise, see `flows.sampling.film.strip`
     metrics.json    the quality of the samples, see `flows.evaluation.results.SampleMetrics`
 
     Raises CheckpointError, UserError (exit 2, 4 or 5), and OSError that names the file.
@@ -52,9 +55,15 @@ def sample(
     metrics, neighbours = measure(settings, quality, drawn, model=model, features=features, images=images)
     contents: dict[str, bytes | str] = {"metrics.json": json.dumps(metrics.model_dump(), indent=2) + "\n"}
     contents |= tables_and_pictures(drawn, neighbours, load_images(images), settings.classes)
+    vdm = load_model(model, find_device(settings.device))
+    contents["denoising.png"] = film.encoded(film.record(vdm, settings, sampling(vdm, settings)), ".png")
     with ExitStack() as stack:
         for name, content in contents.items():
             stack.enter_context(written_last(out / name, content))
+    right = with_error(metrics.features_accuracy, metrics.features_accuracy_standard_error)
+    log.info("features: %s found %s, by a guess %.4f", metrics.features_task, right, metrics.features_guess)
+    if metrics.withheld:
+        log.warning("no distances, precision and recall: %s", metrics.withheld)
     for name, figure in metrics.figures.items():
         log.info("%s: %s; held-out images: %s", name, figure.of_samples, figure.of_held_out)
     return metrics

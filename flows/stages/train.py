@@ -9,6 +9,7 @@ import torch
 
 from flows.core.device import find_device
 from flows.core.errors import Exit, UserError
+from flows.sampling.drawing import preview
 from flows.training.distributed import launch, out_of_memory
 from flows.training.fitting import train_here
 from flows.validation.report import require_validated
@@ -22,6 +23,8 @@ def train(
     model: "Model", settings: "Train", *, images: Path, validation: Path, out: Path, curves: Path, runs: Path
 ) -> None:
     """Write the model of averaged weights to `out` and one line per log interval to `curves` (CSV).
+
+    Pictures of samples, if `settings` ask for them, lie beside `curves`.
 
     Saved states are in a folder in `runs`.  A run that was stopped or killed continues from the newest state.
     `num_devices` processes train together.  If torchrun started this process, torchrun's processes train together
@@ -38,7 +41,7 @@ def train(
     if launched and (started := int(os.environ["LOCAL_WORLD_SIZE"])) != settings.num_devices:
         wrong = f"torchrun started {started} processes, but train.num_devices is {settings.num_devices}"
         raise UserError(f"{wrong}; set --nproc-per-node to train.num_devices", Exit.USAGE)
-    job = partial(train_here, model, settings, images=images, out=out, curves=curves, runs=runs)
+    job = partial(train_here, model, settings, images=images, out=out, curves=curves, runs=runs, draw=preview)
     try:
         if settings.num_devices > 1 and not launched:
             again = "run again to continue from the last saved state"

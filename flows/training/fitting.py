@@ -3,24 +3,27 @@
 import logging
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, fields
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from flows.core.checkpoint import arguments_of, inputs_sha256, model_sha256, require_room, save_model
 from flows.core.device import find_compile, find_device, find_precision, keep_on_device, set_backend
 from flows.core.errors import Exit, UserError
+from flows.core.files import write_whole
 from flows.images.labels import classes_of, described, number_of_classes
 from flows.images.store import SPLITS, ImageSet, data_sha256, load_images
 from flows.process.ending import on_stop
 from flows.process.locks import claim
 from flows.process.progress import bar
 from flows.training.distributed import Poll, from_first, is_first, local_rank, process_group
-from flows.training.runs import Run, add_to_curves, fingerprint, start_curves
+from flows.training.runs import Run, add_to_curves, fingerprint, start_curves, tracking
 from vdm.choices import Precision, TrainingImages
 from vdm.model import VDM, count_parameters
 from vdm.training.log import TrainingRecord
@@ -41,7 +44,9 @@ BYTES_OF_A_WEIGHT = 16
 """Four float32 numbers: the weight, its average, its gradient and its momentum."""
 
 
-def train_here(model: "Model", train: "Train", *, images: Path, out: Path, curves: Path, runs: Path) -> None:
+def train_here(
+    model: "Model", train: "Train", *, images: Path, out: Path, curves: Path, runs: Path, draw: Callable[[VDM], bytes]
+) -> None:
     """Take this process's part in the training.  The first process writes the files."""
     device = find_device(train.device, train.num_devices, local_rank())
     with process_group(device), ExitStack() as stack:
@@ -73,7 +78,8 @@ def train_here(model: "Model", train: "Train", *, images: Path, out: Path, curve
         restore(trainer, run)
         signals: list[int] = []
         stack.enter_context(on_stop(lambda number, frame: signals.append(number)))
-        fit(trainer, run, curves, train, lambda: bool(signals))
+        stack.enter_context(logging_redirect_tqdm())  # a line of the log does not cut the progress bar
+        fit(trainer, run, curves, train, lambda: bool(signals), draw)
         if is_first():
             write_model(trainer, config, train, data, out, **stated)
             run.finish(model_sha256(out))
@@ -157,15 +163,26 @@ def restore(trainer: Trainer, run: Run) -> None:
         log.info("no saved state of these parameters, data and code in %s; from the first step", run.folder.parent)
 
 
-def fit(trainer: Trainer, run: Run, curves: Path, train: "Train", asked_to_stop: Callable[[], bool]) -> None:
-    """Take the remaining steps; write states and lines of the training log.
+def fit(
+    trainer: Trainer,
+    run: Run,
+    curves: Path,
+    train: "Train",
+    asked_to_stop: Callable[[], bool],
+    draw: Callable[[VDM], bytes],
+) -> None:
+    """Take the remaining steps; write states, lines of the training log, and the pictures that `draw` makes of models.
 
-    Raises UserError (exit 75) after saving a state if the run was asked to stop.
+    Raises UserError: after saving a state, if the run was asked to stop (exit 75), and what `tracking` raises.
     """
     steps = trainer.settings.steps
-    saved_at, saved_time = trainer.done, time.monotonic()
+    saved_at, began = trainer.done, time.monotonic()
+    saved_time = began
+    track = tracking(train.tracker if is_first() else None, run.folder, trainer.records)
     if is_first():
         start_curves(curves, trainer.records)
+        for picture in [] if trainer.done else curves.parent.glob("samples-*.png"):
+            picture.unlink()  # of another run
     poll = Poll(asked_to_stop)
     first = trainer.done - 1 if trainer.unvalidated else trainer.done  # a pending validation takes one more turn
     progress = bar("training", shown=is_first())(range(first, steps))
@@ -177,8 +194,14 @@ def fit(trainer: Trainer, run: Run, curves: Path, train: "Train", asked_to_stop:
         if record := trainer.step(validating):
             if is_first():
                 add_to_curves(curves, record)
-            log.info("step %d: %s, %.0f images/s", record.step, in_words(record), record.images_per_second)
+            track(record)
+            seconds = (time.monotonic() - began) / (trainer.done - first) * (steps - trainer.done)
+            pace = f"{record.images_per_second:.0f} images/s, {timedelta(seconds=round(seconds))} left"
+            log.info("step %d: %s, %s", record.step, in_words(record), pace)
             progress.set_postfix_str(in_words(record))
+        if is_first() and train.samples_every_steps and trainer.done % train.samples_every_steps == 0:
+            with suppress(ArithmeticError):  # of weights that have diverged, as the log will say
+                write_whole(curves.with_name(f"samples-{trainer.done:09d}.png"), draw(trainer.averaged))
         stop = (validating.answer or poll()) and not trainer.finished
         overdue = time.monotonic() - saved_time >= 60 * train.checkpoint_every_minutes
         if stop or overdue or trainer.done - saved_at >= train.checkpoint_every_steps:

@@ -1,4 +1,4 @@
-"""A training run on this machine: its saved states and its training log.
+"""A training run on this machine: its saved states and its training log, also in a tracker.
 
 DVC deletes a stage's outputs before it runs the stage, so states are kept elsewhere.  The name of their folder is a
 digest of parameters, data and code: a run that differs in one of them uses another folder.  The last state stays until
@@ -10,12 +10,13 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import vdm
 from flows.core.checkpoint import DamagedStateError, load_state, save_state
+from flows.core.errors import Exit, UserError
 from flows.core.files import naming
 from vdm.training.log import TrainingRecord
 
@@ -98,3 +99,30 @@ def add_to_curves(path: Path, *rows: Sequence[Any]) -> None:
     """
     with naming(path, path), path.open("a", newline="") as file:
         csv.writer(file).writerows(["nan" if value is None else value for value in row[:-1]] for row in rows)
+
+
+def tracking(tracker: str | None, run: Path, records: Sequence[TrainingRecord]) -> Callable[[TrainingRecord], None]:
+    """Show the records in the tracker, and return the function that shows another one.
+
+    Its files lie beside the folder of all runs.  Raises UserError (exit 2) if the tracker is not installed.
+    """
+    if tracker is None:
+        return lambda record: None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        advice = "pip install 'vdm-pipeline[tensorboard]', or set it to null"
+        raise UserError(f"train.tracker: TensorBoard is not installed: {advice}", Exit.USAGE) from error
+    folder = run.resolve().parent.with_name(tracker) / run.name
+    shutil.rmtree(folder, ignore_errors=True)
+    writer = SummaryWriter(folder)
+
+    def show(record: TrainingRecord) -> None:
+        for name, value in record._asdict().items():
+            if value is not None:
+                writer.add_scalar(name, value, record.step)
+        writer.flush()
+
+    for record in records:
+        show(record)
+    return show

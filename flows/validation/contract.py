@@ -5,6 +5,7 @@ compressed with loss, and if no image is in two splits.  `flows.validation.table
 columns are.  An expectation of level `warning` is reported and does not stop the pipeline.
 """
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from flows.images.store import ImageSet, present
@@ -16,6 +17,10 @@ Level = Literal["critical", "warning"]
 ERROR: Level = "critical"
 WARNING: Level = "warning"
 FEW_LEVELS = 16
+UNJUDGED = " (cannot be judged: too few levels are in use)"
+LIMITS = {"leaked": 0.0, "duplicates": 0.01, "constant": 0.001, "lost_detail": 0.15, "jpeg_grid": 0.3,
+          "gaps": 0.015, "peaks": 0.02, "skipped": 0.25}  # fmt: skip
+"""The usual limits of what must hold, by column: `max_gaps` limits `gaps`.  presets/digits.yaml has them, too."""
 
 
 class Rule(NamedTuple):
@@ -35,15 +40,13 @@ class Expected(NamedTuple):
     reason: str
 
 
-def contract(image_set: ImageSet, settings: "Contract") -> dict[str, list[Expected]]:
-    """Return the contract for a set of images, by table: `settings` are the thresholds in `contract:`."""
+def contract(image_set: ImageSet, settings: "Contract", unjudged: Collection[str] = ()) -> dict[str, list[Expected]]:
+    """Return the contract by table: `settings` are the thresholds in `contract:`, `unjudged` columns say nothing."""
     splits, num_levels = present(image_set.description), image_set.num_levels
     num_images = sum(image_set.description[f"num_{split}"] for split in splits)
     num_pixels = sum(getattr(image_set, split).size for split in splits)
     num_cells = len(splits) * num_levels
     shape = "x".join(map(str, image_set.image_shape))
-    held_out = len(image_set.validation) + len(image_set.test)
-    max_leaked = settings.max_leaked * held_out / max(1, len(image_set.train) + held_out)
     # Transforms, few levels and lossy files explain what would otherwise be an error.
     smooth = WARNING if "resized" in image_set.transforms or num_levels <= FEW_LEVELS else ERROR
     lossy = WARNING if from_lossy_files(image_set) else ERROR
@@ -64,9 +67,9 @@ def contract(image_set: ImageSet, settings: "Contract") -> dict[str, list[Expect
              "no level below 0", "it has no likelihood"),
             ("highest", between(None, num_levels - 1), ERROR,
              f"no level above {num_levels - 1}", "it has no likelihood"),
-            ("in_earlier_split", never(max_leaked), ERROR,
+            ("leaked", never(settings.max_leaked), ERROR,
              "no image is in two splits", "the model may know it by heart"),
-            ("repeats", never(settings.max_duplicates), ERROR,
+            ("duplicates", never(settings.max_duplicates), ERROR,
              "no image is twice in a split", "it counts twice, and errors of means are understated"),
             ("looks_like_earlier_split", never(), WARNING,
              "images look like one of an earlier split no more often than by chance", "the model may know them"),
@@ -103,9 +106,9 @@ def contract(image_set: ImageSet, settings: "Contract") -> dict[str, list[Expect
              "every pixel has one of the levels", "others have no likelihood"),
             ("level_in_use", between((num_levels - 1) // 2 + 1, None, of="ColumnMax"), ERROR,
              "levels of the upper half are used: the set has no fewer bits than stated", "an unused bit costs nothing"),
-            ("gap", never(), ERROR,
+            ("gaps", never(), ERROR,
              "levels are not spread: almost empty between full ones", "levels that cannot occur cost no bits"),
-            ("peak", never(), ERROR,
+            ("peaks", never(), ERROR,
              "levels are not squeezed: much fuller than their neighbours", "two levels became one"),
             ("skipped", never(), ERROR,
              "levels are used: empty between the lowest and the highest", "the set has fewer levels than stated"),
@@ -124,7 +127,17 @@ def contract(image_set: ImageSet, settings: "Contract") -> dict[str, list[Expect
         ],
     }
     # fmt: on
-    return {table: [Expected(*row) for row in rows] for table, rows in tables.items()}
+    remarks = {key: f" (relaxed: {it})" for key, it in relaxed(settings).items()} | dict.fromkeys(unjudged, UNJUDGED)
+    return {
+        table: [Expected(*row[:3], row[3] + remarks.get(row[0] or "", ""), row[4]) for row in rows]
+        for table, rows in tables.items()
+    }
+
+
+def relaxed(settings: "Contract") -> dict[str, str]:
+    """Return the limits that are above the usual ones, by column, such as "max_gaps 1.0 instead of 0.015"."""
+    limits = {column: (getattr(settings, f"max_{column}"), usual) for column, usual in LIMITS.items()}
+    return {key: f"max_{key} {limit} instead of {usual}" for key, (limit, usual) in limits.items() if limit > usual}
 
 
 def from_lossy_files(image_set: ImageSet) -> bool:

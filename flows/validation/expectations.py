@@ -1,13 +1,14 @@
 """Check tables with Great Expectations, and write its site, the Data Docs."""
 
 import logging
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from flows.validation.contract import Expected
+from flows.validation.contract import LIMITS, Expected
 from flows.validation.report import Result
 
 MOST_SHOWN = 20
@@ -49,7 +50,7 @@ class Checker:
             "unexpected_index_column_names": index,
         }
         found = definition.run(batch_parameters={"dataframe": table}, result_format=wanted)
-        self.results += [canonical(name, index, unit, each) for each in found.to_json_dict()["results"]]
+        self.results += [canonical(name, index, unit, each, table) for each in found.to_json_dict()["results"]]
 
     def build_site(self, folder: Path) -> None:
         """Write the site of all results into a folder, without the results of an earlier site.  Raises OSError."""
@@ -74,20 +75,24 @@ def expectation(row: Expected) -> Any:
     return getattr(expectations, row.rule.expectation)(**column, **row.rule.arguments, **about)
 
 
-def canonical(table: str, index: list[str], unit: str, found: dict[str, Any]) -> Result:
+def canonical(name: str, index: list[str], unit: str, found: dict[str, Any], table: pd.DataFrame) -> Result:
     """Return the result of one expectation without times, ids or paths.  Raises RuntimeError if it was not checked."""
     config, result = found["expectation_config"], found["result"]
     # If a metric fails, the library gives the exceptions by metric, without this key.
     if found["exception_info"].get("raised_exception", True):
         raise RuntimeError(f"{config['type']} failed: {found['exception_info']}")
+    seen, column = observed(result, unit), config["kwargs"].get("column")
+    if column in (*LIMITS, "label_ratio") and not found["success"]:
+        share = table[column].mean() if name == "images" else table.groupby("split")[column].mean().max()
+        seen += f", which contract.max_{column}: {math.ceil(1000 * share) / 1000} would accept"
     return Result(
-        table=table,
+        table=name,
         expectation=config["type"],
         arguments={key: value for key, value in config["kwargs"].items() if key != "batch_id"},
         meaning=config["description"],
         severity=config["severity"],
         success=found["success"],
-        observed=observed(result, unit),
+        observed=seen,
         rows=[{column: row[column] for column in index} for row in result.get("partial_unexpected_index_list") or []],
     )
 

@@ -37,6 +37,8 @@ class Facts(NamedTuple):
     """(N,h,w) float32, the brightness of cells; (N,0,0) for what is not an image."""
     histograms: np.ndarray
     """(groups,channels,K) number of pixels of each level; only uint8 pixels of a level are counted."""
+    textured: np.ndarray
+    """(K,) number of pixels of each level that differ from the pixel to the left and from the one above."""
     differ: np.ndarray
     """(channels,channels) whether channels i and j differ in any image, at [i, j] for i < j."""
     lost_detail: float
@@ -78,6 +80,7 @@ def measure(images: np.ndarray, num_levels: int) -> Facts:
         statistics={},
         thumbnails=np.zeros((count, *cells), dtype=np.float32),
         histograms=np.zeros((GROUPS, channels, num_levels), dtype=np.int64),
+        textured=np.zeros(num_levels, dtype=np.int64),
         differ=np.zeros((channels, channels), dtype=bool),
         lost_detail=round(lost_detail(sample, num_levels), 4),
         jpeg_grid=round(jpeg_grid(sample, num_levels), 4),
@@ -94,8 +97,12 @@ def measure(images: np.ndarray, num_levels: int) -> Facts:
             facts.num_nan[rows] = np.isnan(flat).sum(axis=1)
         facts.lowest[rows], facts.highest[rows] = flat.min(axis=1), flat.max(axis=1)
         if flat.dtype == np.uint8:
-            count_levels(chunk.reshape(len(chunk), channels, -1), first, facts.histograms)
+            for group, channel in np.ndindex(facts.histograms.shape[:2]):
+                some = chunk.reshape(len(chunk), channels, -1)[(group - first) % GROUPS :: GROUPS, channel]
+                count_levels(some.ravel(), facts.histograms[group, channel])
         if pictures:
+            inner = chunk[..., 1:, 1:]
+            count_levels(inner[(inner != chunk[..., :-1, 1:]) & (inner != chunk[..., 1:, :-1])], facts.textured)
             values = chunk.astype(np.float32)
             gray = values.mean(axis=1)
             for one, other in combinations(range(channels), 2):
@@ -106,12 +113,9 @@ def measure(images: np.ndarray, num_levels: int) -> Facts:
     return facts
 
 
-def count_levels(pixels: np.ndarray, first: int, histograms: np.ndarray) -> None:
-    """Add the pixels (n,channels,P), the first of image `first`, to the histograms of groups and channels."""
-    groups, channels, num_levels = histograms.shape
-    for group, channel in np.ndindex(groups, channels):
-        some = pixels[(group - first) % groups :: groups, channel].ravel()
-        histograms[group, channel] += np.bincount(some, minlength=max(256, num_levels))[:num_levels]
+def count_levels(pixels: np.ndarray, histogram: np.ndarray) -> None:
+    """Add uint8 pixels (P,) to a histogram (K,)."""
+    histogram += np.bincount(pixels, minlength=max(256, len(histogram)))[: len(histogram)]
 
 
 def pick(images: np.ndarray, numbers: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from flows.core.errors import Exit, UserError
 from flows.core.escaping import visible
 from flows.core.files import write_whole
 from flows.images.store import ImageSet, data_sha256, load_images, load_labels, present
-from flows.validation.contract import contract
+from flows.validation.contract import UNJUDGED, contract, relaxed
 from flows.validation.drift import REFERENCE, agreement, differences, profile, read_reference
 from flows.validation.duplicates import lookalikes, search
 from flows.validation.expectations import Checker
@@ -56,10 +56,11 @@ def inspect_images(settings: "Contract", *, images: Path, reference: Path | None
     agreements = {pair: agreement(pairs, labels[pair[0]], labels[pair[1]]) for pair, pairs in found.items()}
     profiles = {split: profile(facts[split], labels[split], agreements[split, split]) for split in splits}
     differ = differences(profiles, agreements, expected, settings)
-    checker, rows = Checker(), contract(image_set, settings)
+    levels, ignored = histogram_rows(facts, settings)
+    checker, rows = Checker(), contract(image_set, settings, ignored)
     checker.check("images", image_rows(image_set, facts, alike), rows["images"], ["split", "image"], "images")
     checker.check("splits", split_rows(image_set, facts, labels), rows["splits"], ["split"], "splits")
-    checker.check("histogram", histogram_rows(facts, settings), rows["histogram"], ["split", "level"], "levels")
+    checker.check("histogram", levels, rows["histogram"], ["split", "level"], "levels")
     for name, of_reference in (("differences", False), ("drift", True)):
         if some := [each for each in differ if (each.first == REFERENCE) == of_reference]:
             index = ["splits", "statistic", "difference"]
@@ -67,6 +68,7 @@ def inspect_images(settings: "Contract", *, images: Path, reference: Path | None
     report = Report(
         success=all(result.success or result.severity == "warning" for result in checker.results),
         data_sha256=data_sha256(images),
+        relaxed=list(relaxed(settings).values()),
         transforms=image_set.transforms,
         expectations=[
             result.model_copy(update={"rows": with_files(result.rows, images)}) for result in checker.results
@@ -116,7 +118,9 @@ def require_success(report: Report, images: Path, out: Path | None) -> None:
         see = f"; see {out / DATA_DOCS / 'index.html'}" if out else ""
         raise UserError(f"{images}: {'; '.join(map(described, critical))}{see}", Exit.INVALID_DATA)
     held = sum(result.success for result in report.expectations)
-    log.info("%s: valid: %d of %d expectations hold", shown, held, len(report.expectations))
+    log.info("%s: %s: %d of %d expectations hold", shown, report.verdict, held, len(report.expectations))
+    for meaning in [result.meaning for result in report.expectations if result.meaning.endswith(UNJUDGED)]:
+        log.info("%s: %s", shown, meaning)
 
 
 def described(result: Result) -> str:

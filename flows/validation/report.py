@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field
+
 from flows.core.documents import Document, Sha256, read
 from flows.core.errors import Exit, UserError
 from flows.images.store import data_sha256, load_images, require_levels
@@ -81,6 +83,14 @@ class Validation(Document):
 
     success: bool
     data_sha256: Sha256
+    relaxed: list[str] = Field(default=[])
+    """The limits that are above the usual ones, such as "max_gaps 1.0 instead of 0.015"."""
+
+    @property
+    def verdict(self) -> str:
+        """Whether the images are valid, and by which relaxed limits, in words."""
+        limits = f" with relaxed limits: {', '.join(self.relaxed)}" if self.relaxed else ""
+        return f"valid{limits}" if self.success else "not valid"
 
 
 class Reference(Document):

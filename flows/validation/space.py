@@ -34,8 +34,8 @@ def cropped(pixels: np.ndarray, most: int) -> np.ndarray:
 def lost_detail(pixels: np.ndarray, num_levels: int) -> float:
     """Return the larger share of directions with nothing but rounding, along rows or columns of images (n,C,H,W).
 
-    Segments with end levels, where clipping added detail, are left out if there are enough others.  The result is 0 for
-    few segments.
+    Segments with end levels, where clipping added detail, or with a quarter of one level, as in drawings, are left out
+    if there are enough others.  The result is 0 for few segments.
     """
     shares = [0.0]
     middle = cropped(pixels, SIDES["detail"])
@@ -43,7 +43,8 @@ def lost_detail(pixels: np.ndarray, num_levels: int) -> float:
         first = range(0, turned.shape[3] - SEGMENT + 1, PERIOD) if min(turned.shape[2:]) >= SEGMENT else range(0)
         parts = [turned[..., place : place + SEGMENT].reshape(-1, SEGMENT) for place in first]
         segments = np.concatenate([np.zeros((0, SEGMENT), pixels.dtype), *parts])
-        inner = segments[(segments.min(axis=1) > 0) & (segments.max(axis=1) < num_levels - 1)]
+        varied = np.ptp(segments.reshape(-1, 4, SEGMENT // 4), axis=2).all(axis=1)
+        inner = segments[varied & (segments.min(axis=1) > 0) & (segments.max(axis=1) < num_levels - 1)]
         some = inner if len(inner) >= FEWEST_SEGMENTS else segments
         if len(some) >= FEWEST_SEGMENTS:
             covariance = np.cov(some[:: -(-len(some) // MOST_SEGMENTS)], rowvar=False)

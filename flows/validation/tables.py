@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from flows.images.store import SPLITS, ImageSet, read_file_names
-from flows.validation.comb import Comb, comb
+from flows.validation.comb import Comb, comb, unjudged
 from flows.validation.contract import from_lossy_files
 from flows.validation.duplicates import Pairs, repeats
 from flows.validation.facts import Facts, num_redundant
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def image_rows(image_set: ImageSet, facts: dict[str, Facts], alike: Pairs) -> pd.DataFrame:
-    """Return one row per image."""
+    """Return one row per image; `leaked` says nothing of training images."""
     parts, earlier = [], np.zeros(0, dtype=np.uint64)
     for split, known in facts.items():
         images = getattr(image_set, split)
@@ -33,8 +33,8 @@ def image_rows(image_set: ImageSet, facts: dict[str, Facts], alike: Pairs) -> pd
             "lowest": known.lowest,
             "highest": known.highest,
             "constant": known.lowest == known.highest,
-            "repeats": repeats(known.digest),
-            "in_earlier_split": np.isin(known.digest, earlier),
+            "duplicates": repeats(known.digest),
+            "leaked": np.isin(known.digest, earlier) if split != "train" else None,
             "looks_like_earlier_split": np.isin(np.arange(len(images)), np.concatenate([[], *similar])),
         }
         parts.append(pd.DataFrame(columns))
@@ -73,27 +73,29 @@ def split_rows(image_set: ImageSet, facts: dict[str, Facts], labels: dict[str, n
     return pd.DataFrame(rows)
 
 
-def histogram_rows(facts: dict[str, Facts], settings: "Contract") -> pd.DataFrame:
-    """Return one row per split and level: its pixels in the split, and the comb test's result.
+def histogram_rows(facts: dict[str, Facts], settings: "Contract") -> tuple[pd.DataFrame, list[str]]:
+    """Return one row per split and level: its pixels in the split, and the comb test's result; and what is not judged.
 
     A level is flagged if the split or the whole set has more such levels than the contract allows.
     """
     whole = np.sum([known.histogram for known in facts.values()], axis=0)
-    levels, of_whole, parts = np.arange(len(whole)), broken(comb(whole), settings), []
+    textured = np.sum([known.textured for known in facts.values()], axis=0)
+    levels, of_whole, parts = np.arange(len(whole)), broken(comb(whole, textured), settings), []
+    ignored = unjudged(whole, textured)
     for split, known in facts.items():
-        teeth = broken(comb(known.histogram), settings)
+        teeth = broken(comb(known.histogram, known.textured), settings)
         columns = {
             "split": split,
             "level": levels,
             "count": known.histogram,
             "level_in_use": np.where(whole > 0, levels, 0),
-            "gap": teeth.gaps | of_whole.gaps,
-            "peak": teeth.peaks | of_whole.peaks,
+            "gaps": teeth.gaps | of_whole.gaps,
+            "peaks": teeth.peaks | of_whole.peaks,
             "skipped": teeth.skipped | of_whole.skipped,
             "unused": whole == 0,
         }
-        parts.append(pd.DataFrame(columns))
-    return pd.concat(parts, ignore_index=True)
+        parts.append(pd.DataFrame(columns | dict.fromkeys(ignored, False)))
+    return pd.concat(parts, ignore_index=True), ignored
 
 
 def broken(teeth: Comb, settings: "Contract") -> Comb:

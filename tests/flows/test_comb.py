@@ -4,14 +4,17 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 from project import ROOT
 from sklearn.datasets import load_sample_images
 
+from benchmarks import contract as change
 from flows.core.params import Contract
 from flows.core.params_file import parse_params, read_params
 from flows.core.presets import read_preset
 from flows.validation import tables
 from flows.validation.comb import Comb, comb, heights
+from flows.validation.facts import measure
 
 PRESETS = ROOT / "presets"
 CONTRACT = read_params(PRESETS / "digits.yaml").contract
@@ -19,7 +22,8 @@ CONTRACT = read_params(PRESETS / "digits.yaml").contract
 
 def shares(pixels: np.ndarray, num_levels: int = 256) -> tuple[float, ...]:
     """Return the shares of the levels that are gaps, peaks and skipped."""
-    teeth = comb(np.bincount(np.rint(pixels).astype(int).ravel(), minlength=num_levels))
+    histogram = np.bincount(np.rint(pixels).astype(int).ravel(), minlength=num_levels)
+    teeth = comb(histogram, histogram)
     return tuple(float(flags.mean()) for flags in teeth)
 
 
@@ -90,6 +94,55 @@ def test_fakes_are_detected(fake: Callable[[np.ndarray], np.ndarray], photograph
     assert broken(shares(fake(photograph)))
 
 
+def drawings(scale: int, way: Image.Resampling, colours: int = 3, side: int = 16, count: int = 300) -> np.ndarray:
+    """Return circles, squares and triangles (N,3,side,side) of flat colours, drawn `scale` times as large."""
+    generator, images = np.random.default_rng(0), []
+    palette = [tuple(colour) for colour in generator.integers(0, 256, (colours, 3)).tolist()]
+    for number in range(count):
+        picture = Image.new("RGB", (side * scale, side * scale), "white")
+        radius = generator.uniform(0.15, 0.4) * side
+        place = scale * np.append(generator.uniform(radius, side - 1 - radius, 2), radius)
+        sides, colour = (4, 3, 50)[number % 3], palette[generator.integers(colours)]
+        ImageDraw.Draw(picture).regular_polygon(tuple(place), sides, fill=colour)
+        images.append(np.asarray(picture.resize((side, side), way)).transpose(2, 0, 1))
+    return np.stack(images)
+
+
+def found(images: np.ndarray) -> tuple[set[str], list[str], float]:
+    """Return what the contract finds in the levels, what it does not judge, and the share without detail."""
+    facts = measure(np.ascontiguousarray(images), 256)
+    table, unjudged = tables.histogram_rows({"train": facts}, CONTRACT)
+    return {flag for flag in Comb._fields if table[flag].any()}, unjudged, facts.lost_detail
+
+
+@pytest.mark.parametrize(
+    ("images", "judged"),
+    [
+        (lambda: drawings(1, Image.Resampling.NEAREST), False),
+        (lambda: drawings(1, Image.Resampling.NEAREST, colours=1000), False),
+        (lambda: drawings(1, Image.Resampling.NEAREST, side=32), False),
+        (lambda: drawings(1, Image.Resampling.NEAREST)[:, :1] // 128 * 255, False),
+        (lambda: drawings(8, Image.Resampling.BOX), False),
+        (lambda: drawings(2, Image.Resampling.BILINEAR, side=12), False),
+        (lambda: drawings(8, Image.Resampling.LANCZOS, side=32, count=1200), False),
+        (lambda: drawings(8, Image.Resampling.LANCZOS, colours=30), True),
+    ],
+    ids=["three colours", "many colours", "larger", "two levels", "box", "small", "lanczos", "lanczos, many colours"],
+)
+def test_drawings_of_flat_colours_pass(images: Callable[[], np.ndarray], *, judged: bool) -> None:
+    flags, unjudged, lost_detail = found(images())
+    assert (flags, unjudged) == (set(), [] if judged else [*Comb._fields])
+    assert lost_detail <= CONTRACT.max_lost_detail
+
+
+@pytest.mark.parametrize(
+    ("factor", "flags"), [(1, set()), (0.97, {"peaks"}), (1.03, {"gaps"}), (1.5, {"gaps", "skipped"})]
+)
+def test_photographs_are_judged(factor: float, flags: set[str]) -> None:
+    images = change.contrast(change.photograph_patches(side=32, step=16), factor)
+    assert found(images)[:2] == (flags, [])
+
+
 @pytest.fixture(scope="module")
 def plain() -> np.ndarray:
     """Return 2,000 images (N,400) of 32 levels, each of four plain areas with a little noise."""
@@ -153,7 +206,7 @@ def test_the_preset_of_mnist_allows_the_peaks_that_mnist_has() -> None:
     """Its digits seem to be smoothed binary ones, so levels such as 64, 128 and 191 are frequent."""
     histogram = np.array(MNIST.split(), dtype=int)
     assert histogram.sum() == 10_000 * 28 * 28
-    found = tuple(float(flags.mean()) for flags in comb(histogram))
-    assert found == (0, 7 / 256, 0)
-    assert broken(found)  # images of unknown origin with so many peaks are refused
-    assert not broken(found, parse_params(read_preset("mnist", PRESETS), "mnist").contract)
+    of_mnist = tuple(float(flags.mean()) for flags in comb(histogram, histogram))
+    assert of_mnist == (0, 7 / 256, 0)
+    assert broken(of_mnist)  # images of unknown origin with so many peaks are refused
+    assert not broken(of_mnist, parse_params(read_preset("mnist", PRESETS), "mnist").contract)

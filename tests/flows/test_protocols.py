@@ -77,7 +77,7 @@ def test_the_reported_error_is_that_of_the_figure(digits: np.ndarray, tmp_path: 
     figures = ode(settings, model=tmp_path / "model", images=tmp_path / "images")
 
     model = load_model(tmp_path / "model", torch.device("cpu"))
-    options = settings.model_dump(exclude={"device", "num_images", "tolerance"})
+    options = settings.model_dump(exclude={"device", "num_images", "tolerance", "given"})
     true = evaluate_ode(model, spread(digits[20:40], num_images), solve=exactly, **options).mean()
     assert figures.bpd is not None
     assert figures.bpd_numerical_error is not None

@@ -14,28 +14,35 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from conftest import TINY
 from documents import Document, words
+from PIL import Image
 from project import ROOT
-from results import BPD, MODEL, ORIGIN, PLACES, metrics, sample_metrics, validation, write_results
+from results import BPD, ORIGIN, PLACES, metrics, sample_metrics, validation, write_results
 from ruamel.yaml import YAML
 
 from flows.commands.reporting import WORKSPACE
+from flows.core import layout
+from flows.core.checkpoint import load_model, save_model
 from flows.core.errors import Exit, UserError
 from flows.evaluation.results import BoundMetrics, SampleMetrics
 from flows.images.store import data_sha256, spread
 from flows.report import charts, markdown, pictures
+from flows.report.facts import other_codes
 from flows.report.page import Page, alike, difference, extremes, grids, page
 from flows.report.quality import cautions
 from flows.report.results import Files, disagreements, origin_here, read_results
 from flows.stages.report import report
 from flows.validation.report import Report, Result
+from vdm.model import VDM
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=http://a/b onerror=alert(2)> {{ 7 * 7 }} $x^$ ]]> \x1b[2J\u202e"
 
 
 def shown(files: Files) -> str:
     """Return the text of the page about the results in files, without the charts, which take most of its time."""
-    files = files._replace(curves=None, noise_levels=None, per_image=None)
+    files = files._replace(curves=None, noise_levels=None, per_image=None, model=None)
     return words(Document(page(read_results(files, ORIGIN)).html).text)
 
 
@@ -50,17 +57,36 @@ def whole(tmp_path_factory: pytest.TempPathFactory, digits: np.ndarray) -> Page:
     return page(read_results(write_results(tmp_path_factory.mktemp("whole"), digits), ORIGIN))
 
 
+def test_the_page_names_relaxed_limits(files: Files) -> None:
+    path = files.validation
+    assert path
+    relaxed = {"success": True, "relaxed": ["max_gaps 1.0 instead of 0.015"]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | relaxed))
+    text = shown(files)
+    assert "Valid with relaxed limits: max_gaps 1.0 instead of 0.015" in text
+    assert "is comparable with others" not in text
+
+
 @pytest.mark.slow
 def test_the_page_says_everything_in_the_order_of_its_readers_questions(whole: Page) -> None:
     text = words(Document(whole.html).text)
     parts = (
         "2.0000 ± 0.0946 bits/dim on 40 test images",
+        "16 samples, not selected; 25 steps of DPM-Solver++(2M)",
+        "16 test images",
+        "Learned end points gamma -8.50 to 3.50; at first -7 to 5",
+        "30 steps of 12 images, 6.0 epochs; weights of step 20, the best on the validation images",
+        "digits, with train.steps 30 instead of 2600",
+        "The same images in one PNG",
+        "From noise to images",
         "with seed 0",
         "reconstruction finding the levels of the pixels from z_0 0.0300",
         "noise levels per image 2 time continuous",
         "validation 2.1000 ± 0.050010 images",
         "test \N{MINUS SIGN} training +0.1000 ± 0.0200",
         "Loss while training",
+        "Gradient norm",
+        "Learning rate",
         "Noise schedule",
         "Loss at each noise level",
         "How many images have which bits/dim",
@@ -68,8 +94,8 @@ def test_the_page_says_everything_in_the_order_of_its_readers_questions(whole: P
         "1.000",
         "Hardest images",
         "3.000",
-        "16 samples, not selected",
-        "16 test images",
+        "class 1, 20 images 2.0256 ± 0.1357",
+        "class 0, 20 images 1.9744 ± 0.1357",
         "Fréchet distance fd_0a1b2c3d",
         "1.2500 ± 0.0500 0.7500 ± 0.0400",
         "0.4800 ± 0.0300 0.5",
@@ -80,7 +106,7 @@ def test_the_page_says_everything_in_the_order_of_its_readers_questions(whole: P
         "test image 1000000000",
         "2 expectations, 1 broken",
         "betas [0.9, 0.99]",
-        f"model, sha256 {MODEL}",
+        "model, sha256 ",
         "processor x86_64 AVX2",
         "make repro",
     )
@@ -118,16 +144,32 @@ def test_what_is_missing_is_left_out_with_a_sentence(files: Files) -> None:
     text = words(Document(page(read_results(files, ORIGIN)).html).text)
     sentences = [
         "There is no training log",
+        "The model is not here",
         "There are no figures for each noise level",
         "There are no figures for each image",
         "The easiest and hardest images are left out",
-        "Samples beside real images are left out",
+        "Samples are left out",
         "The quality of samples was not measured",
         "nearest training images of the samples are left out",
         "There is no report of the data validation",
     ]
     assert [sentence for sentence in sentences if sentence not in text] == []
     assert "2.0000 ± 0.0946 bits/dim" in text
+
+
+def test_withheld_figures_are_told_with_the_reason(files: Files) -> None:
+    assert files.sample_metrics
+    found = json.loads(files.sample_metrics.read_text()) | {"figures": {}, "withheld": "no better than <a> guess"}
+    found |= {"features_accuracy": 0.11, "features_accuracy_standard_error": 0.02, "features_guess": 0.1}
+    files.sample_metrics.write_text(json.dumps(found))
+    text = shown(files)
+    assert "Distances, precision and recall are withheld: no better than <a> guess." in text
+    assert "is right about 0.1100 ± 0.0200 of the test images, where a guess would be about 0.1000; its" in text
+    assert "0.4800 ± 0.0300" in text
+    drawn = files.sample_metrics.with_name("samples.png")
+    Image.new("L", (4, 4)).save(drawn)
+    text = markdown.samples(SampleMetrics(**found), drawn, drawn)
+    assert "Distances, precision and recall are withheld: no better than " in text
 
 
 def test_results_that_do_not_belong_together_are_named(files: Files, tmp_path: Path, digits: np.ndarray) -> None:
@@ -138,6 +180,10 @@ def test_results_that_do_not_belong_together_are_named(files: Files, tmp_path: P
     data = "b" * 64
     other = BoundMetrics(**metrics(data) | {"model_sha256": "c" * 64})
     assert len(list(disagreements(other, data, None, SampleMetrics(**sample_metrics(data))))) == 1
+    save_model(tmp_path / "model", VDM(**TINY), TINY)
+    results = read_results(files._replace(model=tmp_path / "model"), ORIGIN)
+    assert results.schedule is None
+    assert results.notes == ["The model is not the one that was evaluated, so its noise schedule is left out."]
 
 
 @pytest.mark.parametrize(
@@ -151,6 +197,7 @@ def test_results_that_do_not_belong_together_are_named(files: Files, tmp_path: P
         ("neighbours", "sample,train_image,distance\n16,0,0\n", "damaged: there is no sample 16"),
         ("samples", "\x93NUMPY", "damaged"),
         ("images", "dataset.json", "damaged"),
+        ("denoising", "\x89PNG", "damaged"),
     ],
 )
 def test_a_damaged_file_is_one_line(name: str, content: str, reason: str, files: Files) -> None:
@@ -176,7 +223,7 @@ def test_figures_that_are_not_finite_are_left_out_of_charts(files: Files) -> Non
     files.curves.write_text("step,bpd\n1,nan\n")
     made = page(read_results(files, ORIGIN))
     assert "not finite bits/dim on 40 test images" in words(Document(made.html).text)
-    assert len(made.charts) == 4
+    assert len(made.charts) == len(charts.CHARTS)
 
 
 @pytest.mark.slow
@@ -206,7 +253,7 @@ def test_the_stage_writes_page_and_charts_that_stand_alone(files: Files, tmp_pat
     places = {"out": tmp_path / "out/report.html", "pictures": tmp_path / "out/pictures"}
     places["pictures"].mkdir(parents=True)
     (places["pictures"] / "old.svg").write_text("old")
-    report({"train": {"betas": [0.9, 0.99]}}, files=files, model_folder=Path("models/vdm"), **places)
+    report(origin_here(Path("models/vdm"), {"train": {"betas": [0.9, 0.99]}}), files=files, **places)
     text = places["out"].read_text()
     assert "betas" in text
     assert "vdmctl evaluate models/vdm" in text
@@ -222,7 +269,8 @@ def test_the_stage_writes_page_and_charts_that_stand_alone(files: Files, tmp_pat
 def test_the_stage_declares_every_file_that_it_shows() -> None:
     stage = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]["report"]
     assert WORKSPACE == PLACES
-    assert {str(path) for path in WORKSPACE} == {dep for dep in stage["deps"] if not dep.startswith(("flows", "vdm"))}
+    shown = {str(path) for path in WORKSPACE} | {str(layout.PRESETS)}
+    assert shown == {dep for dep in stage["deps"] if not dep.startswith(("flows", "vdm"))}
 
 
 # Shows the page in frames of two widths and reports what a reader would miss.
@@ -266,7 +314,7 @@ def test_a_browser_without_a_network_shows_everything(
     result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert "CONSOLE" not in result.stderr
     (found,) = re.findall(r'<pre id="found">(.*?)</pre>', result.stdout)
-    expected = {"pictures": made.html.count("<img"), "broken": 0, "wider": 0, "charts": 4, "paper": paper, "smooth": 4}
+    expected = {"pictures": made.html.count("<img"), "broken": 0, "wider": 0, "charts": 6, "paper": paper, "smooth": 6}
     assert json.loads(html.unescape(found)) == {"phone": expected, "desktop": expected}
 
 
@@ -297,6 +345,31 @@ def test_charts_draw_the_errors_and_the_mean() -> None:
     (mean,) = drawn.lines
     assert list(np.asarray(mean.get_xdata())) == [2.0, 2.0]
     charts.histogram(axes(), {"": pd.DataFrame({"bpd": [3.0, 3.0]})})
+
+
+def test_the_schedule_is_the_models_and_not_that_of_the_times_of_the_evaluation(files: Files) -> None:
+    """A straight line through two times would hide what the model learned."""
+    assert files.model
+    table = read_results(files, ORIGIN).schedule
+    assert table is not None
+    with torch.no_grad():
+        gamma = load_model(files.model).schedule(torch.linspace(0, 1, len(table)))
+    np.testing.assert_allclose(table["gamma"], gamma, rtol=1e-6)
+    np.testing.assert_allclose(table["initial"], -7 + 12 * table["t"], atol=1e-6)
+    drawn = axes()
+    charts.schedule(drawn, {"": table})
+    assert [line.get_label() for line in drawn.lines] == ["gamma: -8.50 to 3.50", "at first: -7.00 to 5.00"]
+    (curve, _) = drawn.lines
+    assert np.abs(np.diff(np.asarray(curve.get_ydata()), 2)).max() > 1e-4
+
+
+def test_other_codes_are_given_the_same_images() -> None:
+    """Noise of 4 bits costs at least 4 bits/dim, and images of one level almost nothing."""
+    images = np.random.default_rng(0).integers(0, 16, (200, 3, 8, 8), dtype=np.uint8)
+    png, zlib = (float(text.split()[0]) for text in dict(other_codes(images)).values())
+    assert 4 < zlib < 5
+    assert 4 < png < 6
+    assert all(float(text.split()[0]) < 0.3 for text in dict(other_codes(images * 0)).values())
 
 
 def test_images_from_a_source_are_restored_before_the_stages_run() -> None:

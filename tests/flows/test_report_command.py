@@ -24,6 +24,7 @@ Vdmctl = Callable[..., subprocess.CompletedProcess[str]]
 def vdmctl(tmp_path: Path, digits: np.ndarray) -> Vdmctl:
     """Return a function that runs `vdmctl report` in a folder with results."""
     write_results(tmp_path, digits)
+    shutil.copytree(ROOT / "presets", tmp_path / "presets")
     shutil.copyfile(ROOT / "presets" / "digits.yaml", tmp_path / "params.yaml")
     shutil.copyfile(ROOT / "dvc.yaml", tmp_path / "dvc.yaml")
     return lambda *arguments: run_vdmctl(tmp_path, {}, "report", *arguments)
@@ -39,7 +40,7 @@ def test_an_existing_file_is_kept_unless_it_is_the_stages_output(vdmctl: Vdmctl,
     for _ in range(2):
         assert vdmctl("--out", "reports/report.html").returncode == 0
     assert (tmp_path / "reports/report.html").read_bytes() == (tmp_path / "page.html").read_bytes()
-    assert len(list((tmp_path / "reports/pictures").iterdir())) == 4
+    assert len(list((tmp_path / "reports/pictures").iterdir())) == 6
     refused = vdmctl("models/vdm", "--out", "reports/report.html", "--force")  # not the stage
     assert refused.returncode == 2
     assert "reports/report.html is an output of the pipeline; choose another place" in refused.stderr
@@ -53,27 +54,61 @@ def test_a_model_folder_has_results_of_its_own(vdmctl: Vdmctl, tmp_path: Path, t
     for place in (PLACES.noise_levels, PLACES.per_image):  # the charts take most of a page's time
         (tmp_path / str(place)).unlink()
     result = vdmctl("my model", "--out", "page.html")
-    advice = "run `vdmctl evaluate 'my model' --out 'my model'`"
+    advice = "run `vdmctl evaluate 'my model' --out 'my model/evaluation'`"
     assert (result.returncode, result.stderr) == (5, f"vdmctl: my model: not evaluated yet; {advice}\n")
     written = json.loads((tmp_path / PLACES.metrics).read_text())
-    (model / "metrics.json").write_text(json.dumps(written))
+    own_metrics = model / "evaluation/metrics.json"
+    own_metrics.parent.mkdir()
+    own_metrics.write_text(json.dumps(written))
     result = vdmctl("my model", "--out", "page.html")
-    error = f"vdmctl: my model/metrics.json is about another model; {advice}\n"
+    error = f"vdmctl: my model/evaluation/metrics.json is about another model; {advice}\n"
     assert (result.returncode, result.stderr) == (5, error)
     own = hashlib.sha256((model / "config.json").read_bytes()).hexdigest()
-    (model / "metrics.json").write_text(json.dumps(written | {"model_sha256": own}))
+    own_metrics.write_text(json.dumps(written | {"model_sha256": own}))
     assert vdmctl("my model", "--out", "page.html").returncode == 0
     text = words(Document((tmp_path / "page.html").read_text()).text)
     assert text.count("image_shape") == 1  # of the images, and not a parameter of the model
     assert "There is no training log" in text
     assert "width 8" in text
-    assert "vdmctl evaluate 'my model' --out 'my model'" in text
+    assert "vdmctl evaluate 'my model' --out 'my model/evaluation'" in text
     (tmp_path / PLACES.metrics).write_text(json.dumps(written | {"model_sha256": own}))
-    (model / "metrics.json").unlink()
+    own_metrics.unlink()
     assert vdmctl("my model", "my model", "--out", "two.html").returncode == 0
     text = words(Document((tmp_path / "two.html").read_text()).text)
     assert "Loss while training" in text
     assert "my model, first" in text
+
+
+@pytest.mark.slow
+def test_a_copied_folder_has_a_whole_page_elsewhere(vdmctl: Vdmctl, tmp_path: Path) -> None:
+    """With its training log, and with the folders of `reports` that were copied into it: even without the images."""
+    model = tmp_path / "copy"
+    shutil.copytree(tmp_path / "models/vdm", model)
+    shutil.copytree(tmp_path / "reports", model, dirs_exist_ok=True)
+    (model / "README.md").write_text('# Card\n\n```json\n{"train": {"steps": 2601, "keep": "best"}}\n```\n')
+    for folder in ("reports", "data"):
+        shutil.rmtree(tmp_path / folder)
+    result = vdmctl("copy", "--out", "page.html")
+    assert result.returncode == 0, result.stderr
+    page = (tmp_path / "page.html").read_text()
+    text = words(Document(page).text)
+    for part in ("Loss while training", "Noise schedule", "16 samples, not selected", "From noise to images",
+                 "Fréchet distance", "weights of step 20", "train.steps 2601 instead of"):  # fmt: skip
+        assert part in text
+    assert page.count('class="chart"') == 6
+
+
+@pytest.mark.slow
+def test_the_model_that_the_repository_has_brings_its_results(vdmctl: Vdmctl, tmp_path: Path) -> None:
+    """All but its training log, which nobody has."""
+    result = vdmctl(str(ROOT / "pretrained/fashion_mnist_cpu"), "--out", "page.html")
+    assert result.returncode == 0, result.stderr
+    page = (tmp_path / "page.html").read_text()
+    text = words(Document(page).text)
+    for part in ("64 samples, not selected", "Parameters 336,644", "From noise to images", "There is no training log",
+                 "fashion_mnist_cpu, with data.source", "10,000 test"):  # fmt: skip
+        assert part in text
+    assert page.count('class="chart"') == 3
 
 
 @pytest.mark.parametrize(
@@ -101,7 +136,7 @@ def test_errors_are_one_line_and_write_nothing(
 def test_a_model_of_the_pipeline_is_evaluated_by_its_stage(
     vdmctl: Vdmctl, tmp_path: Path, tiny_model: Callable[..., VDM]
 ) -> None:
-    save_model(tmp_path / "models/trained", tiny_model(), TINY)
+    save_model(tmp_path / "models/trained", tiny_model(), TINY)  # not the model of the workspace's results
     result = vdmctl("models/trained", "--out", "page.html")
     advice = "run `dvc repro evaluate`"
     assert (result.returncode, result.stderr) == (5, f"vdmctl: models/trained: not evaluated yet; {advice}\n")

@@ -54,11 +54,11 @@ def test_the_progress_of_a_training_run_names_the_time_left(tmp_path: Path, monk
     validation = "validation 2.6000 (Monte Carlo error 0.0100)"
     progress.read(f"step 300: 2.5 bits/dim, {validation}, 900 images/s\n")
     now[0] += 50
-    progress.read("step 400: 2.4 bits/dim, 900 images/s\n")
+    progress.read("step 400: 2.4 bits/dim, 900 images/s, 0:18:20 left\n")
     progress.read("step 400 of 2600: training ends, since validation no longer improves\n")
     assert [description for _, description in shown] == [
         f"300 of 2600 steps: 2.5 bits/dim, {validation}, 900 images/s",
-        f"400 of 2600 steps, 0:18:20 left: 2.4 bits/dim, 900 images/s; {validation} at step 300",
+        f"400 of 2600 steps: 2.4 bits/dim, 900 images/s, 0:18:20 left; {validation} at step 300",
         f"400 of 2600 steps: training ends, since validation no longer improves; {validation} at step 300",
     ]
     assert [percent for percent, _ in shown] == [100 * 300 / 2600, 100 * 400 / 2600, 100]

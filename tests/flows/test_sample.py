@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
-from PIL import Image
+from PIL import Image, ImageSequence
+from project import ROOT
 from small import Small
 
 from flows.cli import run
 from flows.core.checkpoint import save_model
 from flows.core.errors import Exit
+from flows.core.params_file import read_params
 from flows.sampling import film
 from flows.sampling.pictures import grid, shown, write
 from flows.sampling.request import read_mask
@@ -63,9 +65,12 @@ def test_the_film_shows_noise_and_prediction_and_stays_if_its_images_cannot_be_w
     assert run([*command, "film.gif"]) == run([*command, "film.png"]) == Exit.DONE
     with Image.open("film.gif") as picture:
         assert picture.n_frames == 7  # type: ignore[attr-defined]
-        assert picture.size == (2 * (2 * 34 + 2) + 4, 2 * 34 + 2)
+        assert picture.size == (2 * (2 * 66 + 2) + 4, 16 + 2 * 66 + 2)
+        labels = [np.asarray(frame)[:16].tobytes() for frame in ImageSequence.Iterator(picture)]
+        assert len(set(labels)) == 7
+        assert picture.info["duration"] == film.LAST_MS
     with Image.open("film.png") as picture:
-        assert picture.size == (7 * 34 + 2, 2 * 3 * 34 + 2)
+        assert picture.size == (7 * 66 + 2, 32 + 2 * 3 * 66 + 2)
     before = Path("film.png").read_bytes()
 
     def full(*_: object, **__: object) -> None:
@@ -90,6 +95,11 @@ def test_missing_pixels_are_filled_in(small: Small, capsys: pytest.CaptureFixtur
     assert (done["approximate"], done["order"], done["eta"]) == (True, 1, 1.0)
     Image.fromarray(np.rint(known[0] * (255 / 16)).astype(np.uint8)).save("known.png")
     np.testing.assert_array_equal(drawn("-n", "4", "--known", "known.png", "--mask", "mask.png"), filled)
+    command = ["sample", MODEL, "-n", "1", "--known", "known.npy", "--mask", "mask.png", "--out", "beside.png"]
+    assert run(command) == Exit.DONE  # the original, the mask and the result side by side
+    with Image.open("beside.png") as picture:
+        expected = np.stack([known, missing[None] // 255 * 16, filled[0]])
+        np.testing.assert_array_equal(np.asarray(picture), grid(expected, 17, 3))
     # White is the highest level of one bit, too.
     Image.fromarray(missing).convert("1").save("bit.png")
     np.testing.assert_array_equal(drawn("-n", "4", "--known", "known.npy", "--mask", "bit.png"), filled)
@@ -197,9 +207,12 @@ def test_a_mask_is_bright_where_one_of_its_channels_is(tmp_path: Path, tiny_mode
 
 
 @pytest.mark.parametrize("number", [59, 60, 62, 131])
-def test_a_film_ends_with_the_last_step(number: int) -> None:
+def test_a_film_ends_with_the_last_step(number: int, tiny_model: Callable[..., VDM]) -> None:
     steps = [Step(*torch.full((2, 1, 1, 1, 1), step / 130)) for step in range(number)]
-    recorded = film.record(iter(steps), number)
+    settings = read_params(ROOT / "params.yaml").sample.model_copy(update={"num_timesteps": number})
+    recorded = film.record(tiny_model(), settings, lambda _: iter(steps))
+    assert recorded.gammas[-1] == pytest.approx(-7)
+    assert len(recorded.gammas) == len(recorded.z)
     assert len(recorded.z) <= film.MOST_FRAMES
     assert recorded.z[-1].tolist() == film.pixels(steps[-1].z).tolist()
 
@@ -219,6 +232,7 @@ def test_images_of_a_grid_are_in_rows() -> None:
 
 def test_the_strip_of_a_film_has_noise_above_predictions() -> None:
     z, x_hat = (np.arange(first, first + 6, dtype=np.uint8).reshape(3, 2, 1, 1, 1) for first in (0, 10))
-    strip = film.strip(film.Film(z, x_hat))
-    tiles = strip[20::34, 20::34]
+    strip = film.strip(film.Film(z, x_hat, [2.0, 0.0, -2.0]))
+    tiles = strip[52::66, 20::66]
+    assert strip[:16].max() == strip[16:32].max() == 255
     assert tiles.tolist() == [[0, 2, 4], [10, 12, 14], [1, 3, 5], [11, 13, 15]]

@@ -1,5 +1,6 @@
 """The stages `validate`, `train` and `register`: which inputs they refuse, and what the model card states."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,15 @@ def test_a_model_that_was_trained_with_other_inputs_is_not_registered(
     assert ("was trained with other parameters" in capsys.readouterr().err) == bool(changes)
     assert (layout.CARD.read_text() == "old") == bool(changes)
     assert (model_sha256(layout.REGISTERED) != model_sha256(layout.TRAINED)) == bool(changes)
+
+
+def test_the_card_names_relaxed_limits(small: Small) -> None:
+    assert run(["register"]) == Exit.DONE
+    assert "| data contract | valid |" in layout.CARD.read_text()
+    report = json.loads(layout.VALIDATION.read_text()) | {"relaxed": ["max_gaps 1.0 instead of 0.015"]}
+    layout.VALIDATION.write_text(json.dumps(report))
+    assert run(["register"]) == Exit.DONE
+    assert "| data contract | valid with relaxed limits: max_gaps 1.0 instead of 0.015 |" in layout.CARD.read_text()
 
 
 def test_a_damaged_log_is_refused(small: Small, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,7 @@
 """The saved states and the log of a training run, without a training."""
 
+import re
+import sys
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -11,18 +13,23 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from PIL import Image
 from project import ROOT
+from small import Small
+from trainings import same_bits
 
-from flows.core.checkpoint import fitted_to, load_model
+from flows.cli import run as run_command
+from flows.core.checkpoint import config_sha256, fitted_to, inputs_sha256, load_model
 from flows.core.device import keep_on_device
 from flows.core.errors import Exit, UserError
 from flows.core.params import Train
 from flows.core.params_file import read_params
 from flows.images.store import ImageSet
+from flows.sampling.drawing import preview
 from flows.training import fitting, runs
 from flows.training.distributed import local_rank, out_of_memory
 from flows.training.fitting import fit
-from flows.training.runs import Run, add_to_curves, forget, start_curves
+from flows.training.runs import Run, add_to_curves, forget, start_curves, tracking
 from vdm.model import VDM
 from vdm.training.log import TrainingRecord
 from vdm.training.trainer import Trainer
@@ -98,7 +105,7 @@ def test_a_state_is_saved_when_the_minutes_are_over(
     train = parameters(steps=6, checkpoint_every_minutes=1.0)
     clock, run = count(0.0, 40.0), Mock()
     monkeypatch.setattr(fitting, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    fit(trainer_of(tiny_model(), train), run, tmp_path / "curves.csv", train, lambda: False)
+    fit(trainer_of(tiny_model(), train), run, tmp_path / "curves.csv", train, lambda: False, preview)
     assert [call.args[0] for call in run.save.call_args_list] == [2, 4, 6]
 
 
@@ -107,8 +114,73 @@ def test_a_run_that_is_asked_to_stop_at_its_last_step_has_finished(
 ) -> None:
     train = parameters(steps=2)
     trainer, run = trainer_of(tiny_model(), train), Run(tmp_path, keep=2)
-    fit(trainer, run, tmp_path / "curves.csv", train, lambda: trainer.done == 2)
+    fit(trainer, run, tmp_path / "curves.csv", train, lambda: trainer.done == 2, preview)
     assert [path.name for path in run.states()] == ["step-000000002.state"]
+
+
+@pytest.mark.slow
+def test_pictures_of_samples_change_no_weight_and_no_line_of_the_log(
+    tmp_path: Path, tiny_model: Callable[..., VDM]
+) -> None:
+    weights = []
+    for place, every in (("without", None), ("with", 2)):
+        train = parameters(steps=5, log_every=5, samples_every_steps=every)
+        trainer, curves = trainer_of(tiny_model(dropout=0.3), train), tmp_path / place / "curves.csv"
+        curves.parent.mkdir()
+        curves.with_name("samples-000000099.png").touch()
+        fit(trainer, Run(tmp_path / "runs", keep=2), curves, train, lambda: False, preview)
+        weights.append(trainer.averaged.state_dict() | trainer.model.state_dict())
+        assert (curves.parent / "curves.csv").read_bytes() == (tmp_path / "without/curves.csv").read_bytes()
+    assert same_bits(*weights)
+    pictures = sorted((tmp_path / "with").glob("*.png"))
+    assert [path.name for path in pictures] == ["samples-000000002.png", "samples-000000004.png"]
+    with Image.open(pictures[0]) as first, Image.open(pictures[1]) as second:
+        assert first.size == (4 * 34 + 2, 4 * 34 + 2)
+        assert first.tobytes() != second.tobytes()  # of other weights
+    assert not [*(tmp_path / "without").glob("*.png")]
+
+
+def test_a_line_of_the_log_says_how_much_time_is_left(
+    tmp_path: Path, tiny_model: Callable[..., VDM], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run that has begun at its second step takes 100 seconds for each."""
+    caplog.set_level("INFO")
+    train = parameters(steps=5, log_every=2, checkpoint_every_minutes=1e9)
+    trainer = trainer_of(tiny_model(), train)
+    trainer.step()
+    monkeypatch.setattr(fitting, "time", SimpleNamespace(monotonic=lambda: 100.0 * trainer.done))
+    fit(trainer, Run(tmp_path, keep=2), tmp_path / "curves.csv", train, lambda: False, preview)
+    assert re.findall(r"(step .): .* images/s, (.*) left", caplog.text) == [
+        ("step 2", "0:05:00"),
+        ("step 4", "0:01:40"),
+        ("step 5", "0:00:00"),
+    ]
+
+
+@pytest.mark.slow
+def test_tensorboard_has_every_line_of_a_run_that_was_continued(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    later = RECORD._replace(step=10, validation_bpd=2.5)
+    for before in ([], [RECORD]):
+        tracking("tensorboard", tmp_path / "runs/abc", before)(RECORD if not before else later)
+    events = EventAccumulator(str(tmp_path / "tensorboard/abc")).Reload()
+    assert [(each.step, each.value) for each in events.Scalars("bpd")] == [(5, 3.0), (10, 3.0)]
+    assert [(each.step, each.value) for each in events.Scalars("validation_bpd")] == [(10, 2.5)]
+
+
+def test_a_tracker_that_is_not_installed_is_refused_before_the_first_step(
+    small: Small, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setenv("VDM_LOCK_DIR", str(small.folder))
+    monkeypatch.setattr(Trainer, "step", lambda *_: pytest.fail("a step is taken"))
+    params = Path("params.yaml")
+    params.write_text(params.read_text().replace("tracker: null", "tracker: tensorboard"))
+    assert run_command(["train"]) == Exit.USAGE
+    advice = "pip install 'vdm-pipeline[tensorboard]', or set it to null"
+    assert f"vdmctl: train.tracker: TensorBoard is not installed: {advice}\n" in capsys.readouterr().err
 
 
 def test_ranks_count_only_in_processes_of_torchs_agent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,10 +200,9 @@ def test_machines_on_which_auto_has_another_meaning_are_refused(
     monkeypatch.setattr(fitting, "arguments_of", Mock(return_value=TINY))
     monkeypatch.setattr(fitting, "data_sha256", Mock(return_value="a"))
     monkeypatch.setattr(fitting, "gather", lambda name: [name, "of another machine"])
+    paths = dict.fromkeys(("images", "out", "curves", "runs"), tmp_path)
     with pytest.raises(UserError, match=r"differ in .* train\.precision: auto and train\.compile: auto") as raised:
-        fitting.train_here(
-            Mock(classes=None), parameters(), images=tmp_path, out=tmp_path, curves=tmp_path / "c", runs=tmp_path
-        )
+        fitting.train_here(Mock(classes=None), parameters(), **paths, draw=preview)
     assert raised.value.code is Exit.USAGE
 
 
@@ -152,7 +223,11 @@ def test_a_run_of_other_inputs_has_another_name(monkeypatch: pytest.MonkeyPatch,
         patch.setattr(runs, "CODE", [*runs.CODE, tmp_path])
         names.append(name())
     assert len(set(names)) == len(names)
-    assert name(checkpoint_every_steps=7, keep_checkpoints=9, max_restarts=0, images_on="host") == names[0]
+    shown: dict[str, Any] = {"samples_every_steps": 7, "tracker": "tensorboard"}
+    assert name(checkpoint_every_steps=7, keep_checkpoints=9, max_restarts=0, images_on="host", **shown) == names[0]
+    before = parameters().model_dump(exclude={*shown, "class_dropout"})
+    expected = config_sha256({"model": TINY, "train": before, "data": "a"})
+    assert inputs_sha256(TINY, parameters(**shown).model_dump(), "a") == expected
 
 
 def test_the_model_that_is_written_is_the_one_that_is_kept(tmp_path: Path) -> None:

@@ -130,12 +130,22 @@ def test_standard_errors() -> None:
 
 
 def test_the_noise_levels_average_to_the_diffusion_term() -> None:
-    draws = np.random.default_rng(0).gamma(2, size=(50, 4))
-    result = Evaluation(np.zeros(50), np.zeros(50), draws)
+    draws = np.random.default_rng(0).gamma(2, size=(30, 4))
+    result = Evaluation(np.zeros(30), np.zeros(30), draws)
     levels = result.noise_levels(seed=0, num_timesteps=None)
     np.testing.assert_allclose(levels.t, [0.125, 0.375, 0.625, 0.875])
     assert levels.diffusion.mean() == pytest.approx(result.diffusion.mean())
-    np.testing.assert_allclose(levels.standard_error, draws.std(axis=0, ddof=1) / math.sqrt(50))
+    np.testing.assert_allclose(levels.standard_error, draws.std(axis=0, ddof=1) / math.sqrt(30))
+
+
+def test_two_times_per_image_show_the_loss_at_many_noise_levels() -> None:
+    """Draws that are their own time lie in their level, and a level has the draws of some 20 images."""
+    draws = stratified_times(7, range(320), 2)
+    levels = Evaluation(np.zeros(320), np.zeros(320), draws).noise_levels(seed=7, num_timesteps=None)
+    np.testing.assert_allclose(levels.t, (np.arange(32) + 0.5) / 32)
+    np.testing.assert_allclose(levels.diffusion, levels.t, atol=1 / 64)
+    assert levels.diffusion.mean() == pytest.approx(draws.mean(), rel=0.01)
+    np.testing.assert_allclose(levels.standard_error, 1 / 32 / math.sqrt(12) / math.sqrt(20), rtol=0.15)
 
 
 def test_a_model_of_two_steps_has_two_noise_levels(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:

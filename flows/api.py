@@ -1,0 +1,66 @@
+"""Models in Python: load one, evaluate images, draw images, and fill in what is missing of one.
+
+Images are arrays (N,C,H,W) of integer levels, 0..num_levels-1.  The defaults are those of presets/digits.yaml, except
+that the network computes in float32, where `vdmctl` may take bfloat16.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from flows.commands.arguments import model_folder
+from flows.core.checkpoint import load_model
+from flows.core.device import find_device
+from flows.sampling.drawing import REPEATS
+from vdm import evaluation, sampling
+from vdm.model import VDM
+from vdm.sampling import Solver, Step
+
+BATCH = 400
+DEFAULT = Solver(num_timesteps=25, order=2)
+
+
+def load(model: str | Path, device: str = "auto") -> VDM:
+    """Return a model in evaluation mode: a folder, or a version of this folder's project, `vdm@v1.2.0` or `champion`.
+
+    `device` is cpu, cuda, cuda:N, or auto: CUDA if torch finds it.  Nothing in the folder is run.  Raises UserError.
+    """
+    return load_model(model_folder(str(model)), find_device(device))
+
+
+def evaluate(
+    model: VDM, images: np.ndarray, *, times_per_image: int = 32, num_timesteps: int | None = None, seed: int = 0
+) -> evaluation.Evaluation:
+    """Return the bound of every image (N,C,H,W) in bits/dim: `bpd` (N,), and `standard_error`, that of its mean.
+
+    `num_timesteps` None is continuous time.  Raises TypeError and ValueError unless they are images of the model.
+    """
+    return evaluation.evaluate(
+        model, images, times_per_image=times_per_image, num_timesteps=num_timesteps, batch_size=512, seed=seed
+    )
+
+
+def sample(model: VDM, num_images: int, *, seed: int = 0, solver: Solver = DEFAULT) -> np.ndarray:
+    """Return images (N,C,H,W).  Image i of a seed is the same picture, however many are drawn."""
+    return drawn(model, partial(sampling.trajectory, model, solver=solver, seed=seed), num_images)
+
+
+def fill_in(
+    model: VDM, image: np.ndarray, missing: np.ndarray, num_images: int = 1, *, seed: int = 0, solver: Solver = DEFAULT
+) -> np.ndarray:
+    """Return images (N,C,H,W) with the pixels of `image` (C,H,W) except where the mask `missing` (H,W) is true.
+
+    It is an approximation, and takes ten times as long as `sample`.  Raises what `vdm.sampling.fill_in` raises.
+    """
+    known, mask = torch.tensor(image), torch.tensor(missing)
+    steps = partial(sampling.fill_in, model, known, mask, solver=solver, seed=seed, repeats=REPEATS)
+    return np.where(missing, drawn(model, steps, num_images), image)
+
+
+def drawn(model: VDM, steps_to: Callable[[range], Iterator[Step]], num_images: int) -> np.ndarray:
+    """Return the images (N,C,H,W) at the end of the steps.  Raises ArithmeticError for a model that has diverged."""
+    batches = (range(first, min(first + BATCH, num_images)) for first in range(0, num_images, BATCH))
+    return torch.cat([sampling.decode(model, steps_to(batch)) for batch in batches]).cpu().numpy()

@@ -1,0 +1,60 @@
+"""The facts about a model that a reader asks for first: its size, its training, and what other codes need."""
+
+import zlib
+from collections.abc import Iterator
+from io import BytesIO
+
+import numpy as np
+from PIL import Image
+
+from flows.images.store import spread
+from flows.report.results import Results
+
+MOST_BYTES = 2**23
+"""Of the images that are given to other codes, which takes some seconds."""
+
+
+def facts(results: Results) -> Iterator[tuple[str, str]]:
+    """Yield the names of the facts that are known, with their values in words."""
+    origin, metrics, curves, model = results.origin, results.metrics, results.curves, results.model
+    if model:
+        yield "Parameters", f"{model.num_parameters:,}"
+        ends, initial = (model.schedule[name].iloc[[0, -1]] for name in ("gamma", "initial"))
+        was = "" if np.allclose(ends, initial) else "; at first {:g} to {:g}".format(*initial)
+        yield ("Learned end points" if was else "End points"), "gamma {:.2f} to {:.2f}".format(*ends) + was
+    if curves is not None:
+        train = origin.parameters.get("train", {})
+        steps, batch_size, validated = (
+            int(curves["step"].iloc[-1]),
+            train.get("batch_size"),
+            curves.get("validation_bpd"),
+        )
+        taken = f"{steps:,} steps"
+        if isinstance(batch_size, int) and results.images:
+            taken += f" of {batch_size:,} images, {steps * batch_size / len(results.images.train):.1f} epochs"
+        if train.get("keep") == "best" and validated is not None and validated.notna().any():
+            taken += f"; weights of step {int(curves['step'][validated.idxmin()]):,}, the best on the validation images"
+        yield "Training", taken
+    if origin.preset:
+        yield "Preset", origin.preset
+    if results.images:
+        yield from other_codes(getattr(results.images, metrics.split))
+    if results.validation:
+        yield "Data validation", results.validation.verdict
+    if metrics.environment:
+        yield "Evaluated on", f"{metrics.environment.processor}, torch {metrics.environment.torch}"
+
+
+def other_codes(images: np.ndarray) -> Iterator[tuple[str, str]]:
+    """Yield the bits/dim of the images (N,C,H,W), evenly spread if there are many, in one PNG file and in zlib's code.
+
+    The PNG file has all images below each other.
+    """
+    chosen = np.ascontiguousarray(spread(images, max(1, MOST_BYTES // images[0].nbytes)))
+    _, channels, _, width = chosen.shape
+    rows = chosen.transpose(0, 2, 3, 1).reshape(-1, width, 3) if channels == 3 else chosen.reshape(-1, width)
+    file = BytesIO()
+    Image.fromarray(rows).save(file, format="png", compress_level=9)
+    of = "The same images" if len(chosen) == len(images) else f"{len(chosen):,} of these images"
+    for name, size in (("one PNG", file.tell()), ("zlib", len(zlib.compress(chosen.tobytes(), 9)))):
+        yield f"{of} in {name}", f"{8 * size / chosen.size:.4f} bits/dim"
