@@ -8,13 +8,14 @@ compression    our files and those of general codecs
 contract       corruptions of images that the data contract finds
 gpu_day        everything about one card, in ten minutes
 
-What they share is here: options, the machine, figures as text or JSON, charts.
+What they share is here: options, presets, the machine, figures as text or JSON, charts.
 """
 
 import argparse
 import json
 import math
 import platform
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,8 +24,13 @@ from typing import Any
 
 import torch
 
-from flows.commands import summary
+from flows.commands.summary import table
 from flows.core.errors import UserError
+from flows.core.params import Params
+from flows.core.params_file import parse_params
+from flows.core.presets import read_preset
+
+PRESETS = Path(__file__).parents[1] / "presets"
 
 
 def positive(text: str) -> int:
@@ -39,14 +45,6 @@ def duration(text: str) -> float:
     if not 0 <= (number := float(text)) < math.inf:
         raise argparse.ArgumentTypeError(f"must be a finite number from 0, got {text}")
     return number
-
-
-def picture(text: str) -> Path:
-    """Parse the path of a picture that can be written at the end.  Raises ArgumentTypeError."""
-    path = Path(text)
-    if path.suffix not in (".png", ".svg") or not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"must be a .png or .svg file in a folder that exists, got {text}")
-    return path
 
 
 def new_parser(description: str | None) -> argparse.ArgumentParser:
@@ -65,11 +63,17 @@ def explained(parser: argparse.ArgumentParser) -> Iterator[None]:
         parser.error(str(error))
 
 
-def show(figures: dict[str, Any], *, as_json: bool, device: torch.device | None = None) -> None:
-    """Print the machine and the figures: as one JSON object, or a line for each figure and a table for a list of rows.
+def preset_params(name: str, **changes: dict[str, Any]) -> Params:
+    """Return a preset's parameters with changes of its sections, unchecked; None changes nothing."""
+    params = parse_params(read_preset(name, PRESETS), name)
+    for section, values in changes.items():
+        given = {key: value for key, value in values.items() if value is not None}
+        params = params.model_copy(update={section: getattr(params, section).model_copy(update=given)})
+    return params
 
-    A row is a mapping.
-    """
+
+def show(figures: dict[str, Any], *, as_json: bool, device: torch.device | None = None) -> None:
+    """Print the machine and the figures: as one JSON object, or a line for each figure and a table for each list."""
     figures = {**describe(device), **figures}
     if as_json:
         print(json.dumps(figures, indent=2))
@@ -78,35 +82,31 @@ def show(figures: dict[str, Any], *, as_json: bool, device: torch.device | None 
         match value:
             case [dict(), *_]:
                 keys = list(dict.fromkeys(key for row in value for key in row))
-                print(f"\n{key}\n{summary.table(keys, [[cell(row.get(key)) for key in keys] for row in value])}")
+                print(f"\n{key}\n{table(keys, [[cell(row.get(key)) for key in keys] for row in value])}")
+            case [low, high]:
+                print(f"{key}: {cell(low)} to {cell(high)}")
             case _:
                 print(f"{key}: {cell(value)}")
 
 
 def cell(value: Any) -> str:
     """Return a figure as text: a float with five digits, "" for a missing one."""
-    match value:
-        case None:
-            return ""
-        case float():
-            return f"{value:.5g}"
-        case list():
-            return " to ".join(map(cell, value))
-        case _:
-            return str(value)
+    if value is None:
+        return ""
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 @contextmanager
 def chart(path: Path, **options: Any) -> Iterator[Any]:
     """Yield the axes of a chart with these options, such as its labels; then add a legend and write the file."""
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # which would add to the peak memory of others
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     yield axes
     axes.set(**options)
     axes.legend()
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else {"Software": None})
+    figure.savefig(path)
 
 
 def describe(device: torch.device | None = None) -> dict[str, str | int]:
@@ -122,12 +122,11 @@ def describe(device: torch.device | None = None) -> dict[str, str | int]:
 
 
 def cpu_name() -> str:
-    """Return the name of the CPU and its bfloat16 instructions, or its architecture if the system names neither."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    flags = next((line.split() for line in lines if line.startswith("flags")), [])
-    known = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
-    return f"{names[0] if names else platform.machine()} ({', '.join(known)})"
+    """Return the name of the CPU and its vector and bfloat16 instructions, as far as the system names them."""
+    text = Path("/proc/cpuinfo").read_text()
+    name = re.search(r"^model name\s*: (.*)", text, re.MULTILINE)
+    known = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f" {flag} " in text]
+    return f"{name[1] if name else platform.machine()} ({', '.join(known)})"
 
 
 def commit() -> str:

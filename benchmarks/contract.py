@@ -6,7 +6,6 @@ copied images that it finds.
 """
 
 import logging
-import resource
 import shutil
 import subprocess
 import sys
@@ -17,23 +16,33 @@ from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from resource import RUSAGE_CHILDREN, getrusage
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
-from scipy.ndimage import gaussian_filter1d
+from scipy.ndimage import gaussian_filter
 from sklearn.datasets import load_sample_images
 
 from benchmarks import explained, new_parser, positive, show
 from flows.core.params_file import read_params
 from flows.images.preparing import write_images
-from flows.images.store import SPLITS, ImageSet, load_images, load_labels, save_images
+from flows.images.store import (
+    SPLITS,
+    ImageSet,
+    load_images,
+    load_labels,
+    save_images,
+    write_array,
+    write_description,
+)
 from flows.validation.duplicates import lookalikes, search
 from flows.validation.facts import measure
 from flows.validation.inspection import inspect_images
 
 ROOT = Path(__file__).parents[1]
 PARAMS = read_params(ROOT / "params.yaml")
+QUALITIES = (75, 85, 90, 95)
 Change = Callable[[np.ndarray], np.ndarray]
 
 
@@ -52,16 +61,13 @@ def main() -> None:
     parser.add_argument("--rows", default="", help="only the corruptions with this in their names")
     parser.add_argument("--images", type=positive, help="also measure time and memory for this many of 32x32x3")
     arguments = parser.parse_args()
-    if not any(arguments.rows in entry.name for entry in corruptions()):
-        parser.error(f"--rows: no corruption has {arguments.rows!r} in its name; data/README.md lists the names")
     figures: dict[str, Any] = cost(arguments.images) if arguments.images else {}
-    with explained(parser):
+    logging.disable(logging.WARNING)
+    with explained(parser), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Great Expectations warns about itself and about pandas
         sets = {name: patches() if name == "photographs" else prepared(name, None) for name in arguments.sets}
         if arguments.fashion_mnist:
             sets["fashion_mnist"] = prepared("fashion_mnist", arguments.fashion_mnist)
-    logging.disable(logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Great Expectations warns about itself and about pandas
         figures |= {f"clean {name}": ", ".join(verdict(known)) or "nothing found" for name, known in sets.items()}
         figures["corruptions"] = by_row("corruption", {name: verdicts(sets[name], arguments.rows) for name in sets})
         figures["copies"] = by_row("copies", {name: recall(known) for name, known in sets.items()})
@@ -77,28 +83,23 @@ def by_row(title: str, columns: dict[str, dict[str, str]]) -> list[dict[str, str
 
 def cost(count: int) -> dict[str, float]:
     """Return the seconds and the peak memory of `vdmctl validate` on `count` images of noise, imports included."""
-    generator = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as scratch:
         counts = {"train": count - count // 10, "test": count // 10}
-        # In chunks, since the new process would start with this one's peak memory.
-        parts = {name: noise(generator, number) for name, number in counts.items()}
-        save_images(Path(scratch, "images"), parts, {"name": "noise", "num_levels": 256})
+        for seed, (split, number) in enumerate(counts.items()):
+            write_array(Path(scratch, "images", f"{split}.npy"), noise(seed, number))
+        shapes = {split: (number, 3, 32, 32) for split, number in counts.items()}
+        write_description(Path(scratch, "images"), shapes, {"name": "noise", "num_levels": 256})
         shutil.copyfile(ROOT / "params.yaml", Path(scratch, "params.yaml"))
         command = [sys.executable, "-c", "from flows.cli import main; main()", "validate", "images", "--out", "report"]
         begin = time.perf_counter()
         subprocess.run(command, cwd=scratch, env={"PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
         seconds = time.perf_counter() - begin
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return {
-        "images": count,
-        "seconds": seconds,
-        "cpu_seconds": used.ru_utime + used.ru_stime,
-        "mib": used.ru_maxrss / 1024,
-    }
+    return {"images": count, "seconds": seconds, "mib": getrusage(RUSAGE_CHILDREN).ru_maxrss / 1024}
 
 
-def noise(generator: np.random.Generator, count: int) -> Iterator[np.ndarray]:
-    """Yield `count` random images in chunks (n,3,32,32)."""
+def noise(seed: int, count: int) -> Iterator[np.ndarray]:
+    """Yield `count` random images in chunks (n,3,32,32): a new process would start with this one's peak memory."""
+    generator = np.random.default_rng(seed)
     for first in range(0, count, 1000):
         yield generator.integers(0, 256, (min(1000, count - first), 3, 32, 32), np.uint8)
 
@@ -144,9 +145,8 @@ def photograph_patches(side: int, step: int) -> np.ndarray:
 def smaller(known: CleanSet) -> CleanSet:
     """Return at most 9,000 training, 1,000 validation and 2,000 test images: enough for the corruptions."""
     most = {"train": 9_000, "validation": 1_000, "test": 2_000}
-    first = {split: slice(0, count) for split, count in most.items()}
-    images = {split: images[first[split]] for split, images in known.images.items()}
-    return CleanSet(known.num_levels, images, {split: each[first[split]] for split, each in known.labels.items()})
+    parts = ({split: part[: most[split]] for split, part in of.items()} for of in (known.images, known.labels))
+    return CleanSet(known.num_levels, *parts)
 
 
 # Ways to corrupt images (N,C,H,W), with Pillow where people use it
@@ -159,30 +159,26 @@ def pictures(images: np.ndarray, function: Callable[[Image.Image], Image.Image])
     return arrays[:, None] if arrays.ndim == 3 else np.ascontiguousarray(arrays.transpose(0, 3, 1, 2))
 
 
-def resized(picture: Image.Image, size: tuple[int, int], kind: str) -> Image.Image:
-    """Return a picture of another size (width, height); if none of its levels is above 16, none of the new ones is."""
-    highest = int(np.asarray(picture).max())
+def resized(picture: Image.Image, kind: str, factor: float) -> Image.Image:
+    """Return a picture of another size; if none of its levels is above 16, none of the new ones is."""
+    size = (round(picture.width * factor), round(picture.height * factor))
     larger = picture.resize(size, Image.Resampling[kind.upper()])
-    return larger if highest > 16 else larger.point(lambda level: min(level, 16))
+    return larger if np.asarray(picture).max() > 16 else larger.point(lambda level: min(level, 16))
 
 
 def enlarged(images: np.ndarray, kind: str, factor: float = 2) -> np.ndarray:
-    """Return larger images."""
-    size = (round(images.shape[3] * factor), round(images.shape[2] * factor))
-    return pictures(images, lambda picture: resized(picture, size, kind))
+    """Return images that are `factor` times as high and wide."""
+    return pictures(images, lambda picture: resized(picture, kind, factor))
 
 
 def halved(images: np.ndarray, kind: str) -> np.ndarray:
     """Return images of the same size that were made half as large in between."""
-    half, size = (images.shape[3] // 2, images.shape[2] // 2), (images.shape[3], images.shape[2])
-    return pictures(images, lambda picture: resized(resized(picture, half, kind), size, kind))
+    return pictures(images, lambda picture: resized(resized(picture, kind, 0.5), kind, 2))
 
 
 def blurred(images: np.ndarray, sd: float) -> np.ndarray:
     """Return images that were blurred by a Gaussian of `sd` pixels, computed from floats."""
-    smooth = images.astype(np.float32)
-    for axis in (2, 3):
-        smooth = gaussian_filter1d(smooth, sd, axis, mode="nearest", radius=4)
+    smooth = gaussian_filter(images.astype(np.float32), sd, mode="nearest", radius=4, axes=(2, 3))
     return np.rint(smooth).astype(np.uint8)
 
 
@@ -203,7 +199,7 @@ def contrast(images: np.ndarray, factor: float) -> np.ndarray:
 
 
 def in_a_tenth(images: np.ndarray, function: Change) -> np.ndarray:
-    """Return the images, a random tenth of which was result."""
+    """Return the images, a random tenth of which was changed."""
     chosen = np.random.default_rng(1).choice(len(images), len(images) // 10, replace=False)
     result = images.copy()
     result[chosen] = function(images[chosen])
@@ -211,7 +207,7 @@ def in_a_tenth(images: np.ndarray, function: Change) -> np.ndarray:
 
 
 def shuffled(labels: np.ndarray) -> np.ndarray:
-    """Return the labels, a random fifth of which were exresult among one another."""
+    """Return the labels, a random fifth of which were exchanged among one another."""
     generator = np.random.default_rng(1)
     chosen = generator.choice(len(labels), len(labels) // 5, replace=False)
     result = labels.copy()
@@ -238,12 +234,12 @@ def noisy(images: np.ndarray, sd: float, num_levels: int) -> np.ndarray:
 
 
 class Corruption(NamedTuple):
-    """A change of a set; `compare` gives the report on the clean set as the reference."""
+    """A change of a set that has what it `needs`; `compare` gives the report on the clean set as the reference."""
 
     name: str
     change: Callable[[CleanSet], CleanSet]
-    compare: bool = False
     needs: str = ""
+    compare: bool = False
 
 
 def changed(known: CleanSet, function: Change, splits: Collection[str] = SPLITS) -> CleanSet:
@@ -265,36 +261,35 @@ def without_label(known: CleanSet, splits: Collection[str] = SPLITS) -> CleanSet
 
 def applies(known: CleanSet, needs: str) -> bool:
     """Whether the set has what a corruption needs: 256 levels, colours or labels."""
-    channels = known.images["train"].shape[1]
-    present = {"": True, "bytes": known.num_levels == 256, "colours": channels == 3, "labels": bool(known.labels)}
-    return bool(present[needs])
+    colours = known.images["train"].shape[1] == 3
+    return {"": True, "bytes": known.num_levels == 256, "colours": colours, "labels": bool(known.labels)}[needs]
 
 
 def corruptions() -> Iterator[Corruption]:
     """Yield the rows of the table."""
-
-    def row(name: str, function: Change, **about: Any) -> Corruption:
-        return Corruption(name, partial(changed, function=function), **about)
-
-    for kind in ("nearest", "bilinear", "bicubic"):
-        yield row(f"enlarged 2x, {kind}", partial(enlarged, kind=kind))
-    yield row("enlarged 1.5x, bicubic", partial(enlarged, kind="bicubic", factor=1.5))
-    for kind in ("bilinear", "bicubic"):
-        yield row(f"halved and enlarged, {kind}", partial(halved, kind=kind))
-    for end, compare in (("", False), (", reference", True)):
-        for sd in (0.5, 0.7, 1):
-            yield row(f"blurred, sd {sd} pixels{end}", partial(blurred, sd=sd), compare=compare)
-    for quality in (75, 85, 90, 95):
-        yield row(f"JPEG, quality {quality}", partial(jpeg, quality=quality), needs="bytes")
-    yield row("JPEG, quality 90, then cut by 3 pixels", lambda part: jpeg(part, 90)[:, :, 3:, 3:], needs="bytes")
+    blurs = {f"blurred, sd {sd} pixels": partial(blurred, sd=sd) for sd in (0.5, 0.7, 1)}
+    of_all: dict[str, Change] = {
+        **{f"enlarged 2x, {kind}": partial(enlarged, kind=kind) for kind in ("nearest", "bilinear", "bicubic")},
+        "enlarged 1.5x, bicubic": partial(enlarged, kind="bicubic", factor=1.5),
+        **{f"halved and enlarged, {kind}": partial(halved, kind=kind) for kind in ("bilinear", "bicubic")},
+        **blurs,
+    }
+    for name, function in of_all.items():
+        yield Corruption(name, partial(changed, function=function))
+    for name, function in blurs.items():
+        yield Corruption(f"{name}, reference", partial(changed, function=function), compare=True)
+    of_bytes: dict[str, Change] = {f"JPEG, quality {quality}": partial(jpeg, quality=quality) for quality in QUALITIES}
+    of_bytes["JPEG, quality 90, then cut by 3 pixels"] = lambda part: jpeg(part, 90)[:, :, 3:, 3:]
+    for name, function in of_bytes.items():
+        yield Corruption(name, partial(changed, function=function), "bytes")
     of_some: dict[str, Change] = {"JPEG, quality 90": partial(jpeg, quality=90)}
     of_some |= {f"contrast x {factor}": partial(contrast, factor=factor) for factor in (0.97, 1.03, 1.3)}
     for name, function in of_some.items():
         in_test = partial(changed, function=function, splits=["test"])
         in_train = partial(changed, function=partial(in_a_tenth, function=function), splits=["train"])
-        yield Corruption(f"{name}, test images only", in_test, needs="bytes")
-        yield Corruption(f"{name}, a tenth of the training images", in_train, needs="bytes")
-    of_all: dict[str, tuple[Callable[..., CleanSet], str]] = {
+        yield Corruption(f"{name}, test images only", in_test, "bytes")
+        yield Corruption(f"{name}, a tenth of the training images", in_train, "bytes")
+    of_sets: dict[str, tuple[Callable[..., CleanSet], str]] = {
         "20% of the labels shuffled": (shuffled_labels, "labels"),
         "a class missing": (without_label, "labels"),
         "BGR": (partial(changed, function=lambda part: part[:, ::-1]), "colours"),
@@ -302,9 +297,9 @@ def corruptions() -> Iterator[Corruption]:
         "mirrored": (partial(changed, function=lambda part: part[..., ::-1]), ""),
         "upside down": (partial(changed, function=lambda part: part[:, :, ::-1]), ""),
     }
-    for name, (change, needs) in of_all.items():
-        yield Corruption(f"{name}, reference", change, compare=True, needs=needs)
-        yield Corruption(f"{name}, test images only", partial(change, splits=["test"]), needs=needs)
+    for name, (change, needs) in of_sets.items():
+        yield Corruption(f"{name}, reference", change, needs, compare=True)
+        yield Corruption(f"{name}, test images only", partial(change, splits=["test"]), needs)
 
 
 def verdict(known: CleanSet, reference: Path | None = None, keep: Path | None = None) -> dict[str, str]:

@@ -30,21 +30,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import explained, new_parser, positive, show
+from benchmarks import explained, new_parser, positive, preset_params, show
 from flows.core import layout
+from flows.core.checkpoint import arguments_of
 from flows.evaluation.solver import dopri5
 from flows.images.store import ImageSet, load_images
+from flows.training.fitting import build, resolve
 from vdm.choices import ScheduleKind
 from vdm.discretization import pixels_to_x, reconstruction_draw
 from vdm.evaluation import evaluate
 from vdm.model import VDM
 from vdm.ode import Derivative, Solve, State, basis_probes, evaluate_ode, log_density
 from vdm.schedule import alpha, sigma
-from vdm.training.settings import TrainingSettings
-from vdm.training.trainer import Trainer
 from vdm.vlb import PredictNoise, bits_per_dim, diffusion_loss, low_discrepancy_times
 
 BATCH = 512
+TIMES = 256
+"""Draws of each image, of which the variance is computed."""
 TOLERANCES = (1e-3, 1e-4, 1e-5)
 Row = dict[str, Any]
 Schedule = Callable[[Tensor], Tensor]
@@ -60,52 +62,21 @@ def main() -> None:
     chosen = options.parse_args()
     with explained(options):
         images = load_images(chosen.images)
-        if chosen.repeats < 2:
-            raise ValueError("--repeats must be at least 2 for a standard deviation")
     rows = {"variance": variances, "error": errors, "ode": ode_errors}[chosen.what](chosen, images)
     set_name = images.description.get("name")
     show({"what": chosen.what, "set": set_name, "steps": chosen.steps, "rows": rows}, as_json=chosen.json)
 
 
 def trained(images: ImageSet, steps: int, *, schedule: ScheduleKind, gamma_0: float = -7.0) -> VDM:
-    """Return a model with two blocks after `steps` training steps of 64 images."""
-    torch.manual_seed(0)
-    few = images.num_levels < 256
-    model = VDM(
-        image_shape=images.image_shape,
-        num_levels=images.num_levels,
-        schedule=schedule,
-        gamma_0=gamma_0 if few else -13.3,
-        gamma_1=5.0,
-        width=32 if few else 16,
-        blocks=2,
-        attention_everywhere=False,
-        fourier_exponents=[2, 3] if few else [6, 7],
-        norm_groups=8,
-        norm_eps=1e-6,
-        dropout=0.0,
-        augmentation_input=False,
-    )
-    settings = TrainingSettings(
-        steps=steps,
-        batch_size=64,
-        accumulation=1,
-        augmentation=[],
-        optimizer="adamw",
-        learning_rate=2e-3,
-        warmup_steps=50,
-        learning_rate_decay="linear",
-        betas=(0.9, 0.99),
-        weight_decay=0.01,
-        max_gradient_norm=1.0,
-        ema_decay=0.99,
-        precision="float32",
-        compile=False,
-        activation_checkpointing=False,
-        seed=0,
-        log_every=max(1, steps // 5),
-    )
-    trainer = Trainer(model, torch.from_numpy(np.array(images.train)), settings)
+    """Return a model with two blocks after `steps` training steps of 64 images, by the recipe of the digits."""
+    model: Row = {"schedule": schedule, "gamma_0": gamma_0, "blocks": 2, "dropout": 0.0, "fourier_exponents": [2, 3]}
+    if images.num_levels == 256:
+        model |= {"gamma_0": -13.3, "width": 16, "fourier_exponents": [6, 7]}
+    train = {"steps": steps, "optimizer": "adamw", "learning_rate": 2e-3, "warmup_steps": 50, "precision": "float32"}
+    params = preset_params("digits", model=model, train={**train, "log_every": max(1, steps // 5)})
+    config = arguments_of(params.model, images.image_shape, images.num_levels)
+    settings = resolve(params.train, torch.device("cpu"))
+    trainer = build(config, settings, torch.from_numpy(np.array(images.train)), None)
     for _ in range(steps):
         if record := trainer.step():
             print(f"step {record.step}: {record.bpd:.3f} bits/dim", file=sys.stderr)
@@ -139,24 +110,21 @@ def variances(chosen: argparse.Namespace, images: ImageSet) -> list[Row]:
         "beta-linear": beta_linear(*ends),
         "alpha-cosine": alpha_cosine(*ends),
     }
-    return [
-        {"schedule": name, **estimate(model, schedule, images.test[: chosen.count or 128], times_per_image=256)}
-        for name, schedule in schedules.items()
-    ]
+    pixels = np.array(images.test[: chosen.count or 128])
+    return [{"schedule": name, **estimate(model, schedule, pixels)} for name, schedule in schedules.items()]
 
 
 @torch.inference_mode()
-def estimate(model: VDM, schedule: Schedule, pixels: np.ndarray, times_per_image: int) -> Row:
+def estimate(model: VDM, schedule: Schedule, pixels: np.ndarray) -> Row:
     """Return the mean diffusion loss in bits/dim, and its variance over times and noise, averaged over images."""
     generator = torch.Generator().manual_seed(0)
     losses = []
-    for image in torch.from_numpy(np.array(pixels)):
-        batch = pixels_to_x(image.expand(times_per_image, -1, -1, -1), model.num_levels)
-        t = low_discrepancy_times(torch.rand((), generator=generator), times_per_image)
+    for image in torch.from_numpy(pixels):
+        batch = pixels_to_x(image.expand(TIMES, -1, -1, -1), model.num_levels)
+        t = low_discrepancy_times(torch.rand((), generator=generator), TIMES)
         eps = torch.randn(batch.shape, generator=generator)
         gamma_t, dgamma_dt, *_ = torch.func.jvp(schedule, (t,), (torch.ones_like(t),))
-        loss = diffusion_loss(batch, eps, gamma_t, dgamma_dt, model.network)
-        losses.append(bits_per_dim(loss, model.num_dims))
+        losses.append(bits_per_dim(diffusion_loss(batch, eps, gamma_t, dgamma_dt, model.network), model.num_dims))
     table = torch.stack(losses).double()
     return {"diffusion_bpd": table.mean().item(), "variance": table.var(dim=1).mean().item()}
 

@@ -1,19 +1,16 @@
 """Measure the quality of samples against their cost: samplers x numbers of steps, on a reproduced project.
 
-With --guidance, the default sampler draws from a model with classes, at each guidance, the classes of the test images
-in turn, and --plot draws precision and recall over the guidance.
-
 Run in a folder in which `dvc repro` has made data/images, models/vdm and models/features.  All rows but one have the
 same seed, and so the same noise z_1; that one shows what the seed changes.  --plot FILE draws the Frechet distance over
 the number of steps.
 
-    python -m benchmarks.samplers [--images 4000] [--steps 10 25 50] [--reference-steps 1000] [--guidance 1 2]
-                                  [--plot FILE] [--json]
+    python -m benchmarks.samplers [--images 4000] [--steps 10 25 50] [--guidance 1 2] [--plot FILE] [--json]
+
+With --guidance, a model with classes draws the classes of the test images in turn with the default sampler, at each
+guidance, and --plot draws precision and recall over it.
 """
 
-import argparse
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks import chart, explained, new_parser, picture, positive, show
+from benchmarks import chart, explained, new_parser, positive, show
 from flows.commands.sampling import SOLVERS
 from flows.core import layout
 from flows.core.checkpoint import load_model
@@ -29,52 +26,64 @@ from flows.core.params import Sample
 from flows.core.params_file import read_params
 from flows.images.labels import classes_of
 from flows.images.store import load_images
-from flows.quality.distances import frechet_distance, kernel_distance, precision, recall, with_error
-from flows.quality.features import embed, load_features
+from flows.quality.distances import frechet_distance, precision, recall, with_error
+from flows.quality.features import Classifier, embed, load_features
 from flows.sampling.drawing import draw_share
+from vdm.model import VDM
 
+BEST, MOST_STEPS, RESAMPLES = "sde-dpm-solver++", 1000, 20
+SHARES = {"precision": precision, "recall": recall}
 Row = dict[str, Any]
 
 
-def rows(chosen: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
-    """Return the name of every row and what it changes of the parameters `sample:`."""
-    if chosen.guidance:
-        return [(f"guidance {each:g}", {"guidance": each}) for each in chosen.guidance]
-    grid = [(name, steps, {}) for name in SOLVERS for steps in chosen.steps]
-    few = chosen.steps[len(chosen.steps) // 2]
-    best = "sde-dpm-solver++"
-    others = [
-        ("ancestral", chosen.reference_steps, {}),
-        (best, few, {"grid": "t"}),
-        (best, few, {"clip": False}),
-        (best, few, {"precision": "float32"}),
-        (best, few, {"seed": 1}),
-    ]
-    return [
-        (
-            " ".join([name, *(f"{key} {value}" for key, value in changes.items())]),
-            {"num_timesteps": steps, **SOLVERS[name], **changes},
-        )
-        for name, steps, changes in [*grid, *others]
-    ]
+def main() -> None:
+    options = new_parser(__doc__)
+    options.add_argument("--images", type=positive, default=4000, help="samples per row")
+    options.add_argument("--steps", type=positive, nargs="+", default=[10, 25, 50])
+    options.add_argument("--guidance", type=float, nargs="+", default=[], help="of a model with classes")
+    options.add_argument("--plot", type=Path, help="a .png or .svg file")
+    chosen = options.parse_args()
+    with explained(options):
+        sample = read_params(layout.PARAMS).sample.model_copy(update={"num_images": chosen.images})
+        network, _, digest = load_features(layout.FEATURES, torch.device("cpu"))
+        images, model = load_images(layout.IMAGES), load_model(layout.REGISTERED)
+        classes = classes_of(layout.IMAGES, "test", layout.REGISTERED).tolist() if chosen.guidance else None
+        sample = sample.model_copy(update={"classes": classes})
+    training, test = embed(network, images.train), embed(network, images.test)
+    table: list[Row] = []
+    for guidance in chosen.guidance:
+        settings = sample.model_copy(update={"guidance": guidance})
+        table.append({"guidance": guidance, **measure(settings, model, network, training)})
+    for name, steps, changes in tqdm([] if chosen.guidance else rows(chosen.steps), disable=None):
+        settings = sample.model_copy(update={"num_timesteps": steps, **SOLVERS[name], **changes})
+        about = " ".join([name, *(f"{key} {value}" for key, value in changes.items())])
+        table.append({"sampler": about, "steps": steps, **measure(settings, model, network, training)})
+    held_out = frechet_distance(training)(test)
+    shares = {name: measured(training)(test) for name, measured in SHARES.items()}
+    figures = {"features_sha256": digest, "num_images": chosen.images, "held_out_fd": held_out, **shares, "rows": table}
+    show(figures, as_json=chosen.json)
+    if chosen.plot and chosen.guidance:
+        plot_guidance(chosen.plot, table, shares)
+    elif chosen.plot:
+        plot(chosen.plot, table, held_out)
 
 
-def measure(
-    changes: dict[str, Any], sample: Sample, model: Any, network: Any, training: np.ndarray, resamples: int
-) -> Row:
+def rows(steps: list[int]) -> list[tuple[Any, int, dict[str, Any]]]:
+    """Return the sampler of every row, its number of steps, and what else it changes of the parameters `sample:`."""
+    few = steps[len(steps) // 2]
+    grid: list[tuple[Any, int, dict[str, Any]]] = [(name, number, {}) for name in SOLVERS for number in steps]
+    return [*grid, ("ancestral", MOST_STEPS, {}), (BEST, few, {"precision": "float32"}), (BEST, few, {"seed": 1})]
+
+
+def measure(settings: Sample, model: VDM, network: Classifier, training: np.ndarray) -> Row:
     """Return the figures of one row."""
-    settings = sample.model_copy(update=changes)
     begin = time.process_time()
     drawn = embed(network, draw_share(model, settings, range(settings.num_images), shown=False))
     seconds = time.process_time() - begin
-    figures: Row = {"steps": settings.num_timesteps, "cpu_seconds": seconds}
-    for name, distance in (("fd", frechet_distance(training)), ("kd", kernel_distance(training))):
-        of = partial(lambda chosen, distance: distance(drawn[chosen]), distance=distance)
-        estimate = with_error(of, len(drawn), resamples, 0)
-        figures |= {name: estimate.value, f"{name}_standard_error": estimate.standard_error}
-    for name, share in (("precision", precision(training)), ("recall", recall(training))):
-        of = partial(lambda chosen, share: share(drawn[chosen]), share=share)
-        estimate = with_error(of, len(drawn), resamples, 0)
+    figures: Row = {"cpu_seconds": seconds}
+    for name, measured in {"fd": frechet_distance, **SHARES}.items():
+        of = measured(training)
+        estimate = with_error(lambda chosen, of=of: of(drawn[chosen]), len(drawn), RESAMPLES, 0)  # type: ignore[misc]
         figures |= {name: estimate.value, f"{name}_standard_error": estimate.standard_error}
     return figures
 
@@ -90,43 +99,14 @@ def plot(path: Path, table: list[Row], held_out: float) -> None:
         axes.axhline(held_out, color="gray", linestyle="--", label="held-out images")
 
 
-def plot_guidance(path: Path, table: list[Row], guidance: list[float], held_out: Row) -> None:
+def plot_guidance(path: Path, table: list[Row], held_out: Row) -> None:
     """Draw precision and recall over the guidance."""
     with chart(path, xlabel="guidance", ylabel="share of images", ylim=(0, 1)) as axes:
-        for name, color in (("precision", "C0"), ("recall", "C1")):
-            values, errors = ([row[key] for row in table] for key in (name, f"{name}_standard_error"))
-            axes.errorbar(guidance, values, errors, label=name, marker="o", capsize=3, color=color)
-            axes.axhline(held_out[name], color=color, linestyle="--", label=f"{name} of held-out images")
-
-
-def main() -> None:
-    options = new_parser(__doc__)
-    options.add_argument("--images", type=positive, default=4000, help="samples per row")
-    options.add_argument("--steps", type=positive, nargs="+", default=[10, 25, 50])
-    options.add_argument("--reference-steps", type=positive, default=1000, help="steps of the ancestral reference")
-    options.add_argument("--guidance", type=float, nargs="+", default=[], help="of a model with classes")
-    options.add_argument("--plot", type=picture, help="a .png or .svg file")
-    chosen = options.parse_args()
-    with explained(options):
-        sample = read_params(layout.PARAMS).sample.model_copy(update={"num_images": chosen.images})
-        network, _, digest = load_features(layout.FEATURES, torch.device("cpu"))
-        image_set, model = load_images(layout.IMAGES), load_model(layout.REGISTERED)
-        if chosen.guidance:
-            classes = classes_of(layout.IMAGES, "test", layout.REGISTERED).tolist()
-            sample = sample.model_copy(update={"classes": classes})
-    training, test = embed(network, image_set.train), embed(network, image_set.test)
-    table = [
-        {"sampler": name, **measure(changes, sample, model, network, training, 20)}
-        for name, changes in tqdm(rows(chosen), disable=None)
-    ]
-    held_out = frechet_distance(training)(test)
-    if chosen.plot and chosen.guidance:
-        shares = {"precision": precision(training)(test), "recall": recall(training)(test)}
-        plot_guidance(chosen.plot, table, chosen.guidance, shares)
-    elif chosen.plot:
-        plot(chosen.plot, table, held_out)
-    figures = {"features_sha256": digest, "num_images": chosen.images, "held_out_fd": held_out, "rows": table}
-    show(figures, as_json=chosen.json)
+        for color, name in enumerate(SHARES):
+            keys = ("guidance", name, f"{name}_standard_error")
+            guidance, values, errors = ([row[key] for row in table] for key in keys)
+            axes.errorbar(guidance, values, errors, label=name, marker="o", capsize=3, color=f"C{color}")
+            axes.axhline(held_out[name], color=f"C{color}", linestyle="--", label=f"{name} of held-out images")
 
 
 if __name__ == "__main__":

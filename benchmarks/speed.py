@@ -12,12 +12,11 @@ process.  The peer needs the packages accelerate, ema-pytorch, torchinfo and pyy
 
 import argparse
 import json
-import math
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import redirect_stderr
 from dataclasses import replace
 from functools import partial
@@ -28,13 +27,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks import duration, explained, new_parser, positive, show
+from benchmarks import PRESETS, duration, explained, new_parser, positive, preset_params, show
 from flows.core.checkpoint import arguments_of
 from flows.core.device import find_compile, find_device, find_precision
 from flows.core.params import Params, device_name
-from flows.core.params_file import parse_params
-from flows.core.presets import read_preset
+from flows.core.presets import preset_names
 from flows.sampling.drawing import solver_of
 from flows.training.distributed import any_process, launch, local_rank, process_group
 from flows.training.fitting import resolve
@@ -44,8 +43,6 @@ from vdm.sampling import sample
 from vdm.training.settings import TrainingSettings
 from vdm.training.trainer import Trainer
 
-KINDS = ("train", "evaluate", "sample")
-PRESETS = Path(__file__).parents[1] / "presets"
 SHAPES = {
     "digits": (1, 8, 8, 17),
     "mnist": (1, 28, 28, 256),
@@ -56,8 +53,7 @@ SHAPES = {
 }
 SAMPLED = 64
 """The number of images that are drawn at a time by default."""
-PEER_NEEDS = {"accelerate": "accelerate", "ema_pytorch": "ema-pytorch", "torchinfo": "torchinfo", "yaml": "pyyaml"}
-"""The packages of the peer: the names of their modules, and those to install."""
+PEER_NEEDS = ("accelerate", "ema_pytorch", "torchinfo", "yaml")
 PEER_LEARNING_RATE, PEER_BATCH_SIZE = 2e-4, 128
 """The defaults of the peer's train.py."""
 Figures = dict[str, Any]
@@ -80,7 +76,7 @@ class Times(NamedTuple):
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("what", choices=KINDS)
+    options.add_argument("what", choices=["train", "evaluate", "sample"])
     options.add_argument("--peer", type=Path, help="a checkout of the PyTorch peer to compare with")
     options.add_argument("--rounds", type=positive, default=3, help="rounds of the comparison")
     options.add_argument("--who", default="ours", choices=["ours", "peer"], help=argparse.SUPPRESS)
@@ -91,10 +87,6 @@ def main() -> None:
             require_peer(chosen.peer)
         if chosen.what == "train":
             chosen.num_devices = chosen.num_devices or problem.params.train.num_devices
-            parts = chosen.num_devices * (chosen.accumulation or problem.params.train.accumulation)
-            size = chosen.batch_size or problem.params.train.batch_size
-            if size % parts:
-                raise ValueError(f"batch size {size} is not a multiple of num_devices x accumulation = {parts}")
             find_device(chosen.device, chosen.num_devices)
     if chosen.who == "peer":
         figures = of_peer(chosen, problem, device)
@@ -102,13 +94,14 @@ def main() -> None:
         figures = against_peer(chosen)
     else:
         figures = {"train": training, "evaluate": evaluating, "sample": sampling}[chosen.what](chosen, problem, device)
-    show({"what": chosen.what, "preset": chosen.preset, **figures}, as_json=chosen.json, device=device)
+    sizes = {name: problem.model[name] for name in ("width", "blocks")}
+    show({"what": chosen.what, "preset": chosen.preset, **sizes, **figures}, as_json=chosen.json, device=device)
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
     """Return a parser with the options that describe a problem and how long it is measured."""
     options = new_parser(description)
-    options.add_argument("--preset", default="digits", choices=sorted(path.stem for path in PRESETS.glob("*.yaml")))
+    options.add_argument("--preset", default="digits", choices=preset_names(PRESETS))
     options.add_argument("--width", type=positive, help="network width instead of the preset's")
     options.add_argument("--blocks", type=positive, help="number of blocks instead of the preset's")
     options.add_argument("--batch-size", type=positive, help="images per batch instead of the preset's")
@@ -117,8 +110,6 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     options.add_argument("--seconds", type=duration, default=20.0, help="seconds to measure, after the first steps")
     compiled = ["auto", "true", "false", "graphs"]
     options.add_argument("--compile", default="auto", choices=compiled, help="of train; true: also of the others")
-    options.add_argument("--activation-checkpointing", action="store_true", help="of train")
-    options.add_argument("--accumulation", type=positive, help="of train")
     options.add_argument("--num-devices", type=positive, help="of train: cards or, on a CPU, processes")
     options.add_argument("--num-timesteps", type=positive, default=20, help="of sample: steps from noise to image")
     return options
@@ -126,21 +117,17 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 def given(chosen: argparse.Namespace) -> list[str]:
     """Return the options of `parser` that were chosen, for another process."""
-    text: list[str] = []
-    for name, value in vars(chosen).items():
-        option = f"--{name.replace('_', '-')}"
-        if name in ("what", "peer", "rounds", "who", "json") or value in (None, False):
-            continue
-        text += [option] if value is True else [option, str(value)]
-    return text
+    options = {name: value for name, value in vars(chosen).items() if value is not None}
+    for name in ("what", "peer", "rounds", "who", "json"):
+        options.pop(name, None)
+    return [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
 
 
 def read_problem(options: argparse.Namespace) -> Problem:
     """Return the problem that the options describe.  Raises ValueError if no model can be built from them."""
-    params = parse_params(read_preset(options.preset, PRESETS), options.preset)
+    params = preset_params(options.preset, model={"width": options.width, "blocks": options.blocks})
     *shape, num_levels = SHAPES[params.data.name]
-    sizes = {"width": options.width or params.model.width, "blocks": options.blocks or params.model.blocks}
-    model = arguments_of(params.model.model_copy(update=sizes), tuple(shape), num_levels)
+    model = arguments_of(params.model, tuple(shape), num_levels)
     with torch.device("meta"):
         VDM(**model)
     generator = torch.Generator().manual_seed(0)
@@ -183,19 +170,19 @@ def peak_memory(device: torch.device) -> float:
 
 def training(chosen: argparse.Namespace, problem: Problem, device: torch.device) -> Figures:
     """Return the figures of a training step."""
+    count = chosen.num_devices
     timed = partial(timed_training, chosen)
-    several = chosen.num_devices > 1
-    parts = np.stack(launch(timed, num_processes=chosen.num_devices) if several else [timed()])
+    parts = np.stack(launch(timed, num_processes=count) if count > 1 else [timed()])
     first, seconds, memory = parts[0, 0], parts[0, 1], parts[:, 2].sum()
     settings = settings_of(chosen, problem, device)
-    flop = count_flop(problem, device, settings.batch_size)
-    rate = matrix_rate(device, getattr(torch, settings.precision))
-    if device.type == "cuda":  # on a CPU the processes share the cores that the rate was measured with
-        rate *= chosen.num_devices
-    return sizes_of(problem, settings.batch_size) | {
+    flop = count_flop(problem, settings, device)
+    # On a CPU the processes share the cores that the rate is measured with.
+    rate = matrix_rate(device, getattr(torch, settings.precision)) * (count if device.type == "cuda" else 1)
+    return {
+        "batch_size": settings.batch_size,
         "precision": settings.precision,
         "compile": settings.compile,
-        "num_devices": chosen.num_devices,
+        "num_devices": count,
         "images_per_second": settings.batch_size / seconds,
         "steps_per_second": 1 / seconds,
         "time_to_first_step_s": first,
@@ -223,8 +210,6 @@ def settings_of(chosen: argparse.Namespace, problem: Problem, device: torch.devi
         precision=find_precision(chosen.precision, device),
         compile=find_compile({"true": True, "false": False}.get(chosen.compile, chosen.compile), device),
         batch_size=chosen.batch_size or problem.params.train.batch_size,
-        activation_checkpointing=chosen.activation_checkpointing,
-        accumulation=chosen.accumulation or problem.params.train.accumulation,
     )
 
 
@@ -250,9 +235,10 @@ def evaluating(chosen: argparse.Namespace, problem: Problem, device: torch.devic
     images = problem.images[:size].numpy()
     settings = {"times_per_image": 1, "num_timesteps": None, "batch_size": size, "seed": 0, "precision": precision}
     times = clock(lambda: evaluate(model, images, **settings), device, chosen.seconds)
-    return sizes_of(problem, size) | {
+    return {
+        "batch_size": size,
         "precision": precision,
-        "images_per_second": len(images) / times.step,
+        "images_per_second": size / times.step,
         "time_to_first_step_s": times.first,
         "peak_memory_mib": peak_memory(device),
     }
@@ -265,7 +251,8 @@ def sampling(chosen: argparse.Namespace, problem: Problem, device: torch.device)
     changes = {"num_timesteps": steps, "precision": chosen.precision}
     solver = solver_of(problem.params.sample.model_copy(update=changes), model)
     times = clock(lambda: sample(model, range(size), solver, seed=0), device, chosen.seconds)
-    return sizes_of(problem, size) | {
+    return {
+        "batch_size": size,
         **solver._asdict(),
         "images_per_second": size / times.step,
         "images_x_steps_per_second": size * steps / times.step,
@@ -273,44 +260,21 @@ def sampling(chosen: argparse.Namespace, problem: Problem, device: torch.device)
     }
 
 
-def sizes_of(problem: Problem, batch_size: int) -> Figures:
-    """Return the sizes of the network and of a batch."""
-    return {"width": problem.model["width"], "blocks": problem.model["blocks"], "batch_size": batch_size}
-
-
-def count_flop(problem: Problem, device: torch.device, batch_size: int) -> int:
+def count_flop(problem: Problem, settings: TrainingSettings, device: torch.device) -> int:
     """Return the floating-point operations of the matrix products and convolutions in one training step."""
     from torch.utils.flop_counter import FlopCounterMode  # loads torch's compiler, which would add to the peak memory
 
-    changes = {"precision": "float32", "compile": False, "batch_size": batch_size, "accumulation": batch_size}
-    settings = replace(resolve(problem.params.train, device), **changes)  # image by image, which takes little memory
-    trainer = trainer_of(problem, settings, device)
-    # Torch counts the fused attention of CUDA, and counts that of CPUs as nothing.
-    name, aten = "_scaled_dot_product_flash_attention_for_cpu", torch.ops.aten
-    fused = {getattr(aten, name): attention_flop, getattr(aten, f"{name}_backward"): attention_backward_flop}
-    with FlopCounterMode(display=False, custom_mapping=fused) as counter:
+    # Image by image, which takes little memory, in float32 and with attention as matrix products, which all count.
+    slow = replace(settings, precision="float32", compile=False, accumulation=settings.batch_size)
+    trainer = trainer_of(problem, slow, device)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         trainer.step()
     return counter.get_total_flops()  # type: ignore[no-any-return]
 
 
-def attention_flop(query: Sequence[int], key: Sequence[int], *_: Any, **__: Any) -> int:
-    """Return the operations of attention's two matrix products, from the shapes (B,heads,N,D) of query and key."""
-    return 4 * math.prod(query) * key[2]
-
-
-def attention_backward_flop(_: Any, query: Sequence[int], key: Sequence[int], *__: Any, **___: Any) -> int:
-    """Return the operations of the four matrix products of attention's backward pass."""
-    return 2 * attention_flop(query, key)
-
-
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the FLOP/s of a large matrix product, the best of ten measurements.
-
-    On a CPU without instructions for bfloat16 the product is small, since torch computes it number by number.
-    """
-    size = 8192 if device.type == "cuda" else 1024
-    if device.type == "cpu" and dtype == torch.bfloat16 and find_precision("auto", device) == "float32":
-        size = 256
+    """Return the FLOP/s of a large matrix product, the best of ten measurements."""
+    size = 8192 if device.type == "cuda" else 512
     first, second = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     return 2 * size**3 / min(clock(lambda: first @ second, device, 0.0).step for _ in range(10))
 
@@ -320,11 +284,10 @@ def against_peer(chosen: argparse.Namespace) -> Figures:
 
     A ratio is ours / peer, of images per second and of memory, computed per round.
     """
-    options = [*given(chosen), "--peer", str(chosen.peer)]
     rows = [
-        {"round": number, "who": who, **run([chosen.what, *arguments])}
+        {"round": number, "who": who, **run([chosen.what, *given(chosen), "--who", who, *peer])}
         for number in range(1, chosen.rounds + 1)
-        for who, arguments in (("ours", given(chosen)), ("peer", [*options, "--who", "peer"]))
+        for who, peer in (("ours", []), ("peer", ["--peer", str(chosen.peer)]))
     ]
     shown = ("round", "who", "images_per_second", "peak_memory_mib")
     figures: Figures = {"rows": [{key: row[key] for key in shown} for row in rows]}
@@ -344,8 +307,8 @@ def require_peer(folder: Path) -> None:
     """Raise ValueError unless the folder is a checkout of the peer, and the packages that it needs are installed."""
     if not (folder / "vdm_unet.py").is_file():
         raise ValueError(f"--peer {folder} is not a checkout of the peer: it has no vdm_unet.py")
-    if missing := [name for module, name in PEER_NEEDS.items() if not find_spec(module)]:
-        raise ValueError(f"the peer needs packages that are not installed: `pip install {' '.join(missing)}`")
+    if missing := [name for name in PEER_NEEDS if not find_spec(name)]:
+        raise ValueError(f"the peer needs modules that are not installed: {', '.join(missing)}")
 
 
 def of_peer(chosen: argparse.Namespace, problem: Problem, device: torch.device) -> Figures:
@@ -354,13 +317,21 @@ def of_peer(chosen: argparse.Namespace, problem: Problem, device: torch.device) 
     size = chosen.batch_size or default.get(chosen.what, SAMPLED)
     batch = (problem.images[:size].float() / 255).to(device)  # as its data loader does; it supports 256 levels only
     diffusion = peer_model(chosen.peer, problem.model, size, device)
+
+    @torch.no_grad()
+    def evaluation() -> None:
+        _, metrics = diffusion(batch)
+        metrics["bpd"].item()
+
+    def drawing() -> None:
+        with redirect_stderr(StringIO()):  # its progress bar
+            diffusion.sample(size, chosen.num_timesteps, clip_samples=True)
+
     if chosen.what == "train":
         step, _ = peer_training_step(diffusion, lambda: batch, learning_rate=PEER_LEARNING_RATE)
     else:
         diffusion.eval()
-        step = partial(peer_evaluation, diffusion, batch)
-        if chosen.what == "sample":
-            step = partial(peer_sampling, diffusion, size, chosen.num_timesteps)
+        step = evaluation if chosen.what == "evaluate" else drawing
     times = clock(step, device, chosen.seconds)
     return {"images_per_second": size / times.step, "peak_memory_mib": peak_memory(device)}
 
@@ -420,19 +391,6 @@ def peer_training_step(
         average.update()
 
     return step, average
-
-
-@torch.no_grad()
-def peer_evaluation(diffusion: Any, batch: torch.Tensor) -> None:
-    """Compute the bound of the batch, without gradients."""
-    _, metrics = diffusion(batch)
-    metrics["bpd"].item()
-
-
-def peer_sampling(diffusion: Any, size: int, num_timesteps: int) -> None:
-    """Sample a batch ancestrally, with clipping, as its script does."""
-    with redirect_stderr(StringIO()):  # its progress bar
-        diffusion.sample(size, num_timesteps, clip_samples=True)
 
 
 if __name__ == "__main__":

@@ -184,14 +184,6 @@ def forge(made: "Forge", tmp_path: Path) -> "Forge":
 
 
 @pytest.fixture
-def without_profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let Prefect have no settings but those of the test."""
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
-    for name in ("API_URL", "API_AUTH_STRING", "PROFILE", "PROFILES_PATH"):
-        monkeypatch.delenv(f"PREFECT_{name}", raising=False)
-
-
-@pytest.fixture
 def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
     """Name a Prefect server that does not exist, so that the test reaches none that runs on this machine."""
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")

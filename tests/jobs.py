@@ -4,15 +4,7 @@ import time
 
 import torch
 
-from flows.training.distributed import Poll, any_process, is_first, local_rank, process_group
-
-
-def alone() -> None:
-    """Fail in the first process, for which the others wait."""
-    with process_group(torch.device("cpu")):
-        if is_first():
-            raise OSError(28, "No space left on device", "somewhere")
-        any_process(False)
+from flows.training.distributed import Poll, is_first, local_rank, process_group
 
 
 def polling() -> tuple[int, int, float]:

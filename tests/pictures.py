@@ -1,10 +1,7 @@
 """Folders of pictures, for tests of how they are read."""
 
-import os
 import struct
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +50,3 @@ def png(pixels: np.ndarray, bits: int, colour: int = 0, size: tuple[int, int] | 
     height, width = size or pixels.shape
     head = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", head) + part(b"IDAT", zlib.compress(raw)) + part(b"IEND", b"")
-
-
-@contextmanager
-def unprivileged() -> Iterator[None]:
-    """Give up the rights of root, who may read any file."""
-    own = os.geteuid()
-    if own == 0:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(own)

@@ -188,14 +188,6 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def trainers(folder: Path) -> list[int]:
-    """Return the processes that train in the folder or below it."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            command = process.cmdline()
-            if "flows.cli" in command and "train" in command and Path(process.cwd()).is_relative_to(folder.resolve()):
-                found.append(process.pid)
-        except psutil.Error:
-            continue
-    return found
+def trainers(folder: Path) -> list[str]:
+    """Return the command lines of the processes that train in the folder or below it."""
+    return [line for line in at_work(folder.resolve()) if {"flows.cli", "train"} <= set(line.split())]

@@ -20,7 +20,6 @@ from flows.core.checkpoint import (
     Arguments,
     DamagedStateError,
     config_sha256,
-    fitted_to,
     load_model,
     load_state,
     model_sha256,
@@ -46,21 +45,6 @@ def test_a_model_survives_the_round_trip(folder: Path, tiny_model: Callable[...,
     assert not loaded.training
     assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in saved.parameters()]
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "weights.safetensors"]
-
-
-def test_weights_of_another_precision_become_float32(tmp_path: Path, tiny_model: Callable[..., VDM]) -> None:
-    model = tiny_model(schedule="fixed_linear").to(torch.bfloat16)
-    save_model(tmp_path, model, TINY | {"schedule": "fixed_linear"})
-    loaded = load_model(tmp_path)
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], tensor.float()), name
-    assert {tensor.dtype for tensor in loaded.state_dict().values()} == {torch.float32}
-
-
-def test_a_model_says_which_images_it_was_fitted_to(folder: Path, tiny_model: Callable[..., VDM]) -> None:
-    assert fitted_to(folder) is None
-    save_model(folder, tiny_model(), TINY, fitted_to="train_and_validation")
-    assert fitted_to(folder) == "train_and_validation"
 
 
 @pytest.mark.parametrize("num_timesteps", [None, 50])
@@ -105,17 +89,13 @@ def flip_a_byte(path: Path) -> None:
     ("damage", "reason"),
     [
         (lambda f: (f / "weights.safetensors").unlink(), "No such file or directory; is this a model folder"),
-        (lambda f: (f / "config.json").unlink(), "No such file or directory; is this a model folder"),
         (lambda f: (f / "config.json").write_text("["), "config.json: damaged: "),
         (lambda f: (f / "config.json").write_bytes(b" " * 2**21), "larger than 1,048,576 bytes"),
         (lambda f: flip_a_byte(f / "weights.safetensors"), "sha256 differs"),
         (lambda f: change(f / "config.json", '"gamma_0": -7.0', '"gamma_0": -9.0'), "differs from its sha256"),
-        (lambda f: change(f / "config.json", '"model":', '"fitted_to": 3, "model":'), "fitted_to: Input should be"),
         (lambda f: edit(f, image_shape=[1, 8]), "do not describe one model: images cannot have shape"),
         (lambda f: os.truncate(f / "weights.safetensors", 2**40), r"weights\.safetensors: larger than"),
         (lambda f: edit(f, width=None), "model.width: Field required;"),
-        (lambda f: edit(f, schedule="cosine"), "model.schedule: Input should be 'fixed_linear'"),
-        (lambda f: edit(f, norm_eps=math.nan), "config.json: damaged: "),
     ],
 )
 def test_a_damaged_folder_is_refused(damage: Callable[[Path], object], reason: str, folder: Path) -> None:
@@ -136,11 +116,6 @@ def test_weights_that_are_not_finite_are_refused(folder: Path, tiny_model: Calla
 
 def test_the_arguments_of_a_model_are_those_of_its_class() -> None:
     assert ["self", *Arguments.model_fields] == list(inspect.signature(VDM.__init__).parameters)
-
-
-def test_an_int_is_accepted_as_a_float(folder: Path) -> None:
-    edit(folder, gamma_0=-7, dropout=0)
-    assert load_model(folder).schedule.gamma_0 == -7
 
 
 def test_a_model_larger_than_the_free_memory_is_refused_before_it_is_built(folder: Path) -> None:
@@ -189,15 +164,14 @@ def test_a_state_runs_no_code(tmp_path: Path) -> None:
     assert not (tmp_path / "made").exists()
 
 
-@pytest.mark.parametrize(("threads", "count", "expected"), [(8, 1, 8), (8, 2, 4), (8, 16, 1), (2, 2, 2), (16, 1, 8)])
-def test_processes_share_the_cores(threads: int, count: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("joblib.cpu_count", lambda: 8)  # what a container allows
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert threads_each(count) == expected
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
+    assert [threads_each(count) for count in (1, 2, 16)] == [8, 4, 1]
 
 
-@pytest.mark.parametrize(("name", "count"), [("cuda:99", 1), ("cuda", 99)])
-def test_a_device_that_this_machine_lacks_is_named(name: str, count: int) -> None:
-    with pytest.raises(UserError, match=r"(device|num_devices) \S+: ") as error:
-        find_device(name, count)
-    assert error.value.code is Exit.USAGE
+def test_a_device_that_this_machine_lacks_is_named() -> None:
+    for name, count in (("cuda:99", 1), ("cuda", 99)):
+        with pytest.raises(UserError, match=r"(device|num_devices) \S+: ") as error:
+            find_device(name, count)
+        assert error.value.code is Exit.USAGE

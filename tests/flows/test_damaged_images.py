@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pictures import load, noise, png, settings, unprivileged
+from pictures import load, noise, png, settings
 from PIL import Image
 
 from flows.core.errors import Exit, UserError
@@ -33,22 +33,12 @@ def array(content: Any, **options: Any) -> Callable[[Path], None]:
     return lambda path: np.save(path.with_suffix(".npy"), content, **options)
 
 
-def two_arrays(path: Path) -> None:
-    with path.with_suffix(".npy").open("wb") as file:
-        np.save(file, noise(1, 1, 6, 5))
-        np.save(file, noise(1, 1, 6, 5))
-
-
 def mode(name: str) -> Callable[[Path], None]:
     return lambda path: Image.fromarray(noise(6, 5, 3)).convert(name).save(path)
 
 
-def content(data: bytes, suffix: str = ".png") -> Callable[[Path], object]:
-    return lambda path: path.with_suffix(suffix).write_bytes(data)
-
-
-def transparent(path: Path) -> None:
-    Image.fromarray(noise(6, 5)).save(path, transparency=3)
+def content(data: bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(data)
 
 
 @pytest.mark.parametrize(
@@ -60,25 +50,13 @@ def transparent(path: Path) -> None:
         (out_of_the_folder, Exit.INVALID_DATA, "bad.png: a link that leads out of "),
         (content(png(np.zeros((1, 1)), 8, size=(50_000, 50_000))), Exit.INVALID_DATA, '"bad.png": too large: '),
         (content(DEEP), Exit.INVALID_DATA, '"bad.png": pixels of mode RGB;16B; convert it to gray levels or RGB'),
-        (content(png(noise(6, 5), 16)), Exit.INVALID_DATA, '"bad.png" is 1x6x5 of 16 bits; convert them'),
         (mode("RGBA"), Exit.INVALID_DATA, '"bad.png": pixels of mode RGBA'),
-        (transparent, Exit.INVALID_DATA, '"bad.png": a transparent colour'),
         (animated, Exit.INVALID_DATA, '"bad.webp": several frames'),
-        (
-            mode("RGB"),
-            Exit.INVALID_DATA,
-            'of 2 kinds: "0.png" is 1x6x5 of 8 bits, "bad.png" is 3x6x5 of 8 bits; convert them to one kind; in',
-        ),
+        (mode("RGB"), Exit.INVALID_DATA, 'of 2 kinds: "0.png" is 1x6x5 of 8 bits, "bad.png" is 3x6x5 of 8 bits; '),
         (array(np.array([[{}]]), allow_pickle=True), Exit.MISSING, '"bad.npy": damaged: '),
         (array(np.full((6, 5), np.nan)), Exit.INVALID_DATA, "an array of float64, not levels; save the integers"),
         (array(np.full((6, 5), 256)), Exit.INVALID_DATA, "level 256 of int64, outside 0..255"),
-        (
-            array(noise(5)),
-            Exit.INVALID_DATA,
-            "an array of (5,), wanted (H,W), (C,H,W) of at most 4 channels, or (N,C,H,W)",
-        ),
-        (two_arrays, Exit.MISSING, '"bad.npy": damaged: more bytes than its header says'),
-        (content(b"PK\x03\x04" + bytes(100), ".npy"), Exit.MISSING, '"bad.npy": damaged: the magic string'),
+        (array(noise(5)), Exit.INVALID_DATA, "an array of (5,), wanted (H,W), (C,H,W) of at most 4 channels, or (N,C,"),
     ],
     ids=lambda value: None if isinstance(value, Exit | str) else "",
 )
@@ -115,15 +93,10 @@ def test_all_bad_files_are_named_at_once_up_to_ten(folder: Path) -> None:
         (["test.npy"], "cat", Exit.INVALID_DATA, 'there is "test.npy"; name one part as the source'),
         (["train/1.png", "test/1.png", "a/1.png"], "", Exit.INVALID_DATA, 'there is "a", "test", "train"; name'),
         (["train/1.png", "val/1.png"], "test", Exit.INVALID_DATA, 'no images in "test"; add them'),
-        (
-            ["train/1.png", "test/1.png", "val/1.png", "val/2.png"],
-            "",
-            Exit.INVALID_DATA,
-            "2 validation images, but only 1 training images; exchange the folders",
-        ),
+        (["train/1.png", "test/1.png", "val/1.png", "val/2.png"], "", Exit.INVALID_DATA, "2 validation images, but on"),
     ],
 )
-def test_folders_that_are_no_sets_are_refused(
+def test_folders_without_sets_are_refused(
     names: list[str], empty: str, code: Exit, message: str, tmp_path: Path
 ) -> None:
     (tmp_path / "set" / empty).mkdir(parents=True)
@@ -139,13 +112,11 @@ def test_folders_that_are_no_sets_are_refused(
 
 
 def test_sources_that_are_no_folders_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "circle").symlink_to("circle")
     os.mkfifo(tmp_path / "pipe.npy")
-    for name in ("gone", "circle", "pipe.npy"):
+    for name in ("gone", "pipe.npy"):
         with pytest.raises(UserError, match="does not exist, or is not a folder of images") as error:
             load(tmp_path / name)
         assert error.value.code is Exit.MISSING
-        assert str(error.value).isprintable()
     with pytest.raises(UserError, match=r"\.npz files are not read; save the array of images as \.npy") as refused:
         load(tmp_path / "images.npz")
     assert refused.value.code is Exit.INVALID_DATA
@@ -154,22 +125,11 @@ def test_sources_that_are_no_folders_are_refused(tmp_path: Path, monkeypatch: py
         load(Path("pictures"))
 
 
-@pytest.mark.parametrize("locked", ["folder/locked", "folder/3.png"])
-def test_what_may_not_be_read_is_named(locked: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (folder / "locked" / "deep").mkdir(parents=True)
-    monkeypatch.chdir(folder.parent)  # whose own parents other users may not enter
-    folder.parent.chmod(0o777)
-    Path(locked).chmod(0)
-    with unprivileged(), pytest.raises((UserError, OSError), match="Permission denied") as error:
-        download(settings(Path("folder")), out=Path("images"), downloads=Path("downloads"))
-    assert Path(locked).name in str(error.value)
-    assert not Path("images").exists()
-
-
-@pytest.mark.parametrize("layout", ["inside", "around", "linked"])
+@pytest.mark.parametrize("layout", ["around", "linked"])
 def test_a_source_that_the_output_would_replace_or_join_is_refused(layout: str, tmp_path: Path) -> None:
+    """test_pipeline.py has one inside the output."""
     out, own = tmp_path / "data" / "images", tmp_path / "data"
-    place = {"inside": out / "mine", "around": own, "linked": own / "raw"}[layout]
+    place = {"around": own, "linked": own / "raw"}[layout]
     place.mkdir(parents=True)
     Image.fromarray(noise(4, 4)).save(place / "0.png")
     if layout == "linked":

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from functools import partial
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +11,9 @@ from project import ROOT
 from sklearn.datasets import load_digits
 
 from benchmarks import contract as change
-from flows.core.errors import UserError
 from flows.core.params_file import read_params
 from flows.images.store import ImageSet
-from flows.validation.drift import agreement, differences, profile, read_reference
+from flows.validation.drift import agreement, differences, profile
 from flows.validation.duplicates import search
 from flows.validation.facts import measure
 from flows.validation.report import Profile
@@ -146,18 +144,6 @@ def test_images_of_another_shape_are_not_compared_further(patches: np.ndarray) -
     assert drifted(ours.model_copy(update={"image_shape": [3, 16, 4]}), ours) == {"shape of images"}
 
 
-def test_what_is_no_image_has_no_differences() -> None:
-    for images in (
-        np.zeros((0, 1, 8, 8), dtype=np.uint8),
-        np.full((9, 1, 8, 8), np.nan),
-        np.zeros((9, 0, 8, 8), dtype=np.uint8),
-        np.zeros(9),
-        np.zeros((9, 1, 2, 2, 2)),
-    ):
-        found = profile(measure(images, 17), np.arange(len(images)), [0, 0])
-        assert named(found, found) == set()
-
-
 def test_a_limit_of_zero_allows_no_pixel_of_millions_to_change(digits: np.ndarray) -> None:
     ours = of(digits)
     many = 1000 * np.array(ours.histogram)
@@ -166,10 +152,3 @@ def test_a_limit_of_zero_allows_no_pixel_of_millions_to_change(digits: np.ndarra
     assert drifted(reference, reference, max_drift=0.0) == set()
     assert drifted(reference, other, max_drift=0.0) == {"pixel histogram"}
     assert drifted(reference, other) == set()
-
-
-def test_a_folder_without_a_report_is_no_reference(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"validation.json: No such file .*`vdmctl validate PATH --out FOLDER` writes it"
-    ):
-        read_reference(tmp_path)

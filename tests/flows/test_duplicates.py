@@ -93,14 +93,11 @@ def test_an_image_in_a_set_that_repeats_itself_is_expected(digits: np.ndarray) -
 
 
 def test_what_cannot_be_compared_is_left_out(digits: np.ndarray) -> None:
+    """test_validate.py has sets of other shapes and types, which are invalid."""
     for train, test in (
-        (digits[:50], digits[50:70, :, :7]),
-        (digits[:50], digits[50:70].astype(float)),
-        (digits[:0], digits[:20]),
         (digits[:50], digits[:20]),
         (digits[:5], digits[5:10]),
         (digits[:50, :, :2], digits[50:70, :, :2]),
-        (digits[:50, :, :3, :3], digits[50:70, :, :3, :3]),
         (np.repeat(digits[:1], 50, axis=0), digits[:20]),
         (np.zeros((50, 1, 8, 8), dtype=np.uint8), np.ones((20, 1, 8, 8), dtype=np.uint8)),
     ):

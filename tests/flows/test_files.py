@@ -1,9 +1,7 @@
 """Reading and writing files: no read blocks, no file is half written, and no path from data leaves its folder."""
 
 import errno
-import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -41,13 +39,6 @@ def test_a_read_is_of_a_regular_file_and_of_limited_size(tmp_path: Path) -> None
 def test_json_that_is_not_strict_is_a_value_error(content: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse_json(content)
-
-
-def test_json_is_parsed_and_keeps_every_bit_of_a_number() -> None:
-    assert parse_json(b'{"a": [1, -2.5, null, "\\u00fc"]}') == {"a": [1, -2.5, None, "\u00fc"]}
-    chance = random.Random(0)
-    numbers = [chance.uniform(-1, 1) * 10 ** chance.randint(-300, 300) for _ in range(2000)]
-    assert parse_json(json.dumps(numbers)) == numbers
 
 
 def test_a_full_disk_keeps_the_old_file_and_names_it(tmp_path: Path) -> None:
@@ -136,16 +127,11 @@ def test_a_writer_that_is_killed_leaves_the_old_file_and_folder(tmp_path: Path) 
     assert all(name.startswith(".vdm-") for name in rest), "git ignores these"
 
 
-@pytest.mark.parametrize(
-    "name", ["", ".", "/etc/passwd", "../up", "a/../../up", "a/..", "a//b", "./a", "nul\0", "a\nb"]
-)
-def test_no_name_in_data_leads_out_of_its_folder(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is not a path inside a folder") as error:
-        inside(tmp_path, name)
-    assert error.value.code is Exit.MISSING
-
-
-def test_no_link_leads_a_name_in_data_out_of_its_folder(tmp_path: Path) -> None:
+def test_no_name_in_data_leads_out_of_its_folder(tmp_path: Path) -> None:
+    for name in ("", ".", "/etc/passwd", "../up", "a/../../up", "a/..", "a//b", "./a", "nul\0", "a\nb"):
+        with pytest.raises(UserError, match="is not a path inside a folder") as error:
+            inside(tmp_path, name)
+        assert error.value.code is Exit.MISSING
     assert inside(tmp_path, "a/b..c") == tmp_path / "a/b..c"
     (tmp_path / "out").symlink_to("/etc")
     with pytest.raises(UserError, match="leads out of"):

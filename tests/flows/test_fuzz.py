@@ -24,7 +24,7 @@ from pictures import load
 from PIL import Image
 from project import ROOT
 
-from flows.core.checkpoint import config_sha256, load_model, load_state, save_model, save_state
+from flows.core.checkpoint import config_sha256, load_model, save_model
 from flows.core.errors import CheckpointError, UserError
 from flows.core.params_file import parse_params
 from flows.evaluation.importing import import_checkpoint
@@ -66,17 +66,6 @@ def read_model(weights: bytes, config: bytes, folder: Path) -> None:
     load_model(folder)
 
 
-def state() -> bytes:
-    path = Path(os.environ["FUZZ_FOLDER"]) / "seed.state"
-    save_state(path, {"done": 3, "model": {"w": torch.ones(3)}, "log": [1.0]})
-    return path.read_bytes()[32:]
-
-
-def read_state(content: bytes, path: Path) -> None:
-    path.write_bytes(hashlib.sha256(content).digest() + content)
-    load_state(path)
-
-
 def read_foreign(content: bytes, path: Path) -> None:
     path.write_bytes(content)
     import_checkpoint(path, "google-vdm", out=path.with_name("out"), image_size=(8, 8), num_levels=256, averaged=True)
@@ -86,12 +75,6 @@ def picture(name: str, mode: str = "RGB") -> bytes:
     stream = io.BytesIO()
     pixels = np.random.default_rng(0).integers(0, 255, (9, 8, 3), dtype=np.uint8)
     Image.fromarray(pixels).convert(mode).save(stream, name)
-    return stream.getvalue()
-
-
-def array() -> bytes:
-    stream = io.BytesIO()
-    np.save(stream, np.zeros((1, 3, 9, 8), np.uint8))
     return stream.getvalue()
 
 
@@ -116,11 +99,9 @@ READERS = {
     "config.json": Reader(
         lambda: [model()[1]], lambda content, path: read_model(model()[0], content, path.parent / "read")
     ),
-    "step.state": Reader(lambda: [state()], read_state),
     "google.flax": Reader(lambda: [(ORACLES / "google_scalar_T0.flax").read_bytes()], read_foreign),
     "picture.png": Reader(lambda: [picture("PNG"), picture("PNG", "L")], read_picture),
     "picture.jpg": Reader(lambda: [picture("JPEG")], read_picture),
-    "picture.npy": Reader(lambda: [array()], read_picture),
 }
 
 

@@ -30,7 +30,7 @@ from flows.core.errors import Exit, NetworkError, UserError
 from flows.core.params import Data
 from flows.images.catalogue import PUBLISHED
 from flows.images.publishers import read_digits
-from flows.images.splitting import TEST, TRAIN, VALIDATION, Source, held_out
+from flows.images.splitting import TRAIN, VALIDATION, Source, held_out
 from flows.images.store import ImageSet, data_sha256, load_images, load_labels, save_images
 from flows.stages.download import download
 
@@ -44,6 +44,12 @@ def sha256(content: bytes) -> str:
 
 def md5(content: bytes) -> str:
     return hashlib.md5(content).hexdigest()
+
+
+def accept(name: str, patch: pytest.MonkeyPatch, files: dict[str, bytes], num_train: int, num_test: int) -> None:
+    """Let the sha256 of these contents and these counts be the published ones."""
+    digests = {file: sha256(content) for file, content in files.items()}
+    patch.setitem(PUBLISHED, name, replace(PUBLISHED[name], files=digests, num_train=num_train, num_test=num_test))
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -74,9 +80,7 @@ def fashion_mnist(source: Path, patch: pytest.MonkeyPatch) -> None:
         (source / f"{name}.gz").write_bytes(gzip.compress(content))
     checksums = [(f"{name}.gz", md5((source / f"{name}.gz").read_bytes())) for name in contents]
     patch.setattr(datasets.FashionMNIST, "resources", checksums)
-    files = {name: sha256(content) for name, content in contents.items()}
-    entry = replace(PUBLISHED["fashion_mnist"], files=files, num_train=10, num_test=3)
-    patch.setitem(PUBLISHED, "fashion_mnist", entry)
+    accept("fashion_mnist", patch, contents, 10, 3)
 
 
 def cifar10(source: Path, patch: pytest.MonkeyPatch) -> None:
@@ -93,8 +97,7 @@ def cifar10(source: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(reader, "test_list", [["test_batch", md5(contents["test_batch"])]])
     patch.setattr(reader, "meta", reader.meta | {"md5": md5(contents["batches.meta"])})
     patch.setattr(reader, "tgz_md5", md5((source / TAR).read_bytes()))
-    files = {name: sha256(content) for name, content in contents.items()}
-    patch.setitem(PUBLISHED, "cifar10", replace(PUBLISHED["cifar10"], files=files, num_train=10, num_test=2))
+    accept("cifar10", patch, contents, 10, 2)
 
 
 def svhn(source: Path, patch: pytest.MonkeyPatch) -> None:
@@ -104,10 +107,10 @@ def svhn(source: Path, patch: pytest.MonkeyPatch) -> None:
         path = source / f"{split}_32x32.mat"
         pixels = noise(count, 3, 32, 32, seed=seed).transpose(2, 3, 1, 0)
         scipy.io.savemat(path, {"X": pixels, "y": np.arange(10, 10 - count, -1, dtype=np.uint8)[:, None]})
-        files[path.name] = sha256(path.read_bytes())
+        files[path.name] = path.read_bytes()
         lists[split] = ["", path.name, md5(path.read_bytes())]
     patch.setattr(datasets.SVHN, "split_list", lists)
-    patch.setitem(PUBLISHED, "svhn", replace(PUBLISHED["svhn"], files=files, num_train=10, num_test=2))
+    accept("svhn", patch, files, 10, 2)
 
 
 def imagenet32(source: Path, patch: pytest.MonkeyPatch) -> None:
@@ -121,32 +124,33 @@ def imagenet32(source: Path, patch: pytest.MonkeyPatch) -> None:
                 content, rows = io.BytesIO(), images.reshape(len(images), -1)
                 np.savez_compressed(content, mean=rows.mean(0), labels=np.arange(len(rows)) + 1, data=rows)
                 archive.writestr(batch, content.getvalue())
-    checksums = {name: sha256((source / name).read_bytes()) for name in archives}
-    entry = replace(PUBLISHED["imagenet32"], files=checksums, num_train=1300, num_test=5)
-    patch.setitem(PUBLISHED, "imagenet32", entry)
+    accept("imagenet32", patch, {name: (source / name).read_bytes() for name in archives}, 1300, 5)
 
 
 def imagenet32_2016(source: Path, patch: pytest.MonkeyPatch) -> None:
     """Write the version of 2016: ten and three PNG files."""
-    checksums = {}
+    archives = {}
     for seed, (name, count) in enumerate((("train_32x32", 10), ("valid_32x32", 3))):
         contents = {}
         for number, pixels in enumerate(noise(count, 3, 32, 32, seed=seed)):
             file = io.BytesIO()
             Image.fromarray(pixels.transpose(1, 2, 0)).save(file, "PNG")
             contents[f"{name}/{number}.png"] = file.getvalue()
-        (source / f"{name}.tar").write_bytes(packed(contents, "w"))
-        checksums[f"{name}.tar"] = sha256((source / f"{name}.tar").read_bytes())
-    entry = replace(PUBLISHED["imagenet32_2016"], files=checksums, num_train=10, num_test=3)
-    patch.setitem(PUBLISHED, "imagenet32_2016", entry)
+        archives[f"{name}.tar"] = packed(contents, "w")
+        (source / f"{name}.tar").write_bytes(archives[f"{name}.tar"])
+    accept("imagenet32_2016", patch, archives, 10, 3)
 
 
 PUBLISHERS = {write.__name__: write for write in (fashion_mnist, cifar10, svhn, imagenet32, imagenet32_2016)}
 
 
-@pytest.fixture
-def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """Return a function that writes a small set as its publisher would, and returns the folder of the files."""
+Publish = Callable[[str], Path]
+
+
+@pytest.fixture(autouse=True)
+def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Publish:
+    """Change to a folder; return a function that writes a small set as its publisher would, and returns its folder."""
+    monkeypatch.chdir(tmp_path)
 
     def written(name: str) -> Path:
         (tmp_path / "source").mkdir()
@@ -156,11 +160,14 @@ def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
     return written
 
 
-def load(name: str, source: Path | None, folder: Path, **changes: Any) -> ImageSet:
+IMAGES, DOWNLOADS = Path("images"), Path("downloads")
+
+
+def load(name: str, source: Path | None, **changes: Any) -> ImageSet:
     """Download a set or read it from `source`, and return it."""
     data = settings(Path("x"), **changes).model_copy(update={"name": name, "source": source and str(source)})
-    download(data, out=folder / "images", downloads=folder / "downloads")
-    return load_images(folder / "images")
+    download(data, out=IMAGES, downloads=DOWNLOADS)
+    return load_images(IMAGES)
 
 
 def test_every_name_of_a_published_set_has_an_entry() -> None:
@@ -169,8 +176,8 @@ def test_every_name_of_a_published_set_has_an_entry() -> None:
 
 
 @pytest.mark.parametrize("name", PUBLISHERS)
-def test_publishers_files_are_read(name: str, publish: Callable[[str], Path], tmp_path: Path) -> None:
-    images = load(name, publish(name), tmp_path)
+def test_publishers_files_are_read(name: str, publish: Publish) -> None:
+    images = load(name, publish(name))
     shape, (num_train, num_test) = images.image_shape, (len(images.train), len(images.test))
     if name == "cifar10":  # five batches of two
         parts = [noise(2, 3072, seed=seed).reshape(2, 3, 32, 32) for seed in range(6)]
@@ -189,18 +196,16 @@ def test_publishers_files_are_read(name: str, publish: Callable[[str], Path], tm
         "svhn": [0, 9, 8, 7, 6, 5, 4, 3, 2, 1],  # the publisher's 10 is the digit 0
         "imagenet32": [*range(1200), *range(100)],
     }
-    found = load_labels(tmp_path / "images", "train")
+    found = load_labels(IMAGES, "train")
     assert (None if found is None else found.tolist()) == labels.get(name)
-    assert sorted(path.name for path in (tmp_path).iterdir()) == sorted(
+    assert sorted(path.name for path in Path().iterdir()) == sorted(
         ["images", "source", *(["downloads"] if "imagenet" not in name else [])]
     )
-    assert not [*(tmp_path / "downloads").glob("*")]
+    assert not [*DOWNLOADS.glob("*")]
 
 
-def test_validation_images_are_training_images_with_their_labels(
-    publish: Callable[[str], Path], tmp_path: Path
-) -> None:
-    images = load("imagenet32", publish("imagenet32"), tmp_path, validation_fraction=0.2)
+def test_validation_images_are_training_images_with_their_labels(publish: Publish) -> None:
+    images = load("imagenet32", publish("imagenet32"), validation_fraction=0.2)
     count = len(images.train) + len(images.validation)
     drawn = held_out("x", count, 0.2, 0, "data.validation_fraction")
     everything, chosen = noise(count, *images.image_shape), np.isin(np.arange(count), drawn)
@@ -208,11 +213,11 @@ def test_validation_images_are_training_images_with_their_labels(
     assert np.array_equal(images.train, everything[~chosen])
     numbers = np.r_[:1200, :100]
     for split, these in (("train", ~chosen), ("validation", chosen)):
-        assert np.array_equal(np.asarray(load_labels(tmp_path / "images", split)), numbers[these])
+        assert np.array_equal(np.asarray(load_labels(IMAGES, split)), numbers[these])
 
 
 @pytest.mark.parametrize("form", ["plain", "in the folder", "unpacked by a browser", "among others"])
-def test_a_source_may_hold_its_files_in_other_forms(form: str, publish: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_source_may_hold_its_files_in_other_forms(form: str, publish: Publish) -> None:
     source = publish("cifar10")
     with tarfile.open(source / TAR) as tar:
         contents = {entry.name: tar.extractfile(entry).read() for entry in tar}  # type: ignore[union-attr]
@@ -228,8 +233,8 @@ def test_a_source_may_hold_its_files_in_other_forms(form: str, publish: Callable
             place = source / (name if form == "in the folder" else Path(name).name)
             place.parent.mkdir(exist_ok=True)
             place.write_bytes(content)
-    assert np.array_equal(load("cifar10", source, tmp_path).test, noise(2, 3072, seed=5).reshape(2, 3, 32, 32))
-    assert not [*tmp_path.rglob("trace")]
+    assert np.array_equal(load("cifar10", source).test, noise(2, 3072, seed=5).reshape(2, 3, 32, 32))
+    assert not [*Path().rglob("trace")]
 
 
 def hostile(path: Path) -> None:
@@ -268,43 +273,36 @@ IDX = "train-images-idx3-ubyte.gz"
         ("imagenet32_2016", "train_32x32.tar", cut, "train_32x32.tar has sha256"),
     ],
 )
-def test_a_bad_file_is_named(
-    name: str,
-    file: str,
-    damage: Callable[[Path], object],
-    message: str,
-    publish: Callable[[str], Path],
-    tmp_path: Path,
+def test_bad_files_are_named(
+    name: str, file: str, damage: Callable[[Path], object], message: str, publish: Publish
 ) -> None:
     """A hostile pickle is not parsed."""
     source = publish(name)
     damage(source / file)
     with pytest.raises(UserError, match=message) as error:
-        load(name, source, tmp_path)
+        load(name, source)
     assert error.value.code is Exit.MISSING
     assert str(source) in str(error.value)
-    assert not (tmp_path / "images").exists()
-    assert not [*tmp_path.rglob("trace"), *(tmp_path / "downloads").glob("*")]
+    assert not IMAGES.exists()
+    assert not [*Path().rglob("trace"), *DOWNLOADS.glob("*")]
 
 
-def test_a_source_that_is_missing_and_other_counts_of_images_are_refused(
-    publish: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_source_and_other_counts_are_refused(publish: Publish, monkeypatch: pytest.MonkeyPatch) -> None:
     source = publish("fashion_mnist")
     with pytest.raises(UserError, match=r"data\.source: .*gone is not a folder"):
-        load("fashion_mnist", source / "gone", tmp_path)
+        load("fashion_mnist", source / "gone")
     with pytest.raises(
         UserError, match=r"set data\.source in params\.yaml to a folder with Imagenet32_train"
     ) as missing:
-        load("imagenet32", None, tmp_path)
+        load("imagenet32", None)
     assert missing.value.code is Exit.USAGE
     entry = PUBLISHED["fashion_mnist"]
     for count in (9, 11):
         monkeypatch.setitem(PUBLISHED, "fashion_mnist", replace(entry, num_train=count))
         with pytest.raises(UserError, match=rf"data\.fashion_mnist: 13 images, but {count + 3} were expected") as error:
-            load("fashion_mnist", source, tmp_path)
+            load("fashion_mnist", source)
         assert error.value.code is Exit.MISSING
-    assert not (tmp_path / "images").exists()
+    assert not IMAGES.exists()
 
 
 @pytest.fixture
@@ -328,16 +326,14 @@ def at(address: str, patch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.filterwarnings("ignore:Python 3.14 will, by default, filter:DeprecationWarning")  # torchvision's tar file
 @pytest.mark.parametrize("name", ["fashion_mnist", "cifar10", "svhn"])
-def test_a_set_is_downloaded(
-    name: str, publish: Callable[[str], Path], server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_set_is_downloaded(name: str, publish: Publish, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     source = publish(name)
-    load(name, source, tmp_path)
-    digest = data_sha256(tmp_path / "images")
+    load(name, source)
+    digest = data_sha256(IMAGES)
     at(server, monkeypatch)
-    load(name, None, tmp_path)
-    assert data_sha256(tmp_path / "images") == digest
-    assert not [*(tmp_path / "downloads").iterdir()]
+    load(name, None)
+    assert data_sha256(IMAGES) == digest
+    assert not [*DOWNLOADS.iterdir()]
 
 
 UNCLOSED = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
@@ -345,32 +341,28 @@ UNCLOSED = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionW
 
 @UNCLOSED
 @pytest.mark.parametrize("trouble", ["no answer", "no file", "cut short"])
-def test_a_download_that_fails_is_an_error_of_the_network(
-    trouble: str, publish: Callable[[str], Path], server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_download_that_fails(trouble: str, publish: Publish, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     source = publish("cifar10")
     at("http://127.0.0.1:9/" if trouble == "no answer" else server, monkeypatch)
     for path in source.iterdir():
         cut(path) if trouble == "cut short" else path.unlink()
     with pytest.raises(NetworkError, match=r"could not be downloaded: .*; try again, or set data\.source") as error:
-        load("cifar10", None, tmp_path)
+        load("cifar10", None)
     assert error.value.code is Exit.MISSING
-    assert not (tmp_path / "images").exists()
-    assert not [*(tmp_path / "downloads").iterdir()]
+    assert not IMAGES.exists()
+    assert not [*DOWNLOADS.iterdir()]
 
 
 @UNCLOSED
 @pytest.mark.slow
-def test_a_server_that_stops_sending_ends_the_download(
-    publish: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_that_stops_sending_ends_the_download(publish: Publish, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the timeout is made shorter."""
     publish("fashion_mnist")
     monkeypatch.setattr("flows.images.publishers.TIMEOUT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         at(f"http://127.0.0.1:{silent.getsockname()[1]}/", monkeypatch)
         with pytest.raises(NetworkError, match="timed out"):
-            load("fashion_mnist", None, tmp_path)
+            load("fashion_mnist", None)
     assert socket.getdefaulttimeout() is None
     gc.collect()
 
@@ -385,11 +377,12 @@ def pixels(source: Source) -> np.ndarray:
 
 
 def test_digits_are_split_by_the_seed() -> None:
-    first, again, other = digits(), digits(), digits(split_seed=1)
+    """The test images do not depend on the validation split.  The digest below shows that the split stays."""
+    first, other, whole = digits(), digits(split_seed=1), digits(validation_fraction=0)
     assert np.bincount(first.splits).tolist() == [1294, 144, 359]
-    assert np.array_equal(pixels(first), pixels(again))
-    assert np.array_equal(first.splits, again.splits)
     assert not np.array_equal(pixels(first), pixels(other))
+    assert np.array_equal(pixels(first), pixels(whole))
+    assert np.array_equal(whole.splits, np.where(first.splits == VALIDATION, TRAIN, first.splits))
     images, _, labels, _ = next(iter(first.batches))
     assert labels is not None
     loaded = load_digits()
@@ -398,32 +391,15 @@ def test_digits_are_split_by_the_seed() -> None:
     assert [known[image.tobytes()] for image in images] == labels.tolist()
 
 
-def test_the_test_images_do_not_depend_on_the_validation_split() -> None:
-    whole, divided = digits(validation_fraction=0), digits()
-    assert np.array_equal(pixels(whole), pixels(divided))
-    assert np.array_equal(whole.splits, np.where(divided.splits == VALIDATION, TRAIN, divided.splits))
-    assert set(whole.splits) == {TRAIN, TEST}
-
-
-@pytest.mark.parametrize(("fraction", "number"), [(0.0002, 0), (0.9999, 1797)])
-def test_a_fraction_that_leaves_a_split_empty_is_refused(fraction: float, number: int) -> None:
-    reason = rf"digits: {number} of 1797 images would be held out \(data.test_fraction {fraction}\)"
-    with pytest.raises(UserError, match=reason) as error:
-        digits(test_fraction=fraction)
-    assert error.value.code is Exit.INVALID_DATA
-    with pytest.raises(UserError, match=r"^digits: . of 1 images .*data.validation_fraction"):
-        held_out("digits", 1, fraction, 0, "data.validation_fraction")
-
-
 @pytest.mark.parametrize(("seed", "drawn"), [(0, [9, 2, 7]), (7, [4, 6, 10])])
 def test_a_seed_holds_out_the_same_images_in_every_version(seed: int, drawn: list[int]) -> None:
     """Else a model would be tested on images to which an older version fitted it."""
     assert held_out("x", 12, 0.25, seed, "data.test_fraction").tolist() == drawn
 
 
-def test_the_digits_of_the_default_run_have_the_digest_of_versions_that_are_registered(tmp_path: Path) -> None:
-    load("digits", None, tmp_path, test_fraction=0.2, validation_fraction=0.1)
-    assert data_sha256(tmp_path / "images") == DIGEST
+def test_the_digits_of_the_default_run_have_the_digest_of_versions_that_are_registered() -> None:
+    load("digits", None, test_fraction=0.2, validation_fraction=0.1)
+    assert data_sha256(IMAGES) == DIGEST
 
 
 def test_the_digest_is_that_of_the_arrays_levels_and_transforms(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ Damaged and hostile ones are refused in one line, and no code in them runs.
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from copy import deepcopy
@@ -127,21 +126,14 @@ def test_the_peers_attention_in_every_block_is_imported(tmp_path: Path) -> None:
         assert all(torch.equal(block.state_dict()[name], middle[name]) for name in middle)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"n_attention_heads": 4}, "only 1 can be imported"),
-        ({"gamma_min": "["}, "not a whole addtt checkpoint"),
-        ({"noise_schedule": "fixed_linear"}, "says noise_schedule: fixed_linear, and the weights have a learned one"),
-        ({"norm_groups": "x"}, "model.norm_groups: Input should be a valid integer\n"),
-    ],
-)
-def test_unsupported_settings_of_the_peer_are_refused(
-    settings: dict[str, object], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = peer_checkpoint(tmp_path, **settings)
-    assert run(["import-checkpoint", str(file), "--format", "addtt", "--out", str(tmp_path / "model")]) == 5
-    assert message in capsys.readouterr().err
+def test_unsupported_settings_of_the_peer_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for key, value, message in (
+        ("n_attention_heads", 4, "only 1 can be imported"),
+        ("gamma_min", "[", "not a whole addtt checkpoint"),
+        ("noise_schedule", "fixed_linear", "says noise_schedule: fixed_linear, and the weights have a learned one"),
+        ("norm_groups", "x", "model.norm_groups: Input should be a valid integer"),
+    ):
+        assert message in refused(peer_checkpoint(tmp_path, **{key: value}), "addtt", capsys)
 
 
 def imported(state: object, file: Path, *options: str) -> VDM:
@@ -192,11 +184,7 @@ def test_an_imported_model_is_evaluated_by_the_command_line(
     assert 3 < metrics["bpd"] < 30
     assert run([*imported, "--image-size", "16", "16"]) == 2
     assert "model exists; name another folder, or replace it with --force" in capsys.readouterr().err
-    (tmp_path / "model" / "README.md").write_text("of the model before")
     assert run([*imported, "--image-size", "16", "16", "--force"]) == 0
-    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "weights.safetensors"]
-    assert run([*imported, "--image-size", "0", "8", "--force"]) == 2
-    assert "--image-size must be" in capsys.readouterr().err
     assert run(["evaluate", "model", "--images", "images", "--device", "cpu"]) == 2
     assert "model is a model of images of 3x16x16" in capsys.readouterr().err
 
@@ -260,9 +248,7 @@ def test_a_damaged_file_of_flax_is_refused(kind: str, tmp_path: Path, capsys: py
 
 
 @pytest.mark.parametrize("kind", ["cut short", "hostile", "not finite", "expanded"])
-def test_a_damaged_or_hostile_file_of_torch_is_refused(
-    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_file_of_torch_is_refused(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = peer_checkpoint(tmp_path)
     state, name = torch.load(file, weights_only=True), "ema_model.model.conv_in.weight"
     match kind:
@@ -279,10 +265,8 @@ def test_a_damaged_or_hostile_file_of_torch_is_refused(
     assert not (tmp_path / "trace").exists()
 
 
-def test_what_is_missing_or_no_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "nothing: No such file" in refused(tmp_path / "nothing", "google-vdm", capsys)
-    os.mkfifo(tmp_path / "pipe")
-    assert "pipe: not a regular file" in refused(tmp_path / "pipe", "google-vdm", capsys)
     file = peer_checkpoint(tmp_path)
     (tmp_path / "config.yaml").write_text("a: !!python/object/apply:os.system [x]")
     refused(file, "addtt", capsys)

@@ -1,5 +1,6 @@
 """What `vdmctl serve` sets up: queues, the notifications of automations.yaml, the automation that ends silent runs."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 from uuid import UUID
@@ -44,29 +45,26 @@ def test_a_queue_that_a_worker_wants_is_made_if_it_is_missing() -> None:
     assert client.create_work_pool.call_count == 0
 
 
-@pytest.mark.parametrize(("block", "known", "made"), [(True, False, 1), (False, False, 0), (True, True, 0)])
-def test_a_notification_is_made_once_its_block_exists(
-    block: bool, known: bool, made: int, tmp_path: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_notification_is_made_once_its_block_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An operator's changes of an existing one stay."""
-    monkeypatch.chdir(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
     text = (ROOT / layout.AUTOMATIONS).read_text().partition('- name: "vdm: late run by webhook"')[0]
     layout.AUTOMATIONS.write_text(text)
-    found = {"return_value": Mock(id=UUID(int=7))} if block else {"side_effect": ObjectNotFound(Exception())}
-    client = Mock(read_automations_by_name=Mock(return_value=[1] * known), read_block_document_by_name=Mock(**found))
-    notify(client)
-    assert client.create_automation.call_count == made
-    if made:
-        (action,) = client.create_automation.call_args.args[0].actions
-        assert action.block_document_id == UUID(int=7)
+    for block, known, made in ((Mock(id=UUID(int=7)), [], 1), (ObjectNotFound(Exception()), [], 0), (Mock(), [1], 0)):
+        client = Mock()
+        client.read_automations_by_name.return_value = known
+        client.read_block_document_by_name.side_effect = [block]
+        notify(client)
+        assert client.create_automation.call_count == made
+        if made:
+            (action,) = client.create_automation.call_args.args[0].actions
+            assert action.block_document_id == UUID(int=7)
 
 
-@pytest.mark.parametrize("text", ["automations: [", "automations:\n- {name: x, block: a/b, trigger: 7, actions: []}"])
-def test_a_file_that_prefect_would_refuse_is_one_line(
-    text: str, tmp_path: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(str(tmp_path))
-    layout.AUTOMATIONS.write_text(text)
-    with pytest.raises(UserError, match=r"^automations.yaml: ") as error:
-        notify(Mock(read_automations_by_name=Mock(return_value=[])))
-    assert error.value.code is Exit.USAGE
+def test_a_file_that_prefect_would_refuse_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for text in ("automations: [", "automations:\n- {name: x, block: a/b, trigger: 7, actions: []}"):
+        layout.AUTOMATIONS.write_text(text)
+        with pytest.raises(UserError, match=r"^automations.yaml: ") as error:
+            notify(Mock(read_automations_by_name=Mock(return_value=[])))
+        assert error.value.code is Exit.USAGE

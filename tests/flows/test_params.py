@@ -10,7 +10,7 @@ from project import ROOT
 from ruamel.yaml import YAML
 
 from flows.commands.arguments import override
-from flows.core.bounded_yaml import MOST_BYTES, dump, load, parse, sections
+from flows.core.bounded_yaml import dump, load, parse, sections
 from flows.core.errors import Exit, UserError
 from flows.core.params import Params
 from flows.core.params_file import parse_params, read_params
@@ -46,7 +46,6 @@ def test_numbers_are_read_as_dvc_reads_them() -> None:
         ("gamma_0: -9.0", "gamma_0: 7.0", "model: gamma_0 must lie below gamma_1, got 7.0 and 5.0"),
         ("clip: true", "clip: yes", "sample.clip: input should be a valid boolean, got 'yes'"),
         ("name: digits", "name: image_folder", "data: image_folder needs source: the folder of images"),
-        ("source: null", "source: /nonexistent", "data: digits needs source: null"),
         ("source: null", "source: http://a.b/c", "data.source: must name a folder or a file of this machine, got 'h"),
         ("betas: [0.9, 0.99]", "betas: [0.9, 1.5]", "train.betas.1: input should be less than 1, got 1.5"),
         ("num_devices: 2", "num_devices: 3", "train: batch_size must be a multiple of num_devices x accumulation = 3"),
@@ -57,7 +56,6 @@ def test_numbers_are_read_as_dvc_reads_them() -> None:
         ("validation_fraction: 0.1", "validation_fraction: 0", "data.validation_fraction must be above 0, or train."),
         ("validate_every_steps: 300", "validate_every_steps: null", "train: keep: best and patience need"),
         ("images: train ", "images: train_and_validation ", "train: images: train_and_validation leaves no images for"),
-        ("norm_groups: 8", "norm_groups: 7", "model: width must be a multiple of norm_groups, got 32 and 7"),
         ("norm_groups: 8", "norm_groups: 32", "model: norm_groups must be less than width, or the network ignores"),
         ("inception_weights: null", "inception_weights: a", "sample: inception_weights and inception_sha256 belong"),
     ],
@@ -106,12 +104,6 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=f"^{tmp_path / name}: {reason}") as error:
             read_params(tmp_path / name)
         assert error.value.code is Exit.USAGE
-
-
-def test_the_projects_own_files_are_within_the_limits() -> None:
-    for path in [ROOT / "params.yaml", ROOT / "dvc.yaml", ROOT / "dvc.lock", *PRESETS]:
-        assert len(path.read_bytes()) < MOST_BYTES
-        assert len(parse(path.read_bytes())) > 1, path
 
 
 def test_a_document_keeps_its_quotes_comments_and_nulls() -> None:

@@ -10,16 +10,16 @@ from unittest.mock import Mock
 
 import pytest
 from prefect.exceptions import TerminationSignal
-from prefect.states import Completed, Failed, StateType
-from project import IDENTITY, ROOT, Project
+from prefect.states import Completed, Failed
+from project import ROOT, Project
 
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.orchestration import releasing
-from flows.orchestration.artifacts import Progress, show, show_evidence
+from flows.orchestration.artifacts import Progress
 from flows.orchestration.streaming import EXPECTED, as_user_error, failure, result_of, stream
 from flows.registry.evidence import Evidence
 from flows.registry.storage import DamagedVersionError
-from flows.train_vdm import DRIFTED, check_champion, drift, reproduce, stages, train_vdm, while_busy
+from flows.train_vdm import DRIFTED, check_champion, drift, reproduce, stages, while_busy
 
 ARTIFACTS = "flows.orchestration.artifacts"
 
@@ -64,29 +64,6 @@ def test_the_progress_of_a_training_run_names_the_time_left(tmp_path: Path, monk
     assert [percent for percent, _ in shown] == [100 * 300 / 2600, 100 * 400 / 2600, 100]
 
 
-def test_a_run_goes_on_when_prefect_can_show_nothing(
-    tmp_path: Path, quietly: Mock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fails(*_: object, **__: object) -> NoReturn:
-        raise RuntimeError("500 Internal Server Error")
-
-    shutil.copyfile(ROOT / "presets" / "digits.yaml", tmp_path / "params.yaml")
-    for name in ("create_markdown_artifact", "create_table_artifact", "create_progress_artifact"):
-        monkeypatch.setattr(f"{ARTIFACTS}.{name}", fails)
-    Progress(tmp_path).read("step 300: 2.5 bits/dim, 900 images/s\n")
-    show("report", "a page", "content")
-    show_evidence(Evidence(decision="refuse", reason="not better"))
-    assert [call.args[1] for call in quietly.warning.call_args_list] == ["500 Internal Server Error"] * 3
-
-
-def test_the_evidence_of_a_decision_is_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = Mock()
-    monkeypatch.setattr(f"{ARTIFACTS}.create_table_artifact", shown)
-    show_evidence(Evidence(decision="refuse", reason="worse", challenger="vdm@v1.1.0", difference_bpd=0.25))
-    assert shown.call_args.kwargs == {"key": "evidence", "description": "refuse: worse"}
-    assert {"evidence": "difference bpd", "": "0.25"} in shown.call_args.args[0]
-
-
 def test_other_machines_may_be_first_three_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever is outrun releases its model anew, and publishes that."""
     states, again = [Completed(data=False), Completed(data=True)], Mock()
@@ -99,24 +76,6 @@ def test_other_machines_may_be_first_three_times(tmp_path: Path, monkeypatch: py
     assert states == []
 
 
-@pytest.mark.usefixtures("quietly")
-def test_wrong_parameters_fail_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """test_workspace.py has more of them."""
-    project = Project(tmp_path)
-    monkeypatch.chdir(project.folder)
-    for key, value in IDENTITY.items():
-        for role in ("AUTHOR", "COMMITTER"):
-            monkeypatch.setenv(f"GIT_{role}_{key}", value)
-    state = train_vdm.fn(overrides={"train.steps": 0})
-    assert state.type is StateType.FAILED
-    assert "train.steps: input should be greater than or equal to 1, got 0" in str(state.message)
-    assert "\n" not in str(state.message)
-    assert not (project.folder / ".vdm" / "worktrees").exists()
-    state = train_vdm.fn(publish=True)
-    assert state.type is StateType.FAILED
-    assert "no git remote origin" in str(state.message)
-
-
 def test_a_graph_that_dvc_refuses_is_one_line(tmp_path: Path) -> None:
     project = Project(tmp_path)
     project.edit("dvc.yaml", **{"stages:": "stages: ["})
@@ -125,12 +84,6 @@ def test_a_graph_that_dvc_refuses_is_one_line(tmp_path: Path) -> None:
     reason = str(as_user_error(error.value))
     assert "dvc.yaml" in reason
     assert "\n" not in reason
-
-
-@pytest.mark.parametrize("status", [-9, 137])
-def test_a_signal_is_named_under_every_shell(tmp_path: Path, status: int) -> None:
-    last = ["", f"ERROR: failed to reproduce 'train': failed to run: python -m flows.cli train, exited with {status}"]
-    assert str(failure(tmp_path / "none", last, 255)).startswith("SIGKILL ended it")
 
 
 def test_a_command_that_fails_gives_its_reason_and_its_code(tmp_path: Path, quietly: Mock) -> None:
@@ -161,14 +114,6 @@ def test_a_command_that_fails_gives_its_reason_and_its_code(tmp_path: Path, quie
     assert [call.args[0] for call in quietly.info.call_args_list][-2:] == ["begins", "state saved at step 7"]
 
 
-def test_a_killed_command_was_not_stopped_by_somebody(tmp_path: Path) -> None:
-    """Its trainer ends by itself then, and says that it was stopped."""
-    reason = tmp_path / "reason.json"
-    reason.write_text(json.dumps({"message": "stopped at step 3", "code": int(Exit.BUSY), "network": False}))
-    assert str(failure(reason, [], 255)) == "stopped at step 3"
-    assert str(failure(reason, [], -signal.SIGKILL)).startswith("SIGKILL ended it")
-
-
 def test_a_task_that_takes_too_long_is_named() -> None:
     message, error = "Task run exceeded timeout of 7.0 second(s)", TimeoutError("Scope timed out")
     with pytest.raises(UserError, match=r"^stage evaluate took too long, so it was ended: Task run exceeded"):
@@ -185,28 +130,23 @@ def test_a_task_that_takes_too_long_is_named() -> None:
         (UserError("wrong", Exit.USAGE), 1, 1.0, False),
     ],
 )
-def test_a_stage_waits_for_its_device_and_tries_the_network_twice_more(
-    error: UserError, count: int, hours: float, again: bool
-) -> None:
+def test_when_a_stage_is_tried_again(error: UserError, count: int, hours: float, again: bool) -> None:
     condition = while_busy(time.monotonic() + 3600 * hours)
     assert condition(reproduce, Mock(run_count=count), Failed(data=error)) is again
 
 
-@pytest.mark.parametrize("network", [True, False])
-def test_only_what_the_network_prevented_is_tried_again(network: bool, tmp_path: Path) -> None:
+def test_only_what_the_network_prevented_is_tried_again(tmp_path: Path) -> None:
     reason = tmp_path / "reason.json"
-    reason.write_text(json.dumps({"message": "no answer", "code": int(Exit.MISSING), "network": network}))
-    state = Failed(data=failure(reason, [], 5))
-    for task in (releasing.promote, releasing.publish_versions, releasing.fetch_versions, check_champion):
-        assert task.retries == 2
-        assert task.retry_condition_fn is not None
-        assert task.retry_condition_fn(task, Mock(), state) is network
+    for network in (True, False):
+        reason.write_text(json.dumps({"message": "no answer", "code": int(Exit.MISSING), "network": network}))
+        state = Failed(data=failure(reason, [], 5))
+        for task in (releasing.promote, releasing.publish_versions, releasing.fetch_versions, check_champion):
+            assert task.retries == 2
+            assert task.retry_condition_fn is not None
+            assert task.retry_condition_fn(task, Mock(), state) is network
 
 
-@pytest.mark.parametrize(
-    ("force", "shared", "options"),
-    [(False, False, []), (True, False, ["--force"]), (False, True, ["--pull"]), (True, True, ["--force", "--pull"])],
-)
+@pytest.mark.parametrize(("force", "shared", "options"), [(False, False, []), (True, True, ["--force", "--pull"])])
 def test_a_stage_is_forced_if_asked_and_pulls_what_another_machine_made(
     force: bool, shared: bool, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,53 +158,6 @@ def test_a_stage_is_forced_if_asked_and_pulls_what_another_machine_made(
     assert called.call_args.args == (["dvc", "repro", "--single-item", "evaluate", *options], tmp_path, None)
 
 
-@pytest.mark.parametrize(("code", "named"), [(Exit.INVALID_DATA, True), (Exit.MISSING, False)])
-@pytest.mark.usefixtures("quietly")
-def test_only_images_that_differ_have_drifted(
-    code: Exit, named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("flows.train_vdm.stream", Mock(side_effect=UserError("the reason", code)))
-    monkeypatch.setattr("flows.train_vdm.champion_report", lambda *_: tmp_path / "validation.json")
-    with pytest.raises(UserError, match=r"the reason$") as error:
-        drift.fn(tmp_path, tmp_path)
-    assert str(error.value).startswith(DRIFTED) is named
-
-
-@pytest.mark.parametrize(
-    ("line", "name"),
-    [
-        ("warning: images are like the reference's (times the limit): 1.2\n", DRIFTED),
-        ("warning: number of images\n", "Completed"),
-        ("compared with the reference's profile\n", "Completed"),
-    ],
-)
-@pytest.mark.usefixtures("quietly")
-def test_a_warning_about_the_champions_images_is_a_state_of_the_task(
-    line: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("flows.train_vdm.stream", lambda command, folder, read: read(line))
-    monkeypatch.setattr("flows.train_vdm.champion_report", lambda *_: tmp_path / "validation.json")
-    assert drift.fn(tmp_path, tmp_path).name == name
-
-
-@pytest.mark.parametrize(
-    ("error", "advised"),
-    [
-        (DamagedVersionError("vdm@v1.0.0 does not verify: models/vdm: differs", Exit.MISSING), True),
-        (UserError("no space left on device", Exit.MISSING), False),
-        (NetworkError("the remote does not answer"), False),
-    ],
-)
-def test_only_a_damaged_champion_is_a_reason_to_roll_back(
-    error: UserError, advised: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("flows.train_vdm.registry.champion", lambda root: Mock())
-    monkeypatch.setattr("flows.train_vdm.require_sound", Mock(side_effect=error))
-    with pytest.raises(type(error), match=str(error)) as raised:
-        check_champion.fn(tmp_path)
-    assert ("vdmctl rollback" in str(raised.value)) is advised
-
-
 @pytest.mark.usefixtures("quietly")
 def test_a_model_that_is_not_promoted_has_its_evidence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     evidence = Evidence(decision="refuse", reason="not better")
@@ -274,6 +167,49 @@ def test_a_model_that_is_not_promoted_has_its_evidence(tmp_path: Path, monkeypat
         stdout.write_text(evidence.model_dump_json(exclude_unset=True))
         raise UserError("not better", Exit.NOT_PROMOTED)
 
+    shown = Mock()
     monkeypatch.setattr(releasing, "stream", refuse)
-    monkeypatch.setattr(releasing.artifacts, "show_evidence", Mock())
+    monkeypatch.setattr(f"{ARTIFACTS}.create_table_artifact", shown)
     assert releasing.promote.fn("vdm@v1.0.0", tmp_path) == evidence
+    assert shown.call_args.kwargs == {"key": "evidence", "description": "refuse: not better"}
+
+
+def test_a_command_that_was_killed_says_by_what_and_not_that_somebody_stopped_it(tmp_path: Path) -> None:
+    """Its trainer ends by itself then, and says that it was stopped.  A shell adds 128 to the number of a signal."""
+    reason = tmp_path / "reason.json"
+    reason.write_text(json.dumps({"message": "stopped at step 3", "code": int(Exit.BUSY), "network": False}))
+    assert str(failure(reason, [], 255)) == "stopped at step 3"
+    assert str(failure(reason, [], -signal.SIGKILL)).startswith("SIGKILL ended it")
+    for status in (-9, 137):
+        last = [f"ERROR: failed to reproduce 'train': failed to run: python -m flows.cli train, exited with {status}"]
+        assert str(failure(tmp_path / "none", last, 255)).startswith("SIGKILL ended it")
+
+
+@pytest.mark.usefixtures("quietly")
+def test_only_images_that_differ_have_drifted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a failure of the task or, with a warning, as its state."""
+    monkeypatch.setattr("flows.train_vdm.champion_report", lambda *_: tmp_path / "validation.json")
+    for code, named in ((Exit.INVALID_DATA, True), (Exit.MISSING, False)):
+        monkeypatch.setattr("flows.train_vdm.stream", Mock(side_effect=UserError("the reason", code)))
+        with pytest.raises(UserError, match=r"the reason$") as error:
+            drift.fn(tmp_path, tmp_path)
+        assert str(error.value).startswith(DRIFTED) is named
+    for line, name in (
+        ("warning: images are like the reference's (times the limit): 1.2\n", DRIFTED),
+        ("warning: number of images\n", "Completed"),
+        ("compared with the reference's profile\n", "Completed"),
+    ):
+        monkeypatch.setattr("flows.train_vdm.stream", lambda command, folder, read, line=line: read(line))
+        assert drift.fn(tmp_path, tmp_path).name == name
+
+
+def test_only_a_damaged_champion_is_a_reason_to_roll_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.train_vdm.registry.champion", lambda root: Mock())
+    for error, advised in (
+        (DamagedVersionError("vdm@v1.0.0 does not verify: models/vdm: differs", Exit.MISSING), True),
+        (NetworkError("the remote does not answer"), False),
+    ):
+        monkeypatch.setattr("flows.train_vdm.require_sound", Mock(side_effect=error))
+        with pytest.raises(type(error), match=str(error)) as raised:
+            check_champion.fn(tmp_path)
+        assert ("vdmctl rollback" in str(raised.value)) is advised

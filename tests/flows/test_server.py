@@ -44,25 +44,15 @@ def settings(**values: str) -> None:
     refresh_global_settings_context()
 
 
-@pytest.mark.parametrize(
-    ("host", "port", "found"),
-    [
-        (None, None, Address("http://127.0.0.1:4200/api", "127.0.0.1", 4200)),
-        (None, 4300, Address("http://127.0.0.1:4300/api", "127.0.0.1", 4300)),
-        ("::1", None, Address("http://[::1]:4200/api", "::1", 4200)),
-    ],
-)
-def test_a_server_is_on_loopback_by_default(host: str | None, port: int | None, found: Address) -> None:
-    assert find_address(host, port) == found
-
-
-def test_the_address_is_that_of_prefects_settings_unless_an_option_names_one() -> None:
+def test_a_server_is_on_loopback_by_default_and_else_where_prefects_settings_or_an_option_say() -> None:
+    assert find_address(None, None) == Address("http://127.0.0.1:4200/api", "127.0.0.1", 4200)
+    assert find_address("::1", 4300) == Address("http://[::1]:4300/api", "::1", 4300)
     settings(API_URL="http://127.0.0.1:4999/api/")
     assert find_address(None, None) == Address("http://127.0.0.1:4999/api", "127.0.0.1", 4999)
     assert find_address(None, 4300).port == 4300
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "example.org"])
 def test_an_address_that_lets_other_machines_in_needs_a_password(host: str) -> None:
     assert not is_loopback(host)
     with pytest.raises(UserError, match=r"lets other machines in; set PREFECT_SERVER_API_AUTH_STRING") as refused:
@@ -75,21 +65,17 @@ def test_an_address_that_lets_other_machines_in_needs_a_password(host: str) -> N
         assert os.environ["PREFECT_API_AUTH_STRING"] == "user:password"
 
 
-@pytest.mark.parametrize(
-    ("answers", "code", "said"),
-    [
-        ({"version": 401}, Exit.USAGE, "refuses the password; set PREFECT_API_AUTH_STRING=USER:PASSWORD"),
-        ({"version": 404}, Exit.MISSING, "start one with `vdmctl serve`, or set PREFECT_API_URL"),
-        ({"version": "no JSON"}, Exit.MISSING, "no Prefect server"),
-        ({"version": "1.0.0"}, Exit.MISSING, "no Prefect server"),
-    ],
-)
-def test_a_server_that_cannot_be_used_is_one_line(answers: dict[str, object], code: Exit, said: str) -> None:
-    with answering(**answers) as url:
-        settings(API_URL=url)
-        with pytest.raises(UserError, match=said) as refused, connected(url):
-            pass
-        assert refused.value.code is code
+def test_a_server_that_cannot_be_used_is_one_line() -> None:
+    for answer, code, said in (
+        (401, Exit.USAGE, "refuses the password; set PREFECT_API_AUTH_STRING=USER:PASSWORD"),
+        (404, Exit.MISSING, "start one with `vdmctl serve`, or set PREFECT_API_URL"),
+        ("1.0.0", Exit.MISSING, "no Prefect server"),
+    ):
+        with answering(version=answer) as url:
+            settings(API_URL=url)
+            with pytest.raises(UserError, match=said) as refused, connected(url):
+                pass
+            assert refused.value.code is code
 
 
 def test_a_worker_needs_a_server_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,34 +112,26 @@ def test_one_serves_a_folder_and_one_a_database(tmp_path: Path) -> None:
         assert refused.value.code is Exit.BUSY
 
 
-@pytest.mark.parametrize(
-    ("words", "third"),
-    [
-        (["deployment", "run", "train-vdm", "--watch"], "train-vdm/train-vdm"),
-        (["deployment", "run", "other/train-vdm"], "other/train-vdm"),
-        (["deployment", "run", "--id", "7"], "--id"),
-        (["deployment", "inspect", "train-vdm"], "train-vdm"),
-    ],
-)
-def test_the_prefect_command_takes_a_bare_name_and_finds_the_server(
-    words: list[str], third: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["/bin/prefect", *words])
-    with alone("http://127.0.0.1:4999/api"):
-        found = setup_environment(ctx=HookContext("3", None, lambda _: None))  # type: ignore[arg-type, return-value]
-    assert found is not None
-    assert found.env == {"PREFECT_API_URL": "http://127.0.0.1:4999/api"}
-    assert sys.argv[3] == third
+def test_the_prefect_command_takes_a_bare_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    for words, third in (
+        ("run train-vdm --watch", "train-vdm/train-vdm"),
+        ("run other/train-vdm", "other/train-vdm"),
+        ("inspect train-vdm", "train-vdm"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["/bin/prefect", "deployment", *words.split()])
+        with alone("http://127.0.0.1:4999/api"):
+            found = setup_environment(ctx=HookContext("3", None, lambda _: None))  # type: ignore[arg-type, return-value]
+        assert found is not None
+        assert found.env == {"PREFECT_API_URL": "http://127.0.0.1:4999/api"}
+        assert sys.argv[3] == third
 
 
 def test_the_plugin_leaves_other_programs_and_other_servers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     context = HookContext("3", "http://team/api", lambda _: None)  # type: ignore[arg-type, return-value]
-    with alone("http://127.0.0.1:4999/api"):
-        monkeypatch.setattr(sys, "argv", ["/bin/prefect", "deployment", "ls"])
-        found = setup_environment(ctx=context)
-        assert found is not None
-        assert found.env == {"PREFECT_API_URL": "http://team/api"}
-        monkeypatch.setattr(sys, "argv", ["/bin/pytest", "deployment", "run", "train-vdm"])
-        monkeypatch.setattr(sys, "orig_argv", ["python", "/bin/pytest"])
-        assert setup_environment(ctx=context) is None
-        assert sys.argv[3] == "train-vdm"
+    monkeypatch.setattr(sys, "argv", ["/bin/prefect", "deployment", "ls"])
+    found = setup_environment(ctx=context)
+    assert found is not None
+    assert found.env == {"PREFECT_API_URL": "http://team/api"}
+    monkeypatch.setattr(sys, "orig_argv", ["python", "/bin/pytest"])
+    monkeypatch.setattr(sys, "argv", ["/bin/pytest", "deployment", "run", "train-vdm"])
+    assert setup_environment(ctx=context) is None

@@ -13,7 +13,7 @@ from project import ROOT
 from flows.core.errors import Exit, UserError
 from flows.core.params import Data
 from flows.core.params_file import read_params
-from flows.images.store import MOST_CHUNK_BYTES, data_sha256, load_images
+from flows.images.store import data_sha256, load_images
 from flows.images.transforms import describe, levels_left, parts, transform
 from flows.stages.download import download
 
@@ -27,12 +27,6 @@ def declared(**transforms: Any) -> Data:
 
 def noise(*shape: int, highest: int = 255) -> np.ndarray:
     return np.random.default_rng(0).integers(0, highest, shape, dtype=np.uint16, endpoint=True)
-
-
-def test_no_transform_changes_nothing() -> None:
-    pixels = noise(3, 2, 4, 5).astype(np.uint8)
-    assert transform(pixels, 256, DIGITS) is pixels
-    assert describe(256, DIGITS) == "none"
 
 
 @given(num_levels=st.integers(2, 2**16), num_bits=st.integers(1, 8))
@@ -76,8 +70,7 @@ def test_gray_levels_are_rounded() -> None:
     assert np.abs(transform(colours, 256, declared(grayscale=True)) - exact).max() <= 0.5 + 1e-9
 
 
-@pytest.mark.parametrize("channels", [1, 3, 5])
-@pytest.mark.parametrize("size", [[1, 1], [8, 1], [5, 5]])
+@pytest.mark.parametrize(("channels", "size"), [(1, [5, 5]), (3, [8, 1]), (5, [5, 5])])
 def test_every_channel_is_resized_as_a_gray_image(channels: int, size: list[int]) -> None:
     """torch's kernels fail or differ for some numbers of channels."""
     images = np.random.default_rng(0).integers(0, 256, (3, channels, 50, 16), dtype=np.uint8)
@@ -113,13 +106,3 @@ def test_images_that_a_transform_does_not_allow_are_refused(
     with pytest.raises(UserError, match=message) as error:
         transform(images[next(parts(images, declared(**change)))], 256, declared(**change))
     assert error.value.code == code
-
-
-@pytest.mark.parametrize("change", [{}, {"pad": 500}, {"resize": [1000, 1500]}, {"resize": [4, 4]}])
-@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 2000, 3000)])
-def test_a_chunk_is_transformed_in_parts_that_fit(shape: tuple[int, int, int], change: dict[str, Any]) -> None:
-    images = np.broadcast_to(np.uint8(1), (1000, *shape))
-    slices = list(parts(images, declared(**change)))
-    largest = max(images[0].nbytes, transform(images[:1], 256, declared(**change)).nbytes)
-    assert sum(len(range(1000)[part]) for part in slices) == 1000
-    assert max(len(range(1000)[part]) for part in slices) * largest <= MOST_CHUNK_BYTES

@@ -48,9 +48,7 @@ def test_a_command_that_is_stopped_while_it_imports_says_so(small: Small) -> Non
 
 
 @pytest.mark.parametrize(("command", "number"), [("evaluate", signal.SIGTERM), ("validate", signal.SIGHUP)])
-def test_a_stage_that_is_stopped_leaves_the_old_outputs_and_nothing_else(
-    command: str, number: signal.Signals, small: Small
-) -> None:
+def test_a_stage_that_is_stopped_leaves_the_old_outputs(command: str, number: signal.Signals, small: Small) -> None:
     small.edit(times_per_image=100_000)
     before = small.outputs()
     process = small.start(command)
@@ -82,35 +80,28 @@ def test_a_signal_as_the_outputs_take_their_places_leaves_whole_files(small: Sma
     ("shell", "code", "errors"),
     [
         ("{vdmctl} --help | true; exit ${{PIPESTATUS[0]}}", 0, ""),
-        ("{vdmctl} preset digits --force | true; exit ${{PIPESTATUS[0]}}", 0, ""),
         ("{vdmctl} --help >/dev/full", 5, "vdmctl: No space left on device\n"),
         ("{vdmctl} preset nonsense 2>/dev/full", 2, ""),
     ],
 )
-def test_a_pipe_without_a_reader_is_no_error_and_a_full_device_is_one(
-    shell: str, code: int, errors: str, small: Small
-) -> None:
+def test_a_closed_pipe_is_no_error_and_a_full_device_is_one(shell: str, code: int, errors: str, small: Small) -> None:
     result = small.run(["bash", "-c", shell.format(vdmctl=f"{sys.executable} -m flows.cli")])
     assert (result.returncode, result.stderr[: len(errors) or None]) == (code, errors)
     assert len(result.stderr.splitlines()) <= 1
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_usage_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in (
         ([], "Missing command; see `vdmctl --help`"),
         (["evaluat"], "No such command 'evaluat'. Did you mean 'evaluate'"),
         (["evaluate", "--nope"], "No such option: --nope; see `vdmctl evaluate --help`"),
-        (["models", "extra"], "Got unexpected extra argument(s) (extra); see `vdmctl models --help`"),
         (["evaluate", "--seed", "ten"], "Invalid value for '--seed': "),
-    ],
-)
-def test_usage_errors_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(arguments) == Exit.USAGE
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith(f"vdmctl: {message}")
-    assert len(captured.err.splitlines()) == 1
+    ):
+        assert cli.run(arguments) == Exit.USAGE
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.startswith(f"vdmctl: {message}")
+        assert len(captured.err.splitlines()) == 1
 
 
 FULL_CARD = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of")
@@ -123,7 +114,6 @@ LOWER = "; lower the batch size of this stage, or free memory, and run again"
     [
         (FULL_CARD, Exit.USAGE, f"CUDA out of memory{LOWER}"),
         (RuntimeError(f"{LIMITED} use 8 bytes. Error 12"), Exit.USAGE, "can't allocate memory: you tried to use 8 b"),
-        (MemoryError("Unable to allocate 8.00 GiB"), Exit.USAGE, f"Unable to allocate 8.00 GiB{LOWER}"),
         (MemoryError(), Exit.USAGE, f"not enough memory{LOWER}"),
         (OSError(28, "No space left on device", "a\nb"), Exit.MISSING, r"a\u000ab: No space left on device"),
         (KeyboardInterrupt(), Exit.RESUMABLE, "stopped; run again"),
@@ -156,35 +146,22 @@ def test_the_exit_codes_are_documented(capsys: pytest.CaptureFixture[str]) -> No
         assert "75 stopped (Ctrl-C, SIGTERM, a closed terminal)" in codes
 
 
-def test_a_reason_that_cannot_be_written_changes_no_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VDM_REASON", "/dev/full/reason")
-    assert cli.run(["preset", "nonsense"]) == Exit.USAGE
-
-
-@pytest.mark.parametrize(
-    ("error", "network"), [(NetworkError("no answer"), True), (UserError("no such file", Exit.MISSING), False)]
-)
-def test_the_reason_says_whether_the_network_failed(
-    error: UserError, network: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_reason_says_whether_the_network_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The flow tries only those tasks again."""
-    monkeypatch.setattr(cli, "call", Mock(side_effect=error))
     monkeypatch.setenv("VDM_REASON", str(tmp_path / "reason"))
-    assert cli.run(["download"]) == Exit.MISSING
-    reason = json.loads((tmp_path / "reason").read_text())
-    assert reason == {"message": str(error), "code": Exit.MISSING, "network": network}
+    for error, network in ((NetworkError("no answer"), True), (UserError("no such file", Exit.MISSING), False)):
+        monkeypatch.setattr(cli, "call", Mock(side_effect=error))
+        assert cli.run(["download"]) == Exit.MISSING
+        reason = json.loads((tmp_path / "reason").read_text())
+        assert reason == {"message": str(error), "code": Exit.MISSING, "network": network}
 
 
-@pytest.mark.parametrize(
-    ("chosen", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)]
-)
-def test_idle_threads_leave_the_cores_to_others_unless_the_user_chose(
-    chosen: dict[str, str], spins: str | None
-) -> None:
-    environment = chosen | {"GIT_DIR": "/elsewhere/.git", "OMP_PROC_BIND": "true"}
-    settle(environment)
-    assert environment.get("GOMP_SPINCOUNT") == spins
-    assert not environment.keys() & {"GIT_DIR", "OMP_PROC_BIND"}  # a hook's repository, and one core for all threads
+def test_idle_threads_leave_the_cores_unless_the_user_chose() -> None:
+    for chosen, spins in (({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)):
+        environment = chosen | {"GIT_DIR": "/elsewhere/.git", "OMP_PROC_BIND": "true"}
+        settle(environment)
+        assert environment.get("GOMP_SPINCOUNT") == spins
+        assert not environment.keys() & {"GIT_DIR", "OMP_PROC_BIND"}  # a hook's repository, and one core for all
 
 
 def test_a_user_without_a_name_has_a_number_and_a_home(monkeypatch: pytest.MonkeyPatch) -> None:

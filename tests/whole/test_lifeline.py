@@ -12,8 +12,6 @@ import pytest
 from plant import is_alive, wait_until
 from project import ROOT, session
 
-from flows.process import groups
-from flows.process.groups import running
 from flows.process.lifeline import HOLDER
 
 # What starts the watch, as a command does; the process then prints a line and would live for a minute.
@@ -128,15 +126,3 @@ def test_the_signal_comes_once_and_who_does_not_heed_it_is_killed(started: Start
 def test_an_adopted_process_ends(name: str, code: int, started: Started) -> None:
     ask = f"import time; from flows.process.lifeline import end_with_parent; end_with_parent({name!r}); time.sleep(0.5)"
     assert start(started, sys.executable, "-c", ask).wait(60) == code
-
-
-def test_a_command_that_saves_is_not_killed_before_it_has_saved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(groups, "STOP_SECONDS", 0.2)
-    saving = "sleep 1; touch saved; exit 0"
-    command = ["sh", "-c", f"trap '{saving}' INT TERM; echo works; while :; do sleep 0.1; done"]
-    with running(command, tmp_path) as process:
-        assert says(process, "works")
-        monkeypatch.setattr(process, "wait", lambda: None)  # as an exception would leave the block
-    assert (tmp_path / "saved").exists()

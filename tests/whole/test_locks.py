@@ -12,7 +12,7 @@ from project import ROOT
 
 from flows.core.errors import Exit, UserError
 from flows.process import locks
-from flows.process.locks import claim, folder_of_devices, held_locks, lock_file
+from flows.process.locks import claim, folder_of_devices, held_locks
 
 CPU = torch.device("cpu")
 
@@ -66,14 +66,6 @@ def test_a_lock_that_somebody_looks_at_is_free(folder: Path, monkeypatch: pytest
             assert held_locks(folder) != {}
 
 
-def test_a_lock_without_a_description_may_belong_to_another_user(tmp_path: Path) -> None:
-    """As in a git folder that users share: the one who runs first makes the file, which the others cannot write."""
-    lock = tmp_path / "shared.lock"
-    lock.touch(0o444)
-    with lock_file(lock) as other, lock_file(lock) as another:
-        assert (other, another) == (None, "another process")
-
-
 def test_the_locks_of_a_user_are_in_the_folder_for_its_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A login, a cron job and a service of the same user share it, whatever TMPDIR and XDG_RUNTIME_DIR are."""
     monkeypatch.delenv("VDM_LOCK_DIR", raising=False)
@@ -82,11 +74,3 @@ def test_the_locks_of_a_user_are_in_the_folder_for_its_state(monkeypatch: pytest
     assert folder_of_devices() == tmp_path / ".local/state/vdm"
     with claim(CPU):
         assert list(held_locks(tmp_path / ".local/state/vdm")) == ["cpu.lock"]
-
-
-def test_a_relative_folder_for_locks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would be another folder in every worktree."""
-    monkeypatch.setenv("VDM_LOCK_DIR", ".vdm/locks")
-    with pytest.raises(UserError, match=r"^VDM_LOCK_DIR: \.vdm/locks is not an absolute path; set one$") as error:
-        claim(CPU).__enter__()
-    assert error.value.code is Exit.USAGE

@@ -45,12 +45,10 @@ def no_file_above(size: int) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("command", "size", "written"),
     [
-        (["preset", "cifar10", "--force"], 1_000, "params.yaml"),
         (["register"], 10_000, "models/vdm/weights.safetensors"),
         (["evaluate"], 1300, "reports/evaluation/per_image.csv"),
         (["sample"], 100, "reports/samples/metrics.json"),
         ([*SAMPLE, "--out", "drawn/pictures"], 50, "drawn/pictures/0.png"),
-        ([*IMPORT, "models/imported", "--force"], 100, "models/imported/config.json"),
         (["compress", "data/images", "--num-timesteps", "2", "--out", "images.vdmz"], 100, "images.vdmz"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else str(value),
@@ -66,17 +64,6 @@ def test_a_full_disk_keeps_the_old_outputs_and_names_the_file(
     assert small.outputs() == before
     assert run(command) == Exit.DONE
     assert small.outputs() != before
-
-
-def test_a_folder_that_cannot_be_made_is_named_before_the_work(
-    small: Small, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (small.folder / "file").write_text("")
-    monkeypatch.setattr("flows.validation.inspection.inspect_images", lambda *_, **__: pytest.fail("validates"))
-    monkeypatch.setattr("flows.evaluation.bound.evaluate_split", lambda *_, **__: pytest.fail("evaluates"))
-    for command in (["validate", "data/images"], ["evaluate", "models/vdm"]):
-        assert run([*command, "--out", "file"]) == Exit.MISSING
-        assert capsys.readouterr().err == "vdmctl: file: File exists\n"
 
 
 def test_no_command_writes_into_an_output_of_the_pipeline(small: Small, capsys: pytest.CaptureFixture[str]) -> None:

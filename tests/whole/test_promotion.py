@@ -79,14 +79,7 @@ def test_first_better_worse_and_other_data(copied: Project, tmp_path: Path) -> N
     assert json.loads(worse.stdout)["num_judged"] == 2  # v1.0.0 for the second time, and v1.1.0
     refusal = json.loads(copied.vdmctl("lineage", "v1.0.0", "--json").stdout)["refusal"]
     assert refusal == json.loads(worse.stdout)
-    assert "  reason: 'vdm@v1.0.0 is not shown to improve" in copied.vdmctl("lineage", "v1.0.0").stdout
-    again = copied.vdmctl("promote", "v1.1.0")
-    assert again.returncode == 3
-    assert one_line(again) == "vdmctl: not promoted: vdm@v1.1.0 is the champion already"
     assert history(copied) == ["vdm@v1.0.0", "vdm@v1.1.0"]
-    assert json.loads(copied.vdmctl("lineage", "v1.1.0", "--json").stdout)["refusal"] is None
-    assert is_decided(copied.folder, resolve(copied.folder, "v1.1.0").commit)
-    assert not is_decided(copied.folder, resolve(copied.folder, "v1.2.0").commit)
 
     newest = copied.vdmctl("promote", "--json")  # v1.2.0, on another split
     assert newest.returncode == 0, newest.stderr
@@ -106,8 +99,6 @@ def test_first_better_worse_and_other_data(copied: Project, tmp_path: Path) -> N
     written = evidence_of(tag.message)
     assert written
     assert written.model_dump(exclude_unset=True) | {"tag": tag.name} == evidence
-    promotions = json.loads(copied.vdmctl("lineage", "champion", "--json").stdout)["promotions"]
-    assert [promotion["evidence"] for promotion in promotions] == [written.model_dump(exclude_unset=True)]
     assert copied.git("status", "--porcelain") == ""
 
 
@@ -322,9 +313,7 @@ def test_what_changed_since_the_comparison_is_noticed(forge: Forge) -> None:
     assert "refused" not in forge.git("tag")
 
 
-def test_no_signal_and_no_other_promotion_comes_between_the_check_and_the_tag(
-    forge: Forge, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_comes_between_the_check_and_the_tag(forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit 75 means "run again", which would then be refused: the version is the champion already."""
     handlers: list[Any] = []
 
@@ -374,9 +363,7 @@ def test_a_roll_back_to_damaged_files_names_the_command_that_passes_over_them(fo
 
 
 @pytest.mark.parametrize("error", [NetworkError("no answer"), UserError("a file is lost", Exit.MISSING)], ids=str)
-def test_a_roll_back_gives_no_champion_up_unless_a_digest_differs(
-    error: UserError, forge: Forge, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_roll_back_needs_digests_that_differ(error: UserError, forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
     crown(forge.project, "v1.0.0", "v1.1.0")
     monkeypatch.setattr(promotion, "require_sound", Mock(side_effect=error))
     with pytest.raises(type(error), match=f"^{re.escape(str(error))}$"):

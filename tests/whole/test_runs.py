@@ -60,9 +60,7 @@ def start(project: Project) -> subprocess.Popen[str]:
     )
 
 
-def test_a_run_killed_and_stopped_many_times_ends_with_the_same_bits(
-    project: Project, undisturbed: tuple[str, str]
-) -> None:
+def test_a_run_killed_and_stopped_often_ends_with_the_same_bits(project: Project, undisturbed: tuple[str, str]) -> None:
     """Also when SIGTERM stops it in its last validation."""
     project.edit("vdm/training/validation.py", **SLOW)
     for number, step in ((signal.SIGINT, 4), (signal.SIGKILL, 16)):
@@ -84,7 +82,7 @@ def test_a_run_killed_and_stopped_many_times_ends_with_the_same_bits(
     remove_finished(project)  # it is that of other code
 
 
-def test_a_finished_run_is_repeated_from_its_last_state_until_its_model_is_registered(
+def test_a_finished_run_is_repeated_until_its_model_is_registered(
     project: Project, undisturbed: tuple[str, str]
 ) -> None:
     """So nothing is lost if DVC cannot record the outputs."""

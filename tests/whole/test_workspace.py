@@ -1,6 +1,5 @@
 """The parameters, the worktree and the commit of a run, with real git and DVC; test_loop.py tests the runs."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import Any
 
 import pytest
 from project import Project
-from ruamel.yaml import YAML
 
 from flows.core import layout
 from flows.core.errors import Exit, UserError
@@ -19,73 +17,44 @@ from flows.orchestration.workspace import (
     prune,
     workspace,
 )
-from flows.process.environment import settle
-from flows.registry.git import first_commit, require_identity
+from flows.registry.git import first_commit
 from flows.registry.storage import dvc_repository
-from flows.train_vdm import stages
-
-# The versions are trained when the first test asks for them.
-pytestmark = pytest.mark.timeout(1800)
-
-COMMITTED = "params.yaml of commit HEAD"
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
+def test_overrides_and_the_committed_file_are_checked(plain: Project) -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"train": {"steps": 3}}, r"override train is not a parameter of params.yaml, such as train.steps"),
         ({"train.stepz": 5}, r"override train.stepz is not a parameter of params.yaml, such as train.steps"),
-        ({"train.steps.more": 3}, r"override train.steps.more is not a parameter of params.yaml, such as train.steps"),
-        ({"steps": 3}, r"override steps is not a parameter of params.yaml, such as train.steps"),
         ({"train.steps": "many"}, r"params.yaml with the overrides: train.steps: .* got 'many'"),
-    ],
-)
-def test_an_override_is_checked(overrides: dict[str, Any], message: str, registry: Project) -> None:
-    with pytest.raises(UserError, match=message) as raised:
-        compose_params(registry.folder, "HEAD", None, overrides)
+    ]
+    for overrides, message in cases:
+        with pytest.raises(UserError, match=message) as raised:
+            compose_params(plain.folder, "HEAD", None, overrides)
+        assert raised.value.code is Exit.USAGE
+    plain.edit("params.yaml", **{"confidence: 0.95": "confidence: 2"})
+    compose_params(plain.folder, "HEAD", None, {})  # a run ignores what is not committed
+    plain.git("commit", "--quiet", "--all", "--message=Wrong")
+    with pytest.raises(UserError, match=r"params.yaml of commit HEAD: promote.confidence: .* got 2") as raised:
+        compose_params(plain.folder, "HEAD", None, {})
     assert raised.value.code is Exit.USAGE
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ("confidence: 0.95", "confidence: 2", f"{COMMITTED}: promote.confidence: .* got 2"),
-        ("confidence: 0.95", "confidence: [", f"{COMMITTED}: not YAML: "),
-    ],
-)
-def test_the_committed_file_is_checked(old: str, new: str, message: str, copied: Project) -> None:
-    overrides = {"train.steps": 5}
-    copied.edit("params.yaml", **{old: new})
-    compose_params(copied.folder, "HEAD", None, overrides)  # a run ignores what is not committed
-    copied.git("commit", "--quiet", "--all", "--message=Wrong")
-    with pytest.raises(UserError, match=message) as raised:
-        compose_params(copied.folder, "HEAD", None, overrides)
-    assert raised.value.code is Exit.USAGE
+def test_an_override_changes_its_line_alone(plain: Project) -> None:
+    before = plain.git("show", "HEAD:params.yaml").splitlines()
+    after = compose_params(plain.folder, "HEAD", None, {"train.steps": 5}).splitlines()
+    assert [(old, new) for old, new in zip(before, after, strict=True) if old != new] == [("  steps: 20", "  steps: 5")]
 
 
-def test_an_override_changes_its_line_alone(registry: Project) -> None:
-    before = registry.git("show", "HEAD:params.yaml").splitlines()
-    after = compose_params(registry.folder, "HEAD", None, {"train.steps": 5}).splitlines()
-    assert [(old, new) for old, new in zip(before, after, strict=True) if old != new] == [("  steps: 80", "  steps: 5")]
-
-
-def test_an_unknown_preset(registry: Project) -> None:
-    known = "no preset 'digit' in commit HEAD; presets: cifar10, cifar10_aug"
-    with pytest.raises(UserError, match=known) as raised:
-        compose_params(registry.folder, "HEAD", "digit", {})
-    assert raised.value.code is Exit.USAGE
-
-
-def test_no_branch_is_left_of_a_run_that_started_from_a_commit_of_the_remote_and_made_none(copied: Project) -> None:
-    newer = copied.git("commit-tree", "-p", "HEAD", "-m", "Newer", "HEAD^{tree}").strip()
-    copied.git("update-ref", "refs/remotes/origin/main", newer)
-    with workspace(copied.folder, copied.git("show", "HEAD:params.yaml"), newer) as place:
+def test_no_branch_is_left_of_a_run_that_started_from_a_commit_of_the_remote_and_made_none(plain: Project) -> None:
+    newer = plain.git("commit-tree", "-p", "HEAD", "-m", "Newer", "HEAD^{tree}").strip()
+    plain.git("update-ref", "refs/remotes/origin/main", newer)
+    with workspace(plain.folder, plain.git("show", "HEAD:params.yaml"), newer) as place:
         pass
-    assert copied.git("branch", "--list", "runs/*") == ""
-    with workspace(copied.folder, copied.git("show", "HEAD:params.yaml"), newer) as place:
-        copied.git("-C", str(place.folder), "commit", "--quiet", "--allow-empty", "--message=Retrain")
-        copied.git("update-ref", f"refs/remotes/origin/{place.branch}", place.branch)  # as if it was published
-    assert copied.git("branch", "--list", "runs/*", "--format=%(refname:short)").split() == [place.branch]
+    assert plain.git("branch", "--list", "runs/*") == ""
+    with workspace(plain.folder, plain.git("show", "HEAD:params.yaml"), newer) as place:
+        plain.git("-C", str(place.folder), "commit", "--quiet", "--allow-empty", "--message=Retrain")
+        plain.git("update-ref", f"refs/remotes/origin/{place.branch}", place.branch)  # as if it was published
+    assert plain.git("branch", "--list", "runs/*", "--format=%(refname:short)").split() == [place.branch]
 
 
 @pytest.fixture
@@ -109,11 +78,6 @@ def results(place: Workspace) -> str:
     made = commit(place, "Retrain: 1.0")
     assert made
     return made
-
-
-def state_of(project: Project) -> tuple[str, str]:
-    """Return the branch `main` and what the checkout changes."""
-    return project.git("rev-parse", "main"), project.git("status", "--porcelain")
 
 
 HOOKS = {
@@ -148,20 +112,6 @@ def test_hooks_and_signatures_are_for_the_commits_of_people(plain: Project) -> N
     assert plain.git("tag") == ""
 
 
-def test_a_run_that_a_hook_of_git_starts_leaves_the_checkout_alone(
-    plain: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """git passes the places of its repository and index to hooks."""
-    before = state_of(plain)
-    given = {"GIT_DIR": ".git", "GIT_INDEX_FILE": ".git/index", "GIT_WORK_TREE": ".", "GIT_PREFIX": ""}
-    for name, value in given.items():
-        monkeypatch.setenv(name, str(plain.folder / value))
-    settle(os.environ)
-    with run_in(plain) as place:
-        results(place)
-    assert state_of(plain) == before
-
-
 def test_what_a_killed_run_left_behind_is_removed(plain: Project) -> None:
     """A branch stays that has a commit which nothing else holds, or on which somebody works."""
     root, worktrees = plain.folder, plain.folder / ".vdm" / "worktrees"
@@ -181,32 +131,12 @@ def test_what_a_killed_run_left_behind_is_removed(plain: Project) -> None:
     assert len(plain.git("worktree", "list").splitlines()) == 1
 
 
-def test_a_file_that_dvc_tracks_is_no_stage(plain: Project) -> None:
-    (plain.folder / "notes.bin").write_bytes(b"x")
-    plain.dvc("add", "notes.bin")
-    names = YAML(typ="safe").load(plain.folder / "dvc.yaml")["stages"]
-    assert sorted(stages(plain.folder)) == sorted(names)
-
-
 def test_the_configuration_with_passwords_is_private(plain: Project) -> None:
     with run_in(plain) as place:
         assert (place.folder / ".dvc" / "config.local").stat().st_mode & 0o077 == 0
 
 
-@pytest.mark.parametrize("role", ["AUTHOR", "COMMITTER"])
-def test_author_and_committer_are_needed(role: str, plain: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
-    for key in ("NAME", "EMAIL"):
-        monkeypatch.delenv(f"GIT_{role}_{key}", raising=False)
-        monkeypatch.setenv(f"GIT_{'AUTHOR' if role == 'COMMITTER' else 'COMMITTER'}_{key}", "a@example.org")
-    with pytest.raises(UserError, match=r"git config user.name NAME") as raised:
-        require_identity(plain.folder)
-    assert raised.value.code is Exit.USAGE
-
-
-def test_a_run_that_shares_versions_starts_from_the_newest_upstream_commit_unless_there_are_local_ones(
-    plain: Project, tmp_path: Path
-) -> None:
+def test_a_run_that_shares_versions_starts_from_the_newest_upstream_commit(plain: Project, tmp_path: Path) -> None:
     plain.git("init", "--quiet", "--bare", str(tmp_path / "origin.git"))
     plain.git("remote", "add", "origin", str(tmp_path / "origin.git"))
     plain.git("push", "--quiet", "--set-upstream", "origin", "main")
