@@ -33,7 +33,7 @@ class NoisePredictor(nn.Module):
 
     Raises ValueError unless `width` is even, at least 4 and a multiple of `norm_groups`, `blocks` is 1 to
     `MOST_BLOCKS`, the exponents are at most `LARGEST_EXPONENT` in size, `norm_eps` is above 0 and finite, and `dropout`
-    is at least 0 and below 1, and `classes` is None or 1 to `MOST_CLASSES`.
+    is at least 0 and below 1, and `classes` is None or 2 to `MOST_CLASSES`.
     """
 
     def __init__(
@@ -54,8 +54,8 @@ class NoisePredictor(nn.Module):
     ) -> None:
         super().__init__()
         require_possible(width, blocks, norm_groups, norm_eps, dropout, fourier_exponents)
-        if classes is not None and not 0 < classes <= MOST_CLASSES:
-            raise ValueError(f"classes {classes} must be between 1 and {MOST_CLASSES}")
+        if classes is not None and not 1 < classes <= MOST_CLASSES:
+            raise ValueError(f"classes {classes} must be between 2 and {MOST_CLASSES}")
         self.width = width
         self.gamma_min = gamma_min
         self.gamma_max = gamma_max

@@ -2,7 +2,7 @@
 
 import logging
 import shlex
-from itertools import count, repeat
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -170,7 +170,7 @@ def classify(
     found = classify(settings, pixels, model=folder, until_sure=until_sure)
     names = found.names or map(str, found.best)
     probabilities = (f"{each[best]:.4f}" for each, best in zip(found.probabilities, found.best, strict=True))
-    margins = map(with_error, found.margin, found.margin_standard_error, repeat(".2f"))
+    margins = map(with_error, found.margin, found.margin_standard_error)
     rows = zip(map(str, count()), names, probabilities, margins, map(str, found.times), strict=False)
     header = ("image", "class", "probability", "margin, nats", "times")
     say_result(found.model_dump(), table(header, list(rows)), as_json)

@@ -19,13 +19,14 @@ from vdm.choices import Given
 def number_of_classes(images: Path, wanted: int | Literal["auto"] | None) -> int | None:
     """Return the number of classes of a model that is trained on the set: `auto` is as many as it has.
 
-    Raises UserError: exit 2 for a set without labels or with more classes, and what `classes_of` raises.
+    Raises UserError: exit 2 for a set of one class, without labels or with more classes, and what `classes_of` raises.
     """
     if wanted is None:
         return None
     found = 1 + max(int(classes_of(images, split, None).max(initial=0)) for split in SPLITS)
-    if wanted != "auto" and found > wanted:
-        raise UserError(f"{images} has {found} classes, but model.classes is {wanted}; set it to auto", Exit.USAGE)
+    if found < 2 or (wanted != "auto" and found > wanted):
+        advice = "set it to auto, or to null for a set of one class"
+        raise UserError(f"{images} has {found} classes, but model.classes is {wanted}; {advice}", Exit.USAGE)
     return found if wanted == "auto" else wanted
 
 

@@ -259,6 +259,12 @@ SAMPLE = ["sample", MODEL, "--out", "drawn.png", "--class"]
         (lambda: label(test=np.arange(40) - 1), ["evaluate", MODEL], Exit.MISSING, "not a class from 0"),
         (many_classes, ["evaluate", MODEL], Exit.USAGE, "has other classes than the model: "),
         (other_names, ["evaluate", MODEL], Exit.USAGE, 'not "cat", "dog", "mouse"'),
+        (
+            lambda: label(**{split: np.zeros(COUNTS[split], int) for split in COUNTS}),
+            ["train"],
+            Exit.USAGE,
+            "has 1 classes",
+        ),
         (lambda: edit(classes="2"), ["train"], Exit.USAGE, "data/images has 3 classes, but model.classes is 2"),
         (lambda: classes_to_sample("[3]"), ["sample"], Exit.USAGE, '"3" is none of the model\'s classes'),
         (lambda: edit(classes="1"), ["train"], Exit.USAGE, "model.classes"),
