@@ -2,6 +2,7 @@
 
 import logging
 import shlex
+from contextlib import nullcontext
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 
 IMAGES_HELP = "The image set. If data/images is missing, a version is evaluated on its own images."
 ImagesOption = Annotated[Path | None, typer.Option(help=IMAGES_HELP, show_default="data/images")]
+PICTURES_HELP = f"{IMAGES_HELP} Or pictures or an .npy file, to be transformed as the model's images, as its card says."
 SPLIT_HELP = "train, validation or test: the images to evaluate. Make every choice on validation images."
 SplitOption = Annotated[Split, typer.Option(help=SPLIT_HELP)]
 PROTOCOL_HELP = (
@@ -57,15 +59,18 @@ OUT_HELP = "vlb: folder for metrics.json, per_image.csv and noise_levels.csv, wh
 @commands.command()
 def evaluate(
     model: ModelArgument = None,
-    images: ImagesOption = None,
-    split: SplitOption = "test",
+    images: Annotated[Path | None, typer.Option(help=PICTURES_HELP, show_default="data/images")] = None,
+    split: Annotated[Split | None, typer.Option(help=SPLIT_HELP, show_default="test, of an image set")] = None,
     given: GivenOption = None,
     protocol: Annotated[Literal["vlb", "ode"], typer.Option(help=PROTOCOL_HELP)] = "vlb",
     times_per_image: Annotated[
         int | None, typer.Option(help="vlb: noise levels per image. [default: evaluate.times_per_image]")
     ] = None,
     num_timesteps: Annotated[str | None, typer.Option(help=STEPS_HELP)] = None,
-    num_images: Annotated[int | None, typer.Option(help="ode: most images. [default: ode.num_images]")] = None,
+    num_images: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most images, evenly spread over all. [default: vlb: all; ode: ode.num_images]"),
+    ] = None,
     num_draws: Annotated[
         int | None, typer.Option(help="ode: dequantisation draws per image. [default: ode.num_draws]")
     ] = None,
@@ -83,22 +88,22 @@ def evaluate(
 ) -> None:
     """Evaluate the bits/dim of the test images (parameters `evaluate:`), and write reports/evaluation.
 
-    With MODEL or another split nothing is written unless --out names a folder. Written metrics of the test images also
-    have the figures of the validation images, and the gap to as many training images. Options replace parameters of
-    params.yaml; an option that the protocol does not have is an error.
+    With MODEL, another split, pictures or --num-images, nothing is written unless --out names a folder. Written metrics
+    of all test images also have the figures of the validation images, and the gap to as many training images. Options
+    replace parameters of params.yaml; an option that the protocol does not have is an error.
 
     A model with classes is evaluated given the images' classes and without them, and images are classified by it.
     """
     params = parameters()
     from flows.commands.summary import show, summary
-    from flows.evaluation.bound import measure
+    from flows.evaluation.bound import measure, write
     from flows.evaluation.protocols import ode
+    from flows.images.pictures import as_image_set
     from flows.registry.lock_file import require_no_outputs
     from flows.stages.evaluate import evaluate
 
     options = {
         "times_per_image": times_per_image,
-        "num_images": num_images,
         "num_draws": num_draws,
         "num_probes": num_probes,
         "dequantisation": dequantisation,
@@ -109,26 +114,38 @@ def evaluate(
     chosen = {name: value for name, value in options.items() if value is not None}
     if out:
         require_no_outputs(ROOT, out)
-    paths: dict[str, Path] = {"model": model_folder(model), "images": images or images_for(model)}
-    if protocol == "ode":
-        if num_timesteps or out:
-            raise UserError("--num-timesteps and --out need --protocol vlb", Exit.USAGE)
-        show(ode(override(params.ode, chosen), **paths, split=split), as_json)
-        return
-    paths["requirements"] = layout.REQUIREMENTS
-    if model is None and split == "test":
-        out = out or layout.EVALUATION
-    steps = timesteps(num_timesteps) if num_timesteps else [params.evaluate.num_timesteps]
-    if len(steps) > 1:
-        chosen["class_images"] = 0
-    sweep = [override(params.evaluate, chosen | {"num_timesteps": step}) for step in steps]
-    if len(sweep) > 1 and out:
-        reason = "several values of --num-timesteps write no files"
-        raise UserError(f"{reason}: name a MODEL, and leave out --out", Exit.USAGE)
-    if out:
-        show(evaluate(sweep[0], **paths, out=out, split=split), as_json)
-        return
-    results = [measure(settings, **paths, split=split)[0] for settings in sweep]
+    folder = model_folder(model)
+    with as_image_set(images, split, folder) if images else nullcontext(images_for(model)) as image_set:
+        paths: dict[str, Path] = {"model": folder, "images": image_set}
+        stated = {"split": "given"} if images not in (None, image_set) else {}
+        if protocol == "ode":
+            if num_timesteps or out:
+                raise UserError("--num-timesteps and --out need --protocol vlb", Exit.USAGE)
+            settings = override(params.ode, chosen | ({"num_images": num_images} if num_images else {}))
+            show(ode(settings, **paths, split=split or "test").model_copy(update=stated), as_json)
+            return
+        steps = timesteps(num_timesteps) if num_timesteps else [params.evaluate.num_timesteps]
+        if len(steps) > 1:
+            chosen["class_images"] = 0
+        sweep = [override(params.evaluate, chosen | {"num_timesteps": step}) for step in steps]
+        whole = not stated and num_images is None
+        if model is None and split in (None, "test") and whole:
+            out = out or layout.EVALUATION
+        if len(sweep) > 1 and out:
+            reason = "several values of --num-timesteps write no files"
+            raise UserError(f"{reason}: name a MODEL, and leave out --out", Exit.USAGE)
+        paths["requirements"] = layout.REQUIREMENTS
+        if out and whole:
+            show(evaluate(sweep[0], **paths, out=out, split=split or "test"), as_json)
+            return
+        if out:
+            out.mkdir(parents=True, exist_ok=True)  # an unwritable folder is reported before the evaluation
+        results = []
+        for each in sweep:
+            metrics, terms, columns = measure(each, **paths, split=split or "test", num_images=num_images)
+            results.append(metrics.model_copy(update=stated))
+            if out:
+                write(out, results[-1], terms, columns, model=folder, images=image_set, split=split or "test")
     if len(results) == 1:
         show(results[0], as_json)
     else:
@@ -146,9 +163,9 @@ def timesteps(text: str) -> list[int | None]:
 
 @commands.command()
 def classify(
-    images: Annotated[Path, typer.Argument(help="An image set, a folder of pictures, a picture, or an .npy file.")],
+    images: Annotated[Path, typer.Argument(help=PICTURES_HELP)],
     model: ModelArgument = None,
-    split: SplitOption = "test",
+    split: Annotated[Split | None, typer.Option(help=SPLIT_HELP, show_default="test, of an image set")] = None,
     times: Annotated[int | None, typer.Option(help="Noise levels per class. [default: evaluate.class_times]")] = None,
     until_sure: Annotated[bool, typer.Option("--until-sure", help=SURE_HELP)] = False,
     as_json: AsJson = False,
@@ -160,14 +177,12 @@ def classify(
     """
     settings, folder = override(parameters().evaluate, {"class_times": times} if times else {}), model_folder(model)
     from flows.commands.summary import table
-    from flows.compression.images import open_images
-    from flows.core.checkpoint import load_model
     from flows.evaluation.classifying import classify
     from flows.evaluation.results import with_error
+    from flows.images.pictures import as_image_set
 
-    of_set = split if (images / "dataset.json").exists() else None
-    pixels = open_images(images, of_set, load_model(folder), folder).array
-    found = classify(settings, pixels, model=folder, until_sure=until_sure)
+    with as_image_set(images, split, folder) as image_set:
+        found = classify(settings, image_set, model=folder, split=split or "test", until_sure=until_sure)
     names = found.names or map(str, found.best)
     probabilities = (f"{each[best]:.4f}" for each, best in zip(found.probabilities, found.best, strict=True))
     margins = map(with_error, found.margin, found.margin_standard_error)

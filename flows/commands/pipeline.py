@@ -184,15 +184,29 @@ def print_results(as_json: bool) -> None:
 @commands.command()
 def preset(
     name: Annotated[str, typer.Argument(help="The name of a file in presets/ without .yaml, such as digits.")],
+    images: Annotated[Path | None, typer.Option(help="Your images: a folder of pictures, or an .npy file.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="With --images: minutes of training on this machine.", show_default="10")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a params.yaml that is no preset.")] = False,
 ) -> None:
-    """Write params.yaml for a preset: presets/digits.yaml with the values that presets/NAME.yaml names."""
+    """Write params.yaml for a preset: presets/digits.yaml with the values that presets/NAME.yaml names.
+
+    With --images, the values suit a folder of images and so many minutes of training: training steps are measured, and
+    photographs, or images of several sizes, are resized. Each value that differs from the preset has its reason.
+    """
     from flows.core.presets import preset_names, read_preset
 
+    if images is None and minutes is not None:
+        raise UserError("--minutes needs --images FOLDER", Exit.USAGE)
     text = read_preset(name)
     if not force and layout.PARAMS.exists():
         present = layout.PARAMS.read_text(encoding="utf-8")
         if all(read_preset(each) != present for each in preset_names()):
             raise UserError(f"{layout.PARAMS} differs from every preset; --force overwrites it", Exit.USAGE)
+    if images is not None:
+        from flows.commands.planning import plan
+
+        text = plan(name, images, 10 if minutes is None else minutes)
     write_whole(layout.PARAMS, text)
     say(f"{layout.PARAMS}: the preset {name}; `dvc repro` runs the pipeline with it")

@@ -4,6 +4,7 @@ A preset's comment at the end of a line gives the reason for the value.  In the 
 comment of digits.yaml, which says what the parameter is.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,32 +20,36 @@ def preset_names(folder: Path = layout.PRESETS) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
-def read_preset(name: str, folder: Path = layout.PRESETS) -> str:
-    """Return a whole params.yaml for a preset in `folder`.  Raises UserError (exit 2) if there is no such preset."""
+def read_preset(name: str, folder: Path = layout.PRESETS, *, others: Sequence[str] = ()) -> str:
+    """Return a whole params.yaml for a preset in `folder`, with the values of `others` in place of the preset's.
+
+    Raises UserError (exit 2) if there is no such preset.
+    """
     known = preset_names(folder)
     if name not in known or WHOLE not in known:
         listed = ", ".join(known) or f"no files in {folder}/; run vdmctl in the project's folder"
         raise UserError(f"no preset {name!r}: {listed}", Exit.USAGE)
     base, preset = ((folder / f"{each}.yaml").read_text(encoding="utf-8") for each in (WHOLE, name))
-    return compose(base, preset)
+    return compose(base, *([] if name == WHOLE else [preset]), *others)
 
 
-def compose(base_text: str, preset_text: str) -> str:
-    """Return `base_text` with the preset's values in their places, and the comments of both.
+def compose(base_text: str, *preset_texts: str) -> str:
+    """Return `base_text` with the presets' values in their places, each with the comment of the base and its own.
 
     Raises UserError (exit 2) if one of them is not YAML with sections of parameters.  Names and values are not checked:
     `flows.core.params_file.parse_params` does that.
     """
-    if base_text == preset_text:
+    if not preset_texts:
         return base_text
     try:
-        whole, preset = bounded_yaml.load(base_text), bounded_yaml.load(preset_text)
-        for section, parameters in preset.items():
-            for key, value in parameters.items():
-                comments = comment(whole[section], key), comment(parameters, key)
-                whole[section][key] = value
-                explain(whole[section], key, "; ".join(filter(None, comments)))
-        whole.ca.comment = preset.ca.comment  # the lines before the first section
+        base, whole, *presets = map(bounded_yaml.load, (base_text, base_text, *preset_texts))
+        for preset in presets:
+            for section, parameters in preset.items():
+                for key, value in parameters.items():
+                    comments = comment(base[section], key), comment(parameters, key)
+                    whole[section][key] = value
+                    explain(whole[section], key, "; ".join(filter(None, comments)))
+            whole.ca.comment = preset.ca.comment  # the lines before the first section
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"a preset is not YAML with sections such as `train:`: {error}", Exit.USAGE) from error
     return bounded_yaml.dump(whole)

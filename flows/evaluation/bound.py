@@ -20,7 +20,7 @@ from flows.core.errors import Exit, UserError
 from flows.core.files import file_sha256, written_last
 from flows.evaluation.results import BOTH, BoundMetrics, ClassFigures, Environment, SplitFigures, finite_or_none
 from flows.images.labels import classes_of, given_class
-from flows.images.store import ImageSet, data_sha256, load_images, require_levels, spread
+from flows.images.store import ImageSet, data_sha256, load_images, read_file_names, require_levels, spread
 from flows.process.progress import bar
 from vdm.choices import Split
 from vdm.classification import classified
@@ -37,18 +37,28 @@ Classes = Sequence[int | Literal["class"] | None]
 
 
 def measure(
-    settings: "Evaluate", *, model: Path, images: Path, requirements: Path, split: Split = "test"
+    settings: "Evaluate",
+    *,
+    model: Path,
+    images: Path,
+    requirements: Path,
+    split: Split = "test",
+    num_images: int | None = None,
 ) -> tuple[BoundMetrics, Evaluation, dict[str, np.ndarray]]:
-    """Return the metrics of the model on the images of a split, in bits/dim, and the terms of every image.
+    """Return the metrics of the model on images of a split, in bits/dim, the terms of every image, and columns.
 
-    The metrics name the versions of libraries, the processor, and the digest of the file `requirements`.  A model with
-    classes is evaluated given the images' classes and without, unless `settings.given` is `nothing`.
+    These are `num_images` images, evenly spread, or all for None.  The metrics name the versions of libraries, the
+    processor, and the digest of the file `requirements`.  A model with classes is evaluated given the images' classes
+    and without, unless `settings.given` is `nothing`; the columns are those of `class_figures`.
 
     Raises what `evaluate_split` raises.
     """
-    classed, device = given_class(model, settings.given), find_device(settings.device)
-    result, *without = evaluate_split(settings, model, images, split, ["class", None] if classed else [None])
-    about, columns = class_figures(settings, model, images, split, result, *without) if classed else (None, {})
+    classed, device = given_class(model, settings.given, images), find_device(settings.device)
+    given: Classes = ["class", None] if classed else [None]
+    result, *without = evaluate_split(settings, model, images, split, given, num_images)
+    about, columns = None, dict[str, np.ndarray]()
+    if classed:
+        about, columns = class_figures(settings, model, images, split, num_images, result, *without)
     metrics = BoundMetrics(
         split=split,
         **figures(result).model_dump(),
@@ -140,24 +150,31 @@ def evaluate_part(
 
 
 def class_figures(
-    settings: "Evaluate", model: Path, images: Path, split: Split, given: Evaluation, without: Evaluation
+    settings: "Evaluate",
+    model: Path,
+    images: Path,
+    split: Split,
+    num_images: int | None,
+    given: Evaluation,
+    without: Evaluation,
 ) -> tuple[ClassFigures, dict[str, np.ndarray]]:
     """Return what the classes of a model are worth and how well the likelihood finds them, and columns with both.
 
-    At most `class_images` images are classified.  The others have NaN in these columns, (N,) each.  Raises what
+    At most `class_images` images are classified, or all `num_images` of both evaluations, unless they are None.  The
+    others have NaN in these columns, (N,) each.  Raises what
     `evaluate_split` raises.
     """
     num_classes = read_description(model)["model"]["classes"]
     gain = without.bpd - given.bpd
-    numbers = spread(np.arange(len(given.bpd)), settings.class_images)
+    numbers = spread(np.arange(len(given.bpd)), (settings.class_images and num_images) or settings.class_images)
     found: dict[str, Any] = {"num_classified": len(numbers), "class_times": settings.class_times}
     columns = {"without_bpd": without.bpd}
     if len(numbers):
         settings = settings.model_copy(update={"times_per_image": settings.class_times})
         each = evaluate_split(settings, model, images, split, range(num_classes), len(numbers))
-        nats = load_images(images).train[0].size * math.log(2)
+        nats = math.prod(load_images(images).image_shape) * math.log(2)
         classes = classified(nats * np.stack([result.draws for result in each]))
-        labels = classes_of(images, split, model)
+        labels = spread(classes_of(images, split, model), num_images)
         right, mixture = (classes.best == labels[numbers]).astype(float), classes.mixture / nats
         found |= {"accuracy": right.mean(), "accuracy_standard_error": standard_error(right)}
         found |= {"mixture_bpd": mixture.mean(), "mixture_standard_error": standard_error(mixture)}
@@ -229,36 +246,47 @@ def digests(model: Path, images: Path) -> dict[str, Any]:
     return {"model_sha256": model_sha256(model), "data_sha256": data_sha256(images)}
 
 
-def write(out: Path, metrics: BoundMetrics, result: Evaluation, columns: dict[str, np.ndarray], model: Path) -> None:
+def write(
+    out: Path,
+    metrics: BoundMetrics,
+    result: Evaluation,
+    columns: dict[str, np.ndarray],
+    *,
+    model: Path,
+    images: Path,
+    split: Split = "test",
+) -> None:
     """Write `metrics.json`, `per_image.csv` and `noise_levels.csv`, or else none of them.
 
-    `per_image.csv` has the terms of every image in bits/dim, and the `columns` of `class_figures`.  `noise_levels.csv`
-    has time, gamma, and the diffusion term with its standard error in bits/dim per unit of time, as in
-    `vdm.evaluation.NoiseLevels`.
+    `per_image.csv` has the number of every image in the split, its terms in bits/dim, the `columns`, and its file, if
+    the set was made of files.  `noise_levels.csv` has time, gamma, and the diffusion
+    term with its standard error in bits/dim per unit of time, as in `vdm.evaluation.NoiseLevels`.
 
     Raises CheckpointError, and OSError that names the file.
     """
     text = json.dumps(metrics.model_dump(), indent=2, allow_nan=False) + "\n"
     terms = (result.bpd, result.prior, result.reconstruction, result.diffusion)
-    header = " ".join(["image bpd prior_bpd reconstruction_bpd diffusion_bpd", *columns])
-    images = table(header, range(len(result.bpd)), *terms, *columns.values())
+    numbers = spread(np.arange(len(getattr(load_images(images), split))), len(result.bpd)).tolist()
+    names = read_file_names(images, split, set(numbers))
+    more: dict[str, Any] = columns | ({"file": [names[number] for number in numbers]} if names else {})
+    header = " ".join(["image bpd prior_bpd reconstruction_bpd diffusion_bpd", *more])
     levels = result.noise_levels(seed=metrics.seed or 0, num_timesteps=metrics.num_timesteps)
     with torch.inference_mode():
         gamma = load_model(model).schedule(torch.from_numpy(levels.t).float()).numpy()
     noise = table("t gamma diffusion_bpd standard_error", levels.t, gamma, *levels[1:])
     with (
         written_last(out / "metrics.json", text),
-        written_last(out / "per_image.csv", images),
+        written_last(out / "per_image.csv", table(header, numbers, *terms, *more.values())),
         written_last(out / "noise_levels.csv", noise),
     ):
         pass
 
 
-def table(header: str, *columns: Iterable[float]) -> str:
-    """Return columns as CSV under the names in the header, integers as they are and other numbers with six decimals."""
+def table(header: str, *columns: Iterable[float | str]) -> str:
+    """Return columns as CSV under the names in the header, text and integers as they are, numbers with six decimals."""
     text = StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(header.split())
     for row in zip(*columns, strict=True):
-        writer.writerow([value if isinstance(value, int) else f"{value:.6f}" for value in row])
+        writer.writerow([value if isinstance(value, int | str) else f"{value:.6f}" for value in row])
     return text.getvalue()

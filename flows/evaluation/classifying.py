@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flows.core.checkpoint import load_model, model_sha256, read_description
+from flows.core.checkpoint import model_sha256, read_description
 from flows.core.device import find_device, find_precision
 from flows.core.documents import Count, Document, Sha256
+from flows.evaluation.bound import load_fitting
 from flows.evaluation.results import Figure
 from flows.images.labels import given_class
+from vdm.choices import Split
 from vdm.classification import Classified, class_losses, classified
 
 if TYPE_CHECKING:
@@ -39,15 +41,15 @@ class Classification(Document):
     model_sha256: Sha256
 
 
-def classify(settings: "Evaluate", pixels: np.ndarray, *, model: Path, until_sure: bool) -> Classification:
-    """Classify images (N,C,H,W) of the model at `class_times` noise levels each.
+def classify(settings: "Evaluate", images: Path, *, model: Path, split: Split, until_sure: bool) -> Classification:
+    """Classify the images of a split at `class_times` noise levels each.
 
     With `until_sure`, each image whose two best classes are less than `SURE` standard errors apart is classified anew
     at twice as many, up to `MOST_DOUBLINGS` times.  Raises UserError (exit 2) for a model without classes, and what
-    `load_model` raises.
+    `load_fitting` raises.
     """
-    given_class(model, "class")
-    vdm = load_model(model, device := find_device(settings.device))
+    given_class(model, "class", images)
+    vdm, pixels = load_fitting(model, images, device := find_device(settings.device), split)
     options: dict[str, Any] = settings.model_dump(include={"seed", "num_timesteps", "batch_size"})
     options["precision"] = find_precision(settings.precision, device)
 

@@ -1,6 +1,8 @@
 """The likelihood of the probability-flow ODE on a split, and the paired comparison of two models."""
 
+import logging
 import math
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,7 @@ from flows.core.device import find_device
 from flows.evaluation.bound import digests, evaluate_split, load_fitting, warn_if_seen
 from flows.evaluation.results import Comparison, ModelFigures, OdeMetrics
 from flows.images.labels import classes_of, given_class
-from flows.images.store import spread
+from flows.images.store import load_images, spread
 from vdm import evaluation
 from vdm.choices import Split
 from vdm.model import images_per_batch
@@ -18,6 +20,8 @@ from vdm.ode import evaluate_ode
 
 if TYPE_CHECKING:
     from flows.core.params import Evaluate, Ode
+
+log = logging.getLogger(__name__)
 
 NUM_REPEATED = 8
 """The number of images on which `ode` measures the numerical error: few, so that a whole set hardly takes longer."""
@@ -36,7 +40,7 @@ def ode(settings: "Ode", *, model: Path, images: Path, split: Split = "test") ->
     vdm, pixels = load_fitting(model, images, device, split, settings.num_images)
     vdm.requires_grad_(False)  # the ODE needs only the gradient with respect to the images
     warn_if_seen(model, split)
-    classed = given_class(model, settings.given)
+    classed = given_class(model, settings.given, images)
     labels = spread(classes_of(images, split, model), settings.num_images) if classed else None
     options = settings.model_dump(include={"seed", "dequantisation", "num_draws", "num_probes", "batch_size"})
     of_set: dict[str, Any] = options | {"labels": labels}
@@ -45,8 +49,14 @@ def ode(settings: "Ode", *, model: Path, images: Path, split: Split = "test") ->
     per_batch = images_per_batch(settings.batch_size, settings.num_draws)
     # The solver moves the bar by the shares of a batch.  Rounded, they add up to a little more than 1.
     total = (1 + 1e-9) * (math.ceil(len(repeated) / per_batch) + math.ceil(len(pixels) / per_batch))
+    begin = time.monotonic()
     with tqdm(desc="evaluating", total=total, bar_format=form, disable=None, leave=False) as shown:
         accurate = evaluate_ode(vdm, repeated, solve=dopri5(settings.tolerance / 10, shown.update), **of_set)
+        # A tenth of the tolerance takes a solver of order 5 as many steps times 10^(1/5).
+        minutes = (time.monotonic() - begin) / len(repeated) / 10**0.2 / 60
+        num_images, num_all = len(pixels), len(getattr(load_images(images), split))
+        words = "%d images take about %.1f minutes or less, all %d about %.1f"
+        log.info(words, num_images, minutes * num_images, num_all, minutes * num_all)
         bpd = evaluate_ode(vdm, pixels, solve=dopri5(settings.tolerance, shown.update), **of_set)
     return OdeMetrics(
         split=split,
@@ -72,7 +82,7 @@ def compare(
     """
     _, (_, second) = models
     load_fitting(second, images, find_device(settings.device), split)  # report its errors before the first is evaluated
-    classed = [given_class(model, "auto") for _, model in models]
+    classed = [given_class(model, "auto", images) for _, model in models]
     given = settings.given if settings.given != "auto" else "class" if all(classed) else "nothing"
     results = [
         evaluate_split(settings, model, images, split, ["class" if known and given == "class" else None])[0]

@@ -21,6 +21,8 @@ def with_error(value: float | None, error: float | None = None, form: str = ".4f
 
 
 BOTH: TrainingImages = "train_and_validation"
+Evaluated = Split | Literal["given"]
+"""A split, or images that the user gave: files in a folder."""
 Figure = Annotated[Number | None, BeforeValidator(finite_or_none)]
 
 
@@ -89,7 +91,7 @@ class BoundMetrics(Metrics):
     """
 
     protocol: Literal["vlb"] = "vlb"
-    split: Split = "test"
+    split: Evaluated = "test"
     bpd: Figure
     bpd_standard_error: Figure
     bpd_monte_carlo_standard_error: Figure = None
@@ -118,7 +120,7 @@ class OdeMetrics(Metrics):
     """
 
     protocol: Literal["ode"] = "ode"
-    split: Split = "test"
+    split: Evaluated = "test"
     bpd: Figure
     bpd_standard_error: Figure
     bpd_numerical_error: Figure

@@ -9,4 +9,5 @@ catalogue      the published sets: source, licence, counts, checksums
 publishers     download or take the publishers' files, and read them
 folder         any folder of images as a set, in one pass
 picture_files  one file of images, with its exact levels
+pictures       the files that a user names, as a model takes them
 """

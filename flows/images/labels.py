@@ -30,13 +30,13 @@ def number_of_classes(images: Path, wanted: int | Literal["auto"] | None) -> int
     return found if wanted == "auto" else wanted
 
 
-def given_class(model: Path, given: Literal["auto", Given]) -> bool:
-    """Whether a model is given the classes of images; `auto` is yes if it has classes.
+def given_class(model: Path, given: Literal["auto", Given], images: Path) -> bool:
+    """Whether a model is given the classes of images; `auto` is yes if it has classes, and the images have labels.
 
     Raises UserError (exit 2) for `class` and a model without classes.
     """
     if read_description(model)["model"].get("classes") is not None:
-        return given != "nothing"
+        return given == "class" or (given == "auto" and any(images.glob("*_labels.npy")))
     if given == "class":
         raise UserError(f"{model} has no classes; train one with model.classes: auto", Exit.USAGE)
     return False

@@ -3,6 +3,7 @@
 Only the metrics must be there.  A page leaves out what is missing and says so; a damaged file is an error.
 """
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -197,7 +198,7 @@ def read_table(path: Path, names: Collection[str]) -> pd.DataFrame:
     Values that are not finite or beyond `LARGEST` are NaN.  Raises UserError (exit 5) that says what is wrong.
     """
     try:
-        table = pd.read_csv(path, dtype=float, index_col=False)
+        table = pd.read_csv(path, dtype=float, index_col=False, usecols=lambda name: name != "file")
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: damaged: {brief(error)}", Exit.MISSING) from error
     if missing := [name for name in names if name not in table]:
@@ -213,13 +214,13 @@ def read_per_image(path: Path, metrics: BoundMetrics) -> pd.DataFrame:
     if len(table) != metrics.num_images:
         rows = f"{len(table)} rows, but the metrics are about {metrics.num_images} images"
         raise UserError(f"{path}: damaged: {rows}", Exit.MISSING)
-    require_indices(path, table["image"], metrics.num_images)
+    require_indices(path, table["image"])
     return table
 
 
-def require_indices(path: Path | None, column: "pd.Series[float]", size: int) -> None:
+def require_indices(path: Path | None, column: "pd.Series[float]", size: float = math.inf) -> None:
     """Raise UserError (exit 5) unless all values are whole numbers from 0 and below `size`."""
-    wrong = column[~column.isin(range(size))]
+    wrong = column[~(column.between(0, size, inclusive="left") & (column % 1 == 0))]
     if len(wrong):
         raise UserError(f"{path}: damaged: there is no {column.name} {wrong.iloc[0]:g}", Exit.MISSING)
 

@@ -21,9 +21,9 @@ def evaluate(
     Raises what `flows.evaluation.bound.measure` raises, and OSError that names the file that cannot be written.
     """
     out.mkdir(parents=True, exist_ok=True)  # an unwritable folder is reported before the evaluation
-    paths = {"model": model, "images": images, "requirements": requirements}
-    metrics, result, columns = measure(settings, **paths, split=split)
+    found = measure(settings, model=model, images=images, requirements=requirements, split=split)
+    metrics, result, columns = found
     if split == "test":
         metrics = metrics.model_copy(update=other_splits(settings, metrics, model=model, images=images))
-    write(out, metrics, result, columns, model)
+    write(out, metrics, result, columns, model=model, images=images, split=split)
     return metrics

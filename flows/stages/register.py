@@ -92,7 +92,7 @@ def register(
         **{key: markdown(description.get(key, "not stated")) for key in Description.model_fields},
         shape="x".join(map(str, vdm.image_shape)),
         num_parameters=sum(p.numel() for p in vdm.parameters()),
-        verdict=read(Validation, report, "run `vdmctl validate`").verdict,
+        verdict=markdown(read(Validation, report, "run `vdmctl validate`").verdict),
         data_sha256=data_sha256(images),
         model_sha256=model_sha256(trained),
         bpd=bpd,

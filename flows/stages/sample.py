@@ -49,7 +49,7 @@ def sample(
     require_fitting(settings, quality, model=model, features=features, images=images)
     if settings.classes is not None:
         class_numbers(",".join(map(str, settings.classes)), read_description(model)["model"].get("classes"), None)
-    elif given_class(model, "auto"):
+    elif given_class(model, "auto", images):
         settings = settings.model_copy(update={"classes": classes_of(images, "test", model).tolist()})
     drawn = draw(model, settings)
     metrics, neighbours = measure(settings, quality, drawn, model=model, features=features, images=images)

@@ -18,7 +18,7 @@ from flows.core import layout
 from flows.core.checkpoint import load_model, read_description, save_model
 from flows.core.errors import Exit
 from flows.images.labels import described
-from flows.images.store import data_sha256, load_images
+from flows.images.store import data_sha256, load_images, spread
 from flows.report.page import difference, page
 from flows.report.results import Files, read_results
 from vdm.model import VDM
@@ -129,6 +129,18 @@ def test_evaluation_tells_what_the_classes_are_worth_and_finds_them(
     )
     swept = printed(capsys, "evaluate", MODEL, "--num-timesteps", "1,2")["sweep"]
     assert [(each["given"], each["classes"]["accuracy"]) for each in swept] == [("class", None)] * 2
+
+
+def test_pictures_without_labels_are_evaluated_without_them_and_classified(
+    classed: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save("images.npy", load_images(layout.IMAGES).test)
+    assert printed(capsys, "evaluate", MODEL, "--images", "images.npy")["given"] == "nothing"
+    assert printed(capsys, "classify", "images.npy", MODEL) == printed(capsys, "classify", "data/images", MODEL)
+    some = printed(capsys, "evaluate", MODEL, "--num-images", "7", "--out", "out")
+    assert some["classes"]["num_classified"] == 7
+    table = np.genfromtxt("out/per_image.csv", delimiter=",", names=True)
+    assert (table["label"] == spread(np.arange(40) % 3, 7)).all()
 
 
 def test_images_that_are_not_sure_get_more_times(classed: Small, capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,7 +255,12 @@ SAMPLE = ["sample", MODEL, "--out", "drawn.png", "--class"]
         ),
         (None, ["evaluate", PLAIN, "--given", "class"], Exit.USAGE, "models/plain has no classes"),
         (no_labels, ["train"], Exit.USAGE, "data/images has no labels of its train images"),
-        (no_labels, ["evaluate", MODEL], Exit.USAGE, "data/images has no labels of its test images"),
+        (
+            no_labels,
+            ["evaluate", MODEL, "--given", "class"],
+            Exit.USAGE,
+            "has no labels of its test images",
+        ),
         (
             lambda: label(train=np.zeros(59, int)),
             ["train"],

@@ -1,5 +1,6 @@
 """`vdmctl evaluate` and `vdmctl compare`: their options reach the evaluation, and what they refuse."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,16 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from pictures import settings
+from PIL import Image
 from small import Small
 
 from flows.cli import run
 from flows.core.checkpoint import load_model, model_sha256, read_description, save_model
 from flows.core.errors import Exit
 from flows.images.store import data_sha256, load_images, save_images
+from flows.images.transforms import transform
+from flows.stages.register import CARD
 
 MODEL, OTHER = "models/vdm", "models/other"
 
@@ -32,7 +37,10 @@ def other_model() -> None:
 
 
 def test_options_of_the_ode_replace_its_parameters_also_with_zero(
-    small: Small, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    small: Small,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     solved = Mock(side_effect=lambda model, pixels, **_: np.zeros(len(pixels)))  # exactly, it takes seconds
     monkeypatch.setattr("flows.evaluation.protocols.evaluate_ode", solved)
@@ -45,6 +53,7 @@ def test_options_of_the_ode_replace_its_parameters_also_with_zero(
     assert {name: found[name] for name in given} == given
     assert {name: solved.call_args.kwargs[name] for name in given} == given
     assert found["num_images"] == 2
+    assert "2 images take about 0.0 minutes or less, all 40 about 0.0" in caplog.text
 
 
 def test_options_of_the_bound_replace_its_parameters_also_with_zero(
@@ -86,6 +95,72 @@ def test_what_cannot_be_is_refused_and_nothing_is_written(
     assert run(arguments) == Exit.USAGE
     assert message in capsys.readouterr().err
     assert small.outputs() == before
+
+
+def pictures_of(images: np.ndarray) -> Path:
+    """Write images (N,C,H,W) as PNG files into the folder `mine`, and return it."""
+    Path("mine").mkdir()
+    for number, image in enumerate(images):
+        Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(f"mine/{number}.png")
+    return Path("mine")
+
+
+def test_pictures_have_the_figures_of_the_same_images_in_a_set_and_their_names(
+    small: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = load_images(Path("data/images"))
+    pictures_of(images.test[:9])
+    few = {"train": images.train, "test": images.test[:9]}
+    save_images(Path("few"), few, images.description | {"num_validation": 0, "num_test": 9})
+    before = small.outputs()
+    of_set = printed(capsys, "evaluate", MODEL, "--images=few")
+    of_pictures = printed(capsys, "evaluate", "--images=mine")
+    assert small.outputs() == before
+    different = {name for name in of_set if of_set[name] != of_pictures[name]}
+    assert different == {"split", "data_sha256"}
+    assert (of_pictures["split"], of_pictures["num_images"]) == ("given", 9)
+    assert printed(capsys, "evaluate", "--images=mine", "--num-images=3", "--out=new")["num_images"] == 3
+    rows = list(csv.DictReader(Path("new/per_image.csv").read_text().splitlines()))
+    assert [(row["image"], row["file"]) for row in rows] == [("0", "0.png"), ("4", "4.png"), ("8", "8.png")]
+    assert json.loads(Path("new/metrics.json").read_text())["validation"] is None
+    assert run(["evaluate", MODEL, "--images=mine"]) == Exit.DONE
+    assert "\n9 given images, 2 noise levels each" in capsys.readouterr().out
+
+
+def test_pictures_are_transformed_as_the_card_of_the_model_says(
+    small: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    colours = np.random.default_rng(0).integers(0, 17, (4, 3, 12, 16), dtype=np.uint8)
+    pictures_of(colours)
+    assert run(["evaluate", MODEL, "--images=mine"]) == Exit.USAGE
+    assert "images of 1x8x8 with 17 levels; mine holds 3x12x16, transforms: none\n" in capsys.readouterr().err
+    card = Path(MODEL, "README.md")
+    data = settings(Path("mine"), grayscale=True, resize=[8, 8])
+    parameters = json.dumps({"data": data.model_dump()}, indent=2)
+    card.write_text(CARD[CARD.index("## Parameters") :].format(parameters=parameters))
+    np.save("transformed.npy", transform(colours, 256, data))
+    of_pictures = printed(capsys, "evaluate", MODEL, "--images=mine")
+    card.write_text(card.read_text().replace("false", "no").replace("true", "yes"))
+    assert run(["evaluate", MODEL, "--images=mine"]) == Exit.MISSING
+    assert f"{card}: damaged parameters" in capsys.readouterr().err
+    card.unlink()
+    assert printed(capsys, "evaluate", MODEL, "--images=transformed.npy")["bpd"] == of_pictures["bpd"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--split=test"], Exit.USAGE, "mine is not an image set, so it has no splits; leave out --split"),
+        ([], Exit.USAGE, "mine: image 1 holds level 17, and the levels of models/vdm are 0 to 16"),
+        (["--images=none"], Exit.MISSING, "none does not exist, or is not a folder of images"),
+    ],
+)
+def test_pictures_that_are_no_images_of_the_model_are_refused(
+    arguments: list[str], code: Exit, message: str, small: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures_of(np.array([16, 17], np.uint8).reshape(2, 1, 1, 1).repeat(8, 2).repeat(8, 3))
+    assert run(["evaluate", MODEL, "--images=mine", *arguments]) == code
+    assert message in capsys.readouterr().err
 
 
 def test_a_comparison_is_about_the_given_images_split_and_confidence(

@@ -1,15 +1,22 @@
 """A preset names what differs from digits.yaml; `vdmctl preset` writes a whole file with its comments."""
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from project import ROOT
+import torch
+from PIL import Image
+from project import ROOT, TINY_PARAMS
 from ruamel.yaml import YAML
 
 from flows.cli import run
+from flows.commands.planning import of_minutes
 from flows.core.errors import Exit, UserError
-from flows.core.params_file import parse_params
+from flows.core.params import Params, Train
+from flows.core.params_file import parse_params, read_params
 from flows.core.presets import WHOLE, compose, preset_names, read_preset
+from flows.process.locks import claim
 
 PRESETS = ROOT / "presets"
 DIGITS = (PRESETS / "digits.yaml").read_text()
@@ -47,6 +54,15 @@ def test_the_composed_text_is_that_of_digits_but_for_the_changed_lines() -> None
     assert compose(DIGITS, text) == whole
 
 
+def test_a_later_preset_replaces_values_and_reasons_of_an_earlier_one() -> None:
+    texts = ("train:\n  patience: 3  # first\n  steps: 5  # fast\n", "# Mine\ntrain:\n  patience: 4  # second\n")
+    lines = compose(DIGITS, *texts).splitlines()
+    assert lines[0] == "# Mine"
+    (before,) = (line.partition("null")[2].lstrip(" #") for line in DIGITS.splitlines() if "patience: null" in line)
+    assert next(line for line in lines if "patience: 4" in line).endswith(f"# {before}; second")
+    assert "  steps: 5              # fast" in lines
+
+
 @pytest.mark.parametrize("text", ["", "data: 3", "a: [", "unknown:\n  a: 1\n"])
 def test_a_preset_that_has_no_sections_of_parameters_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="a preset is not YAML with sections") as refused:
@@ -74,3 +90,107 @@ def test_params_yaml_is_overwritten_only_if_it_is_a_preset(
     assert "params.yaml differs from every preset; --force overwrites it" in capsys.readouterr().err
     assert run(["preset", "mnist", "--force"]) == Exit.DONE
     assert Path("params.yaml").read_text() == read_preset("mnist")
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Change to a folder with a preset that takes milliseconds a step, and return the folder `mine` for images."""
+    (tmp_path / "presets").mkdir()
+    (tmp_path / "mine").mkdir()
+    text = DIGITS
+    for old, new in TINY_PARAMS.items():
+        text = text.replace(old, new)
+    (tmp_path / "presets/digits.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VDM_LOCK_DIR", str(tmp_path))
+    monkeypatch.setattr("flows.commands.planning.MEASURED_SECONDS", 0.1)
+    return Path("mine")
+
+
+def draw(folder: Path, count: int, *sizes: tuple[int, ...], first: int = 0) -> None:
+    """Write pictures of noise into a folder, of these sizes in turn: (H,W) or (H,W,3)."""
+    rng = np.random.default_rng(first)
+    for number in range(first, first + count):
+        pixels = rng.integers(0, 256, sizes[number % len(sizes)], dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:03}.png")
+
+
+def planned(*arguments: str) -> Params:
+    """Return the parameters that `vdmctl preset digits` writes for the images."""
+    assert run(["preset", "digits", "--images=mine", "--minutes=0.05", *arguments]) == Exit.DONE
+    return read_params(Path("params.yaml"))
+
+
+@pytest.mark.slow
+def test_a_preset_for_a_folder_suits_its_images_and_minutes(mine: Path, caplog: pytest.LogCaptureFixture) -> None:
+    draw(mine, 60, (6, 5, 3))
+    params = planned()
+    assert (params.data.name, params.data.source) == ("image_folder", "mine")
+    assert (params.data.grayscale, params.data.resize) == (False, None)
+    assert (params.model.gamma_0, params.model.fourier_exponents) == (-13.3, [5, 6])
+    assert params.sample.num_images <= 12  # the test images
+    assert "mine: images of 3x6x5 with 256 levels; 43 for training, 5 for validation, 12 test images" in caplog.text
+    assert "s a step of 64 images" in caplog.text
+    text = Path("params.yaml").read_text()
+    assert text.startswith('# The preset digits for the images in "mine": 0.05 min of training here\n')
+    whole = Path("presets/digits.yaml").read_text().splitlines()[1:]
+    assert [line.partition(" # ")[2] for line in whole if line.partition(" # ")[2] not in text] == []
+    assert run(["download"]) == Exit.DONE
+
+
+@pytest.mark.slow
+def test_images_of_several_sizes_are_resized_and_those_without_colours_are_gray(mine: Path) -> None:
+    draw(mine, 40, (40, 80), (50, 100))
+    draw(mine, 20, (40, 90, 3), first=40)
+    assert planned().data.resize == [14, 32]
+    assert planned("--force").data.grayscale
+    assert (
+        "  resize: [14, 32]      # [height, width]; they have 40 to 50 by 80 to 100" in Path("params.yaml").read_text()
+    )
+
+
+@pytest.mark.parametrize("seconds", [0.001, 0.05])
+@pytest.mark.parametrize("splits", [[400, 40, 100], [40_000, 8000, 12_000]])
+def test_steps_and_validations_take_the_minutes(seconds: float, splits: list[int]) -> None:
+    preset = parse_params(DIGITS, WHOLE)
+
+    def measure(train: Train) -> tuple[float, float]:
+        return 2.0, seconds * train.batch_size
+
+    found = of_minutes(preset, 600, measure, splits)
+    train: dict[str, Any] = {key: value for key, (value, _) in found["train"].items()}
+    validations = -(-train["steps"] // train["validate_every_steps"])
+    evaluations = validations * train["validation_times"] * splits[1] * seconds / 3
+    assert 590 < 2 + train["steps"] * train["batch_size"] * seconds + evaluations < 610
+    assert train["batch_size"] == (64 if seconds == 0.001 else 16)
+    assert evaluations < 65 or (validations, train["validation_times"]) == (1, 2)
+    assert found["sample"]["num_images"][0] <= splits[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--minutes=1"], Exit.USAGE, "--minutes needs --images FOLDER"),
+        (["--images=mine", "--minutes=0"], Exit.USAGE, "--minutes must be above 0, got 0"),
+        (["--images=mine", "--minutes=1e-5"], Exit.USAGE, "--minutes are too few: a step takes "),
+        (["--images=none"], Exit.MISSING, "none does not exist, or is not a folder of images"),
+        (["--images=presets"], Exit.MISSING, "presets: holds no .jpeg,"),
+        (["--images=few"], Exit.INVALID_DATA, "few: 4 test images, but samples are compared with at least 10"),
+    ],
+)
+def test_images_and_minutes_that_make_no_parameters_are_refused(
+    arguments: list[str], code: Exit, message: str, mine: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("few").mkdir()
+    draw(mine, 60, (6, 5))
+    draw(Path("few"), 20, (6, 5))
+    assert run(["preset", "digits", *arguments]) == code
+    assert message in capsys.readouterr().err
+    assert not Path("params.yaml").exists()
+
+
+def test_no_speed_is_measured_while_a_training_holds_the_device(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draw(mine, 60, (6, 5))
+    with claim(torch.device("cpu")):
+        assert run(["preset", "digits", "--images=mine"]) == Exit.BUSY
+    assert "cpu is busy" in capsys.readouterr().err

@@ -1,6 +1,8 @@
 """The saved states and the log of a training run, without a training."""
 
 import re
+import shutil
+import signal
 import sys
 from collections.abc import Callable
 from itertools import count
@@ -16,10 +18,10 @@ from conftest import TINY
 from PIL import Image
 from project import ROOT
 from small import Small
-from trainings import same_bits
 
 from flows.cli import run as run_command
-from flows.core.checkpoint import config_sha256, fitted_to, inputs_sha256, load_model
+from flows.core import layout
+from flows.core.checkpoint import CONFIG, WEIGHTS, config_sha256, fitted_to, inputs_sha256, load_model
 from flows.core.device import keep_on_device
 from flows.core.errors import Exit, UserError
 from flows.core.params import Train
@@ -107,25 +109,37 @@ def test_a_run_asked_to_stop_at_its_last_step_has_finished(tmp_path: Path, tiny_
 
 
 @pytest.mark.slow
-def test_pictures_of_samples_change_no_weight_and_no_line_of_the_log(
-    tmp_path: Path, tiny_model: Callable[..., VDM]
+def test_a_stopped_run_goes_on_with_pictures_of_samples_to_the_same_bytes(
+    small: Small, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    weights = []
-    for place, every in (("without", None), ("with", 2)):
-        train = parameters(steps=5, log_every=5, samples_every_steps=every)
-        trainer, curves = trainer_of(tiny_model(dropout=0.3), train), tmp_path / place / "curves.csv"
-        curves.parent.mkdir()
-        curves.with_name("samples-000000099.png").touch()
-        fit(trainer, Run(tmp_path / "runs", keep=2), curves, train, lambda: False, preview)
-        weights.append(trainer.averaged.state_dict() | trainer.model.state_dict())
-        assert (curves.parent / "curves.csv").read_bytes() == (tmp_path / "without/curves.csv").read_bytes()
-    assert same_bits(*weights)
-    pictures = sorted((tmp_path / "with").glob("*.png"))
-    assert [path.name for path in pictures] == ["samples-000000002.png", "samples-000000004.png"]
-    with Image.open(pictures[0]) as first, Image.open(pictures[1]) as second:
-        assert first.size == (4 * 34 + 2, 4 * 34 + 2)
-        assert first.tobytes() != second.tobytes()  # of other weights
-    assert not [*(tmp_path / "without").glob("*.png")]
+    monkeypatch.setenv("VDM_LOCK_DIR", str(small.folder))
+    params, outputs = Path("params.yaml"), [layout.CURVES, *(layout.TRAINED / name for name in (WEIGHTS, CONFIG))]
+    params.write_text(params.read_text().replace("dropout: 0.0", "dropout: 0.3"))
+    other = layout.CURVES.with_name("samples-000000099.png")
+    other.touch()
+    assert run_command(["train"]) == Exit.DONE
+    assert not other.exists()
+    undisturbed = [path.read_bytes() for path in outputs]
+    shutil.rmtree(layout.STATES)
+
+    def interrupted(trainer: Trainer, stop: Callable[[], bool], step: Any = Trainer.step) -> TrainingRecord | None:
+        if trainer.done == 9:
+            signal.raise_signal(signal.SIGTERM)
+        return step(trainer, stop)  # type: ignore[no-any-return]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", interrupted)
+        assert run_command(["train"]) == Exit.RESUMABLE
+    params.write_text(params.read_text().replace("samples_every_steps: null", "samples_every_steps: 8"))
+    assert run_command(["train"]) == Exit.DONE
+    assert "continuing from step 10 of 20" in caplog.text
+    assert [path.read_bytes() for path in outputs] == undisturbed
+    (picture,) = layout.CURVES.parent.glob("*.png")
+    assert picture.name == "samples-000000016.png"
+    with Image.open(picture) as opened:
+        assert opened.size == (4 * 34 + 2, 4 * 34 + 2)
+        assert len(opened.getcolors()) > 2
+    assert run_command(["register"]) == Exit.DONE
 
 
 def test_a_line_of_the_log_says_how_much_time_is_left(
