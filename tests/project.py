@@ -25,20 +25,20 @@ STAGES = [shlex.split(each["cmd"])[3:] for each in YAML(typ="safe").load(ROOT / 
 """The arguments of vdmctl of each stage, in the order of dvc.yaml, in which a stage comes after what it needs."""
 TINY_PARAMS = {
     "width: 32": "width: 8",
-    "blocks: 4": "blocks: 1",
+    "blocks: 2": "blocks: 1",
     "schedule: learned_monotone": "schedule: learned_linear",
     "dropout: 0.05": "dropout: 0.0",
     "num_devices: 2": "num_devices: 1",
     "gamma_0: -9.0": "gamma_0: -7.0",
     "norm_groups: 8": "norm_groups: 4",
-    "steps: 2600": "steps: 20",
+    "steps: 2000": "steps: 20",
     "log_every: 50": "log_every: 5",
     "times_per_image: 32": "times_per_image: 2",
     "num_timesteps: 25": "num_timesteps: 3",
     "num_images: 400": "num_images: 12",
     "resamples: 50": "resamples: 2",
     "  steps: 600": "  steps: 5",
-    "validate_every_steps: 300": "validate_every_steps: 10",
+    "validate_every_steps: 500": "validate_every_steps: 10",
     "validation_times: 8": "validation_times: 2",
 }
 

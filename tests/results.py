@@ -28,7 +28,7 @@ PLACES = Files(
     model=layout.REGISTERED,
 )
 PARAMETERS = {"data": {"name": "digits"}, "train": {"betas": [0.9, 0.99], "batch_size": 12, "keep": "best"}}
-ORIGIN = Origin("models/vdm", PARAMETERS, {}, ["make repro"], "digits, with train.steps 30 instead of 2600")
+ORIGIN = Origin("models/vdm", PARAMETERS, {}, ["make repro"], "digits, with train.steps 30 instead of 2000")
 BPD = np.linspace(1, 3, 40)
 
 

@@ -32,7 +32,7 @@ def refusal(text: str) -> str:
 
 def test_numbers_are_read_as_dvc_reads_them() -> None:
     """2e-4 is a number in YAML 1.2 and a string in YAML 1.1."""
-    assert parse_params(DIGITS.replace("learning_rate: 3e-3", "learning_rate: 2e-4"), "").train.learning_rate == 2e-4
+    assert parse_params(DIGITS.replace("learning_rate: 5e-3", "learning_rate: 2e-4"), "").train.learning_rate == 2e-4
     content = "a: 2e-4\nb: yes\nc: 0o17\nd: null\ne: ~\nf: 'x'\ng: |\n  y\nh: [1, {i: .inf}]\nj: true\n"
     found = {"a": 2e-4, "b": "yes", "c": 15, "d": None, "e": None, "f": "x", "g": "y\n", "j": True}
     assert parse(content) == found | {"h": [1, {"i": float("inf")}]}
@@ -54,7 +54,7 @@ def test_numbers_are_read_as_dvc_reads_them() -> None:
         ("tracker: null", "tracker: mlflow", "train.tracker: input should be 'tensorboard', got 'mlflow'"),
         ("augmentation: []", "augmentation: [flip]", "train.augmentation needs model.augmentation_input: true"),
         ("validation_fraction: 0.1", "validation_fraction: 0", "data.validation_fraction must be above 0, or train."),
-        ("validate_every_steps: 300", "validate_every_steps: null", "train: keep: best and patience need"),
+        ("validate_every_steps: 500", "validate_every_steps: null", "train: keep: best and patience need"),
         ("images: train ", "images: train_and_validation ", "train: images: train_and_validation leaves no images for"),
         ("norm_groups: 8", "norm_groups: 32", "model: norm_groups must be less than width, or the network ignores"),
         ("inception_weights: null", "inception_weights: a", "sample: inception_weights and inception_sha256 belong"),

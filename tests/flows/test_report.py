@@ -76,7 +76,7 @@ def test_the_page_says_everything_in_the_order_of_its_readers_questions(whole: P
         "16 test images",
         "Learned end points gamma -8.50 to 3.50; at first -7 to 5",
         "30 steps of 12 images, 6.0 epochs; weights of step 20, the best on the validation images",
-        "digits, with train.steps 30 instead of 2600",
+        "digits, with train.steps 30 instead of 2000",
         "The same images in one PNG",
         "From noise to images",
         "with seed 0",
