@@ -55,8 +55,7 @@ def classified(losses: np.ndarray) -> Classified:
     apart = losses[second, images] - losses[best, images]
     mixture = math.log(len(bounds)) - logsumexp(-bounds, axis=0)
     # The second-order term of the expected mixture: minus half the variance of the bounds among the likely classes.
-    shares = softmax(-bounds, axis=0)
-    common = (shares[:, :, None] * losses).sum(0)
-    variances = np.stack([stratified_variance(draws - common) for draws in losses])
-    error = np.sqrt(stratified_variance(apart))
-    return Classified(-bounds.T, apart.mean(1), error, mixture, -0.5 * (shares * variances).sum(0))
+    shares = softmax(-bounds, axis=0)[:, :, None]
+    likely = np.sqrt(shares) * (losses - (shares * losses).sum(0))
+    bias = -0.5 * np.stack([stratified_variance(draws) for draws in likely]).sum(0)
+    return Classified(-bounds.T, apart.mean(1), np.sqrt(stratified_variance(apart)), mixture, bias)

@@ -191,3 +191,8 @@ def test_the_bias_of_the_mixture_is_that_of_many_repeats() -> None:
     # The next order in the variance, 0.04, is a tenth of the bias at most.
     assert found.mixture.mean() - unbiased == pytest.approx(found.mixture_bias.mean(), abs=4 * error + 1e-3)
     np.testing.assert_allclose(found.probabilities.sum(1), 1)
+    # Images of classes that are plain have none, however the other classes vary over time.
+    plain = 50 * np.eye(3)[:, random.integers(0, 3, 100), None] * np.linspace(-2, 1, 16) + random.normal(
+        0, 3, (100, 16)
+    )
+    assert np.abs(classified(plain).mixture_bias).max() < 1e-3
