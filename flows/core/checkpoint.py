@@ -28,8 +28,8 @@ WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 MOST_CONFIG_BYTES = 2**20
 # A weight takes at most 8 bytes; the header has the names, shapes and offsets of the tensors.
 MOST_WEIGHT_BYTES, MOST_HEADER_BYTES = 8, 2**23
-WATCHING = {"samples_every_steps", "tracker"}
-"""Parameters `train` that show a training and do not change its result."""
+HARMLESS = {"images_on", "samples_every_steps", "tracker"}
+"""Parameters `train` that do not change the result of a training."""
 ADVICE = "is this a model folder? `dvc repro` makes those in models"
 
 
@@ -116,7 +116,7 @@ def inputs_sha256(
 
     Without labels it leaves out what depends on them.
     """
-    unused = WATCHING if labels_sha256 else {*WATCHING, "class_dropout"}
+    unused = HARMLESS if labels_sha256 else {*HARMLESS, "class_dropout"}
     train = {name: value for name, value in train.items() if name not in unused}
     inputs = {"model": config, "train": train, "data": data_sha256}
     return config_sha256(inputs | ({"labels": labels_sha256} if labels_sha256 else {}))

@@ -161,12 +161,12 @@ def class_figures(
     """Return what the classes of a model are worth and how well the likelihood finds them, and columns with both.
 
     At most `class_images` images are classified, or all `num_images` of both evaluations, unless they are None.  The
-    others have NaN in these columns, (N,) each.  Raises what
-    `evaluate_split` raises.
+    others have NaN in these columns, (N,) each.  Raises what `evaluate_split` raises.
     """
     num_classes = read_description(model)["model"]["classes"]
     gain = without.bpd - given.bpd
-    numbers = spread(np.arange(len(given.bpd)), (settings.class_images and num_images) or settings.class_images)
+    every = num_images is not None and settings.class_images != 0
+    numbers = spread(np.arange(len(given.bpd)), None if every else settings.class_images)
     found: dict[str, Any] = {"num_classified": len(numbers), "class_times": settings.class_times}
     columns = {"without_bpd": without.bpd}
     if len(numbers):

@@ -223,8 +223,8 @@ def test_a_run_of_other_inputs_has_another_name(monkeypatch: pytest.MonkeyPatch,
         patch.setattr(runs, "CODE", [*runs.CODE, tmp_path])
         names.append(name())
     assert len(set(names)) == len(names)
-    shown: dict[str, Any] = {"samples_every_steps": 7, "tracker": "tensorboard"}
-    assert name(checkpoint_every_steps=7, keep_checkpoints=9, max_restarts=0, images_on="host", **shown) == names[0]
+    shown: dict[str, Any] = {"samples_every_steps": 7, "tracker": "tensorboard", "images_on": "host"}
+    assert name(checkpoint_every_steps=7, keep_checkpoints=9, max_restarts=0, **shown) == names[0]
     before = parameters().model_dump(exclude={*shown, "class_dropout"})
     expected = config_sha256({"model": TINY, "train": before, "data": "a"})
     assert inputs_sha256(TINY, parameters(**shown).model_dump(), "a") == expected
