@@ -36,7 +36,7 @@ def quietly(monkeypatch: pytest.MonkeyPatch) -> Mock:
 
 
 def test_the_progress_of_a_training_run_names_the_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """2600 steps, of which 100 took 50 s; then an early end."""
+    """2000 steps, of which 100 took 50 s; then an early end."""
     shown: list[tuple[float, str]] = []
     now = [1000.0]
     shutil.copyfile(ROOT / "presets" / "digits.yaml", tmp_path / "params.yaml")
@@ -55,13 +55,13 @@ def test_the_progress_of_a_training_run_names_the_time_left(tmp_path: Path, monk
     progress.read(f"step 300: 2.5 bits/dim, {validation}, 900 images/s\n")
     now[0] += 50
     progress.read("step 400: 2.4 bits/dim, 900 images/s, 0:18:20 left\n")
-    progress.read("step 400 of 2600: training ends, since validation no longer improves\n")
+    progress.read("step 400 of 2000: training ends, since validation no longer improves\n")
     assert [description for _, description in shown] == [
-        f"300 of 2600 steps: 2.5 bits/dim, {validation}, 900 images/s",
-        f"400 of 2600 steps: 2.4 bits/dim, 900 images/s, 0:18:20 left; {validation} at step 300",
-        f"400 of 2600 steps: training ends, since validation no longer improves; {validation} at step 300",
+        f"300 of 2000 steps: 2.5 bits/dim, {validation}, 900 images/s",
+        f"400 of 2000 steps: 2.4 bits/dim, 900 images/s, 0:18:20 left; {validation} at step 300",
+        f"400 of 2000 steps: training ends, since validation no longer improves; {validation} at step 300",
     ]
-    assert [percent for percent, _ in shown] == [100 * 300 / 2600, 100 * 400 / 2600, 100]
+    assert [percent for percent, _ in shown] == [100 * 300 / 2000, 100 * 400 / 2000, 100]
 
 
 def test_other_machines_may_be_first_three_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
