@@ -4,8 +4,6 @@ Images are arrays (N,C,H,W) of integer levels, 0..num_levels-1.  The defaults ar
 that the network computes in float32, where `vdmctl` may take bfloat16.
 """
 
-from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,7 @@ from flows.core.device import find_device
 from flows.sampling.drawing import REPEATS
 from vdm import evaluation, sampling
 from vdm.model import VDM
-from vdm.sampling import Solver, Step
+from vdm.sampling import Solver
 
 BATCH = 400
 DEFAULT = Solver(num_timesteps=25, order=2)
@@ -45,7 +43,8 @@ def evaluate(
 
 def sample(model: VDM, num_images: int, *, seed: int = 0, solver: Solver = DEFAULT) -> np.ndarray:
     """Return images (N,C,H,W).  Image i of a seed is the same picture, however many are drawn."""
-    return drawn(model, partial(sampling.trajectory, model, solver=solver, seed=seed), num_images)
+    batches = (range(first, min(first + BATCH, num_images)) for first in range(0, num_images, BATCH))
+    return torch.cat([sampling.sample(model, batch, solver, seed=seed) for batch in batches]).cpu().numpy()
 
 
 def fill_in(
@@ -56,11 +55,5 @@ def fill_in(
     It is an approximation, and takes ten times as long as `sample`.  Raises what `vdm.sampling.fill_in` raises.
     """
     known, mask = torch.tensor(image), torch.tensor(missing)
-    steps = partial(sampling.fill_in, model, known, mask, solver=solver, seed=seed, repeats=REPEATS)
-    return np.where(missing, drawn(model, steps, num_images), image)
-
-
-def drawn(model: VDM, steps_to: Callable[[range], Iterator[Step]], num_images: int) -> np.ndarray:
-    """Return the images (N,C,H,W) at the end of the steps.  Raises ArithmeticError for a model that has diverged."""
-    batches = (range(first, min(first + BATCH, num_images)) for first in range(0, num_images, BATCH))
-    return torch.cat([sampling.decode(model, steps_to(batch)) for batch in batches]).cpu().numpy()
+    steps = sampling.fill_in(model, known, mask, range(num_images), solver, seed=seed, repeats=REPEATS)
+    return np.where(missing, sampling.decode(model, steps).cpu().numpy(), image)

@@ -63,6 +63,7 @@ class Small:
             "num_levels": 17,
             "width": 4,
             "accuracy": 0.75,
+            "guess": 0.25,
         }
         digest = data_sha256(self.folder / "data/images")
         save_features(self.folder / "models/features", Classifier(1, 17, 4, 4), described | {"data_sha256": digest})

@@ -93,9 +93,7 @@ class Evaluation(NamedTuple):
             t, draws = at_grid_times(grid_times(torch.from_numpy(times), num_timesteps).numpy(), draws)
             return NoiseLevels(t, draws.mean(0), np.array([standard_error(level) for level in draws.T]))
         parts = max(1, min(-(-FEWEST_LEVELS // times_per_image), num_images // FEWEST_DRAWS))
-        part = (parts * (times_per_image * times[:, 0])).astype(
-            int
-        )  # in which part of every stratum an image's time is
+        part = (parts * times_per_image * times[:, 0]).astype(int)  # in which part of every stratum an image's time is
         levels = [stratum[part == number] for stratum in draws.T for number in range(parts)]
         t = (np.arange(len(levels)) + 0.5) / len(levels)
         return NoiseLevels(t, np.array([level.mean() for level in levels]), np.array([*map(standard_error, levels)]))

@@ -5,7 +5,7 @@ import shlex
 from contextlib import nullcontext
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -68,8 +68,7 @@ def evaluate(
     ] = None,
     num_timesteps: Annotated[str | None, typer.Option(help=STEPS_HELP)] = None,
     num_images: Annotated[
-        int | None,
-        typer.Option(min=1, help="Most images, evenly spread over all. [default: vlb: all; ode: ode.num_images]"),
+        int | None, typer.Option(min=1, help="Most images, evenly spread. [default: vlb: all; ode: ode.num_images]")
     ] = None,
     num_draws: Annotated[
         int | None, typer.Option(help="ode: dequantisation draws per image. [default: ode.num_draws]")
@@ -96,7 +95,6 @@ def evaluate(
     """
     params = parameters()
     from flows.commands.summary import show, summary
-    from flows.evaluation.bound import measure, write
     from flows.evaluation.protocols import ode
     from flows.images.pictures import as_image_set
     from flows.registry.lock_file import require_no_outputs
@@ -116,36 +114,24 @@ def evaluate(
         require_no_outputs(ROOT, out)
     folder = model_folder(model)
     with as_image_set(images, split, folder) if images else nullcontext(images_for(model)) as image_set:
-        paths: dict[str, Path] = {"model": folder, "images": image_set}
-        stated = {"split": "given"} if images not in (None, image_set) else {}
+        of: dict[str, Any] = {"model": folder, "images": image_set, "split": split or "test"}
         if protocol == "ode":
             if num_timesteps or out:
                 raise UserError("--num-timesteps and --out need --protocol vlb", Exit.USAGE)
             settings = override(params.ode, chosen | ({"num_images": num_images} if num_images else {}))
-            show(ode(settings, **paths, split=split or "test").model_copy(update=stated), as_json)
+            show(ode(settings, **of), as_json)
             return
         steps = timesteps(num_timesteps) if num_timesteps else [params.evaluate.num_timesteps]
         if len(steps) > 1:
             chosen["class_images"] = 0
         sweep = [override(params.evaluate, chosen | {"num_timesteps": step}) for step in steps]
-        whole = not stated and num_images is None
-        if model is None and split in (None, "test") and whole:
+        if model is None and images in (None, image_set) and of["split"] == "test" and num_images is None:
             out = out or layout.EVALUATION
         if len(sweep) > 1 and out:
             reason = "several values of --num-timesteps write no files"
             raise UserError(f"{reason}: name a MODEL, and leave out --out", Exit.USAGE)
-        paths["requirements"] = layout.REQUIREMENTS
-        if out and whole:
-            show(evaluate(sweep[0], **paths, out=out, split=split or "test"), as_json)
-            return
-        if out:
-            out.mkdir(parents=True, exist_ok=True)  # an unwritable folder is reported before the evaluation
-        results = []
-        for each in sweep:
-            metrics, terms, columns = measure(each, **paths, split=split or "test", num_images=num_images)
-            results.append(metrics.model_copy(update=stated))
-            if out:
-                write(out, results[-1], terms, columns, model=folder, images=image_set, split=split or "test")
+        of |= {"requirements": layout.REQUIREMENTS, "out": out, "num_images": num_images}
+        results = [evaluate(settings, **of) for settings in sweep]
     if len(results) == 1:
         show(results[0], as_json)
     else:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from flows.core import layout
 from flows.core.checkpoint import arguments_of
 from flows.core.device import find_device
 from flows.core.errors import Exit, UserError
@@ -55,7 +56,7 @@ def plan(name: str, source: Path, minutes: float) -> str:
         before = getattr(preset, section).model_dump()
         new = [f"  {key}: {json.dumps(new)}  # {why}" for key, (new, why) in values.items() if new != before[key]]
         lines += [f"{section}:", *new] if new else []
-    text = read_preset(name, others=["\n".join(lines)])
+    text = read_preset(name, layout.PRESETS, "\n".join(lines))
     parse_params(text, name)
     return text
 
@@ -126,10 +127,7 @@ def of_minutes(
             "validation_times": (times, f"{num_validation} images, in a tenth of the minutes"),
         },
         "evaluate": {"times_per_image": (evaluations, few)},
-        "sample": {
-            "num_images": (samples, f"to compare with {num_test} test images"),
-            "batch_size": (min(preset.sample.batch_size, samples), "all at once"),
-        },
+        "sample": {"num_images": (samples, f"to compare with {num_test} test images")},
         "features": {"steps": (min(preset.features.steps, max(100, round(5 * seconds))), few)},
     }
 

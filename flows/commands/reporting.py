@@ -10,8 +10,8 @@ from flows.commands.arguments import ROOT, parameters, version_of
 from flows.core import bounded_yaml, layout
 from flows.core.documents import read
 from flows.core.errors import Exit, UserError
-from flows.core.files import parse_json, read_bounded, scratch_folder, write_whole
-from flows.core.presets import WHOLE, preset_names
+from flows.core.files import scratch_folder, write_whole
+from flows.core.presets import preset_names, read_preset
 from flows.evaluation.results import Metrics
 from flows.registry.lineage import Lineage, lineage
 from flows.registry.lock_file import lock_here, output_at, require_no_outputs
@@ -53,14 +53,8 @@ def write_page(models: list[str], out: Path, *, force: bool) -> None:
     require_no_outputs(ROOT, out)
     if out.exists() and not force:
         raise UserError(f"{out} exists; --force overwrites it", Exit.USAGE)
-    found = [results_of(model) for model in models] or [of_workspace(layout.REGISTERED)]
-    write_whole(out, page(*found).html)
-
-
-def results_of(model: str) -> Results:
-    """Return the results of a version, `champion`, or a model folder.  Raises UserError."""
-    version = version_of(model)
-    return of_version(version) if version else of_folder(Path(model))
+    found = [of_version(version) if (version := version_of(name)) else of_folder(Path(name)) for name in models]
+    write_whole(out, page(*found or [of_workspace(layout.REGISTERED)]).html)
 
 
 def of_version(version: Version) -> Results:
@@ -117,8 +111,7 @@ def beside_preset(origin: Origin) -> Origin:
     """Return the origin with the preset that differs least from its parameters, if it states those of the training."""
     found = []
     for name in preset_names() if "train" in origin.parameters else []:
-        whole, own = (bounded_yaml.sections((layout.PRESETS / f"{each}.yaml").read_bytes()) for each in (WHOLE, name))
-        preset = {key: whole[key] | own.get(key, {}) for key in origin.parameters if key in whole}
+        preset = bounded_yaml.parse(read_preset(name))
         differing = [change for change in changed(preset, origin.parameters) if "not set" not in change]
         changes = "; ".join(f"{key} {value(here)} instead of {value(there)}" for key, there, here in differing)
         found.append((len(differing), f"{name}, with {changes}" if changes else name))
@@ -136,7 +129,7 @@ def of_folder(folder: Path) -> Results:
 
     The folder's are at the paths that the workspace's have in `reports`.  Raises UserError (exit 5).
     """
-    from flows.core.checkpoint import CONFIG, model_sha256, read_description  # torch takes a second
+    from flows.core.checkpoint import CONFIG, card_parameters, model_sha256, read_description  # torch takes a second
 
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder}: no model folder, since it has no {CONFIG}", Exit.MISSING)
@@ -156,13 +149,5 @@ def of_folder(folder: Path) -> Results:
     # Shape and levels are those of the images, and no parameters.
     arguments = read_description(folder)["model"]
     model = {"classes": None} | {key: arguments[key] for key in arguments.keys() - {"image_shape", "num_levels"}}
-    parameters = card_parameters(folder) | {"model": model}
+    parameters = bounded_yaml.sections(card_parameters(folder)) | {"model": model}
     return read_results(files, beside_preset(Origin(str(folder), parameters, {}, [command])))
-
-
-def card_parameters(folder: Path) -> dict[str, Any]:
-    """Return the sections of parameters that the model card in a folder states; {} if it states none."""
-    with suppress(OSError, ValueError, TypeError):
-        stated = parse_json(read_bounded(folder / layout.CARD.name).partition(b"\n```json\n")[2].partition(b"\n```")[0])
-        return {key: values for key, values in dict(stated).items() if isinstance(values, dict)}
-    return {}

@@ -88,7 +88,7 @@ def compress(
     chosen = find_device(device)
     vdm, model_digest = load_model(model, chosen), model_sha256(model)
     with writing(out) as file:  # an unwritable folder is reported before the images are encoded
-        images = open_images(source, split, vdm, model)
+        images = open_images(source, split, model)
         labelled = vdm.classes is not None and (source / f"{split or 'test'}_labels.npy").exists()
         classes = classes_of(source, split or "test", model) if labelled else None
         pixels = hashlib.sha256(np.ascontiguousarray(images.array).data)

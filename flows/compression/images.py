@@ -12,12 +12,11 @@ from flows.evaluation.bound import require_valid
 from flows.images.pictures import SHADES, Images, read_files, require_fitting
 from flows.images.store import DESCRIPTION, load_images, write_array
 from vdm.choices import Split
-from vdm.model import VDM
 
 ARRAY = "images.npy"
 
 
-def open_images(path: Path, split: Split | None, vdm: VDM, model: Path) -> Images:
+def open_images(path: Path, split: Split | None, model: Path) -> Images:
     """Return the images in `path`: a split of an image set, a folder of pictures in the order of names, or one file.
 
     Raises UserError: exit 2 for a split of what is not a set, and what the model cannot encode, 4 for images of several
@@ -29,7 +28,7 @@ def open_images(path: Path, split: Split | None, vdm: VDM, model: Path) -> Image
         images = Images(getattr(image_set, split or "test"), image_set.num_levels, False, [])
     else:
         images = read_files(path, split)
-    require_fitting(images, path, model, image_shape=vdm.image_shape, num_levels=vdm.num_levels)
+    require_fitting(images, path, model)
     return images
 
 

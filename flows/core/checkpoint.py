@@ -122,6 +122,13 @@ def inputs_sha256(
     return config_sha256(inputs | ({"labels": labels_sha256} if labels_sha256 else {}))
 
 
+def card_parameters(folder: Path) -> bytes:
+    """Return the parameters in the card of a model as JSON; b"" if it has no card, as an imported model."""
+    card = folder / "README.md"
+    text = read_bounded(card) if card.is_file() else b""
+    return text.partition(b"## Parameters\n\n```json\n")[2].partition(b"\n```")[0]
+
+
 def load_model(folder: Path, device: torch.device | str = "cpu") -> VDM:
     """Return the model in `folder`, in evaluation mode on `device`.  No pickle is read.
 

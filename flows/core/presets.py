@@ -4,7 +4,6 @@ A preset's comment at the end of a line gives the reason for the value.  In the 
 comment of digits.yaml, which says what the parameter is.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ def preset_names(folder: Path = layout.PRESETS) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
-def read_preset(name: str, folder: Path = layout.PRESETS, *, others: Sequence[str] = ()) -> str:
+def read_preset(name: str, folder: Path = layout.PRESETS, *others: str) -> str:
     """Return a whole params.yaml for a preset in `folder`, with the values of `others` in place of the preset's.
 
     Raises UserError (exit 2) if there is no such preset.

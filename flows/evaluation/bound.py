@@ -18,7 +18,15 @@ from flows.core.checkpoint import fitted_to, load_model, model_sha256, read_desc
 from flows.core.device import compile_long_work, find_device, find_precision, processor
 from flows.core.errors import Exit, UserError
 from flows.core.files import file_sha256, written_last
-from flows.evaluation.results import BOTH, BoundMetrics, ClassFigures, Environment, SplitFigures, finite_or_none
+from flows.evaluation.results import (
+    BOTH,
+    BoundMetrics,
+    ClassFigures,
+    Environment,
+    Evaluated,
+    SplitFigures,
+    finite_or_none,
+)
 from flows.images.labels import classes_of, given_class
 from flows.images.store import ImageSet, data_sha256, load_images, read_file_names, require_levels, spread
 from flows.process.progress import bar
@@ -37,13 +45,7 @@ Classes = Sequence[int | Literal["class"] | None]
 
 
 def measure(
-    settings: "Evaluate",
-    *,
-    model: Path,
-    images: Path,
-    requirements: Path,
-    split: Split = "test",
-    num_images: int | None = None,
+    settings: "Evaluate", *, model: Path, images: Path, requirements: Path, split: Split, num_images: int | None = None
 ) -> tuple[BoundMetrics, Evaluation, dict[str, np.ndarray]]:
     """Return the metrics of the model on images of a split, in bits/dim, the terms of every image, and columns.
 
@@ -60,7 +62,7 @@ def measure(
     if classed:
         about, columns = class_figures(settings, model, images, split, num_images, result, *without)
     metrics = BoundMetrics(
-        split=split,
+        split=named(images, split),
         **figures(result).model_dump(),
         prior_bpd=result.prior.mean(),
         reconstruction_bpd=result.reconstruction.mean(),
@@ -76,6 +78,11 @@ def measure(
         **digests(model, images),
     )
     return metrics, result, columns
+
+
+def named(images: Path, split: Split) -> Evaluated:
+    """Return the split; `given` for a set without training images, which is made of files that the user gave."""
+    return split if len(load_images(images).train) else "given"
 
 
 def environment(device: torch.device, requirements: Path) -> Environment:
@@ -254,13 +261,13 @@ def write(
     *,
     model: Path,
     images: Path,
-    split: Split = "test",
+    split: Split,
 ) -> None:
     """Write `metrics.json`, `per_image.csv` and `noise_levels.csv`, or else none of them.
 
     `per_image.csv` has the number of every image in the split, its terms in bits/dim, the `columns`, and its file, if
-    the set was made of files.  `noise_levels.csv` has time, gamma, and the diffusion
-    term with its standard error in bits/dim per unit of time, as in `vdm.evaluation.NoiseLevels`.
+    the set was made of files.  `noise_levels.csv` has time, gamma, and the diffusion term with its standard error in
+    bits/dim per unit of time, as in `vdm.evaluation.NoiseLevels`.
 
     Raises CheckpointError, and OSError that names the file.
     """

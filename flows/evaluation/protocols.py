@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from flows.core.device import find_device
-from flows.evaluation.bound import digests, evaluate_split, load_fitting, warn_if_seen
+from flows.evaluation.bound import digests, evaluate_split, load_fitting, named, warn_if_seen
 from flows.evaluation.results import Comparison, ModelFigures, OdeMetrics
 from flows.images.labels import classes_of, given_class
 from flows.images.store import load_images, spread
@@ -59,7 +59,7 @@ def ode(settings: "Ode", *, model: Path, images: Path, split: Split = "test") ->
         log.info(words, num_images, minutes * num_images, num_all, minutes * num_all)
         bpd = evaluate_ode(vdm, pixels, solve=dopri5(settings.tolerance, shown.update), **of_set)
     return OdeMetrics(
-        split=split,
+        split=named(images, split),
         bpd=bpd.mean(),
         bpd_standard_error=evaluation.standard_error(bpd),
         bpd_numerical_error=(bpd[: len(repeated)] - accurate).mean(),

@@ -1,6 +1,5 @@
 """Pictures and arrays in any folder, as a model takes them."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,9 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flows.core.checkpoint import read_description
-from flows.core.errors import Exit, UserError, brief
-from flows.core.files import parse_json, read_bounded, scratch_folder, write_whole
+from flows.core import bounded_yaml
+from flows.core.checkpoint import card_parameters, read_description
+from flows.core.documents import checked
+from flows.core.errors import Exit, UserError
+from flows.core.files import scratch_folder, write_whole
 from flows.core.params import Data
 from flows.images.folder import ImageFiles
 from flows.images.preparing import line_of
@@ -20,18 +21,15 @@ from vdm.choices import Split
 
 SHADES = {2: np.uint8(255), 4: np.uint8(85), 16: np.uint8(17)}
 """The step between the shades of pictures of 1, 2 and 4 bits, by their number of levels."""
-PARAMETERS = re.compile(r"^## Parameters\n\n```json\n(.*?)^```", re.DOTALL | re.MULTILINE)
-"""The parameters in a model card."""
 
 
 class Images(NamedTuple):
-    """Images as an array (N,C,H,W) uint8, whether they came from pictures, and their transforms in words."""
+    """Images (N,C,H,W) uint8, whether they came from pictures, the file of each, and their transforms in words."""
 
     array: np.ndarray
     num_levels: int
     pictures: bool
     names: list[str]
-    """The file of each image."""
     transforms: str = "none"
 
 
@@ -43,24 +41,23 @@ def read_files(path: Path, split: Split | None, data: Data | None = None) -> Ima
     if split:
         raise UserError(f"{path} is not an image set, so it has no splits; leave out --split", Exit.USAGE)
     files = ImageFiles(path, grayscale=bool(data and data.grayscale), resized=bool(data and data.resize))
-    parts: list[np.ndarray] = []
-    names: list[str] = []
-    for name, images in files.read():
-        parts.append(transform(images, files.num_levels, data) if data else images)
-        names += [name] * len(images)
+    read = [(name, transform(part, files.num_levels, data) if data else part) for name, part in files.read()]
+    names = [name for name, part in read for _ in part]
     levels, transforms = files.num_levels, "none"
     if data:
         levels, transforms = levels_left(levels, data.num_bits), describe(levels, data)
     if levels > 256:
         raise UserError(f"{path}: images of 16 bits, which only models whose card says so take", Exit.INVALID_DATA)
-    return Images(np.concatenate(parts), levels, set(files.formats) != {"NPY"}, names, transforms)
+    return Images(np.concatenate([part for _, part in read]), levels, set(files.formats) != {"NPY"}, names, transforms)
 
 
-def require_fitting(images: Images, path: Path, model: Path, *, image_shape: tuple[int, ...], num_levels: int) -> None:
-    """Raise UserError (exit 2) unless the images have the shape and levels of the model, and it has at most 256.
+def require_fitting(images: Images, path: Path, model: Path) -> int:
+    """Return the model's number of levels, at most 256.  Raise UserError (exit 2) unless the images fit the model.
 
     Pictures of 1, 2 and 4 bits need a model with the same number of levels.
     """
+    described = read_description(model)["model"]
+    image_shape, num_levels = tuple(described["image_shape"]), int(described["num_levels"])
     if num_levels > 256:
         raise UserError(f"{model} has {num_levels} levels; files of images need a model of at most 256", Exit.USAGE)
     if images.array.shape[1:] != image_shape:
@@ -76,6 +73,7 @@ def require_fitting(images: Images, path: Path, model: Path, *, image_shape: tup
         reason = f"image {place} holds level {highest[place]}, and the levels of {model} are 0 to {num_levels - 1}"
         advice = "; pictures of `vdmctl sample` hold shades, and its .npy output levels" if images.pictures else ""
         raise UserError(f"{path}: {reason}{advice}", Exit.USAGE)
+    return num_levels
 
 
 @contextmanager
@@ -89,26 +87,10 @@ def as_image_set(path: Path, split: Split | None, model: Path) -> Iterator[Path]
     if (path / DESCRIPTION).exists():
         yield path
         return
-    described, images = read_description(model)["model"], read_files(path, split, stated_data(model))
-    shape, num_levels = tuple(described["image_shape"]), described["num_levels"]
-    require_fitting(images, path, model, image_shape=shape, num_levels=num_levels)
+    stated = bounded_yaml.sections(card_parameters(model)).get("data")
+    images = read_files(path, split, checked(Data, stated, f"{model}/README.md: data") if stated else None)
+    described = {"num_levels": require_fitting(images, path, model), "transforms": images.transforms}
     with scratch_folder() as folder:
-        description = {"name": "image_folder", "num_levels": num_levels, "transforms": images.transforms}
-        save_images(folder, {"train": images.array[:0], "test": images.array}, description)
+        save_images(folder, {"train": images.array[:0], "test": images.array}, described | {"name": "image_folder"})
         write_whole(files_of(folder, "test"), "".join(f"{line_of(name)}\n" for name in images.names))
         yield folder
-
-
-def stated_data(model: Path) -> Data | None:
-    """Return the parameters `data` in the card of a model; None if it has no card, as an imported model.
-
-    Raises UserError (exit 5) if they are damaged.
-    """
-    card = model / "README.md"
-    found = PARAMETERS.search(read_bounded(card).decode(errors="replace")) if card.is_file() else None
-    if found is None:
-        return None
-    try:
-        return Data.model_validate(parse_json(found[1])["data"])
-    except (LookupError, TypeError, ValueError) as error:
-        raise UserError(f"{card}: damaged parameters: {brief(error)}; restore the file", Exit.MISSING) from error

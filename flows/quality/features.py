@@ -23,7 +23,6 @@ from flows.core.documents import Count, Document, Number, Sha256, read
 from flows.core.errors import CheckpointError, brief
 from flows.core.files import write_whole
 from flows.core.folders import writing_folder
-from flows.images.store import load_labels
 from flows.process.progress import bar
 from vdm.errors import TrainingDiverged
 
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
 
 Task = Literal["labels", "symmetries"]
 SYMMETRIES = ((), (2,), (3,), (2, 3))  # the axes to flip
-CLEARLY = 3
-"""How many standard errors above that of a guess an accuracy must be."""
 EMBEDDING_BATCH = 500
 
 
@@ -46,6 +43,8 @@ class FeaturesConfig(Document):
     num_levels: Count
     width: Count
     accuracy: Number
+    guess: Number
+    """The accuracy of the best guess: a symmetry, or the most frequent label."""
     data_sha256: Sha256
     weights_sha256: Sha256
 
@@ -125,22 +124,14 @@ def accuracy(network: Classifier, pixels: np.ndarray, labels: np.ndarray | None,
     return right / len(pixels)
 
 
-def guessed(images: Path, task: Task) -> float:
-    """Return the accuracy of the best guess on the test images: a symmetry, or the most frequent label."""
-    labels = load_labels(images, "test") if task == "labels" else None
-    if labels is None:
-        return 1 / len(SYMMETRIES)
-    return float(np.unique(labels, return_counts=True)[1].max() / len(labels))
-
-
 def share_error(share: float, num_images: int) -> float:
     """Return the standard error of a share of images."""
     return math.sqrt(share * (1 - share) / num_images)
 
 
 def learned(right: float, guess: float, num_images: int) -> bool:
-    """Whether an accuracy on images is clearly above that of a guess.  Else the features say nothing about images."""
-    return right > guess + CLEARLY * share_error(guess, num_images)
+    """Whether an accuracy is three standard errors above that of a guess.  Else the features say nothing of images."""
+    return right > guess + 3 * share_error(guess, num_images)
 
 
 @torch.inference_mode()

@@ -24,7 +24,7 @@ from flows.quality.distances import (
     squared_distances,
     with_error,
 )
-from flows.quality.features import embed, guessed, learned, load_features, share_error
+from flows.quality.features import embed, learned, load_features, share_error
 from flows.quality.inception import inception_features, inception_network, require_inception
 
 if TYPE_CHECKING:
@@ -54,17 +54,19 @@ def measure(
     network, config, digest = load_features(features, find_device(quality.device))
     image_set = load_images(images)
     pictures = choose(drawn, image_set, quality.num_images)
-    guess, figures, withheld = guessed(images, config.task), {}, None
-    if learned(config.accuracy, guess, len(image_set.test)):
+    advice = "more training images or features.steps may help"
+    guessing = f"the features' network finds {config.task} not clearly better than a guess; {advice}"
+    withheld = None if learned(config.accuracy, config.guess, len(image_set.test)) else guessing
+    figures, by_class = dict[str, QualityFigure](), None
+    if not withheld:
         embedded = [embed(network, part) for part in pictures]
         figures = feature_figures(*embedded, name=digest[:8], quality=quality)
-    else:
-        advice = "more training images or features.steps may help"
-        withheld = f"the features' network finds {config.task} not clearly better than a guess; {advice}"
+        if sample.classes:
+            by_class = class_figures(embedded, sample.classes, images, digest[:8], quality)
     memorised, neighbours = memorisation(pictures, image_set, quality)
     metrics = SampleMetrics(
         figures=figures | inception_figures(sample, quality, pictures, image_set.num_levels),
-        by_class=class_figures(embedded, sample.classes, images, digest[:8], quality) if sample.classes else None,
+        by_class=by_class,
         nearer_than_held_out=memorised.value,
         nearer_than_held_out_standard_error=memorised.standard_error,
         num_images=len(pictures.samples),
@@ -72,7 +74,7 @@ def measure(
         features_task=config.task,
         features_accuracy=config.accuracy,
         features_accuracy_standard_error=share_error(config.accuracy, len(image_set.test)),
-        features_guess=guess,
+        features_guess=config.guess,
         withheld=withheld,
         features_sha256=digest,
         model_sha256=model_sha256(model),

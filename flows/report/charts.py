@@ -137,25 +137,10 @@ def histogram(axes: "Axes", models: Tables) -> None:
 
 CHARTS: dict[str, tuple[str, str, str, "Callable[[Axes, Tables], None]"]] = {
     "loss": ("curves", "Loss while training", "Line chart of bits/dim over the training steps", loss),
-    "gradient_norm": (
-        "curves",
-        "Gradient norm",
-        "Line chart over the steps",
-        partial(of_steps, column="gradient_norm"),
-    ),
-    "learning_rate": (
-        "curves",
-        "Learning rate",
-        "Line chart over the steps",
-        partial(of_steps, column="learning_rate"),
-    ),
+    "gradient_norm": ("curves", "Gradient norm", "Line chart over steps", partial(of_steps, column="gradient_norm")),
+    "learning_rate": ("curves", "Learning rate", "Line chart over steps", partial(of_steps, column="learning_rate")),
     "schedule": ("schedule", "Noise schedule", "Line chart of gamma over the time t", schedule),
-    "noise_levels": (
-        "noise_levels",
-        "Loss at each noise level",
-        "Line chart with error bars: the diffusion term in bits/dim over the time t",
-        noise_levels,
-    ),
+    "noise_levels": ("noise_levels", "Loss at each noise level", "Line chart over the time t", noise_levels),
     "per_image": ("per_image", "How many images have which bits/dim", "Histogram of the images' bits/dim", histogram),
 }
 """By the name of a chart's file: its table in `Results`, its title, what it shows in words, and what draws it."""

@@ -23,12 +23,8 @@ def facts(results: Results) -> Iterator[tuple[str, str]]:
         was = "" if np.allclose(ends, initial) else "; at first {:g} to {:g}".format(*initial)
         yield ("Learned end points" if was else "End points"), "gamma {:.2f} to {:.2f}".format(*ends) + was
     if curves is not None:
-        train = origin.parameters.get("train", {})
-        steps, batch_size, validated = (
-            int(curves["step"].iloc[-1]),
-            train.get("batch_size"),
-            curves.get("validation_bpd"),
-        )
+        train, validated = origin.parameters.get("train", {}), curves.get("validation_bpd")
+        steps, batch_size = int(curves["step"].iloc[-1]), train.get("batch_size")
         taken = f"{steps:,} steps"
         if isinstance(batch_size, int) and results.images:
             taken += f" of {batch_size:,} images, {steps * batch_size / len(results.images.train):.1f} epochs"
@@ -38,7 +34,7 @@ def facts(results: Results) -> Iterator[tuple[str, str]]:
     if origin.preset:
         yield "Preset", origin.preset
     if results.images:
-        yield from other_codes(getattr(results.images, metrics.split))
+        yield from other_codes(spread(getattr(results.images, metrics.split), metrics.num_images))
     if results.validation:
         yield "Data validation", results.validation.verdict
     if metrics.environment:

@@ -17,7 +17,7 @@ from flows.images.store import SPLITS
 from flows.report import charts
 from flows.report.charts import Chart, ending
 from flows.report.facts import facts
-from flows.report.pictures import GRID, Picture, encoded, grids, picture, tile
+from flows.report.pictures import Picture, encoded, grids, tile
 from flows.report.quality import cautions, measures, sampler
 from flows.report.results import Results, description
 
@@ -78,9 +78,6 @@ def view(name: str, results: Results) -> dict[str, Any]:
         "classified": classified(results),
         "facts": list(facts(results)),
         "grids": grids(results),
-        "denoising": None
-        if results.denoising is None
-        else picture(results.denoising, GRID, "Samples on their way from noise"),
         "classes": classes(results),
         "sampler": sampler(results.sample_metrics.sampler) if results.sample_metrics else "",
         "neighbours": neighbours(results),
@@ -128,10 +125,10 @@ def classes(results: Results) -> list[tuple[int, int, float, float]]:
 
     [] without labels or figures, and for one label.
     """
-    if results.per_image is None or results.labels is None:
+    table, labels = results.per_image, results.labels
+    if table is None or labels is None or table["image"].max() >= len(labels):
         return []
-    labels = results.labels[results.per_image["image"].astype(int)]
-    by_label = results.per_image["bpd"].groupby(labels).agg(["count", "mean", "sem"])
+    by_label = table["bpd"].groupby(labels[table["image"].astype(int)]).agg(["count", "mean", "sem"])
     return list(by_label.sort_values("mean", ascending=False).itertuples(name=None)) if len(by_label) > 1 else []
 
 

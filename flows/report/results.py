@@ -14,8 +14,8 @@ import pandas as pd
 
 from flows.core.documents import read
 from flows.core.errors import Exit, UserError, brief
+from flows.core.files import read_bounded
 from flows.evaluation.results import BoundMetrics, SampleMetrics
-from flows.images.picture_files import BadImageError, read_images
 from flows.images.store import Description, ImageSet, data_sha256, load_array, load_images, load_labels
 from flows.validation.report import Alike, Result, Validation
 
@@ -103,15 +103,12 @@ class Results(NamedTuple):
     sample_metrics: SampleMetrics | None
     neighbours: pd.DataFrame | None
     notes: list[str]
-    denoising: np.ndarray | None
+    denoising: bytes | None
+    """A PNG file."""
     model: Model | None
+    schedule: pd.DataFrame | None
     labels: np.ndarray | None
-    """Of the images of the split in the metrics, (N,) integers."""
-
-    @property
-    def schedule(self) -> pd.DataFrame | None:
-        """The noise schedule of the model."""
-        return self.model.schedule if self.model else None
+    """Of all images of the split in the metrics, (N,) integers."""
 
 
 def read_results(files: Files, origin: Origin) -> Results:
@@ -135,7 +132,7 @@ def read_results(files: Files, origin: Origin) -> Results:
     return Results(
         origin=origin,
         metrics=metrics,
-        per_image=present(partial(read_per_image, metrics=metrics), files.per_image),
+        per_image=present(partial(read_per_image, metrics=metrics, images=images), files.per_image),
         noise_levels=present(
             partial(read_table, names=("t", "gamma", "diffusion_bpd", "standard_error")), files.noise_levels
         ),
@@ -146,9 +143,10 @@ def read_results(files: Files, origin: Origin) -> Results:
         sample_metrics=sample_metrics,
         neighbours=neighbours,
         notes=notes,
-        denoising=present(read_picture, files.denoising),
+        denoising=present(read_bounded, files.denoising),
         model=model,
-        labels=labels if labels is not None and len(labels) == metrics.num_images else None,
+        schedule=model.schedule if model else None,
+        labels=labels,
     )
 
 
@@ -183,15 +181,6 @@ def read_model(folder: Path) -> Model:
     return Model(model_sha256(folder), sum(p.numel() for p in vdm.parameters()), vdm.num_levels, schedule)
 
 
-def read_picture(path: Path) -> np.ndarray:
-    """Return the pixels of a picture, (H,W) or (H,W,3).  Raises UserError (exit 4 or 5) that says what is wrong."""
-    try:
-        pixels = read_images(path).pixels[0]
-    except BadImageError as error:
-        raise UserError(f"{path}: {error}", error.code) from error
-    return np.asarray(pixels.transpose(1, 2, 0) if len(pixels) == 3 else pixels[0])
-
-
 def read_table(path: Path, names: Collection[str]) -> pd.DataFrame:
     """Return a table of numbers in CSV, which must have the columns `names` and a row.
 
@@ -208,17 +197,17 @@ def read_table(path: Path, names: Collection[str]) -> pd.DataFrame:
     return table.where(table.abs() <= LARGEST)
 
 
-def read_per_image(path: Path, metrics: BoundMetrics) -> pd.DataFrame:
+def read_per_image(path: Path, metrics: BoundMetrics, images: ImageSet | None) -> pd.DataFrame:
     """Return the bits/dim of every image.  Raises UserError (exit 5) unless it has a row for each."""
     table = read_table(path, ("image", "bpd"))
     if len(table) != metrics.num_images:
         rows = f"{len(table)} rows, but the metrics are about {metrics.num_images} images"
         raise UserError(f"{path}: damaged: {rows}", Exit.MISSING)
-    require_indices(path, table["image"])
+    require_indices(path, table["image"], len(getattr(images, metrics.split)) if images else math.inf)
     return table
 
 
-def require_indices(path: Path | None, column: "pd.Series[float]", size: float = math.inf) -> None:
+def require_indices(path: Path | None, column: "pd.Series[float]", size: float) -> None:
     """Raise UserError (exit 5) unless all values are whole numbers from 0 and below `size`."""
     wrong = column[~(column.between(0, size, inclusive="left") & (column % 1 == 0))]
     if len(wrong):

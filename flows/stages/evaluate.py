@@ -12,18 +12,28 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    settings: "Evaluate", *, model: Path, images: Path, requirements: Path, out: Path, split: Split = "test"
+    settings: "Evaluate",
+    *,
+    model: Path,
+    images: Path,
+    requirements: Path,
+    out: Path | None,
+    split: Split = "test",
+    num_images: int | None = None,
 ) -> BoundMetrics:
-    """Write `metrics.json`, `per_image.csv` and `noise_levels.csv` into `out`, and return the metrics, in bits/dim.
+    """Return the metrics of a split, in bits/dim; see `flows.evaluation.bound` for `num_images` and the files in `out`.
 
-    The metrics of the test images also state the figures of the other splits.
+    With `out`, the metrics of all test images also state the figures of the other splits.
 
     Raises what `flows.evaluation.bound.measure` raises, and OSError that names the file that cannot be written.
     """
-    out.mkdir(parents=True, exist_ok=True)  # an unwritable folder is reported before the evaluation
-    found = measure(settings, model=model, images=images, requirements=requirements, split=split)
-    metrics, result, columns = found
-    if split == "test":
-        metrics = metrics.model_copy(update=other_splits(settings, metrics, model=model, images=images))
-    write(out, metrics, result, columns, model=model, images=images, split=split)
+    if out:
+        out.mkdir(parents=True, exist_ok=True)  # an unwritable folder is reported before the evaluation
+    paths = {"model": model, "images": images}
+    metrics, result, columns = measure(settings, **paths, requirements=requirements, split=split, num_images=num_images)
+    if out is None:
+        return metrics
+    if metrics.split == "test" and num_images is None:
+        metrics = metrics.model_copy(update=other_splits(settings, metrics, **paths))
+    write(out, metrics, result, columns, **paths, split=split)
     return metrics

@@ -9,7 +9,7 @@ import numpy as np
 from flows.core.device import find_device
 from flows.core.errors import Exit, UserError
 from flows.images.store import ImageSet, data_sha256, load_images, load_labels
-from flows.quality.features import Task, accuracy, fit, guessed, learned, save_features, share_error
+from flows.quality.features import SYMMETRIES, Task, accuracy, fit, learned, save_features, share_error
 from flows.validation.report import require_validated
 
 if TYPE_CHECKING:
@@ -31,9 +31,9 @@ def features(settings: "Features", *, images: Path, validation: Path, out: Path)
     count = len(image_set.test)
     for task, train, test in tasks(images, image_set, settings.task):
         network = fit(image_set.train, train, settings, num_levels=image_set.num_levels, device=device)
-        right, guess = accuracy(network, image_set.test, test, settings.seed), guessed(images, task)
-        error = share_error(right, count)
-        log.info("features: %s found %.4f +- %.4f, by a guess %.4f", task, right, error, guess)
+        right = accuracy(network, image_set.test, test, settings.seed)
+        guess = 1 / len(SYMMETRIES) if test is None else float(np.bincount(test).max() / count)
+        log.info("features: %s found %.4f +- %.4f, by a guess %.4f", task, right, share_error(right, count), guess)
         if learned(right, guess, count):
             break
     described: dict[str, object] = {
@@ -43,6 +43,7 @@ def features(settings: "Features", *, images: Path, validation: Path, out: Path)
         "num_classes": network.head.out_features,
         "width": settings.width,
         "accuracy": right,
+        "guess": guess,
         "data_sha256": data_sha256(images),
     }
     save_features(out, network, described)

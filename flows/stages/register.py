@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CURVES = "training/curves.csv"
-"""In the model's folder, where it is in `reports`."""
 CARD = """\
 # Variational diffusion model of {title}
 
@@ -104,8 +102,8 @@ def register(
         parameters=json.dumps(parameters, indent=2),
     )
     with writing_folder(out) as folder:
-        (folder / CURVES).parent.mkdir()
-        for source, name in ((trained / WEIGHTS, WEIGHTS), (trained / CONFIG, CONFIG), (curves, CURVES)):
+        copies = {WEIGHTS: trained / WEIGHTS, CONFIG: trained / CONFIG, f"training/{curves.name}": curves}
+        for name, source in copies.items():
             with source.open("rb") as original, writing(folder / name) as copy:
                 shutil.copyfileobj(original, copy)
         write_whole(folder / "README.md", card)

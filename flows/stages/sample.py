@@ -13,7 +13,7 @@ import pandas as pd
 from flows.core.checkpoint import load_model, read_description
 from flows.core.device import find_device
 from flows.core.files import written_last
-from flows.evaluation.results import SampleMetrics, with_error
+from flows.evaluation.results import SampleMetrics
 from flows.images.labels import class_numbers, classes_of, given_class
 from flows.images.store import ImageSet, load_images
 from flows.quality.measuring import measure, require_fitting
@@ -60,8 +60,6 @@ def sample(
     with ExitStack() as stack:
         for name, content in contents.items():
             stack.enter_context(written_last(out / name, content))
-    right = with_error(metrics.features_accuracy, metrics.features_accuracy_standard_error)
-    log.info("features: %s found %s, by a guess %.4f", metrics.features_task, right, metrics.features_guess)
     if metrics.withheld:
         log.warning("no distances, precision and recall: %s", metrics.withheld)
     for name, figure in metrics.figures.items():

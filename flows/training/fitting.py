@@ -178,7 +178,7 @@ def fit(
     steps = trainer.settings.steps
     saved_at, began = trainer.done, time.monotonic()
     saved_time = began
-    track = tracking(train.tracker if is_first() else None, run.folder, trainer.records)
+    track = tracking(train.tracker if is_first() else None, run.folder, trainer.done)
     if is_first():
         start_curves(curves, trainer.records)
         for picture in [] if trainer.done else curves.parent.glob("samples-*.png"):

@@ -101,8 +101,8 @@ def add_to_curves(path: Path, *rows: Sequence[Any]) -> None:
         csv.writer(file).writerows(["nan" if value is None else value for value in row[:-1]] for row in rows)
 
 
-def tracking(tracker: str | None, run: Path, records: Sequence[TrainingRecord]) -> Callable[[TrainingRecord], None]:
-    """Show the records in the tracker, and return the function that shows another one.
+def tracking(tracker: str | None, run: Path, done: int) -> Callable[[TrainingRecord], None]:
+    """Return the function that shows a record in the tracker, where those of the steps after `done` are forgotten.
 
     Its files lie beside the folder of all runs.  Raises UserError (exit 2) if the tracker is not installed.
     """
@@ -113,9 +113,7 @@ def tracking(tracker: str | None, run: Path, records: Sequence[TrainingRecord]) 
     except ImportError as error:
         advice = "pip install 'vdm-pipeline[tensorboard]', or set it to null"
         raise UserError(f"train.tracker: TensorBoard is not installed: {advice}", Exit.USAGE) from error
-    folder = run.resolve().parent.with_name(tracker) / run.name
-    shutil.rmtree(folder, ignore_errors=True)
-    writer = SummaryWriter(folder)
+    writer = SummaryWriter(run.resolve().parent.with_name(tracker) / run.name, purge_step=done + 1)
 
     def show(record: TrainingRecord) -> None:
         for name, value in record._asdict().items():
@@ -123,6 +121,4 @@ def tracking(tracker: str | None, run: Path, records: Sequence[TrainingRecord]) 
                 writer.add_scalar(name, value, record.step)
         writer.flush()
 
-    for record in records:
-        show(record)
     return show

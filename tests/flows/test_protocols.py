@@ -110,7 +110,9 @@ def test_metrics_and_tables_have_every_figure_under_its_name(folder: Path) -> No
     settings = read_params(ROOT / "params.yaml").evaluate
     settings = settings.model_copy(update={"device": "cpu", "precision": "float32", "times_per_image": 2})
     model, out = folder / "model", folder / "out"
-    metrics, result, _ = bound.measure(settings, model=model, images=folder / "images", requirements=folder / "none")
+    metrics, result, _ = bound.measure(
+        settings, model=model, images=folder / "images", requirements=folder / "none", split="test"
+    )
     terms = {
         "bpd": result.bpd,
         "prior_bpd": result.prior,
@@ -119,7 +121,7 @@ def test_metrics_and_tables_have_every_figure_under_its_name(folder: Path) -> No
     }
     assert {name: getattr(metrics, name) for name in terms} == {name: each.mean() for name, each in terms.items()}
     out.mkdir()
-    bound.write(out, metrics, result, {}, model=model, images=folder / "images")
+    bound.write(out, metrics, result, {}, model=model, images=folder / "images", split="test")
     levels = result.noise_levels(seed=settings.seed, num_timesteps=settings.num_timesteps)
     gamma = load_model(model).schedule(torch.from_numpy(levels.t).float()).detach().numpy()
     of_levels = {

@@ -29,7 +29,7 @@ from flows.core.errors import Exit, UserError
 from flows.evaluation.results import BoundMetrics, SampleMetrics
 from flows.images.store import data_sha256, spread
 from flows.report import charts, markdown, pictures
-from flows.report.facts import other_codes
+from flows.report.facts import facts, other_codes
 from flows.report.page import Page, alike, difference, extremes, grids, page
 from flows.report.quality import cautions
 from flows.report.results import Files, disagreements, origin_here, read_results
@@ -192,12 +192,12 @@ def test_results_that_do_not_belong_together_are_named(files: Files, tmp_path: P
         ("metrics", "{", "damaged"),
         ("validation", '{"success": 1}', "damaged: success"),
         ("per_image", "image,bpd\n0,1\n", "damaged: 1 rows, but the metrics are about 40 images"),
+        ("per_image", "image,bpd\n" + 40 * "40,1\n", "damaged: there is no image 40"),
         ("curves", "step,bpd\n1,<script>\n", "damaged: could not convert string"),
         ("noise_levels", "\xff\xfe", "damaged: "),
         ("neighbours", "sample,train_image,distance\n16,0,0\n", "damaged: there is no sample 16"),
         ("samples", "\x93NUMPY", "damaged"),
         ("images", "dataset.json", "damaged"),
-        ("denoising", "\x89PNG", "damaged"),
     ],
 )
 def test_a_damaged_file_is_one_line(name: str, content: str, reason: str, files: Files) -> None:
@@ -361,6 +361,13 @@ def test_the_schedule_is_the_models_and_not_that_of_the_times_of_the_evaluation(
     assert [line.get_label() for line in drawn.lines] == ["gamma: -8.50 to 3.50", "at first: -7.00 to 5.00"]
     (curve, _) = drawn.lines
     assert np.abs(np.diff(np.asarray(curve.get_ydata()), 2)).max() > 1e-4
+
+
+def test_other_codes_are_given_the_evaluated_images(files: Files) -> None:
+    results = read_results(files, ORIGIN)
+    assert results.images
+    few = results._replace(metrics=results.metrics.model_copy(update={"num_images": 4}))
+    assert {*other_codes(spread(results.images.test, 4))} <= {*facts(few)}
 
 
 def test_other_codes_are_given_the_same_images() -> None:

@@ -85,7 +85,9 @@ def test_a_copied_folder_has_a_whole_page_elsewhere(vdmctl: Vdmctl, tmp_path: Pa
     model = tmp_path / "copy"
     shutil.copytree(tmp_path / "models/vdm", model)
     shutil.copytree(tmp_path / "reports", model, dirs_exist_ok=True)
-    (model / "README.md").write_text('# Card\n\n```json\n{"train": {"steps": 2601, "keep": "best"}}\n```\n')
+    (model / "README.md").write_text(
+        '# Card\n\n## Parameters\n\n```json\n{"train": {"steps": 2601, "keep": "best"}}\n```\n'
+    )
     for folder in ("reports", "data"):
         shutil.rmtree(tmp_path / folder)
     result = vdmctl("copy", "--out", "page.html")

@@ -165,8 +165,8 @@ def test_tensorboard_has_every_line_of_a_run_that_was_continued(tmp_path: Path) 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     later = RECORD._replace(step=10, validation_bpd=2.5)
-    for before in ([], [RECORD]):
-        tracking("tensorboard", tmp_path / "runs/abc", before)(RECORD if not before else later)
+    for done, record in ((0, RECORD), (5, later), (5, later)):  # killed after step 10, before its state was saved
+        tracking("tensorboard", tmp_path / "runs/abc", done)(record)
     events = EventAccumulator(str(tmp_path / "tensorboard/abc")).Reload()
     assert [(each.step, each.value) for each in events.Scalars("bpd")] == [(5, 3.0), (10, 3.0)]
     assert [(each.step, each.value) for each in events.Scalars("validation_bpd")] == [(10, 2.5)]
