@@ -1,6 +1,5 @@
-"""The facts about a model that a reader asks for first: its size, its training, and what other codes need."""
+"""The facts about a model that a reader asks for first: its size, its training, and what a PNG needs."""
 
-import zlib
 from collections.abc import Iterator
 from io import BytesIO
 
@@ -11,7 +10,7 @@ from flows.images.store import spread
 from flows.report.results import Results
 
 MOST_BYTES = 2**23
-"""Of the images that are given to other codes, which takes some seconds."""
+"""Of the images that are written as a PNG, which takes some seconds."""
 
 
 def facts(results: Results) -> Iterator[tuple[str, str]]:
@@ -34,23 +33,19 @@ def facts(results: Results) -> Iterator[tuple[str, str]]:
     if origin.preset:
         yield "Preset", origin.preset
     if results.images:
-        yield from other_codes(spread(getattr(results.images, metrics.split), metrics.num_images))
+        yield in_one_png(spread(getattr(results.images, metrics.split), metrics.num_images))
     if results.validation:
         yield "Data validation", results.validation.verdict
     if metrics.environment:
         yield "Evaluated on", f"{metrics.environment.processor}, torch {metrics.environment.torch}"
 
 
-def other_codes(images: np.ndarray) -> Iterator[tuple[str, str]]:
-    """Yield the bits/dim of the images (N,C,H,W), evenly spread if there are many, in one PNG file and in zlib's code.
-
-    The PNG file has all images below each other.
-    """
+def in_one_png(images: np.ndarray) -> tuple[str, str]:
+    """Return the fact how many bits/dim the images (N,C,H,W) take, evenly spread if many, below each other in a PNG."""
     chosen = np.ascontiguousarray(spread(images, max(1, MOST_BYTES // images[0].nbytes)))
     _, channels, _, width = chosen.shape
     rows = chosen.transpose(0, 2, 3, 1).reshape(-1, width, 3) if channels == 3 else chosen.reshape(-1, width)
     file = BytesIO()
     Image.fromarray(rows).save(file, format="png", compress_level=9)
     of = "The same images" if len(chosen) == len(images) else f"{len(chosen):,} of these images"
-    for name, size in (("one PNG", file.tell()), ("zlib", len(zlib.compress(chosen.tobytes(), 9)))):
-        yield f"{of} in {name}", f"{8 * size / chosen.size:.4f} bits/dim"
+    return f"{of} in one PNG", f"{8 * file.tell() / chosen.size:.4f} bits/dim"
