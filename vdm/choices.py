@@ -33,5 +33,3 @@ MOST_LEVELS = 2**16
 """The largest number of levels of a pixel."""
 MOST_BLOCKS = 1024
 """The largest `blocks` of `vdm.network.NoisePredictor`."""
-MOST_CLASSES = 2**16
-"""The largest number of classes of a model."""

@@ -17,8 +17,10 @@ from vdm.model import VDM
 
 
 class Classified(NamedTuple):
-    """N images and K classes: log p(x | c) (N,K), and how far the two best classes are apart, (N,); nats, float64."""
+    """N images, K classes: p(c | x) and log p(x | c), (N,K); the rest (N,), as the margin of the two best; nats."""
 
+    best: np.ndarray
+    probabilities: np.ndarray
     log_likelihoods: np.ndarray
     margin: np.ndarray
     margin_standard_error: np.ndarray
@@ -26,16 +28,6 @@ class Classified(NamedTuple):
     """-log p(x) by the mixture over the classes."""
     mixture_bias: np.ndarray
     """What the Monte Carlo error adds to the mixture: at most 0, since the sum favours classes that were lucky."""
-
-    @property
-    def best(self) -> np.ndarray:
-        """The most likely class of each image, (N,)."""
-        return np.asarray(self.log_likelihoods.argmax(1))
-
-    @property
-    def probabilities(self) -> np.ndarray:
-        """p(c | x), (N,K)."""
-        return np.asarray(softmax(self.log_likelihoods, axis=1))
 
 
 def class_losses(model: VDM, pixels: np.ndarray, share: range, **options: Any) -> np.ndarray:
@@ -55,7 +47,8 @@ def classified(losses: np.ndarray) -> Classified:
     apart = losses[second, images] - losses[best, images]
     mixture = math.log(len(bounds)) - logsumexp(-bounds, axis=0)
     # The second-order term of the expected mixture: minus half the variance of the bounds among the likely classes.
-    shares = softmax(-bounds, axis=0)[:, :, None]
-    likely = np.sqrt(shares) * (losses - (shares * losses).sum(0))
+    shares = softmax(-bounds, axis=0)
+    likely = np.sqrt(shares)[:, :, None] * (losses - (shares[:, :, None] * losses).sum(0))
     bias = -0.5 * np.stack([stratified_variance(draws) for draws in likely]).sum(0)
-    return Classified(-bounds.T, apart.mean(1), np.sqrt(stratified_variance(apart)), mixture, bias)
+    error = np.sqrt(stratified_variance(apart))
+    return Classified(best, shares.T, -bounds.T, apart.mean(1), error, mixture, bias)

@@ -51,6 +51,10 @@ FARTHEST = 2**30
 """The largest mean, in cells."""
 
 
+Tick = Callable[[int], object]
+"""Is called with the number of images after every step."""
+
+
 class Coder(Protocol):
     """A last-in, first-out entropy coder of symbols whose frequencies add up to `TOTAL`.
 
@@ -150,15 +154,11 @@ class Codec:
 
     @torch.inference_mode()
     def encode(
-        self,
-        coder: Coder,
-        pixels: np.ndarray,
-        tick: Callable[[int], object] = lambda _: None,
-        classes: np.ndarray | None = None,
+        self, coder: Coder, pixels: np.ndarray, tick: Tick = lambda _: None, classes: np.ndarray | None = None
     ) -> None:
         """Encode images (B,C,H,W) uint8, and with classes (B,) these and the images given them.
 
-        `tick` is called with B after every step.  Raises ArithmeticError if the network's output is not finite, and
+        Raises ArithmeticError if the network's output is not finite, and
         ValueError unless they are images of the model.
         """
         self.model.require_images(pixels)
@@ -173,12 +173,10 @@ class Codec:
             encode_plainly(coder, classes, self.model.classes or 1)
 
     @torch.inference_mode()
-    def decode(
-        self, coder: Coder, count: int, tick: Callable[[int], object] = lambda _: None, *, classed: bool = False
-    ) -> np.ndarray:
+    def decode(self, coder: Coder, count: int, tick: Tick = lambda _: None, *, classed: bool = False) -> np.ndarray:
         """Decode a batch of `count` images: (count,C,H,W) uint8.  `classed` says whether they have classes.
 
-        `tick` is called as in `encode`.  Raises ArithmeticError if the stack turns out to be damaged.
+        Raises ArithmeticError if the stack turns out to be damaged.
         """
         classes = decode_plainly(coder, (count,), self.model.classes or 1) if classed else None
         z_s = self.p(-1).pop(coder, self.gammas.new_zeros((count, *self.model.image_shape)))
@@ -211,11 +209,10 @@ class Codec:
     def backward_mean(self, z_t: Tensor, t: int, classes: np.ndarray | None) -> Tensor:
         """Return the mean of p(z_s | z_t), given classes (B,), if any."""
         gamma_s, gamma_t = self.gammas[t - 1], self.gammas[t]
-        size = max(1, PIXELS_AT_ONCE // z_t[0, 0].numel())
-        eps_hat = torch.empty_like(z_t)
+        eps_hat, size = torch.empty_like(z_t), max(1, PIXELS_AT_ONCE // z_t[0, 0].numel())
         for part in (slice(first, first + size) for first in range(0, len(z_t), size)):
-            predict_noise = self.model.given(None if classes is None else classes[part])
-            eps_hat[part] = predict_noise(z_t[part], gamma_t.expand(len(z_t[part])))
+            given = self.model.given(None if classes is None else classes[part])
+            eps_hat[part] = given(z_t[part], gamma_t.expand(len(z_t[part])))
         return reverse_step(z_t, denoise(z_t, eps_hat, gamma_t), torch.zeros_like(z_t), gamma_s, gamma_t)
 
     def push_pixels(self, coder: Coder, pixels: np.ndarray, z_0: Tensor) -> None:

@@ -57,11 +57,6 @@ class Evaluation(NamedTuple):
         return stratified_variance(self.diffusion_draws)
 
     @property
-    def draws(self) -> np.ndarray:
-        """-VLB per image at each time, (N,K) bits/dim."""
-        return np.asarray((self.prior + self.reconstruction)[:, None] + self.diffusion_draws)
-
-    @property
     def bpd(self) -> np.ndarray:
         """-VLB per image, (N,) bits/dim."""
         return np.asarray(self.prior + self.reconstruction + self.diffusion)
@@ -209,8 +204,7 @@ def image_terms(
         t = t.clamp(max=1 - torch.finfo(t.dtype).eps)  # a float64 just below 1 may round to 1
         images = batch.repeat_interleave(times_per_image, 0)
         with torch.autocast(like.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            predict_noise = model.given(classes[0] if classes else None)
-            terms = model(images, eps.to(like.dtype), t, num_timesteps=num_timesteps, predict_noise=predict_noise)
+            terms = model(images, eps.to(like.dtype), t, *classes, num_timesteps=num_timesteps)
         parts.append(torch.stack([bits_per_dim(term.double(), model.num_dims) for term in terms]))
     return torch.cat(parts, dim=1).reshape(3, len(share), times_per_image).cpu().numpy()
 

@@ -141,27 +141,22 @@ class VDM(nn.Module):
         return lambda z_t, gamma_t: torch.lerp(self.network(z_t, gamma_t), given(z_t, gamma_t), guidance)
 
     def forward(
-        self,
-        pixels: Tensor,
-        eps: Tensor,
-        t: Tensor,
-        *,
-        num_timesteps: int | None = None,
-        predict_noise: PredictNoise | None = None,
+        self, pixels: Tensor, eps: Tensor, t: Tensor, classes: Tensor | None = None, *, num_timesteps: int | None = None
     ) -> Terms:
         """Return one draw of the bound's terms, each (B,) nats per image (eq. 11).
 
         pixels (B,C,H,W) of an integer type; eps (B,C,H,W) standard normal; t (B,) in [0, 1).  With `num_timesteps`
-        steps, t is rounded up to their grid; None stands for continuous time.  `predict_noise` replaces the network,
-        for example by that of a class (`given`).  Raises TypeError for other pixels.
+        steps, t is rounded up to their grid; None stands for continuous time.  With classes (B,) they are the terms of
+        p(x | c).  Raises TypeError for other pixels.
         """
+        predict_noise = self.given(classes)
         if num_timesteps is None:
             return self.terms(pixels, eps, *self.schedule.gamma_and_slope(t), predict_noise)
         # In float32 neighbouring times of many steps would lose the digits of their difference.
         t = grid_times(t.double(), num_timesteps)
         gamma_s, gamma_t = self.schedule(t - 1 / num_timesteps), self.schedule(t)
         x = pixels_to_x(pixels, self.num_levels, eps.dtype)
-        diffusion = finite_diffusion_loss(x, eps, gamma_s, gamma_t, num_timesteps, predict_noise or self.network)
+        diffusion = finite_diffusion_loss(x, eps, gamma_s, gamma_t, num_timesteps, predict_noise)
         return Terms(prior_loss(x, self.schedule.gamma_1), self.reconstruction_loss(pixels), diffusion)
 
     def terms(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, scaled_dot_product_attention, silu
 
-from vdm.choices import MOST_BLOCKS, MOST_CLASSES
+from vdm.choices import MOST_BLOCKS
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear, nn.Embedding)
 
@@ -33,7 +33,7 @@ class NoisePredictor(nn.Module):
 
     Raises ValueError unless `width` is even, at least 4 and a multiple of `norm_groups`, `blocks` is 1 to
     `MOST_BLOCKS`, the exponents are at most `LARGEST_EXPONENT` in size, `norm_eps` is above 0 and finite, and `dropout`
-    is at least 0 and below 1, and `classes` is None or 2 to `MOST_CLASSES`.
+    is at least 0 and below 1, and `classes` is None or at least 2.
     """
 
     def __init__(
@@ -54,8 +54,8 @@ class NoisePredictor(nn.Module):
     ) -> None:
         super().__init__()
         require_possible(width, blocks, norm_groups, norm_eps, dropout, fourier_exponents)
-        if classes is not None and not 1 < classes <= MOST_CLASSES:
-            raise ValueError(f"classes {classes} must be between 2 and {MOST_CLASSES}")
+        if classes is not None and classes < 2:
+            raise ValueError(f"classes {classes} must be at least 2")
         self.width = width
         self.gamma_min = gamma_min
         self.gamma_max = gamma_max
@@ -92,8 +92,7 @@ class NoisePredictor(nn.Module):
     ) -> Tensor:
         """Return eps_hat (B,C,H,W).  gamma_t (B,); `augmented` (B,) is 0 or 1, by default 0 for all images.
 
-        `classes` (B,) are the integers of the images' classes, by default "no class", which has the number after the
-        last class.
+        `classes` (B,) are integers, by default that of "no class", which is the one after the last class.
         """
         condition = self.condition(gamma_t, augmented, classes)
         h = self.conv_in(torch.cat([z_t, fourier_features(z_t, self.fourier_exponents)], dim=1))

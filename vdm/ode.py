@@ -56,10 +56,9 @@ def evaluate_ode(
 ) -> np.ndarray:
     """Return an upper bound of -log P(pixels) under the ODE for every image (N,C,H,W): (N,) bits/dim.
 
-    With `labels` (N,) it is that of p(x | c), else that of p(x).
-
-    The mean over `num_draws` draws is inside the logarithm.  `num_probes` 0 takes the exact divergence.  Draws and
-    probes depend on the seed and on the image's index alone.  `batch_size` counts images times draws.
+    With `labels` (N,) it is that of P(pixels | class).  The mean over `num_draws` draws is inside the logarithm.
+    `num_probes` 0 takes the exact divergence.  Draws and probes depend on the seed and on the image's index alone.
+    `batch_size` counts images times draws.
 
     The draws of an image share its Rademacher probes.  An error that is the same in all draws only adds to the
     logarithm, and is 0 on average.  The errors that differ make the mean inside the logarithm too large on average:

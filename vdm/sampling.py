@@ -38,8 +38,8 @@ class Solver(NamedTuple):
     """How to go from noise to an image: T steps between noise levels that are evenly spaced in gamma or in t.
 
     `order` is 1 or 2.  `eta` is the noise of a step, from 0 (none) to 1 (that of p(z_s | z_t)).  `clip` limits every
-    x_hat to [-1, 1], where all images lie.  `precision` is that of the network's matrix products, and `guidance` that
-    of `vdm.model.VDM.given`.
+    x_hat to [-1, 1], where all images lie.  `precision` is that of the network's matrix products.  `classes` are those
+    of image 0, 1 and so on, in turn, and `guidance` is that of `vdm.model.VDM.given`.
     """
 
     num_timesteps: int
@@ -48,6 +48,7 @@ class Solver(NamedTuple):
     grid: Grid = "gamma"
     clip: bool = True
     precision: Precision = "float32"
+    classes: Sequence[int] | None = None
     guidance: float = 1.0
 
 
@@ -58,11 +59,9 @@ class Step(NamedTuple):
     x_hat: Tensor
 
 
-def sample(
-    model: VDM, indices: Iterable[int], solver: Solver, *, seed: int, classes: Sequence[int] | None = None
-) -> Tensor:
+def sample(model: VDM, indices: Sequence[int], solver: Solver, *, seed: int) -> Tensor:
     """Return the images with these indices, (N,C,H,W) integer pixels on the model's device."""
-    return decode(model, trajectory(model, indices, solver, seed=seed, classes=classes))
+    return decode(model, trajectory(model, indices, solver, seed=seed))
 
 
 @torch.no_grad()
@@ -77,10 +76,8 @@ def decode(model: VDM, steps: Iterable[Step]) -> Tensor:
 
 
 @torch.no_grad()
-def trajectory(
-    model: VDM, indices: Iterable[int], solver: Solver, *, seed: int, classes: Sequence[int] | None = None
-) -> Iterator[Step]:
-    """Yield the steps on the way to the images with these indices, from noise to z_0, given their classes (N,), if any.
+def trajectory(model: VDM, indices: Sequence[int], solver: Solver, *, seed: int) -> Iterator[Step]:
+    """Yield the steps on the way to the images with these indices, from noise to z_0.
 
     The second order extrapolates x_hat linearly in gamma from the step before (Lu et al., algorithm 2).  The first and
     the last step are of first order: the first has no step before it, and x_hat bends most where the noise ends.
@@ -91,7 +88,7 @@ def trajectory(
     model.require_evaluation_mode()
     gammas = noise_levels(model.schedule, solver)
     noise = image_noise(model, indices, seed, len(gammas) if solver.eta else 1)
-    predict_noise = model.given(classes, solver.guidance)
+    predict_noise = predictor(model, indices, solver)
     h = -gammas.diff() / 2
     z, before = next(noise), None
     for i, (gamma_t, gamma_s) in enumerate(pairwise(gammas)):
@@ -108,15 +105,7 @@ def trajectory(
 
 @torch.no_grad()
 def fill_in(
-    model: VDM,
-    known: Tensor,
-    missing: Tensor,
-    indices: Iterable[int],
-    solver: Solver,
-    *,
-    seed: int,
-    repeats: int,
-    classes: Sequence[int] | None = None,
+    model: VDM, known: Tensor, missing: Tensor, indices: Sequence[int], solver: Solver, *, seed: int, repeats: int
 ) -> Iterator[Step]:
     """Yield the steps on the way to images that have the pixels `known` (C,H,W) except where `missing` (H,W) is true.
 
@@ -137,7 +126,7 @@ def fill_in(
         )
     gammas = noise_levels(model.schedule, solver)
     noise = image_noise(model, indices, seed, 1 + (len(gammas) - 1) * (2 * repeats - 1))
-    predict_noise = model.given(classes, solver.guidance)
+    predict_noise = predictor(model, indices, solver)
     z = next(noise)
     x = pixels_to_x(known.to(z.device), model.num_levels, z.dtype)
     missing = missing.to(z.device)
@@ -166,6 +155,12 @@ def noise_levels(schedule: LinearSchedule, solver: Solver) -> Tensor:
     else:
         gammas = schedule(share)
     return torch.unique_consecutive(gammas)  # type: ignore[no-any-return]
+
+
+def predictor(model: VDM, indices: Sequence[int], solver: Solver) -> PredictNoise:
+    """Return the noise predictor of the images with these indices."""
+    classes = [solver.classes[index % len(solver.classes)] for index in indices] if solver.classes else None
+    return model.given(classes, solver.guidance)
 
 
 def predict(predict_noise: PredictNoise, z_t: Tensor, gamma_t: Tensor, solver: Solver) -> Tensor:

@@ -49,10 +49,7 @@ PROBES_HELP = (
 )
 GIVEN_HELP = "Of models with classes: class, for p(x | class), or nothing, for p(x). [default: `given` in params.yaml]"
 GivenOption = Annotated[Given | None, typer.Option(help=GIVEN_HELP)]
-SURE_HELP = (
-    "Take twice as many noise levels, up to four times, for images whose two best classes are less than three standard"
-    " errors apart."
-)
+SURE_HELP = "Take 2, 4, 8 or 16 times as many where the two best classes are less than 3 standard errors apart."
 OUT_HELP = "vlb: folder for metrics.json, per_image.csv and noise_levels.csv, which are replaced."
 
 
@@ -173,8 +170,8 @@ def classify(
     probabilities = (f"{each[best]:.4f}" for each, best in zip(found.probabilities, found.best, strict=True))
     margins = map(with_error, found.margin, found.margin_standard_error)
     rows = zip(map(str, count()), names, probabilities, margins, map(str, found.times), strict=False)
-    header = ("image", "class", "probability", "margin, nats", "times")
-    say_result(found.model_dump(), table(header, list(rows)), as_json)
+    text = table(("image", "class", "probability", "margin, nats", "times"), list(rows))
+    say_result(found.model_dump(), text, as_json)
 
 
 @commands.command()

@@ -28,10 +28,8 @@ SAMPLER_HELP = (
     "ancestral: as in the paper, but with `sample.grid` and `sample.clip`. ddim, dpm-solver++: without noise, of first"
     " and second order. sde-dpm-solver++: of second order, with noise. [default: sample.order and sample.eta]"
 )
-CLASS_HELP = (
-    "Numbers or names of classes, as in 3,7 or cat,dog, for the images in turn; a grid has a row for each. none: no"
-    " class."
-)
+CLASS_HELP = "Classes for the images in turn, a row each in a grid: numbers or names, as in 3,7 or cat,dog, or none."
+GUIDANCE_HELP = "1: p(x | class); more exaggerates the class, 0 forgets it. [default: sample.guidance]"
 OUT_HELP = "The output, by its ending: a grid (.png), an array of levels (.npy), or a folder of PNG files."
 FILM_HELP = "Also write z_t and x_hat of the first images at several steps: a strip (.png) or a film (.gif)."
 
@@ -47,10 +45,7 @@ def sample(
     ] = None,
     sampler: Annotated[Sampler | None, typer.Option(help=SAMPLER_HELP)] = None,
     classes: Annotated[str | None, typer.Option("--class", help=CLASS_HELP, show_default="all in turn")] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(help="1: p(x | class); more exaggerates the class, 0 forgets it. [default: sample.guidance]"),
-    ] = None,
+    guidance: Annotated[float | None, typer.Option(help=GUIDANCE_HELP)] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the noise. [default: sample.seed]")] = None,
     out: Annotated[Path | None, typer.Option(help=OUT_HELP, show_default=str(OUT))] = None,
     film: Annotated[Path | None, typer.Option(help=FILM_HELP)] = None,

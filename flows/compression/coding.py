@@ -14,7 +14,7 @@ a damaged file or computes other means than the encoder.
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -30,14 +30,12 @@ from flows.core.checkpoint import load_model, model_sha256
 from flows.core.device import find_device, processor
 from flows.core.documents import Document
 from flows.core.errors import Exit, UserError
-from vdm.codec import CELLS, Codec, decode_plainly, encode_plainly
+from vdm.codec import CELLS, Codec, Tick, decode_plainly, encode_plainly
 from vdm.model import VDM
 
 MAGIC, VERSION = b"VDMZ", 3
 MODEL_BYTES, WORD_BYTES = 4, WORD_BITS // 8
 START_BYTES = len(MAGIC) + 1 + MODEL_BYTES + 1
-Tick = Callable[[int], object]
-"""Is called with the number of images after every step."""
 
 
 class Header(Document):
@@ -142,9 +140,7 @@ class Coding:
             return None
         return self.coarse if batch.stop > self.header.num_images - COARSE_IMAGES else self.fine
 
-    def encode(
-        self, images: np.ndarray, pixels_sha256: bytes, tick: Tick, classes: np.ndarray | None = None
-    ) -> Encoded:
+    def encode(self, images: np.ndarray, pixels_sha256: bytes, tick: Tick, classes: np.ndarray | None) -> Encoded:
         """Encode images (N,C,H,W) uint8, with their classes (N,) if the header says so.
 
         Raises UserError (exit 5) if the network's output is not finite.

@@ -17,7 +17,7 @@ from flows.core.errors import Exit, UserError
 from flows.core.files import read_bounded, writing
 from flows.core.folders import require_replaceable, writing_folder
 from flows.evaluation.results import Figure
-from flows.images.labels import classes_of
+from flows.images.labels import classes_of, given_class
 from flows.process.progress import bar
 from vdm.choices import Split
 from vdm.evaluation import evaluate
@@ -79,8 +79,6 @@ def compress(
 ) -> Compressed:
     """Write the images in `source` (see `open_images`) to the file `out`.  With `verify`, first check that it decodes.
 
-    Images of a set with labels are encoded given their classes if the model has some.
-
     Raises what `open_images` raises, and UserError: exit 2 if the file exists, without `force`, and 5 if it does not
     decode to the images, or if the model's output is not finite.
     """
@@ -89,8 +87,7 @@ def compress(
     vdm, model_digest = load_model(model, chosen), model_sha256(model)
     with writing(out) as file:  # an unwritable folder is reported before the images are encoded
         images = open_images(source, split, model)
-        labelled = vdm.classes is not None and (source / f"{split or 'test'}_labels.npy").exists()
-        classes = classes_of(source, split or "test", model) if labelled else None
+        classes = classes_of(source, split or "test", model) if given_class(model, "auto", source) else None
         pixels = hashlib.sha256(np.ascontiguousarray(images.array).data)
         header = Header(
             num_images=len(images.array),

@@ -79,8 +79,7 @@ def save_model(
     """Write a model and the arguments it was built from.  Raises OSError that names the file.
 
     A full disk leaves both old files.  `fitted_to` are the images that the model was trained on, and `inputs` is the
-    digest of all inputs of the training; both are None if they are not known.  `classes` are the keys about the classes
-    of a model that has some: `labels_sha256`, and `class_names` if they have names.
+    digest of all inputs of the training; both are None if they are not known.  `classes` are keys about the classes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = save({name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()})
@@ -98,24 +97,16 @@ def save_model(
         write_whole(folder / WEIGHTS, weights)
 
 
-def arguments_of(
-    model: Model, image_shape: Sequence[int], num_levels: int, classes: int | None = None
-) -> dict[str, Any]:
-    """Return the arguments of `vdm.model.VDM` for the parameters `model` and images of this shape and these levels.
-
-    Without classes there is no argument `classes`, as in models of earlier versions.
-    """
-    arguments = {"image_shape": image_shape, "num_levels": num_levels, **model.model_dump(exclude={"classes"})}
-    return arguments if classes is None else arguments | {"classes": classes}
+def arguments_of(model: Model, image_shape: Sequence[int], num_levels: int) -> dict[str, Any]:
+    """Return the arguments of `vdm.model.VDM` for the parameters `model` and images of this shape and these levels."""
+    unused = {"classes"} if model.classes is None else None  # as in models of earlier versions
+    return {"image_shape": image_shape, "num_levels": num_levels, **model.model_dump(exclude=unused)}
 
 
 def inputs_sha256(
     config: Mapping[str, Any], train: Mapping[str, Any], data_sha256: str, labels_sha256: str | None = None
 ) -> str:
-    """Return the digest of the inputs of a training: arguments of the model, parameters `train`, images and labels.
-
-    Without labels it leaves out what depends on them.
-    """
+    """Return the digest of the inputs of a training: arguments of the model, parameters `train`, images and labels."""
     unused = HARMLESS if labels_sha256 else {*HARMLESS, "class_dropout"}
     train = {name: value for name, value in train.items() if name not in unused}
     inputs = {"model": config, "train": train, "data": data_sha256}

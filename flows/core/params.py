@@ -9,7 +9,6 @@ from flows.core.documents import Sha256
 from flows.core.errors import brief
 from vdm.choices import (
     MOST_BLOCKS,
-    MOST_CLASSES,
     Compile,
     Dequantisation,
     Given,
@@ -117,7 +116,7 @@ class Model(Section):
     norm_eps: Annotated[float, Field(gt=0)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
     augmentation_input: bool
-    classes: Annotated[int, Field(ge=2, le=MOST_CLASSES)] | Literal["auto"] | None
+    classes: Annotated[int, Field(ge=2)] | Literal["auto"] | None
 
     @model_validator(mode="after")
     def consistent(self) -> Self:

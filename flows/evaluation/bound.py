@@ -42,11 +42,12 @@ log = logging.getLogger(__name__)
 
 Classes = Sequence[int | Literal["class"] | None]
 """What an image is given in each of several evaluations: the same class as all others, its own class, or none."""
+Columns = dict[str, np.ndarray]
 
 
 def measure(
     settings: "Evaluate", *, model: Path, images: Path, requirements: Path, split: Split, num_images: int | None = None
-) -> tuple[BoundMetrics, Evaluation, dict[str, np.ndarray]]:
+) -> tuple[BoundMetrics, Evaluation, Columns]:
     """Return the metrics of the model on images of a split, in bits/dim, the terms of every image, and columns.
 
     These are `num_images` images, evenly spread, or all for None.  The metrics name the versions of libraries, the
@@ -56,11 +57,9 @@ def measure(
     Raises what `evaluate_split` raises.
     """
     classed, device = given_class(model, settings.given, images), find_device(settings.device)
-    given: Classes = ["class", None] if classed else [None]
-    result, *without = evaluate_split(settings, model, images, split, given, num_images)
-    about, columns = None, dict[str, np.ndarray]()
-    if classed:
-        about, columns = class_figures(settings, model, images, split, num_images, result, *without)
+    results = evaluate_split(settings, model, images, split, ["class", None] if classed else [None], num_images)
+    about, columns = class_figures(settings, model, images, split, num_images, results) if classed else (None, {})
+    result = results[0]
     metrics = BoundMetrics(
         split=named(images, split),
         **figures(result).model_dump(),
@@ -157,19 +156,14 @@ def evaluate_part(
 
 
 def class_figures(
-    settings: "Evaluate",
-    model: Path,
-    images: Path,
-    split: Split,
-    num_images: int | None,
-    given: Evaluation,
-    without: Evaluation,
-) -> tuple[ClassFigures, dict[str, np.ndarray]]:
+    settings: "Evaluate", model: Path, images: Path, split: Split, num_images: int | None, results: list[Evaluation]
+) -> tuple[ClassFigures, Columns]:
     """Return what the classes of a model are worth and how well the likelihood finds them, and columns with both.
 
     At most `class_images` images are classified, or all `num_images` of both evaluations, unless they are None.  The
     others have NaN in these columns, (N,) each.  Raises what `evaluate_split` raises.
     """
+    given, without = results
     num_classes = read_description(model)["model"]["classes"]
     gain = without.bpd - given.bpd
     every = num_images is not None and settings.class_images != 0
@@ -180,7 +174,8 @@ def class_figures(
         settings = settings.model_copy(update={"times_per_image": settings.class_times})
         each = evaluate_split(settings, model, images, split, range(num_classes), len(numbers))
         nats = math.prod(load_images(images).image_shape) * math.log(2)
-        classes = classified(nats * np.stack([result.draws for result in each]))
+        draws = [(result.prior + result.reconstruction)[:, None] + result.diffusion_draws for result in each]
+        classes = classified(nats * np.stack(draws))
         labels = spread(classes_of(images, split, model), num_images)
         right, mixture = (classes.best == labels[numbers]).astype(float), classes.mixture / nats
         found |= {"accuracy": right.mean(), "accuracy_standard_error": standard_error(right)}
@@ -254,14 +249,7 @@ def digests(model: Path, images: Path) -> dict[str, Any]:
 
 
 def write(
-    out: Path,
-    metrics: BoundMetrics,
-    result: Evaluation,
-    columns: dict[str, np.ndarray],
-    *,
-    model: Path,
-    images: Path,
-    split: Split,
+    out: Path, metrics: BoundMetrics, result: Evaluation, columns: Columns, *, model: Path, images: Path, split: Split
 ) -> None:
     """Write `metrics.json`, `per_image.csv` and `noise_levels.csv`, or else none of them.
 

@@ -17,10 +17,7 @@ from vdm.classification import Classified, class_losses, classified
 if TYPE_CHECKING:
     from flows.core.params import Evaluate
 
-SURE = 3
-"""The standard errors by which the two best classes of an image are apart if it is sure."""
-MOST_DOUBLINGS = 4
-"""How often an image that is not sure gets twice as many noise levels."""
+SURE, MOST_DOUBLINGS = 3, 4
 
 
 class Classification(Document):
@@ -63,10 +60,10 @@ def classify(settings: "Evaluate", images: Path, *, model: Path, split: Split, u
         for image in unsure.tolist():
             for whole, one in zip(result, found(range(image, image + 1), int(times[image])), strict=True):
                 whole[image] = one[0]
-    columns = {"times": times, "best": result.best, "probabilities": result.probabilities, **result._asdict()}
+    columns = {"times": times, **result._asdict()}
     names, best = read_description(model).get("class_names"), result.best.tolist()
     return Classification(
-        names=[names[number] for number in best] if names else None,
+        names=[names[number] if number < len(names) else str(number) for number in best] if names else None,
         seed=settings.seed,
         num_timesteps=settings.num_timesteps,
         model_sha256=model_sha256(model),

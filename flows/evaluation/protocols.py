@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from flows.core.device import find_device
+from flows.core.errors import Exit, UserError
 from flows.evaluation.bound import digests, evaluate_split, load_fitting, named, warn_if_seen
 from flows.evaluation.results import Comparison, ModelFigures, OdeMetrics
 from flows.images.labels import classes_of, given_class
@@ -83,6 +84,8 @@ def compare(
     _, (_, second) = models
     load_fitting(second, images, find_device(settings.device), split)  # report its errors before the first is evaluated
     classed = [given_class(model, "auto", images) for _, model in models]
+    if settings.given == "class" and not any(classed):
+        raise UserError(f"neither model has classes, or {images} no labels; leave out --given class", Exit.USAGE)
     given = settings.given if settings.given != "auto" else "class" if all(classed) else "nothing"
     results = [
         evaluate_split(settings, model, images, split, ["class" if known and given == "class" else None])[0]

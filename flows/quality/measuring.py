@@ -152,8 +152,8 @@ def class_figures(
 
     `embedded` are the features (N,D) of each of these, and `classes` those of the samples, in turn.
     """
-    real = [spread(classes_of(images, split, None), quality.num_images) for split in ("test", "train")]
-    numbers = np.resize(classes, len(embedded[0])), spread(real[0], len(embedded[1])), real[1]
+    real = [classes_of(images, split, None) for split in ("test", "train")]
+    numbers = [np.resize(classes, len(embedded[0])), *map(spread, real, map(len, embedded[1:]))]
     found = {}
     for number in np.unique(numbers[0]).tolist():
         parts = [part[of_part == number] for part, of_part in zip(embedded, numbers, strict=True)]

@@ -108,7 +108,8 @@ def classified(results: Results) -> dict[str, Any]:
     if of is None or table is None or not {"label", "best", "margin"} <= set(table):
         return {}
     about, known = description(results.images), table.dropna(subset=["best"]).astype({"label": int, "best": int})
-    names = about.get("class_names") or [str(number) for number in range(of.num_classes)]
+    names = about.get("class_names") or []
+    names = names + [str(number) for number in range(len(names), of.num_classes)]
     counts = known.value_counts(["label", "best"])
     rows = [[counts.get((label, best), 0) for best in range(len(names))] for label in range(len(names))]
     unsure = []
@@ -190,16 +191,8 @@ def difference(first: Results, second: Results) -> "PairedDifference | str":
     """Return the paired difference of the images of two models, or the reason why they cannot be paired."""
     if first.per_image is None or second.per_image is None:
         return "one of them has no figures for each image"
-    for field in (
-        "data_sha256",
-        "split",
-        "num_images",
-        "seed",
-        "times_per_image",
-        "num_timesteps",
-        "precision",
-        "given",
-    ):
+    fields = ("data_sha256", "split", "num_images", "seed", "times_per_image", "num_timesteps", "precision", "given")
+    for field in fields:
         settings = [getattr(one.metrics, field) for one in (first, second)]
         if settings[0] != settings[1]:
             return f"they differ in {field}: {settings[0]} and {settings[1]}"

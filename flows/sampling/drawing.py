@@ -57,13 +57,7 @@ def draw_share(vdm: VDM, settings: "Sample", share: range, *, shown: bool = True
 
 def sampling(vdm: VDM, settings: "Sample") -> Steps:
     """Return the function from indices to the steps of `vdm.sampling.trajectory`."""
-    solver = solver_of(settings, vdm)
-    return lambda batch: trajectory(vdm, batch, solver, seed=settings.seed, classes=in_turn(settings.classes, batch))
-
-
-def in_turn(classes: list[int] | None, indices: range) -> list[int] | None:
-    """Return the classes of the images with these indices."""
-    return [classes[index % len(classes)] for index in indices] if classes else None
+    return partial(trajectory, vdm, solver=solver_of(settings, vdm), seed=settings.seed)
 
 
 def fill(vdm: VDM, settings: "Sample", known: torch.Tensor, missing: torch.Tensor) -> np.ndarray:
@@ -78,8 +72,7 @@ def fill(vdm: VDM, settings: "Sample", known: torch.Tensor, missing: torch.Tenso
 def filling(vdm: VDM, settings: "Sample", known: torch.Tensor, missing: torch.Tensor) -> Steps:
     """Return the function from indices to the steps of `vdm.sampling.fill_in`."""
     solver = solver_of(settings, vdm)
-    fixed = partial(fill_in, vdm, known, missing, solver=solver, seed=settings.seed, repeats=REPEATS)
-    return lambda batch: fixed(batch, classes=in_turn(settings.classes, batch))
+    return partial(fill_in, vdm, known, missing, solver=solver, seed=settings.seed, repeats=REPEATS)
 
 
 def counted(steps: Iterable[Step], progress: Iterator[int]) -> Iterator[Step]:
@@ -106,12 +99,9 @@ def in_batches(vdm: VDM, settings: "Sample", share: range, steps_to: Steps, *, s
 
 
 def preview(vdm: VDM) -> bytes:
-    """Return a picture of the first 16 images of seed 0, of all classes in turn, as a PNG file.
-
-    Raises what `vdm.sampling.sample` raises.
-    """
-    classes = in_turn(list(range(vdm.classes or 0)), range(16))
-    images = sample(vdm, range(16), Solver(num_timesteps=25, order=2), seed=0, classes=classes)
+    """Return a picture of the first 16 images of seed 0 as a PNG file.  Raises what `vdm.sampling.sample` raises."""
+    classes = range(vdm.classes) if vdm.classes else None
+    images = sample(vdm, range(16), Solver(num_timesteps=25, order=2, classes=classes), seed=0)
     return png(grid(images.cpu().numpy(), vdm.num_levels))
 
 

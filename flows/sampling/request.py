@@ -44,8 +44,10 @@ def answer(request: Request) -> dict[str, Any]:
     """
     require_possible(request)
     vdm = load_model(request.model, find_device(request.settings.device))
-    request = request._replace(settings=with_classes(request, vdm))
-    classes = request.settings.classes
+    classes = list(range(vdm.classes)) if vdm.classes else None
+    if request.classes is not None:
+        classes = class_numbers(request.classes, vdm.classes, read_description(request.model).get("class_names"))
+    request = request._replace(settings=request.settings.model_copy(update={"classes": classes}))
     parts, beside = None, list[np.ndarray]()
     if request.known and request.mask:
         parts = known, missing = read_known(request.known, vdm), read_mask(request.mask, vdm)
@@ -68,19 +70,10 @@ def answer(request: Request) -> dict[str, Any]:
         "num_images": len(images),
         "seed": request.settings.seed,
         **solver._asdict(),
-        "classes": classes,
         "approximate": parts is not None,
         "model_sha256": model_sha256(request.model),
         "seconds": seconds,
     }
-
-
-def with_classes(request: Request, vdm: VDM) -> "Sample":
-    """Return the settings with the numbers of classes, by default all of the model's.  Raises UserError (exit 2)."""
-    classes = None if vdm.classes is None else list(range(vdm.classes))
-    if request.classes is not None:
-        classes = class_numbers(request.classes, vdm.classes, read_description(request.model).get("class_names"))
-    return request.settings.model_copy(update={"classes": classes})
 
 
 def require_possible(request: Request) -> None:

@@ -126,9 +126,9 @@ def require_inputs(trained: Path, model: "Model", train: "Train", image_set: Ima
     Models of earlier versions and imported ones do not state their inputs.
     """
     stated = read_description(trained).get("inputs_sha256")
-    classes = number_of_classes(images, model.classes)
-    labels = None if classes is None else described(images)["labels_sha256"]
-    config = arguments_of(model, image_set.image_shape, image_set.num_levels, classes)
+    model = model.model_copy(update={"classes": number_of_classes(images, model.classes)})
+    labels = None if model.classes is None else described(images)["labels_sha256"]
+    config = arguments_of(model, image_set.image_shape, image_set.num_levels)
     if stated and stated != inputs_sha256(config, train.model_dump(), data_sha256(images), labels):
         reason = f"was trained with other parameters `model:` or `train:`, or other images than {images} holds now"
         advice = "run `vdmctl train`, or with DVC `dvc repro --force --single-item train`"

@@ -15,8 +15,8 @@ from flows.core.device import find_device
 from flows.core.files import written_last
 from flows.evaluation.results import SampleMetrics
 from flows.images.labels import class_numbers, classes_of, given_class
-from flows.images.store import ImageSet, load_images
-from flows.quality.measuring import measure, require_fitting
+from flows.images.store import ImageSet, load_images, spread
+from flows.quality.measuring import measure, num_compared, require_fitting
 from flows.sampling import film
 from flows.sampling.drawing import draw, sampling
 from flows.sampling.pictures import grid, png
@@ -34,9 +34,7 @@ def sample(
 ) -> SampleMetrics:
     """Write `num_images` samples and their metrics into `out`: all files or none.  Return the metrics.
 
-    A model with classes draws those of the settings in turn, by default those of the test images.
-
-    samples.npy     the samples (N,C,H,W), as levels
+    samples.npy     the samples (N,C,H,W), as levels; classes in turn, by default those of the test images beside them
     samples.png     the first samples
     neighbours.csv  the nearest training image of each sample that is measured, the nearest pairs first
     neighbours.png  the nearest pairs, each sample above its training image
@@ -50,7 +48,9 @@ def sample(
     if settings.classes is not None:
         class_numbers(",".join(map(str, settings.classes)), read_description(model)["model"].get("classes"), None)
     elif given_class(model, "auto", images):
-        settings = settings.model_copy(update={"classes": classes_of(images, "test", model).tolist()})
+        compared = num_compared(settings.num_images, load_images(images), quality.num_images)
+        classes = spread(classes_of(images, "test", model), compared).tolist()
+        settings = settings.model_copy(update={"classes": classes})
     drawn = draw(model, settings)
     metrics, neighbours = measure(settings, quality, drawn, model=model, features=features, images=images)
     contents: dict[str, bytes | str] = {"metrics.json": json.dumps(metrics.model_dump(), indent=2) + "\n"}

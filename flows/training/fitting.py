@@ -53,9 +53,9 @@ def train_here(
         if device.type == "cuda" or local_rank() == 0:  # on a CPU one claim covers all processes of the machine
             stack.enter_context(claim(device))
         image_set, data = load_images(images), data_sha256(images)
-        classes = number_of_classes(images, model.classes)
-        stated = {} if classes is None else described(images)
-        config = arguments_of(model, image_set.image_shape, image_set.num_levels, classes)
+        model = model.model_copy(update={"classes": number_of_classes(images, model.classes)})
+        stated = {} if model.classes is None else described(images)
+        config = arguments_of(model, image_set.image_shape, image_set.num_levels)
         settings = resolve(train, device)
         run = Run(runs / run_digest(config, train, settings, device, data, **stated), keep=train.keep_checkpoints)
         if len(set(gather(run.folder.name))) > 1:
@@ -142,8 +142,7 @@ def build(
         require_room("model", num_parameters, device, bytes_each=BYTES_OF_A_WEIGHT)
         torch.manual_seed(settings.seed)
         classes = None if labels is None else torch.from_numpy(labels).to(device)
-        vdm, from_host = VDM(**config).to(device), bring_to is not None
-        trainer = Trainer(vdm, images, settings, validation, classes, from_host=from_host)
+        trainer = Trainer(VDM(**config).to(device), images, settings, validation, classes, from_host=bool(bring_to))
     except ValueError as error:
         raise UserError(f"parameters `model` and `train`: {error}", Exit.USAGE) from error
     if settings.warmup_steps > settings.steps:

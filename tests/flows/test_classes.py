@@ -17,8 +17,10 @@ from flows.cli import run
 from flows.core import layout
 from flows.core.checkpoint import load_model, read_description, save_model
 from flows.core.errors import Exit
+from flows.core.params_file import read_params
 from flows.images.labels import described
 from flows.images.store import data_sha256, load_images, spread
+from flows.quality.measuring import class_figures
 from flows.report.page import difference, page
 from flows.report.results import Files, read_results
 from vdm.model import VDM
@@ -201,12 +203,23 @@ def test_samples_have_the_classes_that_are_named(classed: Small, capsys: pytest.
 
 
 def test_the_stage_draws_the_classes_of_the_test_images(classed: Small) -> None:
-    label(train=np.arange(60) % 2, test=np.arange(40) % 2)
-    Path("params.yaml").write_text(Path("params.yaml").read_text().replace("num_images: 12", "num_images: 40"))
+    """Of all classes, too, if the set is sorted and there are fewer samples."""
+    label(train=np.arange(60) // 30, test=np.arange(40) // 20)
+    Path("params.yaml").write_text(Path("params.yaml").read_text().replace("num_images: 12", "num_images: 20"))
     assert run(["sample"]) == Exit.DONE
     metrics = json.loads(layout.SAMPLE_METRICS.read_text())
     assert metrics["by_class"].keys() == {"0", "1"}
     assert {"precision", "recall"} < metrics["by_class"]["0"].keys()
+
+
+def test_held_out_images_are_in_the_figures_of_their_own_class(classed: Small) -> None:
+    label(train=np.arange(60) % 2, test=np.arange(40) % 2)
+    quality = read_params(Path("params.yaml")).quality.model_copy(update={"num_images": 33})
+    classes = [spread(np.arange(count) % 2, most) for count, most in ((40, 25), (60, 33))]
+    embedded = [np.random.default_rng(0).normal(100.0 * each[:, None], 1.0, (len(each), 3)) for each in classes]
+    found = class_figures([embedded[0], *embedded], classes[0].tolist(), layout.IMAGES, "x", quality)
+    assert found.keys() == {"0", "1"}
+    assert max(figures["fd_x"].held_out or 0 for figures in found.values()) < 100
 
 
 def test_classes_are_in_the_compressed_file(classed: Small, capsys: pytest.CaptureFixture[str]) -> None:
@@ -254,6 +267,8 @@ SAMPLE = ["sample", MODEL, "--out", "drawn.png", "--class"]
             "models/plain has no classes; train one with model.classes",
         ),
         (None, ["evaluate", PLAIN, "--given", "class"], Exit.USAGE, "models/plain has no classes"),
+        (None, ["compare", PLAIN, PLAIN, "--given", "class"], Exit.USAGE, "neither model has classes"),
+        (no_labels, ["compare", MODEL, MODEL, "--given", "class"], Exit.USAGE, "or data/images no labels"),
         (no_labels, ["train"], Exit.USAGE, "data/images has no labels of its train images"),
         (
             no_labels,

@@ -201,8 +201,10 @@ def test_machines_that_read_auto_differently_are_refused(tmp_path: Path, monkeyp
     monkeypatch.setattr(fitting, "data_sha256", Mock(return_value="a"))
     monkeypatch.setattr(fitting, "gather", lambda name: [name, "of another machine"])
     paths = dict.fromkeys(("images", "out", "curves", "runs"), tmp_path)
+    model = Mock(classes=None)
+    model.model_copy.return_value = model
     with pytest.raises(UserError, match=r"differ in .* train\.precision: auto and train\.compile: auto") as raised:
-        fitting.train_here(Mock(classes=None), parameters(), **paths, draw=preview)
+        fitting.train_here(model, parameters(), **paths, draw=preview)
     assert raised.value.code is Exit.USAGE
 
 

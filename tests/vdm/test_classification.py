@@ -70,14 +70,14 @@ def four_steps(derivative: Derivative, state: State, times: Tensor) -> State:
 
 
 def of_samples(model: VDM, pixels: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
-    classes = None if labels is None else torch.from_numpy(labels)
-    return [*trajectory(model, range(6), Solver(4), seed=0, classes=classes)][-1].z.double().numpy().sum((1, 2, 3))  # type: ignore[no-any-return]
+    solver = Solver(4, classes=None if labels is None else labels.tolist())
+    return [*trajectory(model, range(6), solver, seed=0)][-1].z.double().numpy().sum((1, 2, 3))  # type: ignore[no-any-return]
 
 
 def of_filling(model: VDM, pixels: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
-    classes = None if labels is None else torch.from_numpy(labels)
+    solver = Solver(3, classes=None if labels is None else labels.tolist())
     known, missing = torch.from_numpy(pixels[0]), torch.ones(8, 8, dtype=torch.bool)
-    steps = fill_in(model, known, missing, range(6), Solver(3), seed=0, repeats=2, classes=classes)
+    steps = fill_in(model, known, missing, range(6), solver, seed=0, repeats=2)
     return [*steps][-1].z.double().numpy().sum((1, 2, 3))  # type: ignore[no-any-return]
 
 

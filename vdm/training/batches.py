@@ -53,17 +53,6 @@ def draw_batch(
     return Batch(*augment(pixels, transforms, generator), t, eps)
 
 
-def draw_classes(
-    labels: Tensor, batch_size: int, *, step: int, generator: torch.Generator, seed: int, dropout: float, no_class: int
-) -> Tensor:
-    """Return the classes (B,) of the images in the batch at 0-based `step`, of labels (N,) on the generator's device.
-
-    Each is replaced by `no_class` with the probability `dropout`.
-    """
-    chosen = labels[batch_indices(len(labels), batch_size, step, seed, labels.device)]
-    return chosen.masked_fill(torch.rand(batch_size, generator=generator, device=labels.device) < dropout, no_class)
-
-
 def gather(images: Tensor, batch_size: int, seed: int, step: int) -> list[np.ndarray]:
     """Return the pixels (B,C,H,W) of the batch at 0-based `step` of images in the host's memory or in a mapped file."""
     return [images.numpy()[batch_indices(len(images), batch_size, step, seed, "cpu").numpy()]]

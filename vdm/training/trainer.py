@@ -26,7 +26,7 @@ from vdm.choices import Precision
 from vdm.model import VDM
 from vdm.network import AttentionBlock, ResidualBlock
 from vdm.prefetch import prefetched
-from vdm.training.batches import Batch, augment, draw_batch, draw_classes, gather
+from vdm.training.batches import Batch, augment, batch_indices, draw_batch, gather
 from vdm.training.log import TrainingLog, TrainingRecord
 from vdm.training.optimizer import learning_rate_factor, move_average, optimizers
 from vdm.training.processes import process
@@ -41,7 +41,6 @@ class Trainer:
     `model` is trained in place on `images` (N,C,H,W), both on one device, or with `from_host` the images on the CPU.
     `averaged` is the model of averaged weights, `kept` the one with which the run ends.  `validation` may be None.
     A model with classes needs the `labels` (N,) of the images, on its device.
-
     Raises ValueError unless processes and micro-batches divide the batch evenly, and if a transform does not suit the
     images.
     """
@@ -180,14 +179,17 @@ class Trainer:
         # With one seed for both, dropout masks and noise would be made of the same random numbers.
         seeds = np.random.SeedSequence([self.settings.seed, self.done]).generate_state(1 + self.processes).tolist()
         torch.manual_seed(seeds[1 + self.rank])
-        size, generator = self.settings.batch_size, torch.Generator(self.device).manual_seed(seeds[0])
-        place: dict[str, Any] = {"step": self.done, "generator": generator, "seed": self.settings.seed}
+        chosen, generator = self.settings, torch.Generator(self.device).manual_seed(seeds[0])
+        size, step, seed = chosen.batch_size, self.done, chosen.seed
         pixels = self.next_pixels() if self.from_host else None
-        batch = draw_batch(self.images, size, **place, transforms=self.settings.augmentation, pixels=pixels)
-        if self.labels is None or self.model.classes is None:
+        batch = draw_batch(
+            self.images, size, step=step, generator=generator, seed=seed, transforms=chosen.augmentation, pixels=pixels
+        )
+        if self.labels is None:
             return batch
-        dropout, no_class = self.settings.class_dropout, self.model.classes
-        return batch._replace(classes=draw_classes(self.labels, size, **place, dropout=dropout, no_class=no_class))
+        classes = self.labels[batch_indices(len(self.labels), size, step, seed, self.device)]
+        dropped = torch.rand(size, generator=generator, device=self.device) < chosen.class_dropout
+        return batch._replace(classes=classes.masked_fill(dropped, self.model.classes or 0))
 
     def next_pixels(self) -> Tensor:
         """Return the pixels (B,C,H,W) of the next step, and begin to bring those of the step after from the host."""
