@@ -149,7 +149,7 @@ def classify(
     images: Annotated[Path, typer.Argument(help=PICTURES_HELP)],
     model: ModelArgument = None,
     split: Annotated[Split | None, typer.Option(help=SPLIT_HELP, show_default="test, of an image set")] = None,
-    times: Annotated[int | None, typer.Option(help="Noise levels per class. [default: evaluate.class_times]")] = None,
+    times: Annotated[int | None, typer.Option(min=2, help="Noise levels. [default: evaluate.class_times]")] = None,
     until_sure: Annotated[bool, typer.Option("--until-sure", help=SURE_HELP)] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -133,6 +133,20 @@ def test_evaluation_tells_what_the_classes_are_worth_and_finds_them(
     assert [(each["given"], each["classes"]["accuracy"]) for each in swept] == [("class", None)] * 2
 
 
+def test_a_class_without_a_name_is_a_number(classed: Small, capsys: pytest.CaptureFixture[str]) -> None:
+    config: dict[str, Any] = TINY | {"classes": 4}
+    model = VDM(**config)
+    for parameter in model.network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    save_model(Path(MODEL), model, config, class_names=NAMES)
+    found = printed(capsys, "classify", "data/images", MODEL)
+    assert [NAMES.index(name) if name in NAMES else int(name) for name in found["names"]] == found["best"]
+    assert "3" in found["names"]
+    assert run(["evaluate", MODEL, "--out", "out"]) == Exit.DONE
+    results = read_results(Files(Path("out/metrics.json"), Path("out/per_image.csv"), images=layout.IMAGES), ORIGIN)
+    assert '<th scope="row">3</th>' in page(results).html
+
+
 def test_pictures_without_labels_are_evaluated_without_them_and_classified(
     classed: Small, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -267,6 +281,7 @@ SAMPLE = ["sample", MODEL, "--out", "drawn.png", "--class"]
             "models/plain has no classes; train one with model.classes",
         ),
         (None, ["evaluate", PLAIN, "--given", "class"], Exit.USAGE, "models/plain has no classes"),
+        (None, ["classify", "data/images", MODEL, "--times", "0"], Exit.USAGE, "--times"),
         (None, ["compare", PLAIN, PLAIN, "--given", "class"], Exit.USAGE, "neither model has classes"),
         (no_labels, ["compare", MODEL, MODEL, "--given", "class"], Exit.USAGE, "or data/images no labels"),
         (no_labels, ["train"], Exit.USAGE, "data/images has no labels of its train images"),
