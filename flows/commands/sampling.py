@@ -70,8 +70,7 @@ def sample(
     """
     params = parameters()
     options: dict[str, Any] = {"num_images": num_images, "num_timesteps": steps, "seed": seed, "device": device}
-    options["guidance"] = guidance
-    options |= SOLVERS[sampler] if sampler else {}
+    options |= {"guidance": guidance} | (SOLVERS[sampler] if sampler else {})
     if sampler and known:
         raise UserError("--sampler does not apply to --known: pixels are filled in by ancestral sampling", Exit.USAGE)
     given = {name: value for name, value in options.items() if value is not None}

@@ -47,8 +47,7 @@ class Compressed(Decompressed):
     `net_bpd` counts every byte of the file.  `code_bpd` is what the images added that were encoded with the model: all
     but `plain_images`, which are encoded first.  The noise that is drawn makes it vary around the bound; in few steps
     it may be shorter (docs/codec.md).  `initial_bits` are pseudo-random bits in the file.  `bound_bpd` is the bound of
-    all images in as many steps, from 32 noise levels each, given their classes if these are in the file; its standard
-    error is over images.
+    all images in as many steps, from 32 noise levels each; its standard error is over images.
     """
 
     batch_size: Count
@@ -58,7 +57,7 @@ class Compressed(Decompressed):
     code_bpd: Figure
     initial_bits: Count
     classes: bool
-    """Whether the classes of the images are in the file, too, and images encoded given them."""
+    """Whether the classes of the images are in the file, too, and all figures given them."""
     plain_images: Count
     bound_bpd: Figure
     bound_bpd_standard_error: Figure

@@ -64,8 +64,7 @@ class ClassFigures(Document):
 
     `without` are the figures of p(x) by "no class"; the gain is these minus those given the class, paired.
     `num_classified` images were classified at `class_times` noise levels each; without any, what follows is null.
-    `mixture_bpd` is -log p(x) of these images by the mixture over equally likely classes.  The Monte Carlo error adds
-    `mixture_bias_bpd` to it.
+    `mixture_bpd` is their -log p(x) by the mixture of equally likely classes, of which `mixture_bias_bpd` is a bias.
     """
 
     num_classes: Count

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Request(NamedTuple):
-    """A model folder, how to sample, and the files to write and to read."""
+    """A model folder, how to sample, the files to write and to read, and classes for the images in turn: `3,7`."""
 
     model: Path
     settings: "Sample"
@@ -34,7 +34,6 @@ class Request(NamedTuple):
     mask: Path | None
     force: bool
     classes: str | None = None
-    """Numbers or names of classes for the images, in turn."""
 
 
 def answer(request: Request) -> dict[str, Any]:
