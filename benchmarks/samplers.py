@@ -4,7 +4,10 @@ Run in a folder in which `dvc repro` has made data/images, models/vdm and models
 same seed, and so the same noise z_1; that one shows what the seed changes.  --plot FILE draws the Frechet distance over
 the number of steps.
 
-    python -m benchmarks.samplers [--images 4000] [--steps 10 25 50] [--plot FILE] [--json]
+    python -m benchmarks.samplers [--images 4000] [--steps 10 25 50] [--guidance 1 2] [--plot FILE] [--json]
+
+With --guidance, a model with classes draws the classes of the test images in turn with the default sampler, at each
+guidance, and --plot draws precision and recall over it.
 """
 
 import time
@@ -21,6 +24,7 @@ from flows.core import layout
 from flows.core.checkpoint import load_model
 from flows.core.params import Sample
 from flows.core.params_file import read_params
+from flows.images.labels import classes_of
 from flows.images.store import load_images
 from flows.quality.distances import frechet_distance, precision, recall, with_error
 from flows.quality.features import Classifier, embed, load_features
@@ -28,6 +32,7 @@ from flows.sampling.drawing import draw_share
 from vdm.model import VDM
 
 BEST, MOST_STEPS, RESAMPLES = "sde-dpm-solver++", 1000, 20
+SHARES = {"precision": precision, "recall": recall}
 Row = dict[str, Any]
 
 
@@ -35,22 +40,31 @@ def main() -> None:
     options = new_parser(__doc__)
     options.add_argument("--images", type=positive, default=4000, help="samples per row")
     options.add_argument("--steps", type=positive, nargs="+", default=[10, 25, 50])
+    options.add_argument("--guidance", type=float, nargs="+", default=[], help="of a model with classes")
     options.add_argument("--plot", type=Path, help="a .png or .svg file")
     chosen = options.parse_args()
     with explained(options):
         sample = read_params(layout.PARAMS).sample.model_copy(update={"num_images": chosen.images})
         network, _, digest = load_features(layout.FEATURES, torch.device("cpu"))
         images, model = load_images(layout.IMAGES), load_model(layout.REGISTERED)
-    training = embed(network, images.train)
-    table = []
-    for name, steps, changes in tqdm(rows(chosen.steps), disable=None):
+        classes = classes_of(layout.IMAGES, "test", layout.REGISTERED).tolist() if chosen.guidance else None
+        sample = sample.model_copy(update={"classes": classes})
+    training, test = embed(network, images.train), embed(network, images.test)
+    table: list[Row] = []
+    for guidance in chosen.guidance:
+        settings = sample.model_copy(update={"guidance": guidance})
+        table.append({"guidance": guidance, **measure(settings, model, network, training)})
+    for name, steps, changes in tqdm([] if chosen.guidance else rows(chosen.steps), disable=None):
         settings = sample.model_copy(update={"num_timesteps": steps, **SOLVERS[name], **changes})
         about = " ".join([name, *(f"{key} {value}" for key, value in changes.items())])
         table.append({"sampler": about, "steps": steps, **measure(settings, model, network, training)})
-    held_out = frechet_distance(training)(embed(network, images.test))
-    figures = {"features_sha256": digest, "num_images": chosen.images, "held_out_fd": held_out, "rows": table}
+    held_out = frechet_distance(training)(test)
+    shares = {name: measured(training)(test) for name, measured in SHARES.items()}
+    figures = {"features_sha256": digest, "num_images": chosen.images, "held_out_fd": held_out, **shares, "rows": table}
     show(figures, as_json=chosen.json)
-    if chosen.plot:
+    if chosen.plot and chosen.guidance:
+        plot_guidance(chosen.plot, table, shares)
+    elif chosen.plot:
         plot(chosen.plot, table, held_out)
 
 
@@ -66,15 +80,12 @@ def measure(settings: Sample, model: VDM, network: Classifier, training: np.ndar
     begin = time.process_time()
     drawn = embed(network, draw_share(model, settings, range(settings.num_images), shown=False))
     seconds = time.process_time() - begin
-    distance = frechet_distance(training)
-    estimate = with_error(lambda chosen: distance(drawn[chosen]), len(drawn), RESAMPLES, 0)
-    return {
-        "cpu_seconds": seconds,
-        "fd": estimate.value,
-        "fd_standard_error": estimate.standard_error,
-        "precision": precision(training)(drawn),
-        "recall": recall(training)(drawn),
-    }
+    figures: Row = {"cpu_seconds": seconds}
+    for name, measured in {"fd": frechet_distance, **SHARES}.items():
+        of = measured(training)
+        estimate = with_error(lambda chosen, of=of: of(drawn[chosen]), len(drawn), RESAMPLES, 0)  # type: ignore[misc]
+        figures |= {name: estimate.value, f"{name}_standard_error": estimate.standard_error}
+    return figures
 
 
 def plot(path: Path, table: list[Row], held_out: float) -> None:
@@ -86,6 +97,16 @@ def plot(path: Path, table: list[Row], held_out: float) -> None:
             values, errors = ([row[key] for row in line] for key in ("fd", "fd_standard_error"))
             axes.errorbar([row["steps"] for row in line], values, errors, label=str(name), marker="o", capsize=3)
         axes.axhline(held_out, color="gray", linestyle="--", label="held-out images")
+
+
+def plot_guidance(path: Path, table: list[Row], held_out: Row) -> None:
+    """Draw precision and recall over the guidance."""
+    with chart(path, xlabel="guidance", ylabel="share of images", ylim=(0, 1)) as axes:
+        for color, name in enumerate(SHARES):
+            keys = ("guidance", name, f"{name}_standard_error")
+            guidance, values, errors = ([row[key] for row in table] for key in keys)
+            axes.errorbar(guidance, values, errors, label=name, marker="o", capsize=3, color=f"C{color}")
+            axes.axhline(held_out[name], color=f"C{color}", linestyle="--", label=f"{name} of held-out images")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ SETTINGS: dict[str, Any] = {
     "precision": "float32",
     "compile": False,
     "activation_checkpointing": False,
+    "class_dropout": 0.1,
     "seed": 0,
     "log_every": 10,
 }

@@ -51,6 +51,10 @@ FARTHEST = 2**30
 """The largest mean, in cells."""
 
 
+Tick = Callable[[int], object]
+"""Is called with the number of images after every step."""
+
+
 class Coder(Protocol):
     """A last-in, first-out entropy coder of symbols whose frequencies add up to `TOTAL`.
 
@@ -149,10 +153,12 @@ class Codec:
         self.forward, self.backward = widths(forward / self.spacing), widths(backward / self.spacing)
 
     @torch.inference_mode()
-    def encode(self, coder: Coder, pixels: np.ndarray, tick: Callable[[int], object] = lambda _: None) -> None:
-        """Encode images (B,C,H,W) uint8.
+    def encode(
+        self, coder: Coder, pixels: np.ndarray, tick: Tick = lambda _: None, classes: np.ndarray | None = None
+    ) -> None:
+        """Encode images (B,C,H,W) uint8, and with classes (B,) these and the images given them.
 
-        `tick` is called with B after every step.  Raises ArithmeticError if the network's output is not finite, and
+        Raises ArithmeticError if the network's output is not finite, and
         ValueError unless they are images of the model.
         """
         self.model.require_images(pixels)
@@ -160,20 +166,23 @@ class Codec:
         self.push_pixels(coder, pixels, z_t)
         for t in range(1, len(self.gammas)):
             z_s, z_t = z_t, self.q(t).pop(coder, self.forward_mean(z_t, t))
-            self.p(t - 1).push(coder, z_s, self.backward_mean(z_t, t))
+            self.p(t - 1).push(coder, z_s, self.backward_mean(z_t, t, classes))
             tick(len(pixels))
         self.p(-1).push(coder, z_t, torch.zeros_like(z_t))
+        if classes is not None:
+            encode_plainly(coder, classes, self.model.classes or 1)
 
     @torch.inference_mode()
-    def decode(self, coder: Coder, count: int, tick: Callable[[int], object] = lambda _: None) -> np.ndarray:
-        """Decode a batch of `count` images: (count,C,H,W) uint8.
+    def decode(self, coder: Coder, count: int, tick: Tick = lambda _: None, *, classed: bool = False) -> np.ndarray:
+        """Decode a batch of `count` images: (count,C,H,W) uint8.  `classed` says whether they have classes.
 
-        `tick` is called as in `encode`.  Raises ArithmeticError if the stack turns out to be damaged.
+        Raises ArithmeticError if the stack turns out to be damaged.
         """
+        classes = decode_plainly(coder, (count,), self.model.classes or 1) if classed else None
         z_s = self.p(-1).pop(coder, self.gammas.new_zeros((count, *self.model.image_shape)))
         for t in range(len(self.gammas) - 1, 0, -1):
             z_t = z_s
-            z_s = self.p(t - 1).pop(coder, self.backward_mean(z_t, t))
+            z_s = self.p(t - 1).pop(coder, self.backward_mean(z_t, t, classes))
             self.q(t).push(coder, z_t, self.forward_mean(z_s, t))
             tick(count)
         pixels = self.pop_pixels(coder, z_s)
@@ -197,11 +206,13 @@ class Codec:
         """Return the mean of q(z_t | z_s)."""
         return forward_step(z_s, torch.zeros_like(z_s), self.gammas[t - 1], self.gammas[t])
 
-    def backward_mean(self, z_t: Tensor, t: int) -> Tensor:
-        """Return the mean of p(z_s | z_t)."""
+    def backward_mean(self, z_t: Tensor, t: int, classes: np.ndarray | None) -> Tensor:
+        """Return the mean of p(z_s | z_t), given classes (B,), if any."""
         gamma_s, gamma_t = self.gammas[t - 1], self.gammas[t]
-        parts = z_t.split(max(1, PIXELS_AT_ONCE // z_t[0, 0].numel()))
-        eps_hat = torch.cat([self.model.network(part, gamma_t.expand(len(part))) for part in parts])
+        eps_hat, size = torch.empty_like(z_t), max(1, PIXELS_AT_ONCE // z_t[0, 0].numel())
+        for part in (slice(first, first + size) for first in range(0, len(z_t), size)):
+            given = self.model.given(None if classes is None else classes[part])
+            eps_hat[part] = given(z_t[part], gamma_t.expand(len(z_t[part])))
         return reverse_step(z_t, denoise(z_t, eps_hat, gamma_t), torch.zeros_like(z_t), gamma_s, gamma_t)
 
     def push_pixels(self, coder: Coder, pixels: np.ndarray, z_0: Tensor) -> None:
@@ -228,16 +239,16 @@ class Codec:
 
 
 def encode_plainly(coder: Coder, pixels: np.ndarray, num_levels: int) -> None:
-    """Encode pixels of any shape with all levels equally likely."""
+    """Encode pixels of any shape, or classes, with all levels equally likely."""
     table = plain_table(num_levels)[0]
     level = pixels.ravel().astype(np.int64)
     coder.push(table[level], table[level + 1] - table[level])
 
 
 def decode_plainly(coder: Coder, shape: tuple[int, ...], num_levels: int) -> np.ndarray:
-    """Decode pixels of a shape that were encoded plainly, uint8."""
+    """Decode pixels of a shape, or classes, that were encoded plainly, int64."""
     rows = np.zeros(math.prod(shape), np.int64)
-    return coder.pop(plain_table(num_levels), rows).reshape(shape).astype(np.uint8)
+    return coder.pop(plain_table(num_levels), rows).reshape(shape)
 
 
 def plain_table(num_levels: int) -> np.ndarray:

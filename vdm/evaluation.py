@@ -134,6 +134,7 @@ def evaluate(
     num_timesteps: int | None,
     batch_size: int,
     seed: int,
+    labels: np.ndarray | None = None,
     precision: Precision = "float32",
     progress: Callable[[range], Iterable[int]] = iter,
 ) -> Evaluation:
@@ -149,6 +150,7 @@ def evaluate(
         num_timesteps=num_timesteps,
         batch_size=batch_size,
         seed=seed,
+        labels=labels,
         precision=precision,
         progress=progress,
     )
@@ -165,6 +167,7 @@ def image_terms(
     num_timesteps: int | None,
     batch_size: int,
     seed: int,
+    labels: np.ndarray | None = None,
     precision: Precision = "float32",
     progress: Callable[[range], Iterable[int]] = iter,
 ) -> np.ndarray:
@@ -172,7 +175,8 @@ def image_terms(
 
     `share` are M consecutive indices in `pixels` (N,C,H,W).  The terms are prior, reconstruction and diffusion.
     `num_timesteps` None gives the continuous-time bound (eq. 17), T the bound of a T-step model (section 4).
-    `batch_size` counts network evaluations; a batch has at least one image.  A float64 model is evaluated in float64.
+    `batch_size` counts network evaluations; a batch has at least one image.  With `labels` (N,) they are the terms of
+    p(x | c), else those of p(x); both have the same times and noise.  A float64 model is evaluated in float64.
     `precision` is that of the network's matrix products and convolutions; everything else has the model's.
 
     The host reads nothing from the device before the end.  `progress` gets the batches' first indices.
@@ -189,17 +193,18 @@ def image_terms(
         images = np.array(pixels[first : indices.stop])
         model.require_images(images)
         times = stratified_times(seed, indices, times_per_image).flatten()
-        return images, times, image_noise(seed, indices, times_per_image, model.image_shape)
+        classes = () if labels is None else (labels[first : indices.stop].repeat(times_per_image),)
+        return images, times, image_noise(seed, indices, times_per_image, model.image_shape), *classes
 
     starts = range(share.start, share.stop, size)
     parts = [torch.zeros(3, 0, dtype=torch.float64, device=like.device)]
-    for _, (batch, t, eps) in zip(progress(starts), prefetched(inputs, starts, like.device), strict=False):
+    for _, (batch, t, eps, *classes) in zip(progress(starts), prefetched(inputs, starts, like.device), strict=False):
         if num_timesteps is None:
             t = t.to(like.dtype)  # not for T steps: a rounded time may lie in another step
         t = t.clamp(max=1 - torch.finfo(t.dtype).eps)  # a float64 just below 1 may round to 1
         images = batch.repeat_interleave(times_per_image, 0)
         with torch.autocast(like.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            terms = model(images, eps.to(like.dtype), t, num_timesteps=num_timesteps)
+            terms = model(images, eps.to(like.dtype), t, *classes, num_timesteps=num_timesteps)
         parts.append(torch.stack([bits_per_dim(term.double(), model.num_dims) for term in terms]))
     return torch.cat(parts, dim=1).reshape(3, len(share), times_per_image).cpu().numpy()
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,7 @@ class VDM(nn.Module):
         norm_eps: float,
         dropout: float,
         augmentation_input: bool,
+        classes: int | None = None,
     ) -> None:
         super().__init__()
         if len(image_shape) != 3 or min(image_shape) < 1 or num_levels not in range(2, MOST_LEVELS + 1):
@@ -76,6 +78,7 @@ class VDM(nn.Module):
             raise ValueError(f"norm_groups {norm_groups} normalises single numbers of images of 1x1 pixel; lower it")
         self.image_shape = (image_shape[0], image_shape[1], image_shape[2])
         self.num_levels = num_levels
+        self.classes = classes
         self.schedule = build_schedule(schedule, gamma_0, gamma_1)
         self.network = NoisePredictor(
             channels=self.image_shape[0],
@@ -89,6 +92,7 @@ class VDM(nn.Module):
             gamma_min=gamma_0,
             gamma_max=gamma_1,
             augmentation_input=augmentation_input,
+            classes=classes,
         )
 
     @property
@@ -123,19 +127,36 @@ class VDM(nn.Module):
         if any(isinstance(module, nn.Dropout) and module.p and module.training for module in self.modules()):
             raise ValueError("the model is in training mode, with dropout; call its method eval() first")
 
-    def forward(self, pixels: Tensor, eps: Tensor, t: Tensor, *, num_timesteps: int | None = None) -> Terms:
+    def given(self, classes: Tensor | np.ndarray | Sequence[int] | None, guidance: float = 1.0) -> PredictNoise:
+        """Return the noise predictor of images of these classes (B,); None stands for p(x), without a class.
+
+        Guidance w gives eps_hat(no class) + w (eps_hat(class) - eps_hat(no class)): 1 is p(x | c), more exaggerates
+        what distinguishes the class (Ho and Salimans 2022, arXiv 2207.12598, eq. 6, where w is called 1 + w).
+        """
+        if classes is None:
+            return self.network
+        given = partial(self.network, classes=torch.as_tensor(classes, device=self.schedule.gamma_0.device))
+        if guidance == 1:
+            return given
+        return lambda z_t, gamma_t: torch.lerp(self.network(z_t, gamma_t), given(z_t, gamma_t), guidance)
+
+    def forward(
+        self, pixels: Tensor, eps: Tensor, t: Tensor, classes: Tensor | None = None, *, num_timesteps: int | None = None
+    ) -> Terms:
         """Return one draw of the bound's terms, each (B,) nats per image (eq. 11).
 
         pixels (B,C,H,W) of an integer type; eps (B,C,H,W) standard normal; t (B,) in [0, 1).  With `num_timesteps`
-        steps, t is rounded up to their grid; None stands for continuous time.  Raises TypeError for other pixels.
+        steps, t is rounded up to their grid; None stands for continuous time.  With classes (B,) they are the terms of
+        p(x | c).  Raises TypeError for other pixels.
         """
+        predict_noise = self.given(classes)
         if num_timesteps is None:
-            return self.terms(pixels, eps, *self.schedule.gamma_and_slope(t))
+            return self.terms(pixels, eps, *self.schedule.gamma_and_slope(t), predict_noise)
         # In float32 neighbouring times of many steps would lose the digits of their difference.
         t = grid_times(t.double(), num_timesteps)
         gamma_s, gamma_t = self.schedule(t - 1 / num_timesteps), self.schedule(t)
         x = pixels_to_x(pixels, self.num_levels, eps.dtype)
-        diffusion = finite_diffusion_loss(x, eps, gamma_s, gamma_t, num_timesteps, self.network)
+        diffusion = finite_diffusion_loss(x, eps, gamma_s, gamma_t, num_timesteps, predict_noise)
         return Terms(prior_loss(x, self.schedule.gamma_1), self.reconstruction_loss(pixels), diffusion)
 
     def terms(

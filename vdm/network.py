@@ -16,7 +16,7 @@ from torch.nn.functional import dropout, scaled_dot_product_attention, silu
 
 from vdm.choices import MOST_BLOCKS
 
-Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
+Layer = TypeVar("Layer", nn.Conv2d, nn.Linear, nn.Embedding)
 
 LARGEST_EXPONENT = 64
 SCORES_AT_ONCE = 5 * 2**18
@@ -28,11 +28,12 @@ class NoisePredictor(nn.Module):
 
     Each n of `fourier_exponents` adds sin and cos of 2 pi 2^n z to the input.  `gamma_min` and `gamma_max` scale the
     time embedding; they are constants even if the schedule's end points are learned.  `augmentation_input` adds one
-    number per image to the conditioning: whether the image was augmented.
+    number per image to the conditioning: whether the image was augmented.  `classes` adds an embedding of the image's
+    class to it: a row for each class 0..classes-1, and a last one for "no class".
 
     Raises ValueError unless `width` is even, at least 4 and a multiple of `norm_groups`, `blocks` is 1 to
     `MOST_BLOCKS`, the exponents are at most `LARGEST_EXPONENT` in size, `norm_eps` is above 0 and finite, and `dropout`
-    is at least 0 and below 1.
+    is at least 0 and below 1, and `classes` is None or at least 2.
     """
 
     def __init__(
@@ -49,14 +50,18 @@ class NoisePredictor(nn.Module):
         gamma_min: float,
         gamma_max: float,
         augmentation_input: bool,
+        classes: int | None = None,
     ) -> None:
         super().__init__()
         require_possible(width, blocks, norm_groups, norm_eps, dropout, fourier_exponents)
+        if classes is not None and classes < 2:
+            raise ValueError(f"classes {classes} must be at least 2")
         self.width = width
         self.gamma_min = gamma_min
         self.gamma_max = gamma_max
         self.fourier_exponents = tuple(fourier_exponents)
         self.augmentation_input = augmentation_input
+        self.classes = classes
 
         def block(inputs: int) -> ResidualBlock:
             return ResidualBlock(inputs, width, 4 * width, norm_groups, norm_eps, dropout)
@@ -79,10 +84,17 @@ class NoisePredictor(nn.Module):
         self.up_attention = attentions(blocks + 1)
         self.norm_out = nn.GroupNorm(norm_groups, width, norm_eps)
         self.conv_out = zeroed(nn.Conv2d(width, channels, 3, padding=1))
+        if classes is not None:
+            self.class_embedding = zeroed(nn.Embedding(classes + 1, 4 * width))
 
-    def forward(self, z_t: Tensor, gamma_t: Tensor, augmented: Tensor | None = None) -> Tensor:
-        """Return eps_hat (B,C,H,W).  gamma_t (B,); `augmented` (B,) is 0 or 1, by default 0 for all images."""
-        condition = self.condition(gamma_t, augmented)
+    def forward(
+        self, z_t: Tensor, gamma_t: Tensor, augmented: Tensor | None = None, classes: Tensor | None = None
+    ) -> Tensor:
+        """Return eps_hat (B,C,H,W).  gamma_t (B,); `augmented` (B,) is 0 or 1, by default 0 for all images.
+
+        `classes` (B,) are integers, by default that of "no class", which is the one after the last class.
+        """
+        condition = self.condition(gamma_t, augmented, classes)
         h = self.conv_in(torch.cat([z_t, fourier_features(z_t, self.fourier_exponents)], dim=1))
         kept = [h]
         for block, attention in zip(self.down, self.down_attention, strict=True):
@@ -98,13 +110,17 @@ class NoisePredictor(nn.Module):
         blocks = (block for block in self.modules() if isinstance(block, (ResidualBlock, AttentionBlock)))
         return [parameter for block in blocks for parameter in block.parameters() if parameter.ndim > 1]
 
-    def condition(self, gamma_t: Tensor, augmented: Tensor | None) -> Tensor:
+    def condition(self, gamma_t: Tensor, augmented: Tensor | None, classes: Tensor | None = None) -> Tensor:
         """Return the conditioning vector (B, 4 width) that every residual block receives."""
         embedding = time_embedding(gamma_t, self.width, self.gamma_min, self.gamma_max)
         if self.augmentation_input:
             flag = torch.zeros_like(gamma_t) if augmented is None else augmented.to(gamma_t)
             embedding = torch.cat([embedding, flag[:, None]], dim=1)
-        return silu(self.condition_2(silu(self.condition_1(embedding))))
+        condition = self.condition_2(silu(self.condition_1(embedding)))
+        if self.classes is not None:
+            rows = torch.full_like(gamma_t, self.classes, dtype=torch.long) if classes is None else classes
+            condition = condition + self.class_embedding(rows)
+        return silu(condition)
 
 
 def require_possible(

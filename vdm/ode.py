@@ -52,11 +52,13 @@ def evaluate_ode(
     dequantisation: Dequantisation,
     batch_size: int,
     solve: Solve,
+    labels: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return an upper bound of -log P(pixels) under the ODE for every image (N,C,H,W): (N,) bits/dim.
 
-    The mean over `num_draws` draws is inside the logarithm.  `num_probes` 0 takes the exact divergence.  Draws and
-    probes depend on the seed and on the image's index alone.  `batch_size` counts images times draws.
+    With `labels` (N,) it is that of P(pixels | class).  The mean over `num_draws` draws is inside the logarithm.
+    `num_probes` 0 takes the exact divergence.  Draws and probes depend on the seed and on the image's index alone.
+    `batch_size` counts images times draws.
 
     The draws of an image share its Rademacher probes.  An error that is the same in all draws only adds to the
     logarithm, and is 0 on average.  The errors that differ make the mean inside the logarithm too large on average:
@@ -74,6 +76,7 @@ def evaluate_ode(
         images = np.array(pixels[first : indices.stop])
         model.require_images(images)
         batch = torch.from_numpy(images).repeat_interleave(num_draws, 0)
+        given = model.given(None if labels is None else labels[first : indices.stop].repeat(num_draws))
         draws, probes = (
             torch.from_numpy(values).to(like.device)
             for values in dequantisation_draws(seed, indices, num_draws, num_probes, model.image_shape)
@@ -86,7 +89,7 @@ def evaluate_ode(
             gamma_0=model.schedule.gamma_0.detach().double(),
             gamma_1=model.schedule.gamma_1.detach().double(),
             dequantisation=dequantisation,
-            predict_noise=lambda z, gamma: model.network(z.to(like.dtype), gamma.to(like.dtype)).double(),
+            predict_noise=lambda z, gamma, given=given: given(z.to(like.dtype), gamma.to(like.dtype)).double(),  # type: ignore[misc]
             solve=solve,
             # A card is idle in passes of few images.  On a CPU one pass with 4 probes took 20% longer than 4 passes.
             probes_at_once=max(1, batch_size // len(batch)) if like.is_cuda else 1,

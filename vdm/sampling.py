@@ -14,7 +14,7 @@ product depends on the batch size or on the number of threads, as in float32.
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -28,6 +28,7 @@ from vdm.discretization import nearest_pixels, pixels_to_x
 from vdm.model import VDM
 from vdm.prefetch import prefetched
 from vdm.schedule import LinearSchedule
+from vdm.vlb import PredictNoise
 
 SAMPLING_STREAM = [0, 0, 0, 1]
 """Where the counter of the noise starts.  With the same keys `vdm.evaluation` starts at zero: other noise."""
@@ -37,7 +38,8 @@ class Solver(NamedTuple):
     """How to go from noise to an image: T steps between noise levels that are evenly spaced in gamma or in t.
 
     `order` is 1 or 2.  `eta` is the noise of a step, from 0 (none) to 1 (that of p(z_s | z_t)).  `clip` limits every
-    x_hat to [-1, 1], where all images lie.  `precision` is that of the network's matrix products.
+    x_hat to [-1, 1], where all images lie.  `precision` is that of the network's matrix products.  `classes` are those
+    of image 0, 1 and so on, in turn, and `guidance` is that of `vdm.model.VDM.given`.
     """
 
     num_timesteps: int
@@ -46,6 +48,8 @@ class Solver(NamedTuple):
     grid: Grid = "gamma"
     clip: bool = True
     precision: Precision = "float32"
+    classes: Sequence[int] | None = None
+    guidance: float = 1.0
 
 
 class Step(NamedTuple):
@@ -55,7 +59,7 @@ class Step(NamedTuple):
     x_hat: Tensor
 
 
-def sample(model: VDM, indices: Iterable[int], solver: Solver, *, seed: int) -> Tensor:
+def sample(model: VDM, indices: Sequence[int], solver: Solver, *, seed: int) -> Tensor:
     """Return the images with these indices, (N,C,H,W) integer pixels on the model's device."""
     return decode(model, trajectory(model, indices, solver, seed=seed))
 
@@ -72,7 +76,7 @@ def decode(model: VDM, steps: Iterable[Step]) -> Tensor:
 
 
 @torch.no_grad()
-def trajectory(model: VDM, indices: Iterable[int], solver: Solver, *, seed: int) -> Iterator[Step]:
+def trajectory(model: VDM, indices: Sequence[int], solver: Solver, *, seed: int) -> Iterator[Step]:
     """Yield the steps on the way to the images with these indices, from noise to z_0.
 
     The second order extrapolates x_hat linearly in gamma from the step before (Lu et al., algorithm 2).  The first and
@@ -84,10 +88,11 @@ def trajectory(model: VDM, indices: Iterable[int], solver: Solver, *, seed: int)
     model.require_evaluation_mode()
     gammas = noise_levels(model.schedule, solver)
     noise = image_noise(model, indices, seed, len(gammas) if solver.eta else 1)
+    predict_noise = predictor(model, indices, solver)
     h = -gammas.diff() / 2
     z, before = next(noise), None
     for i, (gamma_t, gamma_s) in enumerate(pairwise(gammas)):
-        x_hat = predict(model, z, gamma_t, solver)
+        x_hat = predict(predict_noise, z, gamma_t, solver)
         extrapolated = x_hat
         if solver.order == 2 and before is not None and i < len(h) - 1:
             extrapolated = x_hat + (x_hat - before) * h[i] / (2 * h[i - 1])
@@ -100,7 +105,7 @@ def trajectory(model: VDM, indices: Iterable[int], solver: Solver, *, seed: int)
 
 @torch.no_grad()
 def fill_in(
-    model: VDM, known: Tensor, missing: Tensor, indices: Iterable[int], solver: Solver, *, seed: int, repeats: int
+    model: VDM, known: Tensor, missing: Tensor, indices: Sequence[int], solver: Solver, *, seed: int, repeats: int
 ) -> Iterator[Step]:
     """Yield the steps on the way to images that have the pixels `known` (C,H,W) except where `missing` (H,W) is true.
 
@@ -121,6 +126,7 @@ def fill_in(
         )
     gammas = noise_levels(model.schedule, solver)
     noise = image_noise(model, indices, seed, 1 + (len(gammas) - 1) * (2 * repeats - 1))
+    predict_noise = predictor(model, indices, solver)
     z = next(noise)
     x = pixels_to_x(known.to(z.device), model.num_levels, z.dtype)
     missing = missing.to(z.device)
@@ -128,7 +134,7 @@ def fill_in(
         for repeat in range(repeats):
             if repeat:
                 z = forward_step(z, next(noise), gamma_s, gamma_t)
-            x_hat = torch.where(missing, predict(model, z, gamma_t, solver), x)
+            x_hat = torch.where(missing, predict(predict_noise, z, gamma_t, solver), x)
             z = reverse_step(z, x_hat, next(noise), gamma_s, gamma_t)
         yield Step(z, x_hat)
     require_finite(z)
@@ -151,10 +157,16 @@ def noise_levels(schedule: LinearSchedule, solver: Solver) -> Tensor:
     return torch.unique_consecutive(gammas)  # type: ignore[no-any-return]
 
 
-def predict(model: VDM, z_t: Tensor, gamma_t: Tensor, solver: Solver) -> Tensor:
+def predictor(model: VDM, indices: Sequence[int], solver: Solver) -> PredictNoise:
+    """Return the noise predictor of the images with these indices."""
+    classes = [solver.classes[index % len(solver.classes)] for index in indices] if solver.classes else None
+    return model.given(classes, solver.guidance)
+
+
+def predict(predict_noise: PredictNoise, z_t: Tensor, gamma_t: Tensor, solver: Solver) -> Tensor:
     """Return x_hat(z_t) (B,C,H,W), within [-1, 1] if the solver clips, where infinity becomes NaN."""
     with torch.autocast(z_t.device.type, torch.bfloat16, enabled=solver.precision == "bfloat16"):
-        eps_hat = model.network(z_t, gamma_t.expand(len(z_t)))
+        eps_hat = predict_noise(z_t, gamma_t.expand(len(z_t)))
     x_hat = denoise(z_t, eps_hat, gamma_t)
     # Clipping would hide infinity.  NaN stays in z until `require_finite`, so that no step waits for the device.
     return torch.where(x_hat.isfinite(), x_hat.clamp(-1, 1), math.nan) if solver.clip else x_hat

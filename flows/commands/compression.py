@@ -66,6 +66,7 @@ def compress(
         f" {'verified' if done.verified else 'not verified'}\n"
         f"{done.net_bpd:.4f} bits/dim for the whole file{code}\n"
         f"{bound} is the bound in {counted(done.num_timesteps, 'step')}"
+        f"{', given the classes, which are in the file, too' if done.classes else ''}"
     )
     say_result(done.model_dump(), text, as_json)
 

@@ -3,6 +3,7 @@
 import logging
 import shlex
 from contextlib import nullcontext
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,7 +23,7 @@ from flows.commands.arguments import (
 from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.process.streams import say, say_result
-from vdm.choices import Split
+from vdm.choices import Given, Split
 
 if TYPE_CHECKING:
     from flows.evaluation.results import SampleMetrics
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 
 IMAGES_HELP = "The image set. If data/images is missing, a version is evaluated on its own images."
 ImagesOption = Annotated[Path | None, typer.Option(help=IMAGES_HELP, show_default="data/images")]
-GIVEN_HELP = f"{IMAGES_HELP} Or pictures or an .npy file, to be transformed as the model's images, as its card says."
+PICTURES_HELP = f"{IMAGES_HELP} Or pictures or an .npy file, to be transformed as the model's images, as its card says."
 SPLIT_HELP = "train, validation or test: the images to evaluate. Make every choice on validation images."
 SplitOption = Annotated[Split, typer.Option(help=SPLIT_HELP)]
 PROTOCOL_HELP = (
@@ -46,14 +47,18 @@ STEPS_HELP = (
 PROBES_HELP = (
     "ode: random probes that estimate the divergence; 0: exact, as slow as C x H x W probes. [default: ode.num_probes]"
 )
+GIVEN_HELP = "Of models with classes: class, for p(x | class), or nothing, for p(x). [default: `given` in params.yaml]"
+GivenOption = Annotated[Given | None, typer.Option(help=GIVEN_HELP)]
+SURE_HELP = "Take 2, 4, 8 or 16 times as many where the two best classes are less than 3 standard errors apart."
 OUT_HELP = "vlb: folder for metrics.json, per_image.csv and noise_levels.csv, which are replaced."
 
 
 @commands.command()
 def evaluate(
     model: ModelArgument = None,
-    images: Annotated[Path | None, typer.Option(help=GIVEN_HELP, show_default="data/images")] = None,
+    images: Annotated[Path | None, typer.Option(help=PICTURES_HELP, show_default="data/images")] = None,
     split: Annotated[Split | None, typer.Option(help=SPLIT_HELP, show_default="test, of an image set")] = None,
+    given: GivenOption = None,
     protocol: Annotated[Literal["vlb", "ode"], typer.Option(help=PROTOCOL_HELP)] = "vlb",
     times_per_image: Annotated[
         int | None, typer.Option(help="vlb: noise levels per image. [default: evaluate.times_per_image]")
@@ -82,6 +87,8 @@ def evaluate(
     With MODEL, another split, pictures or --num-images, nothing is written unless --out names a folder. Written metrics
     of all test images also have the figures of the validation images, and the gap to as many training images. Options
     replace parameters of params.yaml; an option that the protocol does not have is an error.
+
+    A model with classes is evaluated given the images' classes and without them, and images are classified by it.
     """
     params = parameters()
     from flows.commands.summary import show, summary
@@ -95,10 +102,11 @@ def evaluate(
         "num_draws": num_draws,
         "num_probes": num_probes,
         "dequantisation": dequantisation,
+        "given": given,
         "seed": seed,
         "device": device,
     }
-    given = {name: value for name, value in options.items() if value is not None}
+    chosen = {name: value for name, value in options.items() if value is not None}
     if out:
         require_no_outputs(ROOT, out)
     folder = model_folder(model)
@@ -107,11 +115,13 @@ def evaluate(
         if protocol == "ode":
             if num_timesteps or out:
                 raise UserError("--num-timesteps and --out need --protocol vlb", Exit.USAGE)
-            settings = override(params.ode, given | ({"num_images": num_images} if num_images else {}))
+            settings = override(params.ode, chosen | ({"num_images": num_images} if num_images else {}))
             show(ode(settings, **of), as_json)
             return
         steps = timesteps(num_timesteps) if num_timesteps else [params.evaluate.num_timesteps]
-        sweep = [override(params.evaluate, given | {"num_timesteps": step}) for step in steps]
+        if len(steps) > 1:
+            chosen["class_images"] = 0
+        sweep = [override(params.evaluate, chosen | {"num_timesteps": step}) for step in steps]
         if model is None and images in (None, image_set) and of["split"] == "test" and num_images is None:
             out = out or layout.EVALUATION
         if len(sweep) > 1 and out:
@@ -135,11 +145,42 @@ def timesteps(text: str) -> list[int | None]:
 
 
 @commands.command()
+def classify(
+    images: Annotated[Path, typer.Argument(help=PICTURES_HELP)],
+    model: ModelArgument = None,
+    split: Annotated[Split | None, typer.Option(help=SPLIT_HELP, show_default="test, of an image set")] = None,
+    times: Annotated[int | None, typer.Option(min=2, help="Noise levels. [default: evaluate.class_times]")] = None,
+    until_sure: Annotated[bool, typer.Option("--until-sure", help=SURE_HELP)] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Classify images by their likelihood given each class (parameters `evaluate:`).
+
+    The margin is the difference of the two highest log-likelihoods, in nats, with its standard error over times and
+    noise, which are the same for all classes. All classes are equally likely at first.
+    """
+    settings, folder = override(parameters().evaluate, {"class_times": times} if times else {}), model_folder(model)
+    from flows.commands.summary import table
+    from flows.evaluation.classifying import classify
+    from flows.evaluation.results import with_error
+    from flows.images.pictures import as_image_set
+
+    with as_image_set(images, split, folder) as image_set:
+        found = classify(settings, image_set, model=folder, split=split or "test", until_sure=until_sure)
+    names = found.names or map(str, found.best)
+    probabilities = (f"{each[best]:.4f}" for each, best in zip(found.probabilities, found.best, strict=True))
+    margins = map(with_error, found.margin, found.margin_standard_error)
+    rows = zip(map(str, count()), names, probabilities, margins, map(str, found.times), strict=False)
+    text = table(("image", "class", "probability", "margin, nats", "times"), list(rows))
+    say_result(found.model_dump(), text, as_json)
+
+
+@commands.command()
 def compare(
     first: Annotated[str, typer.Argument(help=MODEL_HELP)],
     second: Annotated[str, typer.Argument(help="The model to compare it with, named in the same way.")],
     images: ImagesOption = None,
     split: SplitOption = "test",
+    given: GivenOption = None,
     confidence: Annotated[float, typer.Option(help="Confidence of the interval, between 0 and 1.")] = 0.95,
     as_json: AsJson = False,
 ) -> None:
@@ -150,7 +191,7 @@ def compare(
     """
     if not 0 < confidence < 1:
         raise UserError(f"--confidence must lie between 0 and 1, got {confidence}", Exit.USAGE)
-    settings = parameters().evaluate
+    settings = override(parameters().evaluate, {"given": given} if given else {})
     from flows.commands.summary import show
     from flows.evaluation.protocols import compare
     from flows.evaluation.results import common_figures

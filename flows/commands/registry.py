@@ -116,7 +116,7 @@ def row_of(version: "Version") -> dict[str, Any]:
         "created": version.created,
     }
     row |= version.metrics.model_dump(
-        include={"bpd", "bpd_standard_error", "num_images", "data_sha256", "model_sha256"}
+        include={"bpd", "bpd_standard_error", "num_images", "data_sha256", "model_sha256", "given"}
     )
     return row | {"samples": samples} | ({"problem": version.problem} if version.problem else {})
 
@@ -128,6 +128,7 @@ def shown(row: Mapping[str, Any]) -> tuple[str, ...]:
     figure = "unreadable" if "problem" in row else "unknown"
     if row["bpd"] is not None:
         figure = with_error(row["bpd"], row["bpd_standard_error"])
+        figure += ", given the class" if row["given"] == "class" else ""
     data = (row["data_sha256"] or "unknown")[:12]
     samples = distance(row["samples"] or {})
     return row["version"], row["state"], figure, samples, data, row["commit"][:12], row["created"]

@@ -148,6 +148,6 @@ def of_folder(folder: Path) -> Results:
         raise UserError(f"{metrics} is about another model; run `{command}`", Exit.MISSING)
     # Shape and levels are those of the images, and no parameters.
     arguments = read_description(folder)["model"]
-    model = {key: value for key, value in arguments.items() if key not in ("image_shape", "num_levels")}
+    model = {"classes": None} | {key: arguments[key] for key in arguments.keys() - {"image_shape", "num_levels"}}
     parameters = bounded_yaml.sections(card_parameters(folder)) | {"model": model}
     return read_results(files, beside_preset(Origin(str(folder), parameters, {}, [command])))

@@ -28,6 +28,8 @@ SAMPLER_HELP = (
     "ancestral: as in the paper, but with `sample.grid` and `sample.clip`. ddim, dpm-solver++: without noise, of first"
     " and second order. sde-dpm-solver++: of second order, with noise. [default: sample.order and sample.eta]"
 )
+CLASS_HELP = "Classes for the images in turn, a row each in a grid: numbers or names, as in 3,7 or cat,dog, or none."
+GUIDANCE_HELP = "1: p(x | class); more exaggerates the class, 0 forgets it. [default: sample.guidance]"
 OUT_HELP = "The output, by its ending: a grid (.png), an array of levels (.npy), or a folder of PNG files."
 FILM_HELP = "Also write z_t and x_hat of the first images at several steps: a strip (.png) or a film (.gif)."
 
@@ -42,6 +44,8 @@ def sample(
         int | None, typer.Option(min=1, max=100_000, help="Steps from noise to image. [default: sample.num_timesteps]")
     ] = None,
     sampler: Annotated[Sampler | None, typer.Option(help=SAMPLER_HELP)] = None,
+    classes: Annotated[str | None, typer.Option("--class", help=CLASS_HELP, show_default="all in turn")] = None,
+    guidance: Annotated[float | None, typer.Option(help=GUIDANCE_HELP)] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the noise. [default: sample.seed]")] = None,
     out: Annotated[Path | None, typer.Option(help=OUT_HELP, show_default=str(OUT))] = None,
     film: Annotated[Path | None, typer.Option(help=FILM_HELP)] = None,
@@ -66,12 +70,12 @@ def sample(
     """
     params = parameters()
     options: dict[str, Any] = {"num_images": num_images, "num_timesteps": steps, "seed": seed, "device": device}
-    options |= SOLVERS[sampler] if sampler else {}
+    options |= {"guidance": guidance} | (SOLVERS[sampler] if sampler else {})
     if sampler and known:
         raise UserError("--sampler does not apply to --known: pixels are filled in by ancestral sampling", Exit.USAGE)
     given = {name: value for name, value in options.items() if value is not None}
     if model is None:
-        if given or out or film or known or mask or force or as_json:
+        if given or classes or out or film or known or mask or force or as_json:
             raise UserError(f"options need a MODEL, such as {layout.REGISTERED}; without it the stage runs", Exit.USAGE)
         from flows.stages.sample import sample
 
@@ -85,7 +89,8 @@ def sample(
     for place in filter(None, (out, film)):
         require_no_outputs(ROOT, place)
     settings = override(params.sample, {"num_images": DRAWN} | given)
-    done = answer(Request(model_folder(model), settings, out or OUT, film=film, known=known, mask=mask, force=force))
+    places = {"film": film, "known": known, "mask": mask}
+    done = answer(Request(model_folder(model), settings, out or OUT, **places, force=force, classes=classes))
     text = f"{counted(done['num_images'], 'image')} in {done['out']}" + (f", their film in {film}" if film else "")
     say_result(done, text, as_json)
 

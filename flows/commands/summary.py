@@ -31,7 +31,8 @@ def summary(result: BoundMetrics | OdeMetrics | Comparison) -> str:
             draws = counted(result.num_draws, f"{result.dequantisation} draw")
             probes = counted(result.num_probes, "probe") if result.num_probes else "exact divergence"
             return (
-                f"{bits(result)} under the probability-flow ODE, {images}, {draws}, {probes}\n"
+                f"{bits(result)} under the probability-flow ODE, {images}, {draws}, {probes}"
+                f"{', given the class' if result.given == 'class' else ''}\n"
                 f"numerical error {with_error(result.bpd_numerical_error, form='+.4f')} bits/dim:"
                 f" {counted(result.num_repeated, 'image')} at tolerance {result.tolerance:g} and a tenth of it"
             )
@@ -44,6 +45,15 @@ def bound(result: BoundMetrics) -> str:
     prior, reconstruction = with_error(result.prior_bpd), with_error(result.reconstruction_bpd)
     terms = f"{prior} prior + {reconstruction} reconstruction + {with_error(result.diffusion_bpd)} diffusion"
     lines = [f"{bits(result)} = {terms}", evaluated(result)]
+    if of := result.classes:
+        gain = with_error(of.gain_bpd, of.gain_standard_error, "+.4f")
+        lines.append(f"without the class: {bits(of.without)}; the class is worth {gain}")
+        if of.accuracy is not None:
+            how = f"{counted(of.num_classified, 'image')}, {counted(of.class_times, 'noise level')} for each class"
+            lines.append(f"accuracy: {with_error(of.accuracy, of.accuracy_standard_error)}, {how}")
+            bias = f"Monte Carlo bias {with_error(of.mixture_bias_bpd, form='+.4f')}"
+            mixture = with_error(of.mixture_bpd, of.mixture_standard_error)
+            lines.append(f"mixture over the classes: {mixture} bits/dim without the class, {bias}")
     if result.validation:
         lines.append(f"validation: {bits(result.validation)}, {counted(result.validation.num_images, 'image')}")
     elif result.training and result.fitted_to == BOTH:
@@ -71,10 +81,11 @@ def difference(result: Comparison) -> str:
 
 
 def evaluated(result: BoundMetrics | Comparison) -> str:
-    """Return the numbers of images, of times and of steps, as text."""
+    """Return the numbers of images, of times and of steps, and what was given, as text."""
+    given = ", given the class" if result.given == "class" else ""
     steps = counted(result.num_timesteps, "step") if result.num_timesteps else "continuous time"
     images = counted(result.num_images, f"{result.split} image")
-    return f"{images}, {counted(result.times_per_image, 'noise level')} each, {steps}"
+    return f"{images}, {counted(result.times_per_image, 'noise level')} each, {steps}{given}"
 
 
 def counted(number: int, noun: str) -> str:

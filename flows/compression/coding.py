@@ -14,7 +14,7 @@ a damaged file or computes other means than the encoder.
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -30,14 +30,12 @@ from flows.core.checkpoint import load_model, model_sha256
 from flows.core.device import find_device, processor
 from flows.core.documents import Document
 from flows.core.errors import Exit, UserError
-from vdm.codec import CELLS, Codec, decode_plainly, encode_plainly
+from vdm.codec import CELLS, Codec, Tick, decode_plainly, encode_plainly
 from vdm.model import VDM
 
 MAGIC, VERSION = b"VDMZ", 3
 MODEL_BYTES, WORD_BYTES = 4, WORD_BITS // 8
 START_BYTES = len(MAGIC) + 1 + MODEL_BYTES + 1
-Tick = Callable[[int], object]
-"""Is called with the number of images after every step."""
 
 
 class Header(Document):
@@ -55,6 +53,8 @@ class Header(Document):
     torch: str
     numpy: str
     processor: str
+    classes: bool = False
+    """Whether the code holds the class of every image.  Left out of the file if it is false."""
 
     @property
     def machine(self) -> str:
@@ -74,7 +74,7 @@ def machine_of(device: torch.device) -> dict[str, Any]:
 
 def packed(header: Header, model_digest: str) -> bytes:
     """Return the bytes before the code."""
-    content: bytes = msgpack.packb(list(header.model_dump().values()))
+    content: bytes = msgpack.packb(list(header.model_dump(exclude_defaults=True).values()))
     return MAGIC + bytes([VERSION]) + bytes.fromhex(model_digest)[:MODEL_BYTES] + bytes([len(content)]) + content
 
 
@@ -92,6 +92,7 @@ def unpacked(content: bytes, name: str) -> tuple[Header, str, int]:
     end = START_BYTES + int.from_bytes(length)
     try:
         values = msgpack.unpackb(content[START_BYTES:end])
+        values += [False] * (len(values) < len(Header.model_fields))  # the last one, if it was left out
         header = Header.model_validate(dict(zip(Header.model_fields, values, strict=True)))
     except (ValueError, TypeError) as error:  # pydantic's error is a ValueError, too
         raise UserError(f"{name}: its header is damaged or cut short; get the file again", Exit.MISSING) from error
@@ -139,15 +140,18 @@ class Coding:
             return None
         return self.coarse if batch.stop > self.header.num_images - COARSE_IMAGES else self.fine
 
-    def encode(self, images: np.ndarray, pixels_sha256: bytes, tick: Tick) -> Encoded:
-        """Encode images (N,C,H,W) uint8.  Raises UserError (exit 5) if the network's output is not finite."""
+    def encode(self, images: np.ndarray, pixels_sha256: bytes, tick: Tick, classes: np.ndarray | None) -> Encoded:
+        """Encode images (N,C,H,W) uint8, with their classes (N,) if the header says so.
+
+        Raises UserError (exit 5) if the network's output is not finite.
+        """
         coder, plain_bits = Rans(seal(self.start, pixels_sha256), encoding=True), math.nan
         try:
             with exactly(self.header.threads):
                 for batch in batches(len(images), self.header.batch_size, decoding=False):
                     part = np.array(images[batch.start : batch.stop])
                     if codec := self.codec(batch):
-                        codec.encode(coder, part, tick)
+                        codec.encode(coder, part, tick, None if classes is None else classes[batch.start : batch.stop])
                     else:
                         encode_plainly(coder, part, self.vdm.num_levels)
                         plain_bits = coder.bits
@@ -170,9 +174,10 @@ class Coding:
                 coder = Rans(np.frombuffer(whole, ">u4")[::-1].tolist(), encoding=False)
                 for batch in batches(self.header.num_images, self.header.batch_size, decoding=True):
                     if codec := self.codec(batch):
-                        part = codec.decode(coder, len(batch), tick)
+                        part = codec.decode(coder, len(batch), tick, classed=self.header.classes)
                     else:
-                        part = decode_plainly(coder, (len(batch), *self.vdm.image_shape), self.vdm.num_levels)
+                        plain = decode_plainly(coder, (len(batch), *self.vdm.image_shape), self.vdm.num_levels)
+                        part = plain.astype(np.uint8)
                     self.pixels.update(part.data)
                     yield part
             bottom = [*seal(self.start, self.pixels.digest()), 1]  # the encoder's first state, 1, is on top

@@ -17,6 +17,7 @@ from flows.core.errors import Exit, UserError
 from flows.core.files import read_bounded, writing
 from flows.core.folders import require_replaceable, writing_folder
 from flows.evaluation.results import Figure
+from flows.images.labels import classes_of, given_class
 from flows.process.progress import bar
 from vdm.choices import Split
 from vdm.evaluation import evaluate
@@ -55,6 +56,8 @@ class Compressed(Decompressed):
     net_bpd: Number
     code_bpd: Figure
     initial_bits: Count
+    classes: bool
+    """Whether the classes of the images are in the file, too, and all figures given them."""
     plain_images: Count
     bound_bpd: Figure
     bound_bpd_standard_error: Figure
@@ -83,6 +86,7 @@ def compress(
     vdm, model_digest = load_model(model, chosen), model_sha256(model)
     with writing(out) as file:  # an unwritable folder is reported before the images are encoded
         images = open_images(source, split, model)
+        classes = classes_of(source, split or "test", model) if given_class(model, "auto", source) else None
         pixels = hashlib.sha256(np.ascontiguousarray(images.array).data)
         header = Header(
             num_images=len(images.array),
@@ -90,6 +94,7 @@ def compress(
             batch_size=batch_size,
             pictures=images.pictures,
             **machine_of(chosen),
+            classes=classes is not None,
         )
         coding = Coding(deepcopy(vdm).double(), header, packed(header, model_digest))  # before the slow bound
         bound = evaluate(
@@ -99,10 +104,11 @@ def compress(
             num_timesteps=num_timesteps,
             batch_size=BOUND_BATCH,
             seed=0,
+            labels=classes,
             progress=bar("evaluating"),
         )
         with bar("compressing")(range(coding.num_evaluations)) as shown:
-            encoded = coding.encode(images.array, pixels.digest(), shown.update)
+            encoded = coding.encode(images.array, pixels.digest(), shown.update, classes)
         if verify:
             require_decodable(encoded.content, out, model=model, device=device)
         file.write(encoded.content)
@@ -115,6 +121,7 @@ def compress(
         net_bpd=8 * file_bytes / pixel_bytes,
         code_bpd=encoded.code_bpd,
         initial_bits=encoded.initial_bits,
+        classes=header.classes,
         plain_images=len(images.array) - coding.num_modelled,
         bound_bpd=bound.bpd.mean(),
         bound_bpd_standard_error=bound.standard_error,

@@ -49,6 +49,7 @@ class Arguments(Section):
     norm_eps: float
     dropout: float
     augmentation_input: bool
+    classes: int | None = None
 
 
 class Description(Document):
@@ -58,6 +59,8 @@ class Description(Document):
     model_sha256: Sha256
     weights_sha256: Sha256
     fitted_to: TrainingImages | None = None
+    class_names: list[str] | None = None
+    labels_sha256: Sha256 | None = None
 
 
 class DamagedStateError(CheckpointError):
@@ -71,11 +74,12 @@ def save_model(
     *,
     fitted_to: TrainingImages | None = None,
     inputs: str | None = None,
+    **classes: Any,
 ) -> None:
     """Write a model and the arguments it was built from.  Raises OSError that names the file.
 
     A full disk leaves both old files.  `fitted_to` are the images that the model was trained on, and `inputs` is the
-    digest of all inputs of the training; both are None if they are not known.
+    digest of all inputs of the training; both are None if they are not known.  `classes` are keys about the classes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = save({name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()})
@@ -88,19 +92,25 @@ def save_model(
         description["fitted_to"] = fitted_to
     if inputs:
         description["inputs_sha256"] = inputs
+    description |= classes
     with written_last(folder / CONFIG, json.dumps(description, indent=2) + "\n"):
         write_whole(folder / WEIGHTS, weights)
 
 
 def arguments_of(model: Model, image_shape: Sequence[int], num_levels: int) -> dict[str, Any]:
     """Return the arguments of `vdm.model.VDM` for the parameters `model` and images of this shape and these levels."""
-    return {"image_shape": image_shape, "num_levels": num_levels, **model.model_dump()}
+    unused = {"classes"} if model.classes is None else None  # as in models of earlier versions
+    return {"image_shape": image_shape, "num_levels": num_levels, **model.model_dump(exclude=unused)}
 
 
-def inputs_sha256(config: Mapping[str, Any], train: Mapping[str, Any], data_sha256: str) -> str:
-    """Return the digest of the inputs of a training: arguments of the model, parameters `train`, and images."""
-    train = {name: value for name, value in train.items() if name not in HARMLESS}
-    return config_sha256({"model": config, "train": train, "data": data_sha256})
+def inputs_sha256(
+    config: Mapping[str, Any], train: Mapping[str, Any], data_sha256: str, labels_sha256: str | None = None
+) -> str:
+    """Return the digest of the inputs of a training: arguments of the model, parameters `train`, images and labels."""
+    unused = HARMLESS if labels_sha256 else {*HARMLESS, "class_dropout"}
+    train = {name: value for name, value in train.items() if name not in unused}
+    inputs = {"model": config, "train": train, "data": data_sha256}
+    return config_sha256(inputs | ({"labels": labels_sha256} if labels_sha256 else {}))
 
 
 def card_parameters(folder: Path) -> bytes:

@@ -11,6 +11,7 @@ from vdm.choices import (
     MOST_BLOCKS,
     Compile,
     Dequantisation,
+    Given,
     Grid,
     ImagesOn,
     Keep,
@@ -115,6 +116,7 @@ class Model(Section):
     norm_eps: Annotated[float, Field(gt=0)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
     augmentation_input: bool
+    classes: Annotated[int, Field(ge=2)] | Literal["auto"] | None
 
     @model_validator(mode="after")
     def consistent(self) -> Self:
@@ -143,6 +145,7 @@ class Train(Section):
     batch_size: BatchSize
     accumulation: Positive
     augmentation: list[Transform]
+    class_dropout: Share
     optimizer: OptimizerKind
     learning_rate: Annotated[float, Field(gt=0, le=1)]
     warmup_steps: NonNegative
@@ -202,6 +205,9 @@ class Evaluate(Shared):
     times_per_image: Positive
     num_timesteps: Timesteps | None
     batch_size: BatchSize
+    given: Literal["auto", Given]
+    class_images: NonNegative | None
+    class_times: Annotated[int, Field(ge=2, le=10**6)]  # one time has no known error
 
 
 class Ode(Computation):
@@ -211,6 +217,7 @@ class Ode(Computation):
     num_draws: Positive
     num_probes: NonNegative
     dequantisation: Dequantisation
+    given: Literal["auto", Given]
     tolerance: Annotated[float, Field(ge=1e-9, lt=1)]  # below, the rounding of a float32 network makes steps tiny
     batch_size: BatchSize
 
@@ -232,6 +239,8 @@ class Sample(Shared):
     eta: Share
     grid: Grid
     clip: bool
+    classes: list[NonNegative] | None
+    guidance: Annotated[float, Field(ge=0, le=100)]
     inception_weights: Source | None
     inception_sha256: Sha256 | None
 

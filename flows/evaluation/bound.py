@@ -5,24 +5,34 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
-from flows.core.checkpoint import fitted_to, load_model, model_sha256
+from flows.core.checkpoint import fitted_to, load_model, model_sha256, read_description
 from flows.core.device import compile_long_work, find_device, find_precision, processor
 from flows.core.errors import Exit, UserError
 from flows.core.files import file_sha256, written_last
-from flows.evaluation.results import BOTH, BoundMetrics, Environment, Evaluated, SplitFigures, finite_or_none
+from flows.evaluation.results import (
+    BOTH,
+    BoundMetrics,
+    ClassFigures,
+    Environment,
+    Evaluated,
+    SplitFigures,
+    finite_or_none,
+)
+from flows.images.labels import classes_of, given_class
 from flows.images.store import ImageSet, data_sha256, load_images, read_file_names, require_levels, spread
 from flows.process.progress import bar
 from vdm.choices import Split
-from vdm.evaluation import Evaluation, image_terms, shares, terms_of_set
+from vdm.classification import classified
+from vdm.evaluation import Evaluation, image_terms, shares, standard_error, terms_of_set
 from vdm.model import VDM
 
 if TYPE_CHECKING:
@@ -30,18 +40,26 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Classes = Sequence[int | Literal["class"] | None]
+"""What an image is given in each of several evaluations: the same class as all others, its own class, or none."""
+Columns = dict[str, np.ndarray]
+
 
 def measure(
     settings: "Evaluate", *, model: Path, images: Path, requirements: Path, split: Split, num_images: int | None = None
-) -> tuple[BoundMetrics, Evaluation]:
-    """Return the metrics of the model on images of a split, in bits/dim, and the terms of every image.
+) -> tuple[BoundMetrics, Evaluation, Columns]:
+    """Return the metrics of the model on images of a split, in bits/dim, the terms of every image, and columns.
 
     These are `num_images` images, evenly spread, or all for None.  The metrics name the versions of libraries, the
-    processor, and the digest of the file `requirements`.
+    processor, and the digest of the file `requirements`.  A model with classes is evaluated given the images' classes
+    and without, unless `settings.given` is `nothing`; the columns are those of `class_figures`.
 
     Raises what `evaluate_split` raises.
     """
-    result, device = evaluate_split(settings, model, images, split, num_images), find_device(settings.device)
+    classed, device = given_class(model, settings.given, images), find_device(settings.device)
+    results = evaluate_split(settings, model, images, split, ["class", None] if classed else [None], num_images)
+    about, columns = class_figures(settings, model, images, split, num_images, results) if classed else (None, {})
+    result = results[0]
     metrics = BoundMetrics(
         split=named(images, split),
         **figures(result).model_dump(),
@@ -54,9 +72,11 @@ def measure(
         precision=find_precision(settings.precision, device),
         environment=environment(device, requirements),
         fitted_to=fitted_to(model),
+        given="class" if classed else "nothing",
+        classes=about,
         **digests(model, images),
     )
-    return metrics, result
+    return metrics, result, columns
 
 
 def named(images: Path, split: Split) -> Evaluated:
@@ -80,10 +100,11 @@ def other_splits(settings: "Evaluate", tested: BoundMetrics, *, model: Path, ima
 
     A model that was fitted to the validation images has no figure of them.  Raises what `measure` raises.
     """
-    training = figures(evaluate_split(settings, model, images, "train", tested.num_images))
+    classes: Classes = ["class" if tested.given == "class" else None]
+    training = figures(*evaluate_split(settings, model, images, "train", classes, tested.num_images))
     found: dict[str, Any] = {"training": training}
     if len(load_images(images).validation) and tested.fitted_to != BOTH:
-        found["validation"] = figures(evaluate_split(settings, model, images, "validation"))
+        found["validation"] = figures(*evaluate_split(settings, model, images, "validation", classes))
     if tested.bpd is not None and training.bpd is not None:
         found["generalisation_gap_bpd"] = tested.bpd - training.bpd
         errors = np.array([tested.bpd_standard_error, training.bpd_standard_error], float)  # NaN for null
@@ -92,9 +113,9 @@ def other_splits(settings: "Evaluate", tested: BoundMetrics, *, model: Path, ima
 
 
 def evaluate_split(
-    settings: "Evaluate", model: Path, images: Path, split: Split, num_images: int | None = None
-) -> Evaluation:
-    """Return the bound of `num_images` images of a split, evenly spread, or of all for None.
+    settings: "Evaluate", model: Path, images: Path, split: Split, classes: Classes, num_images: int | None = None
+) -> list[Evaluation]:
+    """Return the bound of `num_images` images of a split once for each of `classes`, at the same times and noise.
 
     At most `num_devices` processes share them.  Raises what `load_fitting` raises, and UserError (exit 2) for devices.
     """
@@ -108,27 +129,68 @@ def evaluate_split(
         batch_size=settings.batch_size,
         times_per_image=settings.times_per_image,
     )
-    job = partial(evaluate_part, settings, model, images, split, num_images, parts)
+    job = partial(evaluate_part, settings, model, images, split, classes, num_images, parts)
     if len(parts) == 1:
-        return terms_of_set(job())
+        return [terms_of_set(terms) for terms in job()]
     from flows.training.distributed import launch
 
-    return terms_of_set(np.concatenate(launch(job, num_processes=len(parts)), axis=1))
+    shared = zip(*launch(job, num_processes=len(parts)), strict=True)
+    return [terms_of_set(np.concatenate(terms, axis=1)) for terms in shared]
 
 
 def evaluate_part(
-    settings: "Evaluate", model: Path, images: Path, split: Split, num_images: int | None, parts: list[range]
-) -> np.ndarray:
-    """Return the terms of the images of this process, see `vdm.evaluation.image_terms`."""
+    settings: "Evaluate", model: Path, images: Path, split: Split, given: Classes, most: int | None, parts: list[range]
+) -> list[np.ndarray]:
+    """Return the terms of the images of this process for each of `given`, see `vdm.evaluation.image_terms`."""
     from flows.training.distributed import local_rank
 
     rank = local_rank()
     device = find_device(settings.device, len(parts), rank)
-    vdm, pixels = load_fitting(model, images, device, split, num_images)
-    options = settings.model_dump(exclude={"device", "num_devices", "precision"})
+    vdm, pixels = load_fitting(model, images, device, split, most)
+    options = settings.model_dump(include={"seed", "times_per_image", "num_timesteps", "batch_size"})
     options |= {"precision": find_precision(settings.precision, device), "progress": bar("evaluating", shown=rank == 0)}
-    compile_long_work(vdm, len(parts[rank]) * settings.times_per_image // settings.batch_size)
-    return image_terms(vdm, pixels, parts[rank], **options)
+    compile_long_work(vdm, len(given) * len(parts[rank]) * settings.times_per_image // settings.batch_size)
+    own = spread(classes_of(images, split, model), most) if "class" in given else None
+    labels = [np.full(len(pixels), each) if isinstance(each, int) else own if each else None for each in given]
+    return [image_terms(vdm, pixels, parts[rank], labels=each, **options) for each in labels]
+
+
+def class_figures(
+    settings: "Evaluate", model: Path, images: Path, split: Split, num_images: int | None, results: list[Evaluation]
+) -> tuple[ClassFigures, Columns]:
+    """Return what the classes of a model are worth and how well the likelihood finds them, and columns with both.
+
+    At most `class_images` images are classified, or all `num_images` of both evaluations, unless they are None.  The
+    others have NaN in these columns, (N,) each.  Raises what `evaluate_split` raises.
+    """
+    given, without = results
+    num_classes = read_description(model)["model"]["classes"]
+    gain = without.bpd - given.bpd
+    every = num_images is not None and settings.class_images != 0
+    numbers = spread(np.arange(len(given.bpd)), None if every else settings.class_images)
+    found: dict[str, Any] = {"num_classified": len(numbers), "class_times": settings.class_times}
+    columns = {"without_bpd": without.bpd}
+    if len(numbers):
+        settings = settings.model_copy(update={"times_per_image": settings.class_times})
+        each = evaluate_split(settings, model, images, split, range(num_classes), len(numbers))
+        nats = math.prod(load_images(images).image_shape) * math.log(2)
+        draws = [(result.prior + result.reconstruction)[:, None] + result.diffusion_draws for result in each]
+        classes = classified(nats * np.stack(draws))
+        labels = spread(classes_of(images, split, model), num_images)
+        right, mixture = (classes.best == labels[numbers]).astype(float), classes.mixture / nats
+        found |= {"accuracy": right.mean(), "accuracy_standard_error": standard_error(right)}
+        found |= {"mixture_bpd": mixture.mean(), "mixture_standard_error": standard_error(mixture)}
+        found["mixture_bias_bpd"] = classes.mixture_bias.mean() / nats
+        for name, values in (("label", labels[numbers]), ("best", classes.best), ("margin", classes.margin)):
+            columns[name] = np.full(len(labels), math.nan)
+            columns[name][numbers] = values
+    return ClassFigures(
+        num_classes=num_classes,
+        without=figures(without),
+        gain_bpd=gain.mean(),
+        gain_standard_error=standard_error(gain),
+        **found,
+    ), columns
 
 
 def figures(result: Evaluation) -> SplitFigures:
@@ -186,12 +248,14 @@ def digests(model: Path, images: Path) -> dict[str, Any]:
     return {"model_sha256": model_sha256(model), "data_sha256": data_sha256(images)}
 
 
-def write(out: Path, metrics: BoundMetrics, result: Evaluation, *, model: Path, images: Path, split: Split) -> None:
+def write(
+    out: Path, metrics: BoundMetrics, result: Evaluation, columns: Columns, *, model: Path, images: Path, split: Split
+) -> None:
     """Write `metrics.json`, `per_image.csv` and `noise_levels.csv`, or else none of them.
 
-    `per_image.csv` has the number of every image in the split, its terms in bits/dim, and its file, if the set was made
-    of files.  `noise_levels.csv` has time, gamma, and the diffusion term with its standard error in bits/dim per unit
-    of time, as in `vdm.evaluation.NoiseLevels`.
+    `per_image.csv` has the number of every image in the split, its terms in bits/dim, the `columns`, and its file, if
+    the set was made of files.  `noise_levels.csv` has time, gamma, and the diffusion term with its standard error in
+    bits/dim per unit of time, as in `vdm.evaluation.NoiseLevels`.
 
     Raises CheckpointError, and OSError that names the file.
     """
@@ -199,15 +263,15 @@ def write(out: Path, metrics: BoundMetrics, result: Evaluation, *, model: Path, 
     terms = (result.bpd, result.prior, result.reconstruction, result.diffusion)
     numbers = spread(np.arange(len(getattr(load_images(images), split))), len(result.bpd)).tolist()
     names = read_file_names(images, split, set(numbers))
-    files = {"file": [names[number] for number in numbers]} if names else {}
-    header = " ".join(["image bpd prior_bpd reconstruction_bpd diffusion_bpd", *files])
+    more: dict[str, Any] = columns | ({"file": [names[number] for number in numbers]} if names else {})
+    header = " ".join(["image bpd prior_bpd reconstruction_bpd diffusion_bpd", *more])
     levels = result.noise_levels(seed=metrics.seed or 0, num_timesteps=metrics.num_timesteps)
     with torch.inference_mode():
         gamma = load_model(model).schedule(torch.from_numpy(levels.t).float()).numpy()
     noise = table("t gamma diffusion_bpd standard_error", levels.t, gamma, *levels[1:])
     with (
         written_last(out / "metrics.json", text),
-        written_last(out / "per_image.csv", table(header, numbers, *terms, *files.values())),
+        written_last(out / "per_image.csv", table(header, numbers, *terms, *more.values())),
         written_last(out / "noise_levels.csv", noise),
     ):
         pass

@@ -4,14 +4,16 @@ import logging
 import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from flows.core.device import find_device
+from flows.core.errors import Exit, UserError
 from flows.evaluation.bound import digests, evaluate_split, load_fitting, named, warn_if_seen
 from flows.evaluation.results import Comparison, ModelFigures, OdeMetrics
-from flows.images.store import load_images
+from flows.images.labels import classes_of, given_class
+from flows.images.store import load_images, spread
 from vdm import evaluation
 from vdm.choices import Split
 from vdm.model import images_per_batch
@@ -39,7 +41,10 @@ def ode(settings: "Ode", *, model: Path, images: Path, split: Split = "test") ->
     vdm, pixels = load_fitting(model, images, device, split, settings.num_images)
     vdm.requires_grad_(False)  # the ODE needs only the gradient with respect to the images
     warn_if_seen(model, split)
+    classed = given_class(model, settings.given, images)
+    labels = spread(classes_of(images, split, model), settings.num_images) if classed else None
     options = settings.model_dump(include={"seed", "dequantisation", "num_draws", "num_probes", "batch_size"})
+    of_set: dict[str, Any] = options | {"labels": labels}
     repeated = pixels[:NUM_REPEATED]
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
     per_batch = images_per_batch(settings.batch_size, settings.num_draws)
@@ -47,13 +52,13 @@ def ode(settings: "Ode", *, model: Path, images: Path, split: Split = "test") ->
     total = (1 + 1e-9) * (math.ceil(len(repeated) / per_batch) + math.ceil(len(pixels) / per_batch))
     begin = time.monotonic()
     with tqdm(desc="evaluating", total=total, bar_format=form, disable=None, leave=False) as shown:
-        accurate = evaluate_ode(vdm, repeated, solve=dopri5(settings.tolerance / 10, shown.update), **options)
+        accurate = evaluate_ode(vdm, repeated, solve=dopri5(settings.tolerance / 10, shown.update), **of_set)
         # A tenth of the tolerance takes a solver of order 5 as many steps times 10^(1/5).
         minutes = (time.monotonic() - begin) / len(repeated) / 10**0.2 / 60
         num_images, num_all = len(pixels), len(getattr(load_images(images), split))
         words = "%d images take about %.1f minutes or less, all %d about %.1f"
         log.info(words, num_images, minutes * num_images, num_all, minutes * num_all)
-        bpd = evaluate_ode(vdm, pixels, solve=dopri5(settings.tolerance, shown.update), **options)
+        bpd = evaluate_ode(vdm, pixels, solve=dopri5(settings.tolerance, shown.update), **of_set)
     return OdeMetrics(
         split=named(images, split),
         bpd=bpd.mean(),
@@ -62,6 +67,7 @@ def ode(settings: "Ode", *, model: Path, images: Path, split: Split = "test") ->
         num_images=len(bpd),
         num_repeated=len(repeated),
         tolerance=settings.tolerance,
+        given="class" if classed else "nothing",
         **options,
         **digests(model, images),
     )
@@ -72,11 +78,19 @@ def compare(
 ) -> Comparison:
     """Return the difference second - first in bits/dim over the same images, times and noise, with its interval.
 
-    `models` are the names and folders of the two.  Raises what `load_fitting` raises.
+    `models` are the names and folders of the two.  With `settings.given` auto, p(x | c) is compared if both have
+    classes, and else p(x).  Raises what `load_fitting` raises.
     """
     _, (_, second) = models
     load_fitting(second, images, find_device(settings.device), split)  # report its errors before the first is evaluated
-    results = [evaluate_split(settings, model, images, split) for _, model in models]
+    classed = [given_class(model, "auto", images) for _, model in models]
+    if settings.given == "class" and not any(classed):
+        raise UserError(f"neither model has classes, or {images} no labels; leave out --given class", Exit.USAGE)
+    given = settings.given if settings.given != "auto" else "class" if all(classed) else "nothing"
+    results = [
+        evaluate_split(settings, model, images, split, ["class" if known and given == "class" else None])[0]
+        for (_, model), known in zip(models, classed, strict=True)
+    ]
     figures = [
         ModelFigures(
             model=name, bpd=result.bpd.mean(), bpd_standard_error=result.standard_error, **digests(model, images)
@@ -95,4 +109,5 @@ def compare(
         seed=settings.seed,
         times_per_image=settings.times_per_image,
         num_timesteps=settings.num_timesteps,
+        given=given,
     )

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from flows.core.documents import Count, Document, Number, Sha256
-from vdm.choices import Dequantisation, Grid, Precision, Split, TrainingImages
+from vdm.choices import Dequantisation, Given, Grid, Precision, Split, TrainingImages
 
 
 def finite_or_none(value: Any) -> Any:
@@ -34,6 +34,7 @@ class Metrics(Document):
     num_images: Count | None = None
     data_sha256: Sha256 | None = None
     model_sha256: Sha256 | None = None
+    given: Given = "nothing"
 
 
 class Environment(Document):
@@ -58,13 +59,34 @@ class SplitFigures(Document):
     num_images: Count
 
 
+class ClassFigures(Document):
+    """The likelihood without the classes, what they are worth, and how well the likelihood finds them.
+
+    `without` are the figures of p(x) by "no class"; the gain is these minus those given the class, paired.
+    `num_classified` images were classified at `class_times` noise levels each; without any, what follows is null.
+    `mixture_bpd` is their -log p(x) by the mixture of equally likely classes, of which `mixture_bias_bpd` is a bias.
+    """
+
+    num_classes: Count
+    without: SplitFigures
+    gain_bpd: Figure
+    gain_standard_error: Figure
+    num_classified: Count
+    class_times: Count
+    accuracy: Figure = None
+    accuracy_standard_error: Figure = None
+    mixture_bpd: Figure = None
+    mixture_standard_error: Figure = None
+    mixture_bias_bpd: Figure = None
+
+
 class BoundMetrics(Metrics):
     """metrics.json: the variational bound on the images of a split, its terms and its errors.
 
     The file of the pipeline is about the test images.  It also has the figures of the validation images, if there are
     any to which the model was not fitted, and of as many training images as test images, at the same times and with the
     same noise.  The generalisation gap is that of the test images minus that of the training images: far above its
-    standard error, the model overfits.
+    standard error, the model overfits.  With `classes`, all figures are of p(x | c), but for those in `classes`.
     """
 
     protocol: Literal["vlb"] = "vlb"
@@ -86,6 +108,7 @@ class BoundMetrics(Metrics):
     training: SplitFigures | None = None
     generalisation_gap_bpd: Figure = None
     generalisation_gap_standard_error: Figure = None
+    classes: ClassFigures | None = None
 
 
 class OdeMetrics(Metrics):
@@ -120,6 +143,7 @@ class SamplerSettings(Document):
     grid: Grid
     clip: bool
     precision: Precision
+    guidance: Number = 1.0
 
     def is_like(self, other: "SamplerSettings") -> bool:
         """Whether both draw in the same way, except for the seed and the precision."""
@@ -153,10 +177,11 @@ class SampleMetrics(Document):
     whose digest begins with these digits.  `precision` and `recall` are in the same features.  `fid` and `kid` need the
     weights of Inception.  `nearer_than_held_out` is the probability that a sample is nearer to its nearest training
     image, in pixels, than a held-out image is to its own.  Above 0.5, the model repeats training images, or its samples
-    are smoother than real images.
+    are smoother than real images.  `by_class` has the figures within each class, by number, of a model with classes.
     """
 
     figures: dict[str, QualityFigure]
+    by_class: dict[str, dict[str, QualityFigure]] | None = None
     nearer_than_held_out: Figure
     nearer_than_held_out_standard_error: Figure
     num_images: Count
@@ -198,6 +223,7 @@ class Comparison(Document):
     seed: Count
     times_per_image: Count
     num_timesteps: Count | None
+    given: Given
     samples: dict[str, list[QualityFigure]] | None = None
     """The quality of both models' samples, by the name of the figure; None unless both were measured alike."""
 

@@ -2,6 +2,7 @@
 
 preparing      read the source that `data:` names and write an image set
 store          an image set on disk, and its digest
+labels         the labels of a set as the classes of a model
 transforms     changes of the pixels: gray, resize, pad, fewer bits
 splitting      which images are for training, validation and test
 catalogue      the published sets: source, licence, counts, checksums

@@ -29,6 +29,8 @@ class PublishedSet:
     """Where the reader expects the files, below its root."""
     archive: str | None = None
     """The tar file in which the publisher packs the folder, if any."""
+    class_names: tuple[str, ...] = ()
+    """By label; () if the publisher does not state them, or numbers them."""
 
 
 def idx_set(title: str, homepage: str, licence: str, reader: type[datasets.MNIST], *sha256: str) -> PublishedSet:
@@ -43,6 +45,7 @@ def idx_set(title: str, homepage: str, licence: str, reader: type[datasets.MNIST
         files=dict(zip(names, sha256, strict=True)),
         reader=reader,
         folder=f"{reader.__name__}/raw",
+        class_names=tuple(reader.classes),
     )
 
 
@@ -103,6 +106,7 @@ PUBLISHED = {
         reader=datasets.CIFAR10,
         folder=datasets.CIFAR10.base_folder,
         archive=datasets.CIFAR10.filename,
+        class_names=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     ),
     "svhn": PublishedSet(
         title="SVHN, cropped digits",

@@ -136,9 +136,11 @@ def read_folder(source: Path, data: "Data") -> Source:
     files = ImageFiles(source, grayscale=data.grayscale, resized=data.resize is not None)
     counts, parts = files.counts(), parts_of(source, files.names)
     splits, division = divide(source, files.names, counts, parts, data)
-    labels = class_labels(source, files.names, 1 if parts else 0)
+    labels, classes = class_labels(source, files.names, 1 if parts else 0)
     title = visible(source.resolve().name) or "images"
     origin: dict[str, Any] = {"title": title, "homepage": "a folder", "licence": "not stated", "split": division}
+    if classes:
+        origin["class_names"] = classes
 
     def batches() -> Iterator[Batch]:
         for name, images in files.read():
@@ -149,15 +151,18 @@ def read_folder(source: Path, data: "Data") -> Source:
     return Source(batches(), splits, origin)
 
 
-def class_labels(source: Path, names: list[str], first: int) -> dict[str, int] | None:
-    """Return the class of each file: the number of its folder, named from level `first` on; None if one has none."""
+def class_labels(source: Path, names: list[str], first: int) -> tuple[dict[str, int] | None, list[str]]:
+    """Return the class of each file, the number of its folder, and the classes' names: folders from level `first` on.
+
+    Without classes they are None and [].
+    """
     folders = {name: "/".join(name.split("/")[first:-1]) for name in names}
     classes = sorted(set(folders.values()))
     if "" not in classes:
         numbers = {folder: number for number, folder in enumerate(classes)}
-        return {name: numbers[folder] for name, folder in folders.items()}
+        return {name: numbers[folder] for name, folder in folders.items()}, [visible(folder) for folder in classes]
     if len(classes) > 1:
         stray = [name for name, folder in folders.items() if not folder]
         text = "%s: images have no labels, since %d files are in no class folder, such as %s"
         log.warning(text, visible(source), len(stray), listed(stray[:3]))
-    return None
+    return None, []

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 from urllib.error import URLError
 
 import numpy as np
@@ -67,7 +67,7 @@ def read_published(data: "Data", source: Path | None, downloads: Path) -> Source
     splits = np.repeat(np.array([TRAIN, TEST], np.int8), [entry.num_train, entry.num_test])
     hold_out_validation(data.name, splits, data)
     batches = read_imagenet(entry, source) if entry.reader is None else read_whole(entry, source, downloads)
-    origin = {
+    origin: dict[str, Any] = {
         "title": entry.title,
         "homepage": entry.homepage,
         "licence": entry.licence,
@@ -76,6 +76,8 @@ def read_published(data: "Data", source: Path | None, downloads: Path) -> Source
         "published_test": entry.num_test,
         "split": division(data, "as published"),
     }
+    if entry.class_names:
+        origin["class_names"] = list(entry.class_names)
     return Source(batches, splits, origin)
 
 

@@ -1,8 +1,9 @@
 """An image set on disk: an array of (N,C,H,W) uint8 levels for each split, and `dataset.json` that describes them.
 
 The arrays are `train.npy`, `test.npy` and, unless the validation split is empty, `validation.npy`.  A set with labels
-also has `train_labels.npy` and so on, (N,) integers.  A set made of files has `train_files.txt` and so on.  No
-likelihood depends on the labels or the names of files.  Arrays are mapped into memory and never unpickled.
+also has `train_labels.npy` and so on, (N,) integers, which `class_names` in the description may name.  A set made of
+files has `train_files.txt` and so on.  Only likelihoods given the class depend on the labels, and none on the names of
+files.  Arrays are mapped into memory and never unpickled.
 """
 
 import hashlib
@@ -45,6 +46,7 @@ class Description(Document):
     formats: str = ""
     split: str = ""
     transforms: str = ""
+    class_names: list[str] | None = None
 
 
 class ImageSet(NamedTuple):

@@ -10,6 +10,7 @@ from flows.core.checkpoint import model_sha256, read_description
 from flows.core.device import find_device, find_precision
 from flows.core.errors import Exit, UserError
 from flows.evaluation.results import QualityFigure, SampleMetrics, SamplerSettings
+from flows.images.labels import classes_of
 from flows.images.store import FEWEST_COMPARED, ImageSet, chunks, data_sha256, load_images, require_levels, spread
 from flows.quality.distances import (
     NEIGHBOURS,
@@ -56,11 +57,16 @@ def measure(
     advice = "more training images or features.steps may help"
     guessing = f"the features' network finds {config.task} not clearly better than a guess; {advice}"
     withheld = None if learned(config.accuracy, config.guess, len(image_set.test)) else guessing
-    embedded = (embed(network, part) for part in pictures)
-    figures = {} if withheld else feature_figures(*embedded, name=digest[:8], quality=quality)
+    figures, by_class = dict[str, QualityFigure](), None
+    if not withheld:
+        embedded = [embed(network, part) for part in pictures]
+        figures = feature_figures(*embedded, name=digest[:8], quality=quality)
+        if sample.classes:
+            by_class = class_figures(embedded, sample.classes, images, digest[:8], quality)
     memorised, neighbours = memorisation(pictures, image_set, quality)
     metrics = SampleMetrics(
         figures=figures | inception_figures(sample, quality, pictures, image_set.num_levels),
+        by_class=by_class,
         nearer_than_held_out=memorised.value,
         nearer_than_held_out_standard_error=memorised.standard_error,
         num_images=len(pictures.samples),
@@ -137,6 +143,23 @@ def feature_figures(
         "recall": recall(training),
     }
     return figures_of(measures, samples, held_out, quality)
+
+
+def class_figures(
+    embedded: list[np.ndarray], classes: list[int], images: Path, name: str, quality: "Quality"
+) -> dict[str, dict[str, QualityFigure]]:
+    """Return the figures within each class that has ten samples, held-out and training images, by its number.
+
+    `embedded` are the features (N,D) of each of these, and `classes` those of the samples, in turn.
+    """
+    real = [classes_of(images, split, None) for split in ("test", "train")]
+    numbers = [np.resize(classes, len(embedded[0])), *map(spread, real, map(len, embedded[1:]))]
+    found = {}
+    for number in np.unique(numbers[0]).tolist():
+        parts = [part[of_part == number] for part, of_part in zip(embedded, numbers, strict=True)]
+        if min(map(len, parts)) >= FEWEST_COMPARED:
+            found[str(number)] = feature_figures(*parts, name=name, quality=quality)
+    return found
 
 
 def figures_of(

@@ -45,6 +45,7 @@ class Evidence(Document):
     challenger_model_sha256: str | None = None
     difference_bpd: Figure = None
     difference_standard_error: Figure = None
+    given: str | None = None
     confidence_interval: list[Figure] | None = None
     num_images: Count | None = None
     champion_test_bpd: Figure = None

@@ -103,7 +103,7 @@ def evaluated(
     }
     for decided, tested in zip(compared[split].models, compared["test"].models, strict=True):
         found |= figures(decided.model, decided, tested)
-    shared = {"difference_bpd", "difference_standard_error", "confidence_interval", "num_images"}
+    shared = {"given", "difference_bpd", "difference_standard_error", "confidence_interval", "num_images"}
     return found | {"champion_fitted_to": fitted_to(reigning) or "train"} | compared[split].model_dump(include=shared)
 
 
@@ -150,6 +150,7 @@ def decide(evidence: Evidence) -> tuple[str, str]:
         return REFUSE, f"one image gives no confidence interval between {challenger} and {champion}"
     percent = 100 * (evidence.confidence or 0)
     images = "validation images" if evidence.split == "validation" else "test images, for lack of validation images"
+    images += ", given the class" if evidence.given == "class" else ""
     interval = f"{percent:g}% interval [{low:+.4f}, {high:+.4f}] bits/dim against {champion} on {images}"
     least = evidence.min_improvement_bpd or 0
     if high < -least:

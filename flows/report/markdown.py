@@ -46,6 +46,8 @@ def likelihoods(metrics: Metrics) -> dict[str, str]:
     for name, split in (("validation images", bound.validation), ("training images", bound.training)):
         if split:
             found[name] = figure(split.bpd, split.bpd_standard_error)
+    if of := bound.classes:
+        found |= {"without the class": figure(of.without.bpd, of.without.bpd_standard_error)}
     if bound.training:
         gap = figure(bound.generalisation_gap_bpd, bound.generalisation_gap_standard_error)
         found[f"{bound.split} - training images"] = gap

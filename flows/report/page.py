@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vdm.evaluation import PairedDifference
 
 CONFIDENCE = 0.95
-MOST_EXTREMES, MOST_NEIGHBOURS, MOST_SHOWN = 8, 8, 10
+MOST_EXTREMES, MOST_NEIGHBOURS, MOST_SHOWN, MOST_CLASSES = 8, 8, 10, 20
 
 
 class Page(NamedTuple):
@@ -75,6 +75,7 @@ def view(name: str, results: Results) -> dict[str, Any]:
         "about": description(results.images),
         "uniform": math.log2(results.images.num_levels) if results.images else None,
         "extremes": extremes(results),
+        "classified": classified(results),
         "facts": list(facts(results)),
         "grids": grids(results),
         "classes": classes(results),
@@ -99,6 +100,25 @@ def extremes(results: Results) -> list[tuple[str, list[Shown]]]:
         (title, [Shown(image_of(results, split, number, f"{split} image {number}"), bpd) for number, bpd in found])
         for title, found in (("Easiest", rows[:size]), ("Hardest", rows[::-1][:size]))
     ]
+
+
+def classified(results: Results) -> dict[str, Any]:
+    """Return the confusion matrix of a model with few classes, and the images it is least sure of; {} without these."""
+    of, table = results.metrics.classes, results.per_image
+    if of is None or table is None or not {"label", "best", "margin"} <= set(table):
+        return {}
+    about, known = description(results.images), table.dropna(subset=["best"]).astype({"label": int, "best": int})
+    names = about.get("class_names") or []
+    names = names + [str(number) for number in range(len(names), of.num_classes)]
+    counts = known.value_counts(["label", "best"])
+    rows = [[counts.get((label, best), 0) for best in range(len(names))] for label in range(len(names))]
+    unsure = []
+    for row in known.nsmallest(MOST_EXTREMES, "margin").itertuples():
+        name = f"{results.metrics.split} image {row.image:g}"
+        found = "found" if row.label == row.best else f"taken for {names[row.best]}"
+        caption = f"{names[row.label]}, {found}: {row.margin:.2f}"
+        unsure.append(Shown(image_of(results, results.metrics.split, int(row.image), name), caption))
+    return {"names": names, "confusion": rows if of.num_classes <= MOST_CLASSES else [], "unsure": unsure}
 
 
 def classes(results: Results) -> list[tuple[int, int, float, float]]:
@@ -171,7 +191,8 @@ def difference(first: Results, second: Results) -> "PairedDifference | str":
     """Return the paired difference of the images of two models, or the reason why they cannot be paired."""
     if first.per_image is None or second.per_image is None:
         return "one of them has no figures for each image"
-    for field in ("data_sha256", "split", "num_images", "seed", "times_per_image", "num_timesteps", "precision"):
+    fields = ("data_sha256", "split", "num_images", "seed", "times_per_image", "num_timesteps", "precision", "given")
+    for field in fields:
         settings = [getattr(one.metrics, field) for one in (first, second)]
         if settings[0] != settings[1]:
             return f"they differ in {field}: {settings[0]} and {settings[1]}"

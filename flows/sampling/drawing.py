@@ -100,7 +100,8 @@ def in_batches(vdm: VDM, settings: "Sample", share: range, steps_to: Steps, *, s
 
 def preview(vdm: VDM) -> bytes:
     """Return a picture of the first 16 images of seed 0 as a PNG file.  Raises what `vdm.sampling.sample` raises."""
-    images = sample(vdm, range(16), Solver(num_timesteps=25, order=2), seed=0)
+    classes = range(vdm.classes) if vdm.classes else None
+    images = sample(vdm, range(16), Solver(num_timesteps=25, order=2, classes=classes), seed=0)
     return png(grid(images.cpu().numpy(), vdm.num_levels))
 
 

@@ -25,17 +25,18 @@ def require_kind(path: Path, *kinds: str) -> None:
         raise UserError(f"{path}: unknown ending; choose {listed}", Exit.USAGE)
 
 
-def write(path: Path, images: np.ndarray, num_levels: int, beside: Sequence[np.ndarray] = ()) -> None:
+def write(path: Path, images: np.ndarray, num_levels: int, beside: Sequence[np.ndarray] = (), *, rows: int = 0) -> None:
     """Write a grid (.png), an array of levels (.npy), or a folder with a PNG file for each image.
 
-    The images `beside` (C,H,W) come first in a grid, and are in no other output.  The output appears whole or not at
-    all.  Raises OSError that names the file.
+    The images `beside` (C,H,W) come first in a grid, and are in no other output.  Without them, a grid may have `rows`,
+    as in `rows_of`.  The output appears whole or not at all.  Raises OSError that names the file.
     """
     match path.suffix.lower():
         case ".png":
             together = np.stack([*beside, *images])
             columns = max(1 + len(beside), math.ceil(math.sqrt(len(together)))) if beside else None
-            write_whole(path, png(grid(together, num_levels, columns)))
+            by_row = rows and not beside
+            write_whole(path, png(rows_of(images, num_levels, rows) if by_row else grid(together, num_levels, columns)))
         case ".npy":
             write_array(path, [images.astype(np.uint8 if num_levels <= 256 else np.uint16, copy=False)])
         case _:
@@ -67,6 +68,12 @@ def grid(images: np.ndarray, num_levels: int, columns: int | None = None, smalle
     tiles.reshape(-1, *tiles.shape[2:])[: len(pixels), GAP:, GAP:] = pixels
     picture = tiles.swapaxes(1, 2).reshape(rows * (height + GAP), columns * (width + GAP), *channels)
     return np.pad(picture, [(0, GAP), (0, GAP), *[(0, 0)] * len(channels)], constant_values=128)
+
+
+def rows_of(images: np.ndarray, num_levels: int, rows: int) -> np.ndarray:
+    """Return images (N,C,H,W) as a grid in which image i is in row i modulo `rows`."""
+    columns = math.ceil(len(images) / rows)
+    return np.concatenate([grid(images[row::rows], num_levels, columns) for row in range(min(rows, len(images)))])
 
 
 def png(pixels: np.ndarray) -> bytes:

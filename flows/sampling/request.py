@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from flows.core.checkpoint import load_model, model_sha256
+from flows.core.checkpoint import load_model, model_sha256, read_description
 from flows.core.device import find_device
 from flows.core.errors import Exit, UserError
 from flows.core.files import written_last
 from flows.core.folders import require_replaceable
+from flows.images.labels import class_numbers
 from flows.images.picture_files import BadImageError, levels, read_images
 from flows.sampling import film, pictures
 from flows.sampling.drawing import draw, fill, filling, sampling, solver_of
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Request(NamedTuple):
-    """A model folder, how to sample, and the files to write and to read."""
+    """A model folder, how to sample, the files to write and to read, and classes for the images in turn: `3,7`."""
 
     model: Path
     settings: "Sample"
@@ -32,6 +33,7 @@ class Request(NamedTuple):
     known: Path | None
     mask: Path | None
     force: bool
+    classes: str | None = None
 
 
 def answer(request: Request) -> dict[str, Any]:
@@ -41,6 +43,10 @@ def answer(request: Request) -> dict[str, Any]:
     """
     require_possible(request)
     vdm = load_model(request.model, find_device(request.settings.device))
+    classes = list(range(vdm.classes)) if vdm.classes else None
+    if request.classes is not None:
+        classes = class_numbers(request.classes, vdm.classes, read_description(request.model).get("class_names"))
+    request = request._replace(settings=request.settings.model_copy(update={"classes": classes}))
     parts, beside = None, list[np.ndarray]()
     if request.known and request.mask:
         parts = known, missing = read_known(request.known, vdm), read_mask(request.mask, vdm)
@@ -53,7 +59,7 @@ def answer(request: Request) -> dict[str, Any]:
             steps_to = filling(vdm, request.settings, *parts) if parts else sampling(vdm, request.settings)
             content = film.encoded(film.record(vdm, request.settings, steps_to), request.film.suffix)
             stack.enter_context(written_last(request.film, content))
-        pictures.write(request.out, images, vdm.num_levels, beside)
+        pictures.write(request.out, images, vdm.num_levels, beside, rows=len(classes or []))
     solver = solver_of(request.settings, vdm)
     if parts:
         solver = solver._replace(order=1, eta=1.0)  # as `fill_in` always takes its steps

@@ -30,10 +30,10 @@ def evaluate(
     if out:
         out.mkdir(parents=True, exist_ok=True)  # an unwritable folder is reported before the evaluation
     paths = {"model": model, "images": images}
-    metrics, result = measure(settings, **paths, requirements=requirements, split=split, num_images=num_images)
+    metrics, result, columns = measure(settings, **paths, requirements=requirements, split=split, num_images=num_images)
     if out is None:
         return metrics
     if metrics.split == "test" and num_images is None:
         metrics = metrics.model_copy(update=other_splits(settings, metrics, **paths))
-    write(out, metrics, result, **paths, split=split)
+    write(out, metrics, result, columns, **paths, split=split)
     return metrics

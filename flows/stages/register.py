@@ -22,6 +22,7 @@ from flows.core.errors import Exit, UserError
 from flows.core.escaping import markdown
 from flows.core.files import write_whole, writing
 from flows.core.folders import writing_folder
+from flows.images.labels import described, number_of_classes
 from flows.images.store import Description, ImageSet, data_sha256, load_images
 from flows.validation.report import Validation
 
@@ -41,6 +42,7 @@ parameters. The weights are the moving average {kept}.
 | data | {name} ({homepage}), licence: {licence} |
 | images | {num_train} training, {num_validation} validation and {num_test} test images; split: {split} |
 | fitted to | {fitted_to} |
+| conditioned on | {conditioned} |
 | transforms | {transforms} |
 | data contract | {verdict} |
 | data sha256 | `{data_sha256}` |
@@ -94,6 +96,7 @@ def register(
         bpd=bpd,
         step=step,
         kept=kept,
+        conditioned=conditioned_on(trained, train),
         fitted_to="training images" if train.images == "train" else "training and validation images together",
         out=out,
         parameters=json.dumps(parameters, indent=2),
@@ -107,14 +110,26 @@ def register(
     log.info("wrote the model and its card to %s", out)
 
 
+def conditioned_on(trained: Path, train: "Train") -> str:
+    """Return what the model is given of an image, for the card."""
+    stated = read_description(trained)
+    if (count := stated["model"].get("classes")) is None:
+        return "nothing"
+    names = "".join(f", {markdown(name)}" for name in stated.get("class_names") or [])
+    digest = stated["labels_sha256"]
+    return f"its class, one of {count}{names}; left out in {train.class_dropout:.0%} of training; labels `{digest}`"
+
+
 def require_inputs(trained: Path, model: "Model", train: "Train", image_set: ImageSet, images: Path) -> None:
     """Raise UserError (exit 2) if the model was trained with other parameters or images.
 
     Models of earlier versions and imported ones do not state their inputs.
     """
     stated = read_description(trained).get("inputs_sha256")
+    model = model.model_copy(update={"classes": number_of_classes(images, model.classes)})
+    labels = None if model.classes is None else described(images)["labels_sha256"]
     config = arguments_of(model, image_set.image_shape, image_set.num_levels)
-    if stated and stated != inputs_sha256(config, train.model_dump(), data_sha256(images)):
+    if stated and stated != inputs_sha256(config, train.model_dump(), data_sha256(images), labels):
         reason = f"was trained with other parameters `model:` or `train:`, or other images than {images} holds now"
         advice = "run `vdmctl train`, or with DVC `dvc repro --force --single-item train`"
         raise UserError(f"{trained} {reason}; {advice}", Exit.USAGE)

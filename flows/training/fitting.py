@@ -17,7 +17,8 @@ from flows.core.checkpoint import arguments_of, inputs_sha256, model_sha256, req
 from flows.core.device import find_compile, find_device, find_precision, keep_on_device, set_backend
 from flows.core.errors import Exit, UserError
 from flows.core.files import write_whole
-from flows.images.store import ImageSet, data_sha256, load_images
+from flows.images.labels import classes_of, described, number_of_classes
+from flows.images.store import SPLITS, ImageSet, data_sha256, load_images
 from flows.process.ending import on_stop
 from flows.process.locks import claim
 from flows.process.progress import bar
@@ -52,9 +53,11 @@ def train_here(
         if device.type == "cuda" or local_rank() == 0:  # on a CPU one claim covers all processes of the machine
             stack.enter_context(claim(device))
         image_set, data = load_images(images), data_sha256(images)
+        model = model.model_copy(update={"classes": number_of_classes(images, model.classes)})
+        stated = {} if model.classes is None else described(images)
         config = arguments_of(model, image_set.image_shape, image_set.num_levels)
         settings = resolve(train, device)
-        run = Run(runs / run_digest(config, train, settings, device, data), keep=train.keep_checkpoints)
+        run = Run(runs / run_digest(config, train, settings, device, data, **stated), keep=train.keep_checkpoints)
         if len(set(gather(run.folder.name))) > 1:
             autos = "what train.precision: auto and train.compile: auto mean on them"
             reason = f"the machines or devices differ in parameters, data, code, or {autos}"
@@ -64,16 +67,21 @@ def train_here(
                 folder.mkdir(parents=True, exist_ok=True)
         set_backend(training=True)
         pixels = torch.from_numpy(training_images(image_set, train.images))
+        labels = {split: classes_of(images, split, None) for split in SPLITS} if stated else {}
+        if labels and train.images != "train":
+            labels["train"] = np.concatenate([labels["train"], labels["validation"]])
         bring_to = None if keep_on_device(train.images_on, pixels.nbytes, device) else device
-        validation = validation_of(train, image_set, settings.precision if device.type == "cuda" else "float32")
-        trainer = build(config, settings, pixels if bring_to else pixels.to(device), validation, bring_to)
+        precision = settings.precision if device.type == "cuda" else "float32"
+        validation = validation_of(train, image_set, precision, labels.get("validation"))
+        pixels = pixels if bring_to else pixels.to(device)
+        trainer = build(config, settings, pixels, validation, bring_to, labels.get("train"))
         restore(trainer, run)
         signals: list[int] = []
         stack.enter_context(on_stop(lambda number, frame: signals.append(number)))
         stack.enter_context(logging_redirect_tqdm())  # a line of the log does not cut the progress bar
         fit(trainer, run, curves, train, lambda: bool(signals), draw)
         if is_first():
-            write_model(trainer, config, train, data, out)
+            write_model(trainer, config, train, data, out, **stated)
             run.finish(model_sha256(out))
 
 
@@ -88,12 +96,15 @@ def training_images(image_set: ImageSet, wanted: TrainingImages) -> np.ndarray:
     return image_set.train if wanted == "train" else np.concatenate([image_set.train, image_set.validation])
 
 
-def validation_of(train: "Train", image_set: ImageSet, precision: Precision) -> Validation | None:
+def validation_of(
+    train: "Train", image_set: ImageSet, precision: Precision, labels: np.ndarray | None = None
+) -> Validation | None:
     """Return the validations that `train` asks for."""
     if train.validate_every_steps is None:
         return None
     return Validation(
         image_set.validation,
+        labels=labels,
         every_steps=train.validate_every_steps,
         times_per_image=train.validation_times,
         batch_size=max(1, train.batch_size // process()[1] // train.accumulation),  # as a step of the training
@@ -105,11 +116,11 @@ def validation_of(train: "Train", image_set: ImageSet, precision: Precision) -> 
 
 
 def run_digest(
-    config: dict[str, Any], train: "Train", settings: TrainingSettings, device: torch.device, data: str
+    config: dict[str, Any], train: "Train", settings: TrainingSettings, device: torch.device, data: str, **classes: Any
 ) -> str:
     """Return the name of the run: a digest of everything that its result depends on."""
     conditions = {"device": device.type, "processes": process()[1], **train.model_dump(include=OF_THE_RESULT)}
-    return fingerprint(model=config, train=asdict(settings) | conditions, data=data)
+    return fingerprint(model=config, train=asdict(settings) | conditions, data=data, **classes)
 
 
 def build(
@@ -118,6 +129,7 @@ def build(
     images: torch.Tensor,
     validation: Validation | None,
     bring_to: torch.device | None = None,
+    labels: np.ndarray | None = None,
 ) -> Trainer:
     """Return the run before its first step, on the device of the images or, batch by batch, on another one.
 
@@ -129,7 +141,8 @@ def build(
         num_parameters = count_parameters(**config)
         require_room("model", num_parameters, device, bytes_each=BYTES_OF_A_WEIGHT)
         torch.manual_seed(settings.seed)
-        trainer = Trainer(VDM(**config).to(device), images, settings, validation, from_host=bring_to is not None)
+        classes = None if labels is None else torch.from_numpy(labels).to(device)
+        trainer = Trainer(VDM(**config).to(device), images, settings, validation, classes, from_host=bool(bring_to))
     except ValueError as error:
         raise UserError(f"parameters `model` and `train`: {error}", Exit.USAGE) from error
     if settings.warmup_steps > settings.steps:
@@ -214,7 +227,7 @@ def save(trainer: Trainer, run: Run) -> None:
         run.save(trainer.done, trainer.state())
 
 
-def write_model(trainer: Trainer, config: dict[str, Any], train: "Train", data: str, out: Path) -> None:
+def write_model(trainer: Trainer, config: dict[str, Any], train: "Train", data: str, out: Path, **classes: Any) -> None:
     """Write the model with which the run ends, and what it was trained with.  `data` is the digest of the images."""
-    inputs = inputs_sha256(config, train.model_dump(), data)
-    save_model(out, trainer.kept, config, fitted_to=train.images, inputs=inputs)
+    inputs = inputs_sha256(config, train.model_dump(), data, classes.get("labels_sha256"))
+    save_model(out, trainer.kept, config, fitted_to=train.images, inputs=inputs, **classes)

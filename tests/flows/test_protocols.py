@@ -41,11 +41,11 @@ def test_some_images_of_a_sorted_set_are_of_all_its_classes(folder: Path, digits
     settings = read_params(ROOT / "params.yaml").evaluate
     settings = settings.model_copy(update={"device": "cpu", "precision": "float32", "times_per_image": 2})
 
-    found = evaluate_split(settings, folder / "model", folder / "images", "train", 5)
+    (found,) = evaluate_split(settings, folder / "model", folder / "images", "train", [None], 5)
 
     five = np.concatenate([np.zeros_like(digits[:2]), digits[[0, 9, 19]]])
     model = load_model(folder / "model", torch.device("cpu"))
-    options = settings.model_dump(exclude={"device", "num_devices"})
+    options = settings.model_dump(include={"seed", "times_per_image", "num_timesteps", "batch_size", "precision"})
     prior, reconstruction, diffusion = image_terms(model, five, range(5), **options)
     np.testing.assert_allclose(found.bpd, (prior + reconstruction + diffusion).mean(axis=1), rtol=1e-12)
 
@@ -77,7 +77,7 @@ def test_the_reported_error_is_that_of_the_figure(digits: np.ndarray, tmp_path: 
     figures = ode(settings, model=tmp_path / "model", images=tmp_path / "images")
 
     model = load_model(tmp_path / "model", torch.device("cpu"))
-    options = settings.model_dump(exclude={"device", "num_images", "tolerance"})
+    options = settings.model_dump(exclude={"device", "num_images", "tolerance", "given"})
     true = evaluate_ode(model, spread(digits[20:40], num_images), solve=exactly, **options).mean()
     assert figures.bpd is not None
     assert figures.bpd_numerical_error is not None
@@ -110,7 +110,7 @@ def test_metrics_and_tables_have_every_figure_under_its_name(folder: Path) -> No
     settings = read_params(ROOT / "params.yaml").evaluate
     settings = settings.model_copy(update={"device": "cpu", "precision": "float32", "times_per_image": 2})
     model, out = folder / "model", folder / "out"
-    metrics, result = bound.measure(
+    metrics, result, _ = bound.measure(
         settings, model=model, images=folder / "images", requirements=folder / "none", split="test"
     )
     terms = {
@@ -121,7 +121,7 @@ def test_metrics_and_tables_have_every_figure_under_its_name(folder: Path) -> No
     }
     assert {name: getattr(metrics, name) for name in terms} == {name: each.mean() for name, each in terms.items()}
     out.mkdir()
-    bound.write(out, metrics, result, model=model, images=folder / "images", split="test")
+    bound.write(out, metrics, result, {}, model=model, images=folder / "images", split="test")
     levels = result.noise_levels(seed=settings.seed, num_timesteps=settings.num_timesteps)
     gamma = load_model(model).schedule(torch.from_numpy(levels.t).float()).detach().numpy()
     of_levels = {

@@ -73,7 +73,7 @@ def test_the_film_shows_noise_and_prediction_and_stays_if_its_images_cannot_be_w
         assert picture.size == (7 * 66 + 2, 32 + 2 * 3 * 66 + 2)
     before = Path("film.png").read_bytes()
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "samples.png")
 
     monkeypatch.setattr("flows.sampling.pictures.write", full)

@@ -18,16 +18,17 @@ from vdm.vlb import low_discrepancy_times
 
 
 class Batch(NamedTuple):
-    """pixels (B,C,H,W), augmented (B,) bool, t (B,) in [0, 1) and eps (B,C,H,W)."""
+    """pixels (B,C,H,W), augmented (B,) bool, t (B,) in [0, 1), eps (B,C,H,W), and classes (B,), None without labels."""
 
     pixels: Tensor
     augmented: Tensor
     t: Tensor
     eps: Tensor
+    classes: Tensor | None = None
 
     def part(self, index: int, count: int) -> "Batch":
         """Return part `index` of `count`.  The times of every part are evenly spread too."""
-        return Batch(*(value[index::count].contiguous() for value in self))
+        return Batch(*(value[index::count].contiguous() for value in self if value is not None))
 
 
 def draw_batch(

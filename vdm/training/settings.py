@@ -38,6 +38,8 @@ class TrainingSettings:
     """Whether torch compiles the loss and its gradient; with `graphs`, CUDA launches all their kernels at once."""
     activation_checkpointing: bool
     """Whether blocks are computed again in the backward pass, which takes less memory."""
+    class_dropout: float
+    """Probability of training on an image without its class, if the model has classes."""
     seed: int
     """Of everything that a step draws."""
     log_every: int

@@ -26,7 +26,7 @@ from vdm.choices import Precision
 from vdm.model import VDM
 from vdm.network import AttentionBlock, ResidualBlock
 from vdm.prefetch import prefetched
-from vdm.training.batches import Batch, augment, draw_batch, gather
+from vdm.training.batches import Batch, augment, batch_indices, draw_batch, gather
 from vdm.training.log import TrainingLog, TrainingRecord
 from vdm.training.optimizer import learning_rate_factor, move_average, optimizers
 from vdm.training.processes import process
@@ -40,6 +40,7 @@ class Trainer:
 
     `model` is trained in place on `images` (N,C,H,W), both on one device, or with `from_host` the images on the CPU.
     `averaged` is the model of averaged weights, `kept` the one with which the run ends.  `validation` may be None.
+    A model with classes needs the `labels` (N,) of the images, on its device.
     Raises ValueError unless processes and micro-batches divide the batch evenly, and if a transform does not suit the
     images.
     """
@@ -50,6 +51,7 @@ class Trainer:
         images: Tensor,
         settings: TrainingSettings,
         validation: Validation | None = None,
+        labels: Tensor | None = None,
         *,
         from_host: bool = False,
     ) -> None:
@@ -60,7 +62,7 @@ class Trainer:
             parts = f"{self.processes} processes x accumulation {settings.accumulation}"
             raise ValueError(f"batch_size {settings.batch_size} is not a multiple of {parts}")
         self.model = model.train()
-        self.images, self.from_host = images, from_host
+        self.images, self.labels, self.from_host = images, labels, from_host
         self.coming: Iterator[list[Tensor]] = iter(())  # the pixels of steps from `coming_at` on, with `from_host`
         self.coming_at = -1
         self.settings = settings
@@ -155,7 +157,7 @@ class Trainer:
         parts = self.settings.accumulation
         for number in range(parts):
             part = batch.part(self.rank * parts + number, self.processes * parts)
-            predict_noise = partial(self.network, augmented=part.augmented)
+            predict_noise = partial(self.network, augmented=part.augmented, classes=part.classes)
             terms = backward(self.model, part, self.settings.precision, predict_noise, share=1 / parts)
             losses += torch.stack([term.detach().mean() for term in terms]) / parts
         return losses
@@ -177,15 +179,17 @@ class Trainer:
         # With one seed for both, dropout masks and noise would be made of the same random numbers.
         seeds = np.random.SeedSequence([self.settings.seed, self.done]).generate_state(1 + self.processes).tolist()
         torch.manual_seed(seeds[1 + self.rank])
-        return draw_batch(
-            self.images,
-            self.settings.batch_size,
-            step=self.done,
-            generator=torch.Generator(self.device).manual_seed(seeds[0]),
-            seed=self.settings.seed,
-            transforms=self.settings.augmentation,
-            pixels=self.next_pixels() if self.from_host else None,
+        chosen, generator = self.settings, torch.Generator(self.device).manual_seed(seeds[0])
+        size, step, seed = chosen.batch_size, self.done, chosen.seed
+        pixels = self.next_pixels() if self.from_host else None
+        batch = draw_batch(
+            self.images, size, step=step, generator=generator, seed=seed, transforms=chosen.augmentation, pixels=pixels
         )
+        if self.labels is None:
+            return batch
+        classes = self.labels[batch_indices(len(self.labels), size, step, seed, self.device)]
+        dropped = torch.rand(size, generator=generator, device=self.device) < chosen.class_dropout
+        return batch._replace(classes=classes.masked_fill(dropped, self.model.classes or 0))
 
     def next_pixels(self) -> Tensor:
         """Return the pixels (B,C,H,W) of the next step, and begin to bring those of the step after from the host."""

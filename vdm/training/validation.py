@@ -31,7 +31,7 @@ class Stopped(Exception):
 
 
 class Validation:
-    """The validations of one training run on `images` (N,C,H,W), every `every_steps` steps.
+    """The validations of one training run on `images` (N,C,H,W), given their `labels` (N,), every `every_steps` steps.
 
     `keep` says whether the run ends with the averaged weights of the best validation or with the last ones.  Training
     ends early after `patience` validations in a row without a new best one; with None, it never does.
@@ -41,6 +41,7 @@ class Validation:
         self,
         images: np.ndarray,
         *,
+        labels: np.ndarray | None = None,
         every_steps: int,
         times_per_image: int,
         batch_size: int,
@@ -53,7 +54,7 @@ class Validation:
         self.every_steps = every_steps
         self.keep, self.patience = keep, patience
         self.options: dict[str, Any] = {"times_per_image": times_per_image, "batch_size": batch_size, "seed": seed}
-        self.options["precision"] = precision
+        self.options |= {"precision": precision, "labels": labels}
         self.best: Best | None = None
         self.since_best = 0
 

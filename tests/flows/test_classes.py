@@ -1,0 +1,328 @@
+"""Models with classes by the commands: trained, evaluated, compared, sampled, as classifier and codec; refusals."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from PIL import Image
+from results import ORIGIN
+from small import Small
+from test_evaluate_command import printed
+
+from flows.cli import run
+from flows.core import layout
+from flows.core.checkpoint import load_model, read_description, save_model
+from flows.core.errors import Exit
+from flows.core.params_file import read_params
+from flows.images.labels import described
+from flows.images.store import data_sha256, load_images, spread
+from flows.quality.measuring import class_figures
+from flows.report.page import difference, page
+from flows.report.results import Files, read_results
+from vdm.model import VDM
+
+MODEL, PLAIN, NAMES = "models/vdm", "models/plain", ["Zero", "one", "2nd"]
+COUNTS = {"train": 60, "validation": 10, "test": 40}
+
+
+def edit(**changes: str) -> None:
+    """Replace values in params.yaml."""
+    text = Path("params.yaml").read_text()
+    for key, value in changes.items():
+        old = next(line for line in text.splitlines() if line.strip().startswith(f"{key}: "))
+        text = text.replace(old, f"  {key}: {value}")
+    Path("params.yaml").write_text(text)
+
+
+def label(**changes: np.ndarray) -> None:
+    """Write the labels of the images, three classes in turn."""
+    for split, count in COUNTS.items():
+        np.save(layout.IMAGES / f"{split}_labels.npy", changes.get(split, np.arange(count) % 3))
+
+
+@pytest.fixture(autouse=True)
+def own_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not wait for trainings of this machine."""
+    monkeypatch.setenv("VDM_LOCK_DIR", str(tmp_path / "locks"))
+
+
+@pytest.fixture
+def classed(small: Small) -> Small:
+    """Give the images three classes with names, and write a model that has learned a little of them."""
+    label()
+    description = json.loads((layout.IMAGES / "dataset.json").read_text())
+    (layout.IMAGES / "dataset.json").write_text(json.dumps(description | {"class_names": NAMES}))
+    torch.manual_seed(0)
+    config = TINY | {"classes": 3}
+    model = VDM(**config)  # type: ignore[arg-type]
+    for parameter in model.network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    save_model(Path(MODEL), model, config, **described(layout.IMAGES))
+    save_model(Path(PLAIN), VDM(**TINY), TINY)  # type: ignore[arg-type]
+    small.edit(class_times=2)
+    return small
+
+
+def test_training_counts_the_classes_and_states_their_labels(small: Small) -> None:
+    before = data_sha256(layout.IMAGES)
+    label()
+    assert data_sha256(layout.IMAGES) == before
+    edit(classes="auto")
+    assert run(["train"]) == run(["register"]) == Exit.DONE
+    found = read_description(layout.REGISTERED)
+    assert found["model"]["classes"] == 3
+    assert found["labels_sha256"] == described(layout.IMAGES)["labels_sha256"]
+    assert "| conditioned on | its class, one of 3; left out in 10% of training; labels `" in (layout.CARD.read_text())
+    label(test=np.zeros(40, int))
+    assert run(["register"]) == Exit.USAGE  # trained with other labels
+
+
+def test_a_model_without_classes_states_none(small: Small) -> None:
+    """Else its digest would change with the labels, or with a parameter that it does not use."""
+    assert run(["train"]) == Exit.DONE
+    before = (layout.TRAINED / "config.json").read_bytes()
+    assert {"classes", "class_names", "labels_sha256"}.isdisjoint(
+        read_description(layout.TRAINED) | read_description(layout.TRAINED)["model"]
+    )
+    label()
+    edit(class_dropout="0.3")
+    assert run(["train"]) == run(["register"]) == Exit.DONE
+    assert (layout.TRAINED / "config.json").read_bytes() == before
+
+
+def test_evaluation_tells_what_the_classes_are_worth_and_finds_them(
+    classed: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = printed(capsys, "evaluate", MODEL, "--out", "out")
+    classes, nothing = found["classes"], printed(capsys, "evaluate", MODEL, "--given", "nothing")
+    assert (found["given"], nothing["given"], nothing["classes"]) == ("class", "nothing", None)
+    assert classes["without"]["bpd"] == nothing["bpd"] != found["bpd"]
+    assert classes["gain_bpd"] == pytest.approx(nothing["bpd"] - found["bpd"])
+    assert (classes["num_classes"], classes["num_classified"], classes["class_times"]) == (3, 40, 2)
+    table = np.genfromtxt("out/per_image.csv", delimiter=",", names=True)
+    assert classes["accuracy"] == pytest.approx((table["label"] == table["best"]).mean())
+    assert (table["label"] == np.arange(40) % 3).all()
+    each = printed(capsys, "classify", "data/images", MODEL)
+    assert each["best"] == table["best"].tolist()
+    assert each["margin"] == pytest.approx(table["margin"], abs=1e-6)
+    assert each["names"] == [NAMES[best] for best in each["best"]]
+    assert run(["classify", "data/images", MODEL]) == Exit.DONE
+    assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["0", each["names"][0]]
+    run(["evaluate", MODEL])
+    text = capsys.readouterr().out
+    assert ", given the class\nwithout the class: " in text
+    assert "\naccuracy: " in text
+    assert "\nmixture over the classes: " in text
+    results = read_results(Files(Path("out/metrics.json"), Path("out/per_image.csv"), images=layout.IMAGES), ORIGIN)
+    shown = page(results).html
+    assert "<caption>Images by their class (rows) and the class that is found (columns)</caption>" in shown
+    for number, name in enumerate(NAMES):
+        counts = [int(((table["label"] == number) & (table["best"] == best)).sum()) for best in range(3)]
+        cells = "".join(f'<td class="number">{count or ""}</td>' for count in counts)
+        assert f'<th scope="row">{name}</th>{cells}' in shown
+    hardest = int(table["margin"].argmin())
+    assert f'alt="test image {hardest}"' in shown
+    assert difference(results, results._replace(metrics=results.metrics.model_copy(update={"given": "nothing"}))) == (
+        "they differ in given: class and nothing"
+    )
+    swept = printed(capsys, "evaluate", MODEL, "--num-timesteps", "1,2")["sweep"]
+    assert [(each["given"], each["classes"]["accuracy"]) for each in swept] == [("class", None)] * 2
+
+
+def test_a_class_without_a_name_is_a_number(classed: Small, capsys: pytest.CaptureFixture[str]) -> None:
+    config: dict[str, Any] = TINY | {"classes": 4}
+    model = VDM(**config)
+    for parameter in model.network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    save_model(Path(MODEL), model, config, class_names=NAMES)
+    found = printed(capsys, "classify", "data/images", MODEL)
+    assert [NAMES.index(name) if name in NAMES else int(name) for name in found["names"]] == found["best"]
+    assert "3" in found["names"]
+    assert run(["evaluate", MODEL, "--out", "out"]) == Exit.DONE
+    results = read_results(Files(Path("out/metrics.json"), Path("out/per_image.csv"), images=layout.IMAGES), ORIGIN)
+    assert '<th scope="row">3</th>' in page(results).html
+
+
+def test_pictures_without_labels_are_evaluated_without_them_and_classified(
+    classed: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save("images.npy", load_images(layout.IMAGES).test)
+    assert printed(capsys, "evaluate", MODEL, "--images", "images.npy")["given"] == "nothing"
+    assert printed(capsys, "classify", "images.npy", MODEL) == printed(capsys, "classify", "data/images", MODEL)
+    some = printed(capsys, "evaluate", MODEL, "--num-images", "7", "--out", "out")
+    assert some["classes"]["num_classified"] == 7
+    table = np.genfromtxt("out/per_image.csv", delimiter=",", names=True)
+    assert (table["label"] == spread(np.arange(40) % 3, 7)).all()
+
+
+def test_images_that_are_not_sure_get_more_times(classed: Small, capsys: pytest.CaptureFixture[str]) -> None:
+    keys, command = ("margin", "margin_standard_error", "times"), ["classify", "data/images", MODEL, "--times", "4"]
+    once, sure = (printed(capsys, *command, *option) for option in ([], ["--until-sure"]))
+    for before, after in zip(*(zip(*map(found.get, keys), strict=True) for found in (once, sure)), strict=True):
+        assert (after == before) == (before[0] >= 3 * before[1])
+        assert after[2] in (4, 8, 16, 32, 64)
+        assert after[0] >= 3 * after[1] or after[2] == 64
+    assert set(once["times"]) < set(sure["times"])
+
+
+def test_models_are_compared_by_what_both_have(classed: Small, capsys: pytest.CaptureFixture[str]) -> None:
+    given = {
+        (PLAIN, MODEL): "nothing",
+        (MODEL, MODEL): "class",
+        (MODEL, MODEL, "--given", "nothing"): "nothing",
+        (PLAIN, MODEL, "--given", "class"): "class",
+    }
+    found = {arguments: printed(capsys, "compare", *arguments) for arguments in given}
+    assert {arguments: result["given"] for arguments, result in found.items()} == given
+    figures = {arguments: result["models"][1]["bpd"] for arguments, result in found.items()}
+    assert len(set(figures.values())) == 2
+    assert {found[key]["models"][0]["bpd"] for key in given if key[0] == PLAIN} == {
+        printed(capsys, "evaluate", PLAIN)["bpd"]
+    }
+
+
+def test_samples_have_the_classes_that_are_named(classed: Small, capsys: pytest.CaptureFixture[str]) -> None:
+    def drawn(*options: str) -> np.ndarray:
+        found = printed(capsys, "sample", MODEL, "--steps=3", "--out=drawn.npy", "--force", *options)
+        assert found["classes"] == wanted
+        return np.load("drawn.npy")  # type: ignore[no-any-return]
+
+    wanted = [0, 1, 2]
+    every = drawn("-n", "6")
+    wanted = [2, 0]
+    np.testing.assert_array_equal(
+        drawn("-n", "6", "--class", "2ND,zero")[[1, 2]], drawn("-n", "3", "--class", "2,0")[[1, 2]]
+    )
+    wanted = [1]
+    one = drawn("-n", "6", "--class", "One")
+    assert (one[[1, 4]] == every[[1, 4]]).all()
+    assert (one != every).any()
+    wanted = [3]
+    assert (
+        drawn("-n", "6", "--class", "none") == (guided := drawn("-n", "6", "--class", "none", "--guidance", "3"))
+    ).all()
+    wanted = [1]
+    assert (drawn("-n", "6", "--class", "1", "--guidance", "0") == guided).all()
+    assert (drawn("-n", "6", "--class", "1", "--guidance", "3") != one).any()
+    assert (
+        run(["sample", MODEL, "-n", "5", "--class", "0,1", "--steps", "2", "--out", "grid.png", "--film", "f.png"]) == 0
+    )
+    with Image.open("grid.png") as picture:
+        assert picture.size == (3 * 34 + 2, 2 * (34 + 2))
+    capsys.readouterr()
+
+
+def test_the_stage_draws_the_classes_of_the_test_images(classed: Small) -> None:
+    """Of all classes, too, if the set is sorted and there are fewer samples."""
+    label(train=np.arange(60) // 30, test=np.arange(40) // 20)
+    Path("params.yaml").write_text(Path("params.yaml").read_text().replace("num_images: 12", "num_images: 20"))
+    assert run(["sample"]) == Exit.DONE
+    metrics = json.loads(layout.SAMPLE_METRICS.read_text())
+    assert metrics["by_class"].keys() == {"0", "1"}
+    assert {"precision", "recall"} < metrics["by_class"]["0"].keys()
+
+
+def test_held_out_images_are_in_the_figures_of_their_own_class(classed: Small) -> None:
+    label(train=np.arange(60) % 2, test=np.arange(40) % 2)
+    quality = read_params(Path("params.yaml")).quality.model_copy(update={"num_images": 33})
+    classes = [spread(np.arange(count) % 2, most) for count, most in ((40, 25), (60, 33))]
+    embedded = [np.random.default_rng(0).normal(100.0 * each[:, None], 1.0, (len(each), 3)) for each in classes]
+    found = class_figures([embedded[0], *embedded], classes[0].tolist(), layout.IMAGES, "x", quality)
+    assert found.keys() == {"0", "1"}
+    assert max(figures["fd_x"].held_out or 0 for figures in found.values()) < 100
+
+
+def test_classes_are_in_the_compressed_file(classed: Small, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--num-timesteps=2", "--device=cpu", "--no-verify"]
+    assert printed(capsys, "compress", "data/images", MODEL, "--out", "with.vdmz", *options)["classes"]
+    assert not printed(capsys, "compress", "data/images", PLAIN, "--out", "without.vdmz", *options)["classes"]
+    assert run(["decompress", "with.vdmz", MODEL, "--out", "decoded", "--device=cpu"]) == Exit.DONE
+    np.testing.assert_array_equal(np.load("decoded/images.npy"), load_images(layout.IMAGES).test)
+    np.save("images.npy", load_images(layout.IMAGES).test)
+    assert not printed(capsys, "compress", "images.npy", MODEL, "--out", "array.vdmz", *options)["classes"]
+
+
+def many_classes() -> None:
+    config: dict[str, Any] = TINY | {"classes": 2}
+    save_model(Path(MODEL), VDM(**config), config)
+
+
+def other_names() -> None:
+    save_model(Path(MODEL), load_model(Path(MODEL)), TINY | {"classes": 3}, class_names=["cat", "dog", "mouse"])
+
+
+def classes_to_sample(classes: str) -> None:
+    text = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(text.replace("  classes: null         # with", f"  classes: {classes}  # with"))
+
+
+def no_labels() -> None:
+    for path in layout.IMAGES.glob("*_labels.npy"):
+        path.unlink()
+
+
+SAMPLE = ["sample", MODEL, "--out", "drawn.png", "--class"]
+
+
+@pytest.mark.parametrize(
+    ("change", "command", "code", "message"),
+    [
+        (None, [*SAMPLE, "3"], Exit.USAGE, '"3" is none of the model\'s classes, 0 to 2, or by name: "Zero",'),
+        (None, [*SAMPLE, "0,cat"], Exit.USAGE, '"cat" is none of the model\'s classes'),
+        (None, ["sample", PLAIN, "--class", "1"], Exit.USAGE, "the model has no classes, such as 1; train one"),
+        (
+            None,
+            ["classify", "data/images", PLAIN],
+            Exit.USAGE,
+            "models/plain has no classes; train one with model.classes",
+        ),
+        (None, ["evaluate", PLAIN, "--given", "class"], Exit.USAGE, "models/plain has no classes"),
+        (None, ["classify", "data/images", MODEL, "--times", "0"], Exit.USAGE, "--times"),
+        (None, ["compare", PLAIN, PLAIN, "--given", "class"], Exit.USAGE, "neither model has classes"),
+        (no_labels, ["compare", MODEL, MODEL, "--given", "class"], Exit.USAGE, "or data/images no labels"),
+        (no_labels, ["train"], Exit.USAGE, "data/images has no labels of its train images"),
+        (
+            no_labels,
+            ["evaluate", MODEL, "--given", "class"],
+            Exit.USAGE,
+            "has no labels of its test images",
+        ),
+        (
+            lambda: label(train=np.zeros(59, int)),
+            ["train"],
+            Exit.MISSING,
+            "train_labels.npy: int64 of shape (59,), not",
+        ),
+        (
+            lambda: label(test=np.arange(41) % 3),
+            ["evaluate", MODEL],
+            Exit.MISSING,
+            "test_labels.npy: int64 of shape (41,)",
+        ),
+        (lambda: label(test=np.arange(40) - 1), ["evaluate", MODEL], Exit.MISSING, "not a class from 0"),
+        (many_classes, ["evaluate", MODEL], Exit.USAGE, "has other classes than the model: "),
+        (other_names, ["evaluate", MODEL], Exit.USAGE, 'not "cat", "dog", "mouse"'),
+        (
+            lambda: label(**{split: np.zeros(COUNTS[split], int) for split in COUNTS}),
+            ["train"],
+            Exit.USAGE,
+            "has 1 classes",
+        ),
+        (lambda: edit(classes="2"), ["train"], Exit.USAGE, "data/images has 3 classes, but model.classes is 2"),
+        (lambda: classes_to_sample("[3]"), ["sample"], Exit.USAGE, '"3" is none of the model\'s classes'),
+        (lambda: edit(classes="1"), ["train"], Exit.USAGE, "model.classes"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(
+    change: Any, command: list[str], code: Exit, message: str, classed: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(classes="auto")
+    if change:
+        change()
+    assert run(command) == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
