@@ -72,7 +72,9 @@ def written(page: str) -> str:
 
     def listed(found: re.Match[str]) -> str:
         lines = groupby(keys(pkgutil.resolve_name(found[2]), told, {}), lambda key: (key[0], key[2]))
-        return found[1] + "".join(start + ", ".join(key[1] for key in same) + f"{text}\n" for (start, text), same in lines)
+        return found[1] + "".join(
+            start + ", ".join(key[1] for key in same) + f"{text}\n" for (start, text), same in lines
+        )
 
     return LIST.sub(listed, page)
 
