@@ -9,16 +9,16 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, get_args
 
 from pydantic import BaseModel
 
 from flows.core.files import write_whole
 
 PAGE = Path("docs/json.md")
-LIST = re.compile(r"(<!-- (flows\.[\w.]+) -->\n\n)(?:- .*\n)*")
+LIST = re.compile(r"(<!-- (flows\.[\w.]+) -->\n\n)(?: *- .*\n)*")
 MEANINGS = {
     "split": "the images: `train`, `validation` or `test`; of `evaluate`, `given` for files that are no image set",
     "bpd": "mean over the images, in bits/dim: an upper bound of the negative log-likelihood",
@@ -37,6 +37,7 @@ MEANINGS = {
     "mixture_bias_bpd": "the part of it that is Monte Carlo bias",
     "log_likelihoods": "given each class, in nats, up to a constant",
     "guidance": "1: none; more exaggerates the class",
+    "figures": "by the name of the figure",
     "by_class": "within each class, by its number",
     "fitted_to": "`train`, or `train_and_validation`",
     "training": "of as many training images as test images",
@@ -65,35 +66,46 @@ MEANINGS = {
 }
 
 
-FIGURE = "number or null"
-"""The type that the page does not repeat."""
-
-
 def written(page: str) -> str:
     """Return the page with its lists of keys as the documents have them.  A meaning is told where it comes first."""
     told: set[str] = set()
 
     def listed(found: re.Match[str]) -> str:
-        return found[1] + "".join(f"{line}\n" for line in keys(pkgutil.resolve_name(found[2]), told))
+        lines = groupby(keys(pkgutil.resolve_name(found[2]), told, {}), lambda key: (key[0], key[2]))
+        return found[1] + "".join(
+            start + ", ".join(key[1] for key in same) + f"{text}\n" for (start, text), same in lines
+        )
 
     return LIST.sub(listed, page)
 
 
-def keys(document: type[BaseModel], told: set[str], prefix: str = "") -> Iterator[str]:
-    """Yield a line for each key of a document and of the documents in it; meanings in `told` are left out."""
+def keys(
+    document: type[BaseModel], told: set[str], known: dict[type[BaseModel], str], start: str = "- "
+) -> Iterator[tuple[str, str, str]]:
+    """Yield the start of the line, the name and the text of each key of a document and of the documents in it.
+
+    Meanings in `told` are left out.  A document in `known` is listed at the key that it names.
+    """
     schema = document.model_json_schema()
-    known: set[type[BaseModel]] = set()
     said = below_fields(document)
     for name, field in document.model_fields.items():
         meaning = said.get(name) or MEANINGS.get(name, "")
-        text = f": {meaning}" if meaning and meaning not in told else ""
-        told.add(meaning)
         kind = type_of(schema["properties"][name])
-        yield f"- `{prefix}{name}`" + ("" if kind == FIGURE else f", {kind}") + text
-        for place, inner in documents_in(field.annotation):
-            if inner not in known:
-                known.add(inner)
-                yield from keys(inner, told, f"{prefix}{name}{place}.")
+        text = "" if kind == implied(name) else f", {kind}"
+        inner = documents_in(field.annotation)
+        text += "".join(f" like `{known[each]}`" for each in inner if each in known)
+        text += f": {meaning}" if meaning and meaning not in told else ""
+        told.add(meaning)
+        yield start, f"`{name}`", text
+        for each in inner:
+            if each not in known:
+                known[each] = name
+                yield from keys(each, told, known, f"  {start}")
+
+
+def implied(name: str) -> str:
+    """Return the type that the page does not repeat."""
+    return "integer" if name.startswith("num_") else "text" if name.endswith("_sha256") else "number or null"
 
 
 def type_of(schema: dict[str, Any]) -> str:
@@ -106,13 +118,11 @@ def type_of(schema: dict[str, Any]) -> str:
     return {"array": "list", "string": "text", "boolean": "true or false"}.get(kind, kind)
 
 
-def documents_in(annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:
-    """Yield the documents in the type of a field, with what leads to them: nothing, `[]` in a list, `.NAME`."""
+def documents_in(annotation: Any) -> list[type[BaseModel]]:
+    """Return the documents in the type of a field."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield "", annotation
-    place = {list: "[]", dict: ".NAME"}.get(get_origin(annotation), "")
-    for argument in get_args(annotation):
-        yield from ((place + rest, inner) for rest, inner in documents_in(argument))
+        return [annotation]
+    return [inner for argument in get_args(annotation) for inner in documents_in(argument)]
 
 
 def below_fields(document: type[BaseModel]) -> dict[str, str]:
