@@ -117,7 +117,7 @@ def draw(folder: Path, count: int, *sizes: tuple[int, ...], first: int = 0) -> N
 
 def planned(*arguments: str) -> Params:
     """Return the parameters that `vdmctl preset digits` writes for the images."""
-    assert run(["preset", "digits", "--images=mine", "--minutes=0.05", *arguments]) == Exit.DONE
+    assert run(["preset", "digits", "--images=mine", "--minutes=1", *arguments]) == Exit.DONE
     return read_params(Path("params.yaml"))
 
 
@@ -132,7 +132,7 @@ def test_a_preset_for_a_folder_suits_its_images_and_minutes(mine: Path, caplog: 
     assert "mine: images of 3x6x5 with 256 levels; 43 for training, 5 for validation, 12 test images" in caplog.text
     assert "s a step of 64 images" in caplog.text
     text = Path("params.yaml").read_text()
-    assert text.startswith('# The preset digits for the images in "mine": 0.05 min of training here\n')
+    assert text.startswith('# The preset digits for the images in "mine": 1 min of training here\n')
     whole = Path("presets/digits.yaml").read_text().splitlines()[1:]
     assert [line.partition(" # ")[2] for line in whole if line.partition(" # ")[2] not in text] == []
     assert run(["download"]) == Exit.DONE
