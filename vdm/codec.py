@@ -158,8 +158,8 @@ class Codec:
     ) -> None:
         """Encode images (B,C,H,W) uint8, and with classes (B,) these and the images given them.
 
-        Raises ArithmeticError if the network's output is not finite, and
-        ValueError unless they are images of the model.
+        Raises ArithmeticError if the network's output is not finite, and ValueError unless they are images of the
+        model.
         """
         self.model.require_images(pixels)
         z_t = self.q(0).pop(coder, self.first_mean(pixels))
