@@ -64,8 +64,13 @@ def explained(parser: argparse.ArgumentParser) -> Iterator[None]:
 
 
 def preset_params(name: str, **changes: dict[str, Any]) -> Params:
-    """Return a preset's parameters with changes of its sections, unchecked; None changes nothing."""
+    """Return a preset's parameters with changes of its sections, unchecked; None changes nothing.
+
+    `classes: auto`, which would count those of the labels, is 10: the sets of all presets that say so have ten.
+    """
     params = parse_params(read_preset(name, PRESETS), name)
+    if params.model.classes == "auto":
+        params = params.model_copy(update={"model": params.model.model_copy(update={"classes": 10})})
     for section, values in changes.items():
         given = {key: value for key, value in values.items() if value is not None}
         params = params.model_copy(update={section: getattr(params, section).model_copy(update=given)})

@@ -33,7 +33,7 @@ def small(tmp_path: Path, digits: np.ndarray) -> Path:
     "command",
     [
         ["speed", "train", *QUICK, "--num-devices", "1"],
-        ["speed", "evaluate", *QUICK],
+        ["speed", "evaluate", *QUICK, "--preset", "digits_classes"],
         ["speed", "sample", *QUICK, "--num-timesteps", "3"],
         *(
             ["likelihood", what, "--images", "images", "--steps", "4", "--repeats", "2", "--count", "2"]
