@@ -62,6 +62,12 @@ class LinearSchedule(nn.Module):
         """Return the parameters that are trained on the variance of the bound's estimate; a straight line has none."""
         return []
 
+    def straight(self) -> "LinearSchedule":
+        """Return the straight line between the same end points."""
+        line = LinearSchedule(0.0, 1.0, learned=False)
+        line.start, line.span = self.start, self.span
+        return line
+
     def shape(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return the share of the way from gamma_0 to gamma_1 at t (B,), and its derivative, both (B,).
 

@@ -181,6 +181,19 @@ def test_gaussian_classes_have_their_exact_log_ratio(tiny_model: Callable[..., V
     assert np.abs(found.mixture - mixture).max() < 4 * found.margin_standard_error.max()
 
 
+def test_classes_are_told_apart_at_times_even_in_gamma(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+    """The bound of a number of steps is that of the model's own schedule, which it keeps."""
+    bent = tiny_model(classes=3, schedule="learned_monotone")
+    line = tiny_model(classes=3, schedule="fixed_linear")
+    line.network.load_state_dict(bent.network.state_dict())
+    own = bent.schedule
+    for steps, same in ((None, True), (5, False)):
+        options = BOUND | {"num_timesteps": steps}
+        first, second = (class_losses(model, digits[:6], range(6), **options) for model in (bent, line))
+        assert np.allclose(first, second, rtol=1e-6) == same
+        assert bent.schedule is own
+
+
 def test_the_bias_of_the_mixture_is_that_of_many_repeats() -> None:
     exact, random = np.array([3.0, 3.4, 5.0]), np.random.default_rng(0)
     losses = exact[:, None, None] + random.normal(0, 0.8, (3, 20_000, 16))
