@@ -20,7 +20,7 @@ from flows.core.escaping import visible
 from flows.core.params import Model, Params, Train
 from flows.core.params_file import parse_params
 from flows.core.presets import read_preset
-from flows.images.folder import ImageFiles
+from flows.images.folder import ImageFiles, class_labels
 from flows.images.splitting import divide, parts_of
 from flows.images.store import FEWEST_COMPARED
 from flows.images.transforms import levels_left
@@ -42,14 +42,16 @@ Values = dict[str, dict[str, tuple[Any, str]]]
 def plan(name: str, source: Path, minutes: float) -> str:
     """Return a whole params.yaml: the preset for the images in `source`, with `minutes` of training on this machine.
 
-    Raises UserError: exit 2 for other than positive minutes, and for a preset that does not suit the images; 4 for too
-    few images; 6 if another training holds the device; and what `ImageFiles` and `divide` raise for the folder.
+    Raises UserError: exit 2 for other than positive minutes, and for a preset that does not suit the images, such as
+    one with classes for images without; 4 for too few images; 6 if another training holds the device; and what
+    `ImageFiles` and `divide` raise for the folder.
     """
     if not 0 < minutes < math.inf:
         raise UserError(f"--minutes must be above 0, got {minutes:g}", Exit.USAGE)
     preset = parse_params(read_preset(name), name)
-    planned, shape, num_levels, splits = of_images(preset, source)
-    model = preset.model.model_copy(update={key: value for key, (value, _) in planned["model"].items()})
+    planned, shape, num_levels, classes, splits = of_images(preset, source)
+    new_values = {key: value for key, (value, _) in planned["model"].items()}
+    model = preset.model.model_copy(update=new_values | {"classes": classes})
     planned |= of_minutes(preset, 60 * minutes, partial(measured, model, shape, num_levels), splits)
     lines = [f"# The preset {name} for the images in {json.dumps(str(source))}: {minutes:g} min of training here"]
     for section, values in planned.items():
@@ -61,8 +63,11 @@ def plan(name: str, source: Path, minutes: float) -> str:
     return text
 
 
-def of_images(preset: Params, source: Path) -> tuple[Values, tuple[int, ...], int, list[int]]:
-    """Return the parameters for the images in `source`, their shape and levels then, and the number in each split."""
+def of_images(preset: Params, source: Path) -> tuple[Values, tuple[int, ...], int, int | None, list[int]]:
+    """Return the parameters for the images in `source`, and then their shape, levels, classes and number in each split.
+
+    The number of classes is None for a preset without classes.
+    """
     files = ImageFiles(source, grayscale=True, resized=True)
     shapes, coloured = [], False
     for _, images in files.read():
@@ -82,6 +87,13 @@ def of_images(preset: Params, source: Path) -> tuple[Values, tuple[int, ...], in
     if splits[-1] < FEWEST_COMPARED:
         reason = f"{splits[-1]} test images, but samples are compared with at least {FEWEST_COMPARED}"
         raise UserError(f"{source}: {reason}; add images", Exit.INVALID_DATA)
+    classes = preset.model.classes
+    if classes is not None:
+        _, names = class_labels(source, files.names, 1 if parts else 0)
+        if len(names) < 2:
+            reason = "the preset has classes, which need two or more folders with the images of a class each"
+            raise UserError(f"{source}: {reason}; make them, or choose a preset without classes", Exit.USAGE)
+        classes = len(names) if classes == "auto" else classes
     num_levels = levels_left(files.num_levels, preset.data.num_bits)
     found = f"{depth}x{size[0]}x{size[1]} with {num_levels} levels"
     log.info("%s: images of %s; %d for training, %d for validation, %d test images", visible(source), found, *splits)
@@ -90,7 +102,7 @@ def of_images(preset: Params, source: Path) -> tuple[Values, tuple[int, ...], in
     if gamma_0 != preset.model.gamma_0:
         reason = f"for {num_levels} levels"
         planned["model"] = {"gamma_0": (gamma_0, reason), "fourier_exponents": ([finest - 1, finest], reason)}
-    return planned, (depth, *size), num_levels, splits
+    return planned, (depth, *size), num_levels, classes, splits
 
 
 def of_minutes(

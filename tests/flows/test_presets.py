@@ -139,6 +139,22 @@ def test_a_preset_for_a_folder_suits_its_images_and_minutes(mine: Path, caplog: 
 
 
 @pytest.mark.slow
+def test_a_preset_with_classes_takes_those_of_the_folder(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (mine / "cat").mkdir()
+    (mine / "dog").mkdir()
+    draw(mine / "cat", 60, (6, 5))
+    command = ["preset", "classes", "--images=mine", "--minutes=1"]
+    Path("presets/classes.yaml").write_text("# Of classes\nmodel:\n  classes: auto  # as many as folders\n")
+    assert run(command) == Exit.USAGE
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "mine: the preset has classes, which need two or more folders with the images of a class each" in line
+    draw(mine / "dog", 20, (6, 5))
+    assert run(command) == Exit.DONE
+    assert read_params(Path("params.yaml")).model.classes == "auto"
+    assert run(["download"]) == Exit.DONE
+
+
+@pytest.mark.slow
 def test_images_of_several_sizes_are_resized_and_those_without_colours_are_gray(mine: Path) -> None:
     draw(mine, 40, (40, 80), (50, 100))
     draw(mine, 20, (40, 90, 3), first=40)
