@@ -78,13 +78,13 @@ def evaluate(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N. [default: the protocol's]")] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help=OUT_HELP, show_default="reports/evaluation for the test images without MODEL"),
+        typer.Option(help=OUT_HELP, show_default="reports/evaluation for the test images of data/images without MODEL"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate the bits/dim of the test images (parameters `evaluate:`), and write reports/evaluation.
 
-    With MODEL, another split, pictures or --num-images, nothing is written unless --out names a folder. Written metrics
+    With MODEL, other images, another split or --num-images, nothing is written unless --out names a folder. Written metrics
     of all test images also have the figures of the validation images, and the gap to as many training images. Options
     replace parameters of params.yaml; an option that the protocol does not have is an error.
 
@@ -122,7 +122,8 @@ def evaluate(
         if len(steps) > 1:
             chosen["class_images"] = 0
         sweep = [override(params.evaluate, chosen | {"num_timesteps": step}) for step in steps]
-        if model is None and images in (None, image_set) and of["split"] == "test" and num_images is None:
+        of_pipeline = image_set.resolve() == layout.IMAGES.resolve() and of["split"] == "test"
+        if model is None and of_pipeline and num_images is None:
             out = out or layout.EVALUATION
         if len(sweep) > 1 and out:
             reason = "several values of --num-timesteps write no files"

@@ -127,6 +127,18 @@ def test_pictures_have_the_figures_of_the_same_images_in_a_set_and_their_names(
     assert "\n9 given images, 2 noise levels each" in capsys.readouterr().out
 
 
+def test_only_the_figures_of_the_images_of_the_pipeline_are_written_where_the_report_reads_them(
+    small: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = load_images(Path("data/images"))
+    save_images(Path("few"), {"train": images.train, "test": images.test[:9]}, {"name": "few", "num_levels": 17})
+    before = small.outputs()
+    assert printed(capsys, "evaluate", "--images=few")["num_images"] == 9
+    assert small.outputs() == before
+    found = printed(capsys, "evaluate", f"--images={small.folder}/data/images")
+    assert json.loads(Path("reports/evaluation/metrics.json").read_text()) == found
+
+
 def test_pictures_are_transformed_as_the_card_of_the_model_says(
     small: Small, capsys: pytest.CaptureFixture[str]
 ) -> None:
