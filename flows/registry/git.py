@@ -13,8 +13,15 @@ from flows.process.environment import search_path
 from flows.process.locks import lock_file
 
 # Hooks are for the commits of people: a hook of `dvc install` fails in a worktree that has no outputs yet.  A key to
-# sign with may need a password.
-SETTINGS = ("core.hooksPath=/dev/null", "commit.gpgSign=false", "tag.gpgSign=false", "log.showSignature=false")
+# sign with may need a password.  Messages are written and read as UTF-8, whatever the repository says.
+SETTINGS = (
+    "core.hooksPath=/dev/null",
+    "commit.gpgSign=false",
+    "tag.gpgSign=false",
+    "log.showSignature=false",
+    "i18n.commitEncoding=UTF-8",
+    "i18n.logOutputEncoding=UTF-8",
+)
 UNATTENDED = [option for setting in SETTINGS for option in ("-c", setting)]
 REMOTE = "origin"
 # A remote may accept the connection and never answer.
@@ -67,12 +74,12 @@ def require_top(root: Path) -> None:
 
 
 def require_identity(root: Path) -> None:
-    """Raise UserError (exit 2) unless an author and a committer are configured; git may not guess one."""
+    """Raise UserError (exit 2) unless an author and a committer are configured in UTF-8; git may not guess one."""
     try:
         for role in ("GIT_AUTHOR_IDENT", "GIT_COMMITTER_IDENT"):
-            git(root, "-c", "user.useConfigOnly=true", "var", role)
-    except UserError as error:
-        advice = "`git config user.name NAME` and `git config user.email ADDRESS`"
+            git(root, "-c", "user.useConfigOnly=true", "var", role).decode()
+    except (UserError, UnicodeDecodeError) as error:
+        advice = "`git config user.name NAME` and `git config user.email ADDRESS`, in UTF-8"
         raise UserError(f"git needs an identity: {advice}", Exit.USAGE) from error
 
 

@@ -6,7 +6,9 @@ history.  The message of such a tag holds the evidence as JSON: a file with it w
 one that was evaluated.
 """
 
+import os
 import re
+from contextlib import closing
 from datetime import UTC
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +16,8 @@ from typing import Any, NamedTuple
 import gto.api
 from gto.exceptions import GTOException
 from scmrepo.exceptions import SCMError
+from scmrepo.git import Git
+from scmrepo.git.objects import GitTag
 
 from flows.core import layout
 from flows.core.documents import DocumentType, parse
@@ -85,16 +89,39 @@ def model_tags(root: Path) -> list[Tag]:
             event=each["event"],
             stage=each["stage"],
         )
-        for each in asked(gto.api.history, str(root), MODEL, ascending=True)
+        for each in asked(root, gto.api.history, MODEL, ascending=True)
     ]
     ours = [tag for tag in found if tag.stage or numbers_of(tag.name)]
     return sorted(ours, key=lambda tag: tag.number if tag.stage else 0)
 
 
-def asked(action: Any, *arguments: Any, **options: Any) -> Any:
+class Repository(Git):
+    """A repository in which GTO can read every tag: scmrepo fails for a message or a name that is not UTF-8."""
+
+    def get_tag(self, name: str) -> str | GitTag | None:
+        """Return a tag, a commit if the tag is lightweight, or None; what is not UTF-8 becomes U+FFFD."""
+        try:
+            return super().get_tag(name)  # type: ignore[no-any-return]
+        except UnicodeDecodeError:
+            tag = self.dulwich.repo[os.fsencode(f"refs/tags/{name}")]
+            tagger, _, email = tag.tagger.decode(errors="replace").rstrip(">").rpartition(" <")
+            return GitTag(
+                name=name,
+                hexsha=tag.id.decode(),
+                target=tag.object[1].decode(),
+                tagger_name=tagger,
+                tagger_email=email,
+                tag_time=tag.tag_time,
+                tag_time_offset=tag.tag_timezone,
+                message=tag.message.decode(errors="replace"),
+            )
+
+
+def asked(root: Path, action: Any, *arguments: Any, **options: Any) -> Any:
     """Return what a function of GTO returns.  Raises UserError (exit 5) with GTO's reason if it fails."""
     try:
-        return action(*arguments, **options)
+        with closing(Repository(str(root))) as repository:
+            return action(repository, *arguments, **options)
     except (GTOException, SCMError) as error:
         raise UserError(f"gto: {brief(error)}", Exit.MISSING) from error
 
@@ -266,7 +293,7 @@ def add_version(root: Path, commit: str, message: str) -> Version:
                 raise UserError(f"commit {commit[:12]} is {tag.name} already", Exit.USAGE)
         major, minor, _ = max((numbers for tag in tags if (numbers := numbers_of(tag.name))), default=(1, -1, 0))
         number = f"v{major}.{minor + 1}.0"
-        asked(gto.api.register, str(root), MODEL, commit, version=number, message=message)
+        asked(root, gto.api.register, MODEL, commit, version=number, message=message)
     return resolve(root, number)
 
 
@@ -277,5 +304,5 @@ def assign(root: Path, stage: str, version: Version, message: str) -> str:
     """
     require_identity(root)
     number = version.name.partition("@")[2]
-    done = asked(gto.api.assign, str(root), MODEL, stage, version=number, message=message.strip(), force=True)
+    done = asked(root, gto.api.assign, MODEL, stage, version=number, message=message.strip(), force=True)
     return str(done.tag)

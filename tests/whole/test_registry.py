@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 from flows.commands.registry import distance
 from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError
+from flows.registry.git import git, git_text
 from flows.registry.lineage import lineage
 from flows.registry.reproduction import reproduction
 from flows.registry.storage import DamagedVersionError, fetch, fetch_images
@@ -77,6 +78,43 @@ def test_other_tags_that_begin_alike_are_no_versions(forge: Forge) -> None:
     forge.git("tag", "vdm@v2.0.0")  # lightweight, so no version to GTO either
     assert newest(forge.root).name == "vdm@v1.2.0"
     assert [numbers_of(name) for name in ("vdm@v1.2.0", "vdm@v1.2.0!#4", "vdm@v1.2.0-rc1")] == [(1, 2, 0)] * 2 + [None]
+
+
+def test_messages_and_names_that_are_not_utf_8(forge: Forge, tmp_path: Path) -> None:
+    """As in repositories with `i18n.commitEncoding=latin1`, or from an editor with such files."""
+    forge.git("config", "i18n.commitEncoding", "latin1")
+    forge.git("config", "user.name", b"M\xfcller".decode(errors="surrogateescape"))
+    (tmp_path / "message").write_bytes(b"Gr\xfcn\n\nl\xe4nger\n")
+    for name, target in {"vdm@v1.3.0": forge.commit("v1.3.0"), "vdm#champion#1": "vdm@v1.0.0^{commit}"}.items():
+        forge.git("tag", "--annotate", f"--file={tmp_path / 'message'}", name, target)
+    assert resolve(forge.root, "v1.3.0").message == "Gr\ufffdn\n\nl\ufffdnger"
+    assert champion(forge.project) == "vdm@v1.0.0"
+    assert json.loads(forge.vdmctl("lineage", "champion", "--json").stdout)["promotions"][0]["evidence"] == {}
+    with pytest.raises(UserError, match="git needs an identity: .*, in UTF-8$"):
+        crown(forge.project, "v1.3.0")
+    forge.git("config", "user.name", "Test")
+    crown(forge.project, "v1.3.0")
+    forge.git("commit", "--quiet", "--amend", f"--file={tmp_path / 'message'}")
+    assert add_version(forge.root, "HEAD", git_text(forge.root, "log", "-1", "--format=%s")).message == "Gr\xfcn"
+    forge.git("config", "--unset", "i18n.commitEncoding")
+    forge.git("commit", "--quiet", "--amend", f"--file={tmp_path / 'message'}")  # says that it is UTF-8
+    version = add_version(forge.root, "HEAD", "Again")
+    assert [check for check in verify(forge.root, version) if check.problem] == []
+    for command in ("models", "status"):
+        result = forge.vdmctl(command)
+        assert "vdm@v1.3.0" in result.stdout, result.stderr
+
+
+def test_what_is_written_is_utf_8_whatever_git_is_told(forge: Forge) -> None:
+    forge.git("config", "i18n.commitEncoding", "latin1")
+    git(forge.root, "commit", "--quiet", "--allow-empty", "--message=Gr\xfcn", f"--message={METRICS}")
+    assert b"encoding" not in git(forge.root, "cat-file", "commit", "HEAD")
+    assert git_text(forge.root, "log", "-1", "--format=%s") == "Gr\xfcn"
+    assert forge.git("log", "-1", "--format=%s", "--encoding=UTF-8").strip() == "Gr\xfcn"
+    forge.commit("v1.3.0")
+    add_version(forge.root, "HEAD", "Gr\xfcn")
+    assert resolve(forge.root, "v1.3.0").message == "Gr\xfcn"
+    assert forge.git("cat-file", "tag", "vdm@v1.3.0").endswith("\n\nGr\xfcn")
 
 
 def test_a_commit_that_cannot_be_a_version(forge: Forge) -> None:
