@@ -95,12 +95,15 @@ def get(files: DVCFileSystem, path: str, digest: str, folder: Path) -> None:
     """Put a file or a folder of a commit at the same path in `folder`, and compare it with its md5 in dvc.lock.
 
     The md5 of a folder is that of DVC's listing: the md5 and the path of every file.  Raises DamagedVersionError if one
-    differs, UserError (exit 5) for a name in a listing that leads out of the folder, or for a lost file.
+    differs or the commit lacks the path, UserError (exit 5) for a name in a listing that leads out of the folder, or
+    for a lost file.
     """
     with readable(path):
         index, key = files.repo.index.data["repo"], PurePosixPath(path).parts
         found = index.iteritems(prefix=key) if index.has_node(key) else []  # git's files are not in DVC's index
         recorded = {"/".join(parts): entry.hash_info.value for parts, entry in found if not entry.meta.isdir}
+        if not recorded and not files.exists(path):
+            raise DamagedVersionError(f"the commit lacks {path}, which dvc.lock lists")
         listed = []
         for name in sorted(recorded or files.find(path)):
             place = inside(folder, name)

@@ -90,7 +90,7 @@ def test_messages_and_names_that_are_not_utf_8(forge: Forge, tmp_path: Path) -> 
     assert resolve(forge.root, "v1.3.0").message == "Gr\ufffdn\n\nl\ufffdnger"
     assert champion(forge.project) == "vdm@v1.0.0"
     assert json.loads(forge.vdmctl("lineage", "champion", "--json").stdout)["promotions"][0]["evidence"] == {}
-    with pytest.raises(UserError, match="git needs an identity: .*, in UTF-8$"):
+    with pytest.raises(UserError, match=r"git needs an identity: .*, in UTF-8$"):
         crown(forge.project, "v1.3.0")
     forge.git("config", "user.name", "Test")
     crown(forge.project, "v1.3.0")
@@ -335,6 +335,20 @@ def changed(forge: Forge, change: Callable[[dict[str, Any]], object]) -> dict[st
 )
 def test_a_tampered_lock_is_found(change: Callable[[dict[str, Any]], object], subjects: set[str], forge: Forge) -> None:
     assert problems(forge, forge.version("v1.3.0", changed(forge, change))).keys() == subjects
+
+
+@pytest.mark.parametrize("digest", ["f" * 32, f"{'f' * 32}.dir"])
+def test_code_that_the_commit_lacks_is_named(digest: str, forge: Forge) -> None:
+    """As a new module that `git commit --all` left out."""
+    lock = changed(forge, lambda stage: stage["deps"].append({"path": "new.py", "md5": digest}))
+    name = forge.version("v1.3.0", lock)
+    forge.write("new.py", "")
+    problem = "the commit lacks new.py, which dvc.lock lists"
+    assert problems(forge, name) == {"new.py": problem}
+    with pytest.raises(DamagedVersionError, match=f"^{name} does not verify: new.py: {problem}$"):
+        require_sound(forge.root, resolve(forge.root, name))
+    result = forge.vdmctl("verify", name)
+    assert (result.returncode, one_line(result).endswith(problem)) == (Exit.MISSING, True)
 
 
 def test_verify_finds_another_model_and_other_images_than_the_metrics_state(forge: Forge) -> None:
