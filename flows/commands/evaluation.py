@@ -3,7 +3,6 @@
 import logging
 import shlex
 from contextlib import nullcontext
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -49,7 +48,10 @@ PROBES_HELP = (
 )
 GIVEN_HELP = "Of models with classes: class, for p(x | class), or nothing, for p(x). [default: `given` in params.yaml]"
 GivenOption = Annotated[Given | None, typer.Option(help=GIVEN_HELP)]
-SURE_HELP = "Take 2, 4, 8 or 16 times as many where the two best classes are less than 3 standard errors apart."
+SURE_HELP = (
+    "Take 2, 4, 8 or 16 times as many where the two best classes are less than 3 standard errors apart. As measured,"
+    " the true difference lies beyond these in 2.7% of images at 8 noise levels, and in 0.3% at 128."
+)
 OUT_HELP = "vlb: folder for metrics.json, per_image.csv and noise_levels.csv, which are replaced."
 
 
@@ -84,9 +86,9 @@ def evaluate(
 ) -> None:
     """Evaluate the bits/dim of the test images (parameters `evaluate:`), and write reports/evaluation.
 
-    With MODEL, other images, another split or --num-images, nothing is written unless --out names a folder. Written metrics
-    of all test images also have the figures of the validation images, and the gap to as many training images. Options
-    replace parameters of params.yaml; an option that the protocol does not have is an error.
+    With MODEL, other images, another split or --num-images, nothing is written unless --out names a folder. Written
+    metrics of all test images also have the figures of the validation images, and the gap to as many training images.
+    Options replace parameters of params.yaml; an option that the protocol does not have is an error.
 
     A model with classes is evaluated given the images' classes and without them, and images are classified by it.
     """
@@ -167,11 +169,16 @@ def classify(
 
     with as_image_set(images, split, folder) as image_set:
         found = classify(settings, image_set, model=folder, split=split or "test", until_sure=until_sure)
-    names = found.names or map(str, found.best)
-    probabilities = (f"{each[best]:.4f}" for each, best in zip(found.probabilities, found.best, strict=True))
-    margins = map(with_error, found.margin, found.margin_standard_error)
-    rows = zip(map(str, count()), names, probabilities, margins, map(str, found.times), strict=False)
-    text = table(("image", "class", "probability", "margin, nats", "times"), list(rows))
+    columns = {
+        "image": map(str, range(len(found.best))),
+        "file": found.files,
+        "class": found.names or map(str, found.best),
+        "probability": (f"{each[best]:.4f}" for each, best in zip(found.probabilities, found.best, strict=True)),
+        "margin, nats": map(with_error, found.margin, found.margin_standard_error),
+        "times": map(str, found.times),
+    }
+    shown = {title: cells for title, cells in columns.items() if cells is not None}
+    text = table([*shown], list(zip(*shown.values(), strict=True)))
     say_result(found.model_dump(), text, as_json)
 
 

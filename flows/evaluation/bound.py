@@ -5,11 +5,11 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from flows.images.labels import classes_of, given_class
 from flows.images.store import ImageSet, data_sha256, load_images, read_file_names, require_levels, spread
 from flows.process.progress import bar
 from vdm.choices import Split
-from vdm.classification import classified
+from vdm.classification import class_losses, classified
 from vdm.evaluation import Evaluation, image_terms, shares, standard_error, terms_of_set
 from vdm.model import VDM
 
@@ -40,8 +40,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Classes = Sequence[int | Literal["class"] | None]
-"""What an image is given in each of several evaluations: the same class as all others, its own class, or none."""
+Value = TypeVar("Value")
+Classes = Sequence[Literal["class"] | None]
+"""What an image is given in each of several evaluations: its class, or nothing."""
 Columns = dict[str, np.ndarray]
 
 
@@ -54,7 +55,7 @@ def measure(
     processor, and the digest of the file `requirements`.  A model with classes is evaluated given the images' classes
     and without, unless `settings.given` is `nothing`; the columns are those of `class_figures`.
 
-    Raises what `evaluate_split` raises.
+    Raises what `in_shares` raises.
     """
     classed, device = given_class(model, settings.given, images), find_device(settings.device)
     results = evaluate_split(settings, model, images, split, ["class", None] if classed else [None], num_images)
@@ -117,7 +118,34 @@ def evaluate_split(
 ) -> list[Evaluation]:
     """Return the bound of `num_images` images of a split once for each of `classes`, at the same times and noise.
 
-    At most `num_devices` processes share them.  Raises what `load_fitting` raises, and UserError (exit 2) for devices.
+    Raises what `in_shares` raises.
+    """
+    shared = in_shares(partial(evaluate_part, given=classes), settings, model, images, split, num_images)
+    return [terms_of_set(np.concatenate(terms, axis=1)) for terms in zip(*shared, strict=True)]
+
+
+def losses_of_classes(
+    settings: "Evaluate", model: Path, images: Path, split: Split, num_images: int | None = None
+) -> np.ndarray:
+    """Return the draws of the bound given each class at `class_times` times for `num_images` images of a split.
+
+    They are (K,N,T) nats, see `vdm.classification.class_losses`.  Raises what `in_shares` raises.
+    """
+    settings = settings.model_copy(update={"times_per_image": settings.class_times})
+    return np.concatenate(in_shares(classify_part, settings, model, images, split, num_images), axis=1)
+
+
+def in_shares(
+    part: Callable[..., Value],
+    settings: "Evaluate",
+    model: Path,
+    images: Path,
+    split: Split,
+    num_images: int | None,
+) -> list[Value]:
+    """Return what `part` returns for each share of `num_images` images of a split, in at most `num_devices` processes.
+
+    Raises what `load_fitting` raises, and UserError (exit 2) for devices.
     """
     find_device(settings.device, settings.num_devices)  # refuses what the machine does not have, before processes start
     warn_if_seen(model, split)
@@ -129,19 +157,50 @@ def evaluate_split(
         batch_size=settings.batch_size,
         times_per_image=settings.times_per_image,
     )
-    job = partial(evaluate_part, settings, model, images, split, classes, num_images, parts)
+    job = partial(part, settings, model, images, split, num_images, parts)
     if len(parts) == 1:
-        return [terms_of_set(terms) for terms in job()]
+        return [job()]
     from flows.training.distributed import launch
 
-    shared = zip(*launch(job, num_processes=len(parts)), strict=True)
-    return [terms_of_set(np.concatenate(terms, axis=1)) for terms in shared]
+    return launch(job, num_processes=len(parts))
 
 
 def evaluate_part(
-    settings: "Evaluate", model: Path, images: Path, split: Split, given: Classes, most: int | None, parts: list[range]
+    settings: "Evaluate",
+    model: Path,
+    images: Path,
+    split: Split,
+    most: int | None,
+    parts: list[range],
+    *,
+    given: Classes,
 ) -> list[np.ndarray]:
     """Return the terms of the images of this process for each of `given`, see `vdm.evaluation.image_terms`."""
+    vdm, options = open_part(settings, model, images, split, most, parts, evaluations=len(given))
+    own = spread(classes_of(images, split, model), most) if "class" in given else None
+    return [image_terms(vdm, **options, labels=own if each else None) for each in given]
+
+
+def classify_part(
+    settings: "Evaluate", model: Path, images: Path, split: Split, most: int | None, parts: list[range]
+) -> np.ndarray:
+    """Return the draws of every class for the images of this process."""
+    num_classes = read_description(model)["model"]["classes"]
+    vdm, options = open_part(settings, model, images, split, most, parts, evaluations=num_classes)
+    return class_losses(vdm, **options)
+
+
+def open_part(
+    settings: "Evaluate",
+    model: Path,
+    images: Path,
+    split: Split,
+    most: int | None,
+    parts: list[range],
+    *,
+    evaluations: int,
+) -> tuple[VDM, dict[str, Any]]:
+    """Return the model and the arguments of `vdm.evaluation.image_terms` of this process, for so many evaluations."""
     from flows.training.distributed import local_rank
 
     rank = local_rank()
@@ -149,10 +208,8 @@ def evaluate_part(
     vdm, pixels = load_fitting(model, images, device, split, most)
     options = settings.model_dump(include={"seed", "times_per_image", "num_timesteps", "batch_size"})
     options |= {"precision": find_precision(settings.precision, device), "progress": bar("evaluating", shown=rank == 0)}
-    compile_long_work(vdm, len(given) * len(parts[rank]) * settings.times_per_image // settings.batch_size)
-    own = spread(classes_of(images, split, model), most) if "class" in given else None
-    labels = [np.full(len(pixels), each) if isinstance(each, int) else own if each else None for each in given]
-    return [image_terms(vdm, pixels, parts[rank], labels=each, **options) for each in labels]
+    compile_long_work(vdm, evaluations * len(parts[rank]) * settings.times_per_image // settings.batch_size)
+    return vdm, options | {"pixels": pixels, "share": parts[rank]}
 
 
 def class_figures(
@@ -161,21 +218,17 @@ def class_figures(
     """Return what the classes of a model are worth and how well the likelihood finds them, and columns with both.
 
     At most `class_images` images are classified, or all `num_images` of both evaluations, unless they are None.  The
-    others have NaN in these columns, (N,) each.  Raises what `evaluate_split` raises.
+    others have NaN in these columns, (N,) each.  Raises what `in_shares` raises.
     """
     given, without = results
-    num_classes = read_description(model)["model"]["classes"]
     gain = without.bpd - given.bpd
     every = num_images is not None and settings.class_images != 0
     numbers = spread(np.arange(len(given.bpd)), None if every else settings.class_images)
     found: dict[str, Any] = {"num_classified": len(numbers), "class_times": settings.class_times}
     columns = {"without_bpd": without.bpd}
     if len(numbers):
-        settings = settings.model_copy(update={"times_per_image": settings.class_times})
-        each = evaluate_split(settings, model, images, split, range(num_classes), len(numbers))
         nats = math.prod(load_images(images).image_shape) * math.log(2)
-        draws = [(result.prior + result.reconstruction)[:, None] + result.diffusion_draws for result in each]
-        classes = classified(nats * np.stack(draws))
+        classes = classified(losses_of_classes(settings, model, images, split, len(numbers)))
         labels = spread(classes_of(images, split, model), num_images)
         right, mixture = (classes.best == labels[numbers]).astype(float), classes.mixture / nats
         found |= {"accuracy": right.mean(), "accuracy_standard_error": standard_error(right)}
@@ -185,7 +238,7 @@ def class_figures(
             columns[name] = np.full(len(labels), math.nan)
             columns[name][numbers] = values
     return ClassFigures(
-        num_classes=num_classes,
+        num_classes=read_description(model)["model"]["classes"],
         without=figures(without),
         gain_bpd=gain.mean(),
         gain_standard_error=standard_error(gain),

@@ -8,11 +8,12 @@ import numpy as np
 from flows.core.checkpoint import model_sha256, read_description
 from flows.core.device import find_device, find_precision
 from flows.core.documents import Count, Document, Sha256
-from flows.evaluation.bound import load_fitting
+from flows.evaluation.bound import load_fitting, losses_of_classes
 from flows.evaluation.results import Figure
 from flows.images.labels import given_class
+from flows.images.store import read_file_names
 from vdm.choices import Split
-from vdm.classification import Classified, class_losses, classified
+from vdm.classification import class_losses, classified
 
 if TYPE_CHECKING:
     from flows.core.params import Evaluate
@@ -26,6 +27,8 @@ class Classification(Document):
     The classes are equally likely at first.  The margin between the two best ones is in nats, as the likelihoods.
     """
 
+    files: list[str] | None
+    """The file of each image, if the set was made of files."""
     best: list[Count]
     names: list[str] | None
     times: list[Count]
@@ -43,26 +46,27 @@ def classify(settings: "Evaluate", images: Path, *, model: Path, split: Split, u
 
     With `until_sure`, each image whose two best classes are less than `SURE` standard errors apart is classified anew
     at twice as many, up to `MOST_DOUBLINGS` times.  Raises UserError (exit 2) for a model without classes, and what
-    `load_fitting` raises.
+    `flows.evaluation.bound.in_shares` raises.
     """
     given_class(model, "class", images)
-    vdm, pixels = load_fitting(model, images, device := find_device(settings.device), split)
-    options: dict[str, Any] = settings.model_dump(include={"seed", "num_timesteps", "batch_size"})
-    options["precision"] = find_precision(settings.precision, device)
-
-    def found(share: range, times: int) -> Classified:
-        return classified(class_losses(vdm, pixels, share, times_per_image=times, **options))
-
-    result, times = found(range(len(pixels)), settings.class_times), np.full(len(pixels), settings.class_times)
-    for _ in range(MOST_DOUBLINGS if until_sure else 0):
-        unsure = np.flatnonzero(result.margin < SURE * result.margin_standard_error)
-        times[unsure] *= 2
-        for image in unsure.tolist():
-            for whole, one in zip(result, found(range(image, image + 1), int(times[image])), strict=True):
-                whole[image] = one[0]
+    result = classified(losses_of_classes(settings, model, images, split))
+    times = np.full(len(result.best), settings.class_times)
+    if until_sure:
+        vdm, pixels = load_fitting(model, images, device := find_device(settings.device), split)
+        options: dict[str, Any] = settings.model_dump(include={"seed", "num_timesteps", "batch_size"})
+        options["precision"] = find_precision(settings.precision, device)
+        for _ in range(MOST_DOUBLINGS):
+            unsure = np.flatnonzero(result.margin < SURE * result.margin_standard_error)
+            times[unsure] *= 2
+            for image in unsure.tolist():
+                share, options["times_per_image"] = range(image, image + 1), int(times[image])
+                for whole, one in zip(result, classified(class_losses(vdm, pixels, share, **options)), strict=True):
+                    whole[image] = one[0]
+    files = read_file_names(images, split, range(len(times)))
     columns = {"times": times, **result._asdict()}
     names, best = read_description(model).get("class_names"), result.best.tolist()
     return Classification(
+        files=list(files.values()) or None,
         names=[names[number] if number < len(names) else str(number) for number in best] if names else None,
         seed=settings.seed,
         num_timesteps=settings.num_timesteps,

@@ -1,8 +1,11 @@
 """Models with classes by the commands: trained, evaluated, compared, sampled, as classifier and codec; refusals."""
 
+import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -57,9 +60,9 @@ def classed(small: Small) -> Small:
     description = json.loads((layout.IMAGES / "dataset.json").read_text())
     (layout.IMAGES / "dataset.json").write_text(json.dumps(description | {"class_names": NAMES}))
     torch.manual_seed(0)
-    config = TINY | {"classes": 3}
+    config = TINY | {"classes": 3, "schedule": "learned_monotone"}
     model = VDM(**config)  # type: ignore[arg-type]
-    for parameter in model.network.parameters():
+    for parameter in (*model.network.parameters(), *model.schedule.shape_parameters()):
         torch.nn.init.normal_(parameter, std=0.2)
     save_model(Path(MODEL), model, config, **described(layout.IMAGES))
     save_model(Path(PLAIN), VDM(**TINY), TINY)  # type: ignore[arg-type]
@@ -133,6 +136,27 @@ def test_evaluation_tells_what_the_classes_are_worth_and_finds_them(
     assert [(each["given"], each["classes"]["accuracy"]) for each in swept] == [("class", None)] * 2
 
 
+def test_classes_have_the_same_likelihoods_in_an_evaluation_and_a_classification(
+    classed: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = printed(capsys, "evaluate", MODEL)["classes"]
+    each = printed(capsys, "classify", "data/images", MODEL)
+    assert found["accuracy"] == np.mean(np.array(each["best"]) == np.arange(40) % 3)
+    likelihoods = np.array(each["log_likelihoods"])
+    mixture = -np.log(np.exp(likelihoods - likelihoods.max(1, keepdims=True)).mean(1)) - likelihoods.max(1)
+    assert found["mixture_bpd"] == pytest.approx(mixture.mean() / (64 * np.log(2)), rel=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_two_processes_classify_as_one(classed: Small, capsys: pytest.CaptureFixture[str]) -> None:
+    classed.edit(batch_size=6)
+    one = printed(capsys, "classify", "data/images", MODEL)
+    classed.edit(num_devices=2)
+    with patch.dict(os.environ):  # the processes of a job have variables of their own
+        assert printed(capsys, "classify", "data/images", MODEL) == one
+
+
 def test_a_class_without_a_name_is_a_number(classed: Small, capsys: pytest.CaptureFixture[str]) -> None:
     config: dict[str, Any] = TINY | {"classes": 4}
     model = VDM(**config)
@@ -152,11 +176,30 @@ def test_pictures_without_labels_are_evaluated_without_them_and_classified(
 ) -> None:
     np.save("images.npy", load_images(layout.IMAGES).test)
     assert printed(capsys, "evaluate", MODEL, "--images", "images.npy")["given"] == "nothing"
-    assert printed(capsys, "classify", "images.npy", MODEL) == printed(capsys, "classify", "data/images", MODEL)
+    of_set, of_file = (printed(capsys, "classify", images, MODEL) for images in ("data/images", "images.npy"))
+    assert (of_set.pop("files"), of_file.pop("files")) == (None, ["images.npy"] * 40)
+    assert of_file == of_set
     some = printed(capsys, "evaluate", MODEL, "--num-images", "7", "--out", "out")
     assert some["classes"]["num_classified"] == 7
     table = np.genfromtxt("out/per_image.csv", delimiter=",", names=True)
     assert (table["label"] == spread(np.arange(40) % 3, 7)).all()
+
+
+def test_pictures_are_classified_by_name(classed: Small, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["a cat.png", "new\nline.png", "sub/2.png"]
+    for name, image in zip(names, load_images(layout.IMAGES).test, strict=False):
+        Path("mine", name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0]).save(Path("mine", name))
+    found = printed(capsys, "classify", "mine", MODEL)
+    assert found["files"] == names
+    assert run(["classify", "mine", MODEL]) == Exit.DONE
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split()[:3] == ["image", "file", "class"]
+    shown = [f"{number}      {name}" for number, name in enumerate(("a cat.png", r"new\u000aline.png", "sub/2.png"))]
+    assert [row.startswith(start) for row, start in zip(rows, shown, strict=True)] == [True] * 3
+    assert run(["evaluate", MODEL, "--images=mine", "--out=out"]) == Exit.DONE
+    with Path("out/per_image.csv").open(newline="") as table:
+        assert [row["file"] for row in csv.DictReader(table)] == names
 
 
 def test_images_that_are_not_sure_get_more_times(classed: Small, capsys: pytest.CaptureFixture[str]) -> None:
@@ -252,7 +295,8 @@ def many_classes() -> None:
 
 
 def other_names() -> None:
-    save_model(Path(MODEL), load_model(Path(MODEL)), TINY | {"classes": 3}, class_names=["cat", "dog", "mouse"])
+    config = read_description(Path(MODEL))["model"]
+    save_model(Path(MODEL), load_model(Path(MODEL)), config, class_names=["cat", "dog", "mouse"])
 
 
 def classes_to_sample(classes: str) -> None:
