@@ -20,11 +20,18 @@ from dvc.repo import Repo
 from dvc_objects.errors import ObjectFormatError
 
 from flows.core import layout
+from flows.core.documents import Document, Sha256, read
 from flows.core.errors import Exit, NetworkError, UserError, brief
-from flows.core.files import file_sha256, inside, parse_json, read_bounded, scratch_folder
+from flows.core.files import file_sha256, inside, scratch_folder
 from flows.images.store import data_sha256
 from flows.registry.lock_file import read_lock
 from flows.registry.versions import Tag, Version
+
+
+class Described(Document):
+    """What config.json of a model says about its weights; `flows.core.checkpoint`, which reads more, loads torch."""
+
+    weights_sha256: Sha256
 
 
 class DamagedVersionError(UserError):
@@ -44,7 +51,8 @@ def fetch(root: Path, version: Version) -> Path:
     try:
         require_model(folder, version)
     except DamagedVersionError as error:
-        raise DamagedVersionError(f"{error}; delete {folder} to fetch it again") from error
+        advice = f"delete {folder} to fetch it again, or {given_up(version)}"
+        raise DamagedVersionError(f"{error}; {advice}") from error
     return folder
 
 
@@ -165,7 +173,11 @@ def require_model(folder: Path, version: Version) -> None:
     expected = stated(version, "model_sha256")
     if not config.is_file() or file_sha256(config) != expected:
         raise DamagedVersionError(f"{folder} is not the model of {version.name}")
-    if not weights.is_file() or file_sha256(weights) != parse_json(read_bounded(config))["weights_sha256"]:
+    try:
+        described = read(Described, config)
+    except UserError as error:
+        raise DamagedVersionError(str(error)) from error
+    if not weights.is_file() or file_sha256(weights) != described.weights_sha256:
         raise DamagedVersionError(f"{folder}: its weights are damaged or missing")
 
 
@@ -215,8 +227,12 @@ def used_at(repo: Any, version: Version | Tag) -> set[str]:
 
 def lost(version: Version | Tag, reason: str) -> UserError:
     """Return the error (exit 5) about a version of which a file is lost."""
-    given_up = f"`gto deprecate {version.name.replace('@', ' ')}` gives the version up"
-    return UserError(f"{version.name}: {reason}; {given_up}", Exit.MISSING)
+    return UserError(f"{version.name}: {reason}; {given_up(version)}", Exit.MISSING)
+
+
+def given_up(version: Version | Tag) -> str:
+    """Return the advice for a version that cannot be repaired."""
+    return f"`gto deprecate {version.name.replace('@', ' ')}` gives the version up"
 
 
 def digests(used: dict[Any, set[Any]]) -> set[str]:

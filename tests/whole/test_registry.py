@@ -256,10 +256,10 @@ def test_a_fetched_model_is_reused_and_never_trusted_blindly(forge: Forge) -> No
     assert fetch(forge.root, version) == folder
     assert list(folder.parent.iterdir()) == [folder]
     (folder / "weights.safetensors").write_bytes(b"damaged")
-    with pytest.raises(DamagedVersionError, match=r"weights are damaged or missing; delete .* to fetch it again$"):
+    with pytest.raises(DamagedVersionError, match=r"weights are damaged or missing; delete .* to fetch it again, or "):
         fetch(forge.root, version)
     (folder / "config.json").write_text("{}")
-    with pytest.raises(DamagedVersionError, match=r"is not the model of vdm@v1.0.0; delete .* to fetch it again$"):
+    with pytest.raises(DamagedVersionError, match=r"is not the model of vdm@v1.0.0; delete .* to fetch it again, or "):
         fetch(forge.root, version)
 
 
@@ -409,6 +409,43 @@ def test_a_listing_that_leads_out_of_its_folder_is_refused(relpath: str, forge: 
         assert raised.value.code is Exit.MISSING
     assert {path for path in forge.folder.rglob("*") if "escaped" in path.name} == before
     assert not Path("/escaped").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (b"[]", "Input should be a valid dictionary"),
+        (b"{}", "weights_sha256: Field required"),
+        (b"{", "EOF while parsing"),
+        (b'{"model":' * 5000, "recursion limit exceeded"),
+    ],
+    ids=["list", "empty", "invalid", "deep"],
+)
+def test_a_registered_model_whose_description_is_damaged(config: bytes, reason: str, forge: Forge) -> None:
+    for name in ("models/vdm", "data/images"):
+        shutil.copytree(forge.files / name, forge.root / name)
+    (forge.files / "models/vdm/config.json").write_bytes(config)
+    forge.version("v1.3.0")
+    with pytest.raises(DamagedVersionError, match=rf"^vdm@v1.3.0 does not verify: .*/config.json: damaged: {reason}"):
+        require_sound(forge.root, resolve(forge.root, "v1.3.0"))
+    crown(forge.project, "v1.3.0")
+    for command in (
+        ["verify", "champion"],
+        ["promote", "v1.3.0"],
+        ["promote", "v1.0.0"],
+        ["evaluate", "champion"],
+        ["compare", "models/vdm", "champion"],
+        ["sample", "champion", "--out", "samples.png"],
+        ["classify", "data/images", "champion"],
+        ["compress", "data/images", "champion", "--out", "images.vdmz"],
+        ["report", "champion", "--out", "page.html"],
+    ):
+        result = forge.vdmctl(*command)
+        assert result.returncode == Exit.MISSING, command
+        assert f"config.json: damaged: {reason}" in one_line(result)
+    for command in (["models"], ["lineage", "champion"], ["status", "--verify"]):
+        assert "vdm@v1.3.0" in forge.vdmctl(*command).stdout
+    assert f"config.json: damaged: {reason}" in forge.vdmctl("status", "--verify").stdout
 
 
 def test_a_damaged_lock_is_one_line(forge: Forge) -> None:
