@@ -1,7 +1,9 @@
 """Training: the gradients, the data order, the averages, and that it learns."""
 
 import math
+import re
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,9 +12,12 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from project import ROOT
 from trainings import SETTINGS, fit, same_bits, start
 
 from flows.core.checkpoint import load_state, save_state
+from flows.core.params_file import read_params
+from flows.training.fitting import resolve
 from vdm.choices import Compile, ScheduleKind
 from vdm.errors import TrainingDiverged
 from vdm.model import VDM
@@ -221,6 +226,43 @@ def test_a_compiled_step_in_bfloat16_follows_the_eager_float32_loss(
         assert counters["stats"]["unique_graphs"] == 1 + (step == 2)  # what is not compiled would follow the loss, too
     assert record.validation_bpd == pytest.approx(expected.validation_bpd, rel=0.02)
     assert record.validation_bpd != expected.validation_bpd
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"compile": "none"}, "compile must be one of True, False, 'graphs', got 'none'"),
+        ({"compile": None}, "compile must be one of"),
+        ({"precision": "float16"}, "precision must be one of 'float32', 'bfloat16', got 'float16'"),
+        ({"optimizer": "adam"}, "optimizer must be one of 'adamw', 'muon'"),
+        ({"learning_rate_decay": None}, "learning_rate_decay must be one of 'none', 'linear', 'cosine'"),
+        ({"activation_checkpointing": "no"}, "activation_checkpointing must be one of True, False"),
+        ({"augmentation": "flip"}, "augmentation must be a list of 'flip', 'rotate', 'swap_channels', got 'flip'"),
+        ({"augmentation": ["flop"]}, "augmentation must be a list of"),
+        ({"steps": 0}, "steps must be a whole number of at least 1, got 0"),
+        ({"batch_size": 1e3}, "batch_size must be a whole number of at least 1, got 1000.0"),
+        ({"warmup_steps": -1}, "warmup_steps must be a whole number of at least 0"),
+        ({"learning_rate": math.nan}, "learning_rate must be above 0 and finite"),
+        ({"betas": [0.9]}, "betas must be two numbers of at least 0 and below 1"),
+        ({"betas": [0.9, 1.0]}, "betas must be two numbers"),
+        ({"weight_decay": -0.1}, "weight_decay must be at least 0 and finite"),
+        ({"max_gradient_norm": 0.0}, "max_gradient_norm must be above 0, or None"),
+        ({"ema_decay": 1.0}, "ema_decay must be at least 0 and below 1"),
+        ({"class_dropout": 1.1}, "class_dropout must be between 0 and 1"),
+    ],
+    ids=str,
+)
+def test_a_setting_that_training_cannot_take_is_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        TrainingSettings(**change)
+
+
+def test_the_settings_that_a_script_leaves_out_are_those_of_the_digits() -> None:
+    preset = read_params(ROOT / "presets/digits.yaml").train
+    of_preset = asdict(resolve(preset, torch.device("cpu")))
+    of_preset |= {name: tuple(of_preset[name]) for name in ("augmentation", "betas")}
+    assert asdict(TrainingSettings()) == of_preset
+    assert TrainingSettings(steps=np.int64(5)).steps == 5
 
 
 def test_a_batch_that_cannot_be_split_is_refused(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
