@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import sysconfig
 from contextlib import suppress
 from importlib.util import find_spec
@@ -59,15 +60,37 @@ def threads_each(count: int) -> int:
 
 
 def find_precision(name: Literal["auto", Precision], device: torch.device) -> Precision:
-    """Return the precision of matrix products; `auto` is bfloat16 if the hardware supports it, else float32."""
+    """Return the precision of matrix products; `auto` is bfloat16 if the hardware is faster with it, else float32."""
     if name != "auto":
         return name
     if device.type == "cuda":
         with torch.cuda.device(device):  # torch answers for the current card
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:  # emulated bfloat16 is slower than float32
-        native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-    return "bfloat16" if native else "float32"
+            faster = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        faster = faster_in_bfloat16(*vendor_and_flags(cpu_description()))
+    return "bfloat16" if faster else "float32"
+
+
+def faster_in_bfloat16(vendor: str, flags: list[str]) -> bool:
+    """Whether a CPU with these instruction sets trains faster in bfloat16 than in float32.
+
+    With AMX a step takes 0.6 of the time.  With AVX-512 alone it takes 1.2 times as long on Intel's, and 0.55 of the
+    time on AMD's.  Without either, bfloat16 is emulated.
+    """
+    return "amx_bf16" in flags or (vendor == "AuthenticAMD" and "avx512_bf16" in flags)
+
+
+def vendor_and_flags(description: str) -> tuple[str, list[str]]:
+    """Return the vendor of a CPU, or "unknown", and its instruction sets, from the content of /proc/cpuinfo."""
+    found = dict(re.findall(r"^(vendor_id|flags)\s*: (.*)", description, re.MULTILINE))
+    return found.get("vendor_id", "unknown"), found.get("flags", "").split()
+
+
+def cpu_description() -> str:
+    """Return the content of /proc/cpuinfo; "" if it cannot be read."""
+    with suppress(OSError):
+        return Path("/proc/cpuinfo").read_text()
+    return ""
 
 
 def find_compile(choice: Literal["auto", Compile], device: torch.device) -> Compile:
@@ -119,7 +142,6 @@ def processor(device: torch.device) -> str:
     """Return the name of the GPU, or the kind of the CPU: it decides the last digits of what is computed."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    vendor = "unknown"
-    with suppress(OSError, IndexError):
-        vendor = Path("/proc/cpuinfo").read_text().partition("vendor_id")[2].split()[1]
-    return f"{platform.machine()} {vendor} {torch.backends.cpu.get_cpu_capability()}"
+    vendor, flags = vendor_and_flags(cpu_description())
+    name = f"{platform.machine()} {vendor} {torch.backends.cpu.get_cpu_capability()}"
+    return f"{name} AMX" if "amx_bf16" in flags else name

@@ -32,8 +32,6 @@ def test_the_program_in_the_readme_runs(monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 def test_the_results_are_those_of_vdmctl(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
-    params = Path("params.yaml")
-    params.write_text(params.read_text().replace("precision: auto", "precision: float32"))
     model, images = load("models/vdm", device="cpu"), load_images(Path("data/images"))
     assert run(["evaluate", "models/vdm", "--json"]) == Exit.DONE
     assert json.loads(capsys.readouterr().out)["bpd"] == evaluate(model, images.test, times_per_image=2).bpd.mean()

@@ -129,6 +129,7 @@ def test_a_preset_for_a_folder_suits_its_images_and_minutes(mine: Path, caplog: 
     assert (params.data.grayscale, params.data.resize) == (False, None)
     assert (params.model.gamma_0, params.model.fourier_exponents) == (-13.3, [5, 6])
     assert params.sample.num_images <= 12  # the test images
+    assert {params.train.precision, params.evaluate.precision, params.sample.precision} == {"auto"}
     assert "mine: images of 3x6x5 with 256 levels; 43 for training, 5 for validation, 12 test images" in caplog.text
     assert "s a step of 64 images" in caplog.text
     text = Path("params.yaml").read_text()

@@ -26,7 +26,6 @@ from flows.training.distributed import launch
 
 PARAMS = {
     "num_devices: 1": "num_devices: 2",
-    "precision: auto": "precision: float32",
     "checkpoint_every_steps: 500": "checkpoint_every_steps: 5",
     "log_every: 5": "log_every: 1",
     "steps: 20\n": "steps: 30\n",

@@ -25,7 +25,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
             "keep_checkpoints: 2": "keep_checkpoints: 3",
             "steps: 20\n": "steps: 60\n",
             "dropout: 0.0": "dropout: 0.2",
-            "precision: auto": "precision: float32",
         },
     )
     for stage in ("download", "validate"):
