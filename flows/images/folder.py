@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 from tqdm import tqdm
@@ -24,7 +24,7 @@ ENDINGS = (".jpeg", ".jpg", ".npy", ".png", ".tif", ".tiff", ".webp")
 HIDDEN = (".", "__MACOSX")
 """How the names begin that are left out; macOS writes `._*` and `__MACOSX` beside the files that it packs."""
 ROWS = 1000
-MOST_NAMED = 10
+MOST_NAMED = 5
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,6 @@ class ImageFiles:
         self.num_levels = 0
         """K of the files that were read: their levels are 0..K-1."""
         self.formats: Counter[str] = Counter()
-        self.example: tuple[str, tuple[object, ...]] | None = None
 
     def counts(self) -> list[int]:
         """Return the number of images in each file, without reading pixels.  Raises what `read` raises."""
@@ -93,38 +92,87 @@ class ImageFiles:
     def read(self) -> Iterator[tuple[str, np.ndarray]]:
         """Yield the images of every file, (n,C,H,W) uint8 or uint16 and at most ROWS at a time, with its name.
 
-        Raises UserError after the last file, which names the files that could not be used: exit 5 if one is damaged,
-        else 4.  Raises UserError (exit 4) at once for images that are not like those of the first file.
+        Images that the transforms do not make like those of the first file are left out.  Raises UserError after the
+        last file if there are any, or files that could not be used, and names them: exit 5 if one is damaged, else 4.
         """
         bad: dict[str, BadImageError] = {}
+        found: dict[Kind, list[str]] = {}
         for name in tqdm(self.names, "reading images", disable=None, leave=False):
             try:
                 images = read_images(self.folder / name)
-                self.require_alike(name, images)
+                found.setdefault(kind := self.kind_of(images), []).append(name)
+                if kind != next(iter(found)):
+                    continue
+                self.num_levels = 2**images.num_bits
                 for _, pixels in chunks(images.pixels, ROWS):
                     yield name, levels(pixels, images.num_bits)
                 self.formats[images.format] += 1
             except BadImageError as error:
                 bad[name] = error
-        if bad:
-            named = "; ".join(f"{listed([name])}: {bad[name]}" for name in list(bad)[:MOST_NAMED])
-            more = f"; and {len(bad) - MOST_NAMED} more" if len(bad) > MOST_NAMED else ""
-            reason = f"{len(bad)} of {len(self.names)} files cannot be used: {named}{more}"
+        if bad := bad | unlike(found):
+            reason = f"{len(bad):,} of {len(self.names):,} files cannot be used: {in_groups(bad)}"
             damaged = any(error.code is Exit.MISSING for error in bad.values())
             raise UserError(f"{self.source}: {reason}", Exit.MISSING if damaged else Exit.INVALID_DATA)
 
-    def require_alike(self, name: str, images: Images) -> None:
-        """Raise UserError (exit 4) unless the transforms make the images of a file like those of the first one."""
+    def kind_of(self, images: Images) -> "Kind":
+        """Return what the images of all files must have in common, as the transforms leave it."""
         _, channels, height, width = images.pixels.shape
-        size = None if self.resized else (height, width)
-        kind = 1 if self.grayscale and channels == 3 else channels, size, images.num_bits
-        shown = f"{listed([name])} is {channels}x{height}x{width} of {images.num_bits} bits"
-        self.example = self.example or (shown, kind)
-        first, expected = self.example
-        if kind != expected:
-            advice = "convert them to one kind; in the pipeline, data.resize and data.grayscale do that"
-            raise UserError(f"{self.source}: images of 2 kinds: {first}, {shown}; {advice}", Exit.INVALID_DATA)
-        self.num_levels = 2**images.num_bits
+        size = "" if self.resized else f"{height}x{width}"
+        return Kind(1 if self.grayscale and channels == 3 else channels, images.num_bits, size)
+
+
+class Kind(NamedTuple):
+    """Channels, bits per level, and the size such as `28x28`, or "" if it does not matter."""
+
+    channels: int
+    num_bits: int
+    size: str
+
+
+def unlike(found: dict[Kind, list[str]]) -> dict[str, BadImageError]:
+    """Return why files cannot be used that differ from most in channels, bits or size; `found` has all by kind."""
+    if not found:
+        return {}
+    counts: list[Counter[Any]] = [Counter(), Counter(), Counter()]
+    for kind, names in found.items():
+        for count, part in zip(counts, kind, strict=True):
+            count[part] += len(names)
+    usual = Kind(*(count.most_common(1)[0][0] for count in counts))
+    bad: dict[str, BadImageError] = {}
+    for kind, names in found.items():
+        what, wanted, parameters = [], [], []
+        if kind[:2] != usual[:2]:
+            what.append({1: "gray", 3: "in colour"}.get(kind.channels, f"of {kind.channels} channels"))
+        if kind.channels != usual.channels:
+            wanted.append({1: "gray levels", 3: "RGB"}.get(usual.channels, f"{usual.channels} channels"))
+            parameters += ["data.grayscale"] if {kind.channels, usual.channels} == {1, 3} else []
+        if kind.num_bits != usual.num_bits:
+            what.append(f"with {kind.num_bits} bit{'' if kind.num_bits == 1 else 's'}")
+            wanted.append(f"{usual.num_bits} bits")
+        if kind.size != usual.size:
+            what.append(f"of another size than {usual.size}")
+            wanted.append(usual.size)
+            parameters.append("data.resize")
+        advice = f"convert to {' and '.join(wanted)}"
+        if len(parameters) == len(wanted):
+            advice += f", or set {' and '.join(parameters)} for the pipeline"
+        if wanted:
+            bad |= dict.fromkeys(names, BadImageError(" ".join(what), advice))
+    return bad
+
+
+def in_groups(bad: dict[str, BadImageError]) -> str:
+    """Return what is wrong with files: the largest group first, each with a few names and an advice."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, error in bad.items():
+        groups.setdefault((error.what, error.advice), []).append(name)
+    texts = []
+    for (what, advice), names in sorted(groups.items(), key=lambda group: -len(group[1])):
+        shown = [": ".join(filter(None, (listed([name]), bad[name].detail))) for name in names[:MOST_NAMED]]
+        if len(names) > MOST_NAMED:
+            shown.append(f"and {len(names) - MOST_NAMED:,} more")
+        texts.append(f"{len(names):,} {what} ({', '.join(shown)}): {advice}")
+    return "; ".join(texts)
 
 
 def read_folder(source: Path, data: "Data") -> Source:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from flows.core.errors import Exit, brief
 from flows.core.files import open_regular
@@ -17,11 +17,14 @@ BITS = {"1": 1, "L;2": 2, "L;4": 4, "L": 8, "RGB": 8, "I;16": 16, "I;16B": 16}
 
 
 class BadImageError(Exception):
-    """A file that cannot be used: `code` is MISSING for damage, INVALID_DATA for what is not supported."""
+    """A file that cannot be used: what such files are, what to do with them, and what this one has of its own.
 
-    def __init__(self, reason: str, code: Exit = Exit.INVALID_DATA) -> None:
-        super().__init__(reason)
-        self.code = code
+    `code` is MISSING for damage, INVALID_DATA for what is not supported.
+    """
+
+    def __init__(self, what: str, advice: str, code: Exit = Exit.INVALID_DATA, *, detail: str = "") -> None:
+        super().__init__(f"{what}{f' ({detail})' if detail else ''}; {advice}")
+        self.what, self.advice, self.code, self.detail = what, advice, code, detail
 
 
 class Images(NamedTuple):
@@ -43,17 +46,22 @@ def read_images(path: Path) -> Images:
     except BadImageError:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError, MemoryError) as error:
-        raise BadImageError(f"too large: {brief(error)}; make it smaller") from error
+        raise BadImageError("too large", "make smaller", detail=brief(error)) from error
+    except UnidentifiedImageError as error:  # its message shows a Python object
+        detail = f"not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
+        raise BadImageError("damaged", "replace or remove", Exit.MISSING, detail=detail) from error
     except Exception as error:  # damaged bytes make Pillow and NumPy raise almost anything
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else f"damaged: {brief(error)}"
-        raise BadImageError(reason, Exit.MISSING) from error
+        if isinstance(error, OSError) and error.strerror:
+            raise BadImageError("unreadable", "replace or remove", Exit.MISSING, detail=error.strerror) from error
+        raise BadImageError("damaged", "replace or remove", Exit.MISSING, detail=brief(error)) from error
 
 
 def levels(pixels: np.ndarray, num_bits: int) -> np.ndarray:
     """Return integers of any type as uint8 or, for more than 8 bits, uint16.  Raises BadImageError out of range."""
     for level in (int(pixels.min()), int(pixels.max())):
         if not 0 <= level < 2**num_bits:
-            raise BadImageError(f"level {level} of {pixels.dtype}, outside 0..{2**num_bits - 1}")
+            what, detail = f"with levels outside 0..{2**num_bits - 1}", f"{level} of {pixels.dtype}"
+            raise BadImageError(what, "save levels from 0 as uint8 or uint16", detail=detail)
     return pixels.astype(np.uint16 if num_bits > 8 else np.uint8, copy=False)
 
 
@@ -62,13 +70,13 @@ def read_array(path: Path) -> Images:
     array = map_array(path)
     shape = array.shape
     if array.dtype.kind not in "biu":
-        raise BadImageError(f"an array of {array.dtype}, not levels; save the integers that it was made of")
+        raise BadImageError(f"of {array.dtype}, not levels", "save the integers of which it was made")
     # If one of the two axes before the last has at most 4 entries, it may be the channels: the documented order holds.
     channels_last = len(shape) > 2 and shape[-1] in (1, 3, 4) and min(shape[-3:-1]) > 4
     many_channels = len(shape) == 3 and shape[0] > 4
     if not 2 <= len(shape) <= 4 or 0 in shape or channels_last or many_channels:
-        wanted = "(H,W), (C,H,W) of at most 4 channels, or (N,C,H,W); channels come before rows"
-        raise BadImageError(f"an array of {shape}, wanted {wanted}")
+        advice = "save (H,W), (C,H,W) of at most 4 channels, or (N,C,H,W), with channels before rows"
+        raise BadImageError("of an unusual shape", advice, detail=str(shape))
     num_bits = {"bool": 1, "uint16": 16}.get(array.dtype.name, 8)
     return Images(array.reshape((1,) * (4 - len(shape)) + shape), num_bits, "NPY")
 
@@ -79,14 +87,13 @@ def read_picture(path: Path) -> Images:
     with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
         # A JPEG file that also holds a preview or a gain map is "MPO"; its first frame is the photograph.
         if getattr(image, "is_animated", False) and image.format != "MPO":
-            raise BadImageError("several frames; save each as a file")
+            raise BadImageError("with several frames", "save each frame as a file")
         # How the file stores the pixels, in Pillow's names: `L;4` is 4-bit gray.  A WebP file has no tiles.
         tile: Any = getattr(image, "tile", None)
         arguments = tile[0][3] if tile else image.mode
         stored = arguments[0] if isinstance(arguments, tuple) else arguments
-        if stored not in BITS or "transparency" in image.info:
-            reason = "a transparent colour" if stored in BITS else f"pixels of mode {stored}"
-            raise BadImageError(f"{reason}; convert it to gray levels or RGB of 8 bits, or save it as .npy, (C,H,W)")
+        if stored not in BITS or image.has_transparency_data:
+            raise refusal(image, stored)
         found = format_of(image, file)
         ImageOps.exif_transpose(image, in_place=True)
         pixels = np.asarray(image.convert("L") if stored == "1" else image)
@@ -94,6 +101,21 @@ def read_picture(path: Path) -> Images:
         pixels = pixels // np.uint8(255 // (2**num_bits - 1))  # Pillow scales these levels to 0..255
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     return Images(pixels[None], num_bits, found)
+
+
+def refusal(image: Image.Image, stored: str) -> BadImageError:
+    """Return why a picture cannot be used whose pixels are `stored` in another way than `BITS` names."""
+    match image.mode:
+        case _ if image.has_transparency_data:
+            return BadImageError("with transparency", "put on a background, and save as RGB or gray levels")
+        case "P":
+            return BadImageError("with a palette", "convert to RGB")
+        case "CMYK":
+            return BadImageError("in CMYK", "convert to RGB")
+        case "RGB" if "16" in stored:
+            return BadImageError("in colour with 16 bits", "convert to 8 bits, or save as .npy, (C,H,W)")
+    advice = "convert to gray levels or RGB of 8 bits, or save as .npy, (C,H,W)"
+    return BadImageError("in an unusual pixel format", advice)
 
 
 def format_of(image: Image.Image, file: BinaryIO) -> str:
