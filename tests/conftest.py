@@ -27,8 +27,9 @@ if TYPE_CHECKING:  # they import TINY from here
 
 # Variables of whoever runs the tests do not reach them, nor git's hooks and keys.
 os.umask(0o022)
-if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # by nohup
-    signal.signal(signal.SIGHUP, lambda *_: None)  # programs that tests start do not inherit this
+for number in (signal.SIGHUP, signal.SIGINT):
+    if signal.getsignal(number) is signal.SIG_IGN:  # by nohup, and by a script that starts a job with `&`
+        signal.signal(number, lambda *_: None)  # programs that tests start do not inherit this
 for name in list(os.environ):
     # git names the repository to its hooks: the tests would commit to it.
     of_git = name.startswith("GIT_") and name not in ("GIT_EXEC_PATH", "GIT_SSL_CAINFO")

@@ -27,6 +27,9 @@ def running(command: list[str], folder: Path, *, stdout: IO[bytes] | None = None
     Its stdout and stderr go to the pipe `process.stdout`.  With `stdout`, its stdout goes to that file, and its stderr
     to the pipe `process.stderr`.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a job that a script started with `&`
+        # The command would inherit that, and not hear when `stop` asks it to save its state.
+        signal.signal(signal.SIGINT, lambda *_: None)
     process = subprocess.Popen(
         command,
         cwd=folder,
