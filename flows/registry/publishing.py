@@ -106,26 +106,30 @@ def fetch_versions(root: Path) -> tuple[list[str], list[str]]:
 
     If another machine took the number of a run's version, that version is withdrawn: see `to_withdraw`.  Its tags are
     removed, and its commit stays on the run's branch, so that it can become a version again.  Other tags that differ
-    stay.  All tags change at once, or none.
+    stay, also those that are made meanwhile.  All tags change at once, or none.
 
     Return the names of the tags that were fetched, and the commits of the versions that were withdrawn, oldest first.
-    Raises UserError (exit 2) without remotes; NetworkError (exit 5) when one does not answer.
+    Raises UserError (exit 2) without remotes; NetworkError (exit 5) when one does not answer, or when somebody changes
+    a tag at this moment.
     """
     require_remotes(root)
-    there, mine, tags = refs_of(root, REMOTE), refs_of(root), model_tags(root)
-    withdrawn = to_withdraw(root, tags, there)
-    gone = {TAGS + tag.name for tag in tags if tag.commit in withdrawn}
-    taken = [
-        name
-        for name in sorted(there)
-        if name.startswith((f"{TAGS}{MODEL}@", f"{TAGS}{MODEL}#")) and (name not in mine or name in gone)
-    ]
+    listed, before = refs_of(root, REMOTE), refs_of(root)
+    there = {name: target for name, target in listed.items() if name.startswith((f"{TAGS}{MODEL}@", f"{TAGS}{MODEL}#"))}
+    new = sorted(name for name in there if before.get(name) != there[name])
     # Of tags, only the objects.
-    ask(root, "fetch", "--quiet", "--prune", "--no-tags", REMOTE, f"+{HEADS}*:refs/remotes/{REMOTE}/*", *taken)
-    changes = [f"delete {name}" for name in sorted(gone.difference(taken))]
-    changes += [f"update {name} {there[name].digest}" for name in taken]
+    ask(root, "fetch", "--quiet", "--prune", "--no-tags", REMOTE, f"+{HEADS}*:refs/remotes/{REMOTE}/*", *new)
     with registry_lock(root):
-        git(root, "update-ref", "--stdin", stdin=changes)
+        mine, tags = refs_of(root), model_tags(root)  # a run may have made some while this one fetched
+        withdrawn = to_withdraw(root, tags, there)
+        gone = {TAGS + tag.name for tag in tags if tag.commit in withdrawn} & mine.keys()
+        taken = [name for name in sorted(there) if name not in mine or name in gone]
+        changes = [f"delete {name} {mine[name].digest}" for name in sorted(gone.difference(taken))]
+        changes += [f"update {name} {there[name].digest} {mine[name].digest}" for name in taken if name in mine]
+        changes += [f"create {name} {there[name].digest}" for name in taken if name not in mine]
+        try:
+            git(root, "update-ref", "--stdin", stdin=changes)
+        except UserError as error:  # somebody with GTO or git, who takes no lock, was faster
+            raise NetworkError(f"the versions changed while others were fetched: {error}") from error
     return [name.removeprefix(TAGS) for name in taken], withdrawn
 
 

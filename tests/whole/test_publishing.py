@@ -5,12 +5,13 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from forge import Forge, champion, crown, refuse
 
 from flows.core.errors import Exit, NetworkError, UserError
-from flows.registry import git
+from flows.registry import git, publishing
 from flows.registry.publishing import Outrun, fetch_versions, is_own, publish, require_remotes, run_of
 from flows.registry.verification import verify
 from flows.registry.versions import add_version, newest, refusal, resolve, versions
@@ -83,6 +84,33 @@ def test_two_that_finish_together(forge: Forge, other: Forge) -> None:
     assert {"vdm@v1.2.0", "vdm@v1.3.0", "vdm#champion#2", "vdm#refused#3"} <= set(publish(other.root))
     fetch_versions(forge.root)
     assert champion(forge.project) == "vdm@v1.2.0"
+
+
+@pytest.mark.parametrize("moment", ["ask", "git"])
+def test_a_champion_that_comes_while_versions_are_fetched_is_not_lost(
+    moment: str, forge: Forge, other: Forge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run makes it while the objects are fetched; somebody with GTO, who takes no lock, just before the update."""
+    forge.version("v1.1.0")
+    crown(forge.project, "v1.1.0")
+    publish(forge.root)
+    real = getattr(publishing, moment)
+
+    def late(root: Path, *arguments: str, **options: Any) -> bytes:
+        if arguments[0] in ("fetch", "update-ref"):
+            monkeypatch.setattr(publishing, moment, real)
+            other.git("tag", "--annotate", "--message=Ours", "vdm#champion#1", "vdm@v1.0.0^{commit}")
+        return real(root, *arguments, **options)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(publishing, moment, late)
+    if moment == "git":
+        with pytest.raises(NetworkError, match=r"versions changed while .*refs/tags/vdm#champion#1"):
+            fetch_versions(other.root)
+        assert "vdm@v1.1.0" not in other.git("tag").split()  # all or none
+    assert fetch_versions(other.root) == (["vdm@v1.1.0"], [])
+    assert champion(other.project) == "vdm@v1.0.0"
+    with pytest.raises(UserError, match=r"origin has other commits under the names of vdm#champion#1"):
+        publish(other.root)
 
 
 def test_tags_made_by_hand_that_clash_are_named_with_the_command(forge: Forge, other: Forge) -> None:
