@@ -2,6 +2,7 @@
 
 serve        `vdmctl serve` and `vdmctl worker`: start server and worker, keep them alive, stop them in order
 server       where the Prefect server is, and who may use it
+files        prefect.yaml and automations.yaml, which people edit
 setting_up   the pool, the deployments of prefect.yaml, and automations, where the server lacks them
 runs         runs and their processes: closes dead runs, continues interrupted ones
 status       `vdmctl status`

@@ -35,7 +35,7 @@ from flows.orchestration.server import (
     owning_database,
     require_project,
 )
-from flows.orchestration.setting_up import POOL, make_pool, notify, set_up
+from flows.orchestration.setting_up import POOL, automate, make_pool, set_up
 from flows.process.ending import STOP
 from flows.process.environment import search_path
 from flows.process.groups import signal_with_parent, stop_group
@@ -47,7 +47,7 @@ STOP_SECONDS = 30.0
 RESTART_SECONDS = 30.0
 """A process that ends again within this time is not started again."""
 LOOK_SECONDS = 20.0
-"""How often blocks of notifications and interrupted runs are looked for."""
+"""How often automations.yaml is read, and interrupted runs are looked for."""
 # Present if the driver of an NVIDIA card is loaded.
 DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -102,7 +102,6 @@ def serve(
             set_up(client)
             if worker:
                 children.append(start_worker(stack, client, queues))
-            notify(client)
             page = address.url.removesuffix("/api")
             say_on_stderr(f"serving at {page}; `prefect deployment run {FLOW}` starts a run")
         keep_alive(children, address.url)
@@ -188,11 +187,12 @@ def fitting() -> list[str]:
 
 
 def keep_alive(children: list[Child], url: str) -> None:
-    """Start again whichever of the children ends, make notifications whose block exists, continue interrupted runs.
+    """Start again whichever of the children ends, continue interrupted runs, make automations whose block exists.
 
-    A worker is started again when its runs, which end with it, have saved their state.  Raises UserError.
+    A worker is started again when its runs, which end with it, have saved their state.  What is wrong with
+    automations.yaml is printed once, and stops nothing.  Raises UserError.
     """
-    looked = -LOOK_SECONDS
+    looked, said = -LOOK_SECONDS, list[str]()
     while True:
         time.sleep(0.5)
         for child in children:
@@ -207,8 +207,12 @@ def keep_alive(children: list[Child], url: str) -> None:
             child.start_again()
         if time.monotonic() - looked > LOOK_SECONDS:
             with suppress(UserError), connected(url) as client:  # the server may be starting
-                notify(client)
                 continue_interrupted(client, worker_name())
+                wrong = automate(client)
+                for line in wrong:
+                    if line not in said:
+                        say_on_stderr(line)
+                said = wrong
             looked = time.monotonic()
 
 

@@ -3,22 +3,21 @@
 import subprocess
 import sys
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
 
+from httpx import HTTPStatusError
 from prefect.automations import Automation
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
-from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.exceptions import ObjectNotFound
 from prefect.workers.process import ProcessWorker
-from pydantic import ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from flows.core import layout
 from flows.core.errors import Exit, UserError, brief
+from flows.orchestration.files import read_automations, read_deployments
 from flows.orchestration.runs import CONTINUED, FLOW, INTERRUPTED, OF_FLOW
 from flows.process.streams import say_on_stderr
 
@@ -30,8 +29,8 @@ ENDS = ("Completed", "Promoted", "Refused", "NothingToDo", "Failed", "Drifted", 
 def set_up(client: SyncPrefectClient) -> None:
     """Create the pool, the deployments of prefect.yaml, and the automation for silent runs.
 
-    What exists stays as it is, with an operator's changes.  Raises UserError (exit 2) if `prefect deploy` refuses
-    prefect.yaml.
+    What exists stays as it is, with an operator's changes.  Raises UserError (exit 2) if no run could start, since
+    prefect.yaml is wrong and the server lacks its deployments.
     """
     make_pool(client, [])
     deploy(client)
@@ -55,25 +54,27 @@ def make_pool(client: SyncPrefectClient, queues: list[str]) -> None:
 def deploy(client: SyncPrefectClient) -> None:
     """Create the deployments of prefect.yaml that the server lacks.
 
-    An existing one keeps what an operator set, such as its schedules: `prefect deploy --all` would reset them.
+    An existing one keeps what an operator set, such as its schedules: `prefect deploy --all` would reset them.  A wrong
+    prefect.yaml stops nothing if the server knows how to start a run.
     """
     known = {deployment.name for deployment in client.read_deployments(flow_filter=OF_FLOW)}
-    names = [entry["name"] for entry in parsed(layout.DEPLOYMENTS)["deployments"]]
-    if missing := [f"--name={name}" for name in names if name not in known]:
-        command = [sys.executable, "-m", "prefect", "deploy", *missing]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            said = (done.stderr + done.stdout).strip().splitlines() or ["no reason given"]
-            raise UserError(f"{layout.DEPLOYMENTS}: `prefect deploy`: {said[-1]}", Exit.USAGE)
-
-
-def parsed(path: Any) -> dict[str, Any]:
-    """Return a YAML file of the project's own commit.  Raises UserError (exit 2)."""
     try:
-        found: dict[str, Any] = YAML(typ="safe").load(path)
-        return found
-    except (OSError, YAMLError) as error:
-        raise UserError(f"{path}: {brief(error)}", Exit.USAGE) from error
+        missing = [each.name for each in read_deployments(Path()).deployments if each.name not in known]
+        if missing:
+            create_deployments(missing)
+    except UserError as error:
+        if FLOW not in known:
+            raise
+        say_on_stderr(f"{error}; the server keeps the deployments that it has")
+
+
+def create_deployments(names: list[str]) -> None:
+    """Create deployments of prefect.yaml.  Raises UserError (exit 2)."""
+    command = [sys.executable, "-m", "prefect", "deploy", *(f"--name={name}" for name in names)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        said = (done.stderr + done.stdout).strip().splitlines() or ["no reason given"]
+        raise UserError(f"{layout.DEPLOYMENTS}: `prefect deploy`: {said[-1]}", Exit.USAGE)
 
 
 def silent_runs() -> Automation:
@@ -104,24 +105,34 @@ def silent_runs() -> Automation:
     )
 
 
-def notify(client: SyncPrefectClient) -> None:
-    """Create the notifications of automations.yaml that the server lacks and whose block it has; print a line for each.
+def automate(client: SyncPrefectClient) -> list[str]:
+    """Create the automations of automations.yaml that the server lacks and whose block it has; print a line for each.
 
-    Raises UserError (exit 2) for a file that Prefect does not accept.
+    Return a line for everything in the file that is wrong.
     """
-    entries = parsed(layout.AUTOMATIONS)["automations"] if layout.AUTOMATIONS.exists() else []
+    wrong = []
+    try:
+        entries = read_automations(Path()).automations
+    except UserError as error:
+        return [str(error)]
     for entry in entries:
-        kind, _, block = entry.pop("block").partition("/")
-        if client.read_automations_by_name(entry["name"]):
+        if client.read_automations_by_name(entry.name):
             continue
+        block = None
         try:
-            found = client.read_block_document_by_name(block, kind)
+            if entry.block:
+                kind, _, name = entry.block.partition("/")
+                block = client.read_block_document_by_name(name, kind).id
         except ObjectNotFound:
-            continue
-        for action in entry["actions"]:
-            action["block_document_id"] = found.id
+            continue  # it is off until somebody makes the block
         try:
-            client.create_automation(AutomationCore.model_validate(entry))
-        except ValidationError as error:
-            raise UserError(f"{layout.AUTOMATIONS}: {entry['name']}: {brief(error)}", Exit.USAGE) from error
-        say_on_stderr(f"{entry['name']}: on, since the block {kind}/{block} exists")
+            ids = {name: client.read_deployment_by_name(f"{FLOW}/{name}").id for name in entry.deployments}
+            client.create_automation(entry.automation(block, ids))
+        except ObjectNotFound:
+            names = ", ".join(sorted(entry.deployments))
+            wrong.append(f"{layout.AUTOMATIONS}: {entry.name}: the server does not have every deployment of {names}")
+        except HTTPStatusError as error:
+            wrong.append(f"{layout.AUTOMATIONS}: {entry.name}: the server refuses it: {brief(error.response.text)}")
+        else:
+            say_on_stderr(f"{entry.name}: on" + (f", since the block {entry.block} exists" if entry.block else ""))
+    return wrong

@@ -33,7 +33,7 @@ def status(root: Path) -> Entry:
             "disk_bytes": disk(root),
             "disk_free_bytes": shutil.disk_usage(root).free,
         }
-    return found | {"problems": list(problems(found))}
+    return found | {"problems": [*problems(found), *wrong_files(root)]}
 
 
 def server(root: Path) -> Entry:
@@ -209,6 +209,17 @@ def problems(found: Entry) -> Iterator[str]:
     if names := registry["unpublished"]:
         others = "`dvc push --all-tags` and `git push --follow-tags` push the rest"
         yield f"{', '.join(names)}: not at {REMOTE}; a run with publish=true pushes what runs made; {others}"
+
+
+def wrong_files(root: Path) -> Iterator[str]:
+    """Yield a line for each file of the loop that is wrong."""
+    from flows.orchestration.files import read_automations, read_deployments
+
+    for read in (read_deployments, read_automations):
+        try:
+            read(root)
+        except UserError as error:
+            yield str(error)
 
 
 def problems_of_loop(server: Entry) -> Iterator[str]:

@@ -1,10 +1,13 @@
-"""What `vdmctl serve` sets up: queues, the notifications of automations.yaml, the automation that ends silent runs."""
+"""What `vdmctl serve` sets up: queues, the automations of automations.yaml, the automation that ends silent runs."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 from uuid import UUID
 
+import httpx
 import pytest
 from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
@@ -12,22 +15,31 @@ from project import ROOT
 
 from flows.core import layout
 from flows.core.errors import Exit, UserError
+from flows.orchestration import serve
+from flows.orchestration.files import Entry, read_automations, read_deployments
 from flows.orchestration.runs import INTERRUPTED
-from flows.orchestration.setting_up import ENDS, make_pool, notify, parsed, silent_runs
+from flows.orchestration.setting_up import ENDS, automate, deploy, make_pool, silent_runs
+from flows.orchestration.status import wrong_files
 from flows.train_vdm import DRIFTED, train_vdm
 
-ENTRIES = parsed(ROOT / layout.AUTOMATIONS)["automations"]
+ENTRIES = read_automations(ROOT).automations
+TRIGGER = "trigger: {type: event, posture: Reactive, threshold: 1}"
+RETRAIN = f"""automations:
+- name: retrain
+  {TRIGGER}
+  actions: [{{type: run-deployment, deployment: train-vdm}}]
+"""
 
 
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry["name"])
-def test_prefect_accepts_every_notification(entry: dict[str, object]) -> None:
-    actions = [{**action, "block_document_id": str(UUID(int=0))} for action in entry["actions"]]  # type: ignore[attr-defined]
-    given = {key: value for key, value in entry.items() if key != "block"}
-    assert AutomationCore.model_validate(given | {"actions": actions}, extra="forbid").name == entry["name"]
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+def test_prefect_accepts_every_notification(entry: Entry) -> None:
+    actions = [{**action, "block_document_id": str(UUID(int=0))} for action in entry.actions]
+    given = entry.model_dump(exclude={"block"})
+    assert AutomationCore.model_validate(given | {"actions": actions}, extra="forbid").name == entry.name
 
 
 def test_every_state_of_which_somebody_is_told_exists() -> None:
-    told = {event.rpartition(".")[2] for entry in ENTRIES for event in entry["trigger"]["expect"]}
+    told = {event.rpartition(".")[2] for entry in ENTRIES for event in entry.trigger["expect"]}
     assert told <= {*ENDS, "Pending", "Running"}
     assert {"Promoted", "Refused", "Failed", DRIFTED, "Crashed", INTERRUPTED} <= told
     assert all(name in str(train_vdm.description) for name in ("Promoted", "Refused", "NothingToDo", DRIFTED))
@@ -54,17 +66,111 @@ def test_a_notification_is_made_once_its_block_exists(tmp_path: Path, monkeypatc
         client = Mock()
         client.read_automations_by_name.return_value = known
         client.read_block_document_by_name.side_effect = [block]
-        notify(client)
+        assert automate(client) == []
         assert client.create_automation.call_count == made
         if made:
             (action,) = client.create_automation.call_args.args[0].actions
             assert action.block_document_id == UUID(int=7)
 
 
-def test_a_file_that_prefect_would_refuse_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_automation_that_needs_no_block_has_the_ids_of_its_deployments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    for text in ("automations: [", "automations:\n- {name: x, block: a/b, trigger: 7, actions: []}"):
-        layout.AUTOMATIONS.write_text(text)
-        with pytest.raises(UserError, match=r"^automations.yaml: ") as error:
-            notify(Mock(read_automations_by_name=Mock(return_value=[])))
+    layout.AUTOMATIONS.write_text(RETRAIN)
+    client = Mock(read_automations_by_name=Mock(return_value=[]))
+    client.read_deployment_by_name.return_value.id = UUID(int=5)
+    assert automate(client) == []
+    (action,) = client.create_automation.call_args.args[0].actions
+    assert (action.type, action.deployment_id) == ("run-deployment", UUID(int=5))
+    client.read_deployment_by_name.assert_called_once_with("train-vdm/train-vdm")
+    client.read_deployment_by_name.side_effect = ObjectNotFound(Exception())
+    assert automate(client) == ["automations.yaml: retrain: the server does not have every deployment of train-vdm"]
+    client.read_deployment_by_name.side_effect = None
+    answer = httpx.Response(422, text="no such trigger", request=httpx.Request("POST", "http://here"))
+    client.create_automation.side_effect = httpx.HTTPStatusError("", request=answer.request, response=answer)
+    assert automate(client) == ["automations.yaml: retrain: the server refuses it: no such trigger"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("automations: [", "not YAML: line 2: "),
+        ("automations:\n\t- name: x", "not YAML: line 2: found character that cannot start any token"),
+        ("automations: 2026-13-45", "not YAML: month must be in 1..12"),
+        ("- a", "Input should be a valid dictionary"),
+        ("automations: 3", "automations: Input should be a valid list"),
+        (f"automations:\n- {{name: x, block: 3, {TRIGGER}, actions: []}}", "automations.0.block: Input should be a"),
+        (
+            f"automations:\n- {{name: x, block: vdm, {TRIGGER}, actions: []}}",
+            "automations.0.block: String should match",
+        ),
+        ("automations:\n- {name: x, block: a/b, trigger: 7, actions: []}", "automations.0.trigger: Input should be"),
+        (
+            f"automations:\n- {{name: x, {TRIGGER}, actions: [{{type: send-notification, body: x}}]}}",
+            "automations.0: x: its send-notification needs a block: TYPE/NAME",
+        ),
+        (
+            f"automations:\n- {{name: x, block: a/b, {TRIGGER}, actions: [{{type: send-notification}}]}}",
+            "automations.0: x: actions.0.known.SendNotification.body: Field required",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_one_line_of_serve_and_of_status(
+    text: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    layout.DEPLOYMENTS.write_text("deployments: []")
+    layout.AUTOMATIONS.write_text(text)
+    (line,) = automate(Mock())
+    assert line.startswith(f"automations.yaml: {reason}")
+    assert list(wrong_files(Path())) == [line]
+
+
+@pytest.mark.parametrize("text", ["", "automations:", "automations: []", "# automations:"])
+def test_a_file_without_automations_is_not_wrong(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    layout.AUTOMATIONS.write_text(text)
+    assert automate(Mock()) == []
+
+
+def test_a_wrong_prefect_yaml_stops_serve_only_if_no_run_could_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for text in ("", "deployments: null", "deployments:\n- weekly", "deployments:\n\t- name: x"):
+        layout.DEPLOYMENTS.write_text(text)
+        with pytest.raises(UserError, match=r"^prefect.yaml: ") as error:
+            deploy(Mock(read_deployments=Mock(return_value=[])))
         assert error.value.code is Exit.USAGE
+        assert list(wrong_files(Path())) == [str(error.value)]
+        deploy(Mock(read_deployments=Mock(return_value=[SimpleNamespace(name="train-vdm")])))
+        assert capsys.readouterr().err == f"{error.value}; the server keeps the deployments that it has\n"
+    assert [each.name for each in read_deployments(ROOT).deployments] == ["train-vdm", "weekly"]
+
+
+def test_the_loop_goes_on_whatever_is_in_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Interrupted runs go on, and a line is printed when what is wrong changes."""
+    monkeypatch.chdir(tmp_path)
+    texts = ["automations: 1", "automations: 1", "automations:\n\t- a", "", "automations: 1"]
+    continued = Mock()
+
+    @contextmanager
+    def connected(_: str) -> Iterator[Mock]:
+        if not texts:
+            raise KeyboardInterrupt
+        layout.AUTOMATIONS.write_text(texts.pop(0))
+        yield Mock()
+
+    monkeypatch.setattr(serve, "connected", connected)
+    monkeypatch.setattr(serve, "continue_interrupted", continued)
+    monkeypatch.setattr(serve, "LOOK_SECONDS", -1.0)
+    monkeypatch.setattr("flows.orchestration.serve.time.sleep", lambda _: None)
+    with pytest.raises(KeyboardInterrupt):
+        serve.keep_alive([], "http://here/api")
+    assert continued.call_count == 5
+    wrong, tab = "automations.yaml: automations: Input should be a valid list", "automations.yaml: not YAML: line 2: "
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.startswith(start) for line, start in zip(lines, (wrong, tab, wrong), strict=True)] == [True] * 3
