@@ -49,9 +49,8 @@ def workspace(root: Path, params: str, base: str) -> Iterator[Workspace]:
 
     Raises UserError (exit 5) if git cannot make it.
     """
-    name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    place = Workspace(root / layout.WORKTREES / name, layout.RUN_BRANCHES + name, root, base)
-    with claimed(place.folder):
+    with new_folder(root) as folder:
+        place = Workspace(folder, layout.RUN_BRANCHES + folder.name, root, base)
         git_text(root, "worktree", "add", "--quiet", "-b", place.branch, str(place.folder), base)
         (place.folder / layout.PRIVATE).mkdir()
         for shared in (layout.STATES, layout.DOWNLOADS):
@@ -66,19 +65,25 @@ def workspace(root: Path, params: str, base: str) -> Iterator[Workspace]:
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[bool]:
-    """Hold the folder's lock if it is free; yield whether it was."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with lock_file(folder.with_suffix(".lock"), f"process {os.getpid()}") as other:
-        yield other is None
+def new_folder(root: Path) -> Iterator[Path]:
+    """Yield the folder of a new run, which is still to be made, and hold its lock."""
+    parent = root / layout.WORKTREES
+    parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        lock = parent / f"{name}.lock"
+        with lock_file(lock, f"process {os.getpid()}", wait=True):
+            if lock.exists():  # else `prune` removed it before it was locked, as one that was left behind
+                yield parent / name
+                return
 
 
 def prune(root: Path) -> list[str]:
     """Remove the worktrees that ended runs left behind, unless a process works in them; return the runs' names."""
     gone = []
     for folder in sorted(left_behind(root)):
-        with claimed(folder) as free:
-            if free and not processes_in(folder):
+        with lock_file(folder.with_suffix(".lock"), f"process {os.getpid()}") as other:
+            if not other and not processes_in(folder):
                 remove(root, folder)
                 gone.append(folder.name)
     return gone

@@ -1,5 +1,6 @@
 """The parameters, the worktree and the commit of a run, with real git and DVC; test_loop.py tests the runs."""
 
+import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -170,3 +171,21 @@ def test_the_worktree_of_a_run_in_progress_stays(plain: Project, monkeypatch: py
         assert prune(plain.folder) == []
     assert killed.is_dir()
     assert prune(plain.folder) == ["killed"]
+
+
+def test_a_run_that_is_just_starting_is_not_removed(plain: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one starts between the making of its lock's file and the lock: the name is given up for a new one."""
+    lock, names = fcntl.flock, []
+
+    def delayed(file: int, kind: int) -> None:
+        if not names:
+            names.extend(path.stem for path in (plain.folder / layout.WORKTREES).glob("*.lock"))
+            assert prune(plain.folder) == names
+        lock(file, kind)
+
+    monkeypatch.setattr("flows.process.locks.fcntl.flock", delayed)
+    with run_in(plain) as place:
+        assert place.folder.name not in names
+        assert prune(plain.folder) == []
+        assert place.folder.is_dir()
+    assert len(names) == 1
