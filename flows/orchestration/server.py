@@ -3,6 +3,7 @@
 prefect.toml has the server's settings.
 """
 
+import hashlib
 import ipaddress
 import os
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from prefect.settings import get_current_settings
 
 from flows.core import layout
 from flows.core.errors import Exit, UserError, brief
-from flows.process.locks import holder_of, lock_file
+from flows.process.locks import folder_of_devices, holder_of, lock_file
 
 LOOPBACK, PORT = "127.0.0.1", 4200
 SECONDS = 10.0
@@ -107,16 +108,23 @@ def require_project() -> None:
 @contextmanager
 def alone(url: str) -> Iterator[None]:
     """Hold the folder's lock.  Raises UserError (exit 6) when `vdmctl serve` or `vdmctl worker` holds it."""
-    layout.SERVE_LOCK.parent.mkdir(exist_ok=True)
-    with lock_file(layout.SERVE_LOCK, f"process {os.getpid()} {url}") as other:
+    lock = lock_of(Path.cwd())
+    lock.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with lock_file(lock, f"process {os.getpid()} {url}") as other:
         if other is not None:
             raise UserError(f"{' '.join(other.split()[:2])} serves {Path.cwd()} already; stop it first", Exit.BUSY)
         yield
 
 
+def lock_of(folder: Path) -> Path:
+    """Return the file of the lock of a served folder, outside of it: somebody may delete what git does not know."""
+    name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]
+    return folder_of_devices() / "served" / f"{name}.lock"
+
+
 def served_at(folder: Path) -> str | None:
     """Return the URL of the API that `vdmctl serve` uses in the folder; None if the folder is not served."""
-    holder = holder_of(folder / layout.SERVE_LOCK)
+    holder = holder_of(lock_of(folder))
     return holder.split()[-1] if holder else None  # "process 1234 URL", see `alone`
 
 

@@ -1,6 +1,7 @@
 """Where the server is, who may reach it, and what `vdmctl serve` and `vdmctl worker` refuse."""
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,12 +26,14 @@ from flows.orchestration.server import (
     owning_database,
     served_at,
 )
+from flows.orchestration.status import devices
 
 
 @pytest.fixture(autouse=True)
 def own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Have a project's folder and no settings of Prefect but those of the test."""
-    with patch.dict(os.environ, {"PREFECT_HOME": str(tmp_path / "prefect")}):
+    own = {"PREFECT_HOME": str(tmp_path / "prefect"), "VDM_LOCK_DIR": str(tmp_path / "locks")}
+    with patch.dict(os.environ, own):
         monkeypatch.chdir(tmp_path)
         layout.DEPLOYMENTS.write_text("deployments: []")
         refresh_global_settings_context()
@@ -110,6 +113,16 @@ def test_one_serves_a_folder_and_one_a_database(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"serves with Prefect's database in .*PREFECT_HOME=") as refused:
             owning_database().__enter__()
         assert refused.value.code is Exit.BUSY
+
+
+def test_a_folder_is_served_once_also_when_its_private_files_are_deleted(tmp_path: Path) -> None:
+    layout.PRIVATE.mkdir()
+    with alone("http://127.0.0.1:4200/api"):
+        shutil.rmtree(layout.PRIVATE)
+        assert served_at(tmp_path) == "http://127.0.0.1:4200/api"
+        with pytest.raises(UserError, match=rf"process {os.getpid()} serves {tmp_path} already"), alone("x"):
+            pass
+        assert devices() == []
 
 
 def test_the_prefect_command_takes_a_bare_name(monkeypatch: pytest.MonkeyPatch) -> None:
