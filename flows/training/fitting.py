@@ -26,6 +26,7 @@ from flows.training.distributed import Poll, from_first, is_first, local_rank, p
 from flows.training.runs import Run, add_to_curves, fingerprint, start_curves, tracking
 from vdm.choices import Precision, TrainingImages
 from vdm.model import VDM, count_parameters
+from vdm.network import AttentionBlock
 from vdm.training.log import TrainingRecord
 from vdm.training.processes import gather, process
 from vdm.training.settings import TrainingSettings
@@ -42,6 +43,8 @@ OF_THE_RESULT = {"images", "validate_every_steps", "validation_times", "keep", "
 """The parameters that, besides `SETTINGS`, the result of a training depends on."""
 BYTES_OF_A_WEIGHT = 16
 """Four float32 numbers: the weight, its average, its gradient and its momentum."""
+OPERATIONS_OF_A_THREAD = 5e10
+"""What a thread of a CPU does of attention in a second; 5e10 to 1e11 were measured."""
 
 
 def train_here(
@@ -148,9 +151,25 @@ def build(
     if settings.warmup_steps > settings.steps:
         warmup = "train.warmup_steps %d is above train.steps %d: training ends during the warm-up of the learning rate"
         log.warning(warmup, settings.warmup_steps, settings.steps)
+    if device.type == "cpu":
+        warn_of_attention(trainer)
     where = f"{trainer.processes} x {device.type} in {settings.precision}"
     log.info("%d parameters, %d images, on %s", num_parameters, len(images), where)
     return trainer
+
+
+def warn_of_attention(trainer: Trainer) -> None:
+    """Log a warning if a CPU needs minutes for the attention of a step, whose work grows with the square of pixels."""
+    network, (_, height, width) = trainer.model.network, trainer.model.image_shape
+    blocks = sum(isinstance(module, AttentionBlock) for module in network.modules())
+    # Two products over all pairs of pixels, forward and twice as much backward.
+    of_image = 12 * (height * width) ** 2 * network.width * blocks
+    images = trainer.settings.batch_size / trainer.processes
+    minutes = of_image * images / (OPERATIONS_OF_A_THREAD * torch.get_num_threads()) / 60
+    if minutes > 1:
+        takes = f"attention between all {height}x{width} pixels takes about {minutes:.0f} min a step on this CPU"
+        advice = "data.resize makes images smaller; train.accumulation takes less memory, and stops sooner"
+        log.warning("%s; %s", takes, advice)
 
 
 def restore(trainer: Trainer, run: Run) -> None:
@@ -176,33 +195,42 @@ def fit(
     """
     steps = trainer.settings.steps
     saved_at, began = trainer.done, time.monotonic()
-    saved_time = began
+    saved_time = before = began
+    typical = trainer.done + (2 if trainer.settings.compile else 1)  # the first step that does not wait for a compiler
     track = tracking(train.tracker if is_first() else None, run.folder, trainer.done)
     if is_first():
         start_curves(curves, trainer.records)
         for picture in [] if trainer.done else curves.parent.glob("samples-*.png"):
             picture.unlink()  # of another run
-    poll = Poll(asked_to_stop)
+    training, validating = Poll(asked_to_stop), Poll(asked_to_stop)  # each at its own pace
     first = trainer.done - 1 if trainer.unvalidated else trainer.done  # a pending validation takes one more turn
     progress = bar("training", shown=is_first())(range(first, steps))
     for _ in progress:
         if trainer.finished:
             log.info("step %d of %d: training ends, since validation no longer improves", trainer.done, steps)
             break
-        validating = Poll(asked_to_stop)
-        if record := trainer.step(validating):
+        record = trainer.step(lambda: validating() if trainer.unvalidated else training())
+        if trainer.done <= typical and trainer.device.type == "cuda":
+            torch.cuda.synchronize(trainer.device)
+        now = time.monotonic()
+        if record:
             if is_first():
                 add_to_curves(curves, record)
             track(record)
-            seconds = (time.monotonic() - began) / (trainer.done - first) * (steps - trainer.done)
+            seconds = (now - began) / (trainer.done - first) * (steps - trainer.done)
             pace = f"{record.images_per_second:.0f} images/s, {timedelta(seconds=round(seconds))} left"
             log.info("step %d: %s, %s", record.step, in_words(record), pace)
             progress.set_postfix_str(in_words(record))
-        if is_first() and train.samples_every_steps and trainer.done % train.samples_every_steps == 0:
+        elif trainer.done == typical and not training.answer:
+            left = timedelta(seconds=round((now - before) * (steps - trainer.done)))
+            log.info("step %d: a step takes %.2f s, %s left", trainer.done, now - before, left)
+        before = now
+        drawing = train.samples_every_steps and trainer.done % train.samples_every_steps == 0
+        if is_first() and drawing and not training.answer:  # not again after a step that was stopped
             with suppress(ArithmeticError):  # of weights that have diverged, as the log will say
                 write_whole(curves.with_name(f"samples-{trainer.done:09d}.png"), draw(trainer.averaged))
-        stop = (validating.answer or poll()) and not trainer.finished
-        overdue = time.monotonic() - saved_time >= 60 * train.checkpoint_every_minutes
+        stop = (validating.answer or training()) and not trainer.finished
+        overdue = now - saved_time >= 60 * train.checkpoint_every_minutes
         if stop or overdue or trainer.done - saved_at >= train.checkpoint_every_steps:
             save(trainer, run)
             saved_at, saved_time = trainer.done, time.monotonic()

@@ -5,6 +5,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from conftest import TINY
 from PIL import Image
 from project import ROOT
 from small import Small
+from trainings import same_bits
 
 from flows.cli import run as run_command
 from flows.core import layout
@@ -108,6 +110,30 @@ def test_a_run_asked_to_stop_at_its_last_step_has_finished(tmp_path: Path, tiny_
     assert [path.name for path in run.states()] == ["step-000000002.state"]
 
 
+@pytest.mark.parametrize("asked", [1, 5])
+def test_a_run_stopped_between_micro_batches_saves_its_last_whole_step(
+    asked: int, tmp_path: Path, tiny_model: Callable[..., VDM]
+) -> None:
+    """A step of two micro-batches asks between them and after the second; the first and the third step are stopped."""
+    train = parameters(steps=4, accumulation=2, samples_every_steps=4)
+    drawn = Mock(return_value=b"")
+    curves = tmp_path / "curves.csv"
+    whole = trainer_of(tiny_model(dropout=0.3), train)
+    fit(whole, Run(tmp_path / "whole", keep=2), curves, train, lambda: False, drawn)
+    expected, calls, run = curves.read_bytes(), count(1), Run(tmp_path / "stopped", keep=2)
+    first = trainer_of(tiny_model(dropout=0.3), train)
+    with pytest.raises(UserError, match=f"^stopped at step {asked // 2} of 4; run again to continue") as stopped:
+        fit(first, run, curves, train, lambda: next(calls) == asked, drawn)
+    assert stopped.value.code is Exit.RESUMABLE
+    assert drawn.call_count == 1  # that of the last step of the whole run
+    trainer = trainer_of(tiny_model(dropout=0.3), train)
+    fitting.restore(trainer, run)
+    assert trainer.done == asked // 2
+    fit(trainer, run, curves, train, lambda: False, drawn)
+    assert curves.read_bytes() == expected
+    assert same_bits(trainer.averaged.state_dict(), whole.averaged.state_dict())
+
+
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_with_pictures_of_samples_to_the_same_bytes(
     small: Small, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -157,6 +183,50 @@ def test_a_line_of_the_log_says_how_much_time_is_left(
         ("step 4", "0:01:40"),
         ("step 5", "0:00:00"),
     ]
+
+
+@pytest.mark.parametrize(("compiled", "step", "left"), [(False, 2, "6:40:00"), (True, 3, "0:06:00")])
+def test_the_first_step_says_how_long_a_step_takes_and_how_much_time_is_left(
+    compiled: bool,
+    step: int,
+    left: str,
+    tmp_path: Path,
+    tiny_model: Callable[..., VDM],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Of a run that continues at its second step, of which the first one takes 8000 s and every other 180 s.
+
+    With a compiler the first one would say little.
+    """
+    caplog.set_level("INFO")
+    train = parameters(steps=5, log_every=9, checkpoint_every_minutes=1e9)
+    trainer = trainer_of(tiny_model(), train)
+    trainer.step()
+    trainer.settings = replace(trainer.settings, compile=compiled)
+    times = [0, 0, 8000, 8180, 8360, 8540]
+    monkeypatch.setattr(fitting, "time", SimpleNamespace(monotonic=lambda: times[trainer.done]))
+    fit(trainer, Run(tmp_path, keep=2), tmp_path / "curves.csv", train, lambda: False, preview)
+    seconds = "180.00" if compiled else "8000.00"
+    assert [line for line in caplog.messages if "a step takes" in line] == [
+        f"step {step}: a step takes {seconds} s, {left} left"
+    ]
+
+
+@pytest.mark.parametrize(("side", "num_devices", "minutes"), [(64, 1, 0), (256, 1, 9), (256, 2, 4)])
+def test_a_cpu_for_which_the_attention_is_too_much_is_named_before_the_first_step(
+    side: int, num_devices: int, minutes: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("vdm.training.trainer.process", lambda: (0, num_devices))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    settings, config = fitting.resolve(parameters(), CPU), TINY | {"image_shape": (1, side, side)}
+    fitting.build(config, settings, torch.zeros(64, 1, side, side, dtype=torch.uint8), None)
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == bool(minutes)
+    for warning in warnings:
+        assert f"attention between all 256x256 pixels takes about {minutes} min a step on this CPU" in warning
+        assert "data.resize" in warning
+        assert "train.accumulation" in warning
 
 
 @pytest.mark.slow

@@ -155,6 +155,25 @@ def test_a_run_continued_from_any_step_ends_with_the_same_bits(
         assert [record[:-1] for record in second.records] == [record[:-1] for record in whole.records]
 
 
+def test_a_step_stopped_between_its_micro_batches_leaves_no_trace(
+    tiny_model: Callable[..., VDM], digits: np.ndarray
+) -> None:
+    settings = SETTINGS | {"steps": 4, "accumulation": 4, "log_every": 1}
+    changes = {"dropout": 0.3}
+    whole = fit(tiny_model(**changes), digits[:50], **settings)
+    trainer = start(tiny_model(**changes), digits[:50], **settings)
+    trainer.step()
+    for answers in ([True], [False, False, True]):
+        answer = iter(answers)
+        assert trainer.step(lambda answer=answer: next(answer)) is None
+        assert list(answer) == []  # the rest of the step is not computed
+        assert trainer.done == len(trainer.records) == trainer.state()["log"]["count"] + 1 == 1
+    while trainer.done < 4:
+        trainer.step()
+    assert same_bits(trainer.averaged.state_dict(), whole.averaged.state_dict())
+    assert [record[:-1] for record in trainer.records] == [record[:-1] for record in whole.records]
+
+
 @pytest.mark.parametrize("part", ["conv_out", "middle_1.norm_1"])
 def test_a_diverged_run_is_neither_saved_nor_continued_after_the_next_line(
     part: str, tiny_model: Callable[..., VDM], digits: np.ndarray

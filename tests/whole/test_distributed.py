@@ -26,6 +26,7 @@ from flows.training.distributed import launch
 
 PARAMS = {
     "num_devices: 1": "num_devices: 2",
+    "accumulation: 1": "accumulation: 2",  # so that both are also asked between micro-batches whether to stop
     "checkpoint_every_steps: 500": "checkpoint_every_steps: 5",
     "log_every: 5": "log_every: 1",
     "steps: 20\n": "steps: 30\n",

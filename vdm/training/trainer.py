@@ -114,13 +114,14 @@ class Trainer:
         """Take the next step.  Return a new line of the log after an interval, a validation and the last step.
 
         A validation ends without a result as soon as `stop` returns true, which it must do in all processes at once.
-        The next call, also after `load_state`, repeats the validation before any other step.
+        The next call, also after `load_state`, repeats the validation before any other step.  A step also asks between
+        its micro-batches.  If it is stopped, it leaves no trace, and the next call repeats it.
 
         Every step seeds torch's global random numbers, from which dropout draws.  Raises TrainingDiverged at a line of
         the log, and before a validation, if the loss or the gradient of a step since the last line was not finite.
         """
-        if not self.unvalidated:
-            self.update()
+        if not self.unvalidated and not self.update(stop):
+            return None
         if self.validation and self.unvalidated:
             self.log.read(self.done)
             validated = self.validation.validate(self.averaged, self.done, stop)
@@ -128,10 +129,12 @@ class Trainer:
         due = self.done >= self.settings.steps or self.done % self.settings.log_every == 0
         return self.record() if due else None
 
-    def update(self) -> None:
-        """Update the weights."""
+    def update(self, stop: Callable[[], bool]) -> bool:
+        """Update the weights, and return whether that was done: not if `stop` returns true between micro-batches."""
         self.model.zero_grad(self.drop_gradients)  # of an interrupted step, or of the caller
-        losses = self.accumulate_gradients(self.draw())
+        losses = self.accumulate_gradients(self.draw(), stop)
+        if losses is None:
+            return False
         self.average_over_processes(losses)
         gradient_norm = torch.nn.utils.clip_grad_norm_(self.on_bound, self.settings.max_gradient_norm or math.inf)
         for optimizer in self.optimizers:
@@ -144,6 +147,7 @@ class Trainer:
         averages, weights = self.average.module.parameters(), self.model.parameters()
         move_average([*averages], [*weights], self.settings.ema_decay, self.done)
         self.log.add(torch.cat([bits_per_dim(losses, self.model.num_dims), gradient_norm[None]]))
+        return True
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step, whose number begins at 0."""
@@ -151,11 +155,16 @@ class Trainer:
         factor = learning_rate_factor(step, chosen.steps, chosen.warmup_steps, chosen.learning_rate_decay)
         return chosen.learning_rate * factor
 
-    def accumulate_gradients(self, batch: Batch) -> Tensor:
-        """Compute the gradients of this process's share of the batch.  Return its mean terms of the loss, (3,) nats."""
+    def accumulate_gradients(self, batch: Batch, stop: Callable[[], bool]) -> Tensor | None:
+        """Compute the gradients of this process's share of the batch.  Return its mean terms of the loss, (3,) nats.
+
+        Ask `stop` between micro-batches, and return None if it returns true.
+        """
         losses = torch.zeros(3, device=self.device)
         parts = self.settings.accumulation
         for number in range(parts):
+            if number and stop():
+                return None
             part = batch.part(self.rank * parts + number, self.processes * parts)
             predict_noise = partial(self.network, augmented=part.augmented, classes=part.classes)
             terms = backward(self.model, part, self.settings.precision, predict_noise, share=1 / parts)
