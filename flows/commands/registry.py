@@ -24,13 +24,13 @@ def models(as_json: AsJson = False) -> None:
     The distance is fid, or else fd_<8 hex>: of the samples, and in brackets that of held-out images. 0 is best.
     """
     from flows.commands.summary import table
-    from flows.registry.versions import NO_VERSION, versions
+    from flows.registry.versions import no_version, versions
 
     rows = [row_of(version) for version in versions(ROOT)]
     if as_json:
         say_json({"versions": rows})
     elif not rows:
-        say(NO_VERSION)
+        say(no_version(ROOT))
     else:
         header = ("version", "stage", "bits/dim", "samples (held-out)", "data", "commit", "created")
         say(table(header, [shown(row) for row in rows]))

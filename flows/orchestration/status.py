@@ -13,10 +13,10 @@ from flows.core import layout
 from flows.core.errors import UserError
 from flows.process.locks import folder_of_devices, held_locks
 from flows.registry.git import REMOTE, git, git_lines
-from flows.registry.versions import MODEL, champion, versions
+from flows.registry.versions import ANSWER_SECONDS, MODEL, REFUSED, champion, model_tags, numbers_of, versions
 
-ANSWER_SECONDS = 3.0
-"""How long the git remote may take to list its tags."""
+LEAST_BYTES = 100 * 10**6
+"""A disk with less free space is full: a model and its training states may not fit."""
 Entry = dict[str, Any]
 
 
@@ -145,10 +145,10 @@ def worktrees(root: Path) -> list[Entry]:
 
 
 def registry(root: Path) -> Entry:
-    """Return the number of versions, the champion, and the tags of versions and champions that the remote lacks."""
+    """Return the number of versions, the champion, and which tags only this repository or only the remote has."""
     try:
         known, reigning = versions(root), champion(root)
-        unpublished = lacking(root) if REMOTE in git_lines(root, "remote") else None
+        unpublished, unfetched = differing(root) if REMOTE in git_lines(root, "remote") else (None, None)
     except UserError as error:
         return {"problem": str(error)}
     return {
@@ -156,18 +156,32 @@ def registry(root: Path) -> Entry:
         "champion": reigning.name if reigning else None,
         "champion_bpd": reigning.metrics.bpd if reigning else None,
         "unpublished": unpublished,
+        "unfetched": unfetched,
     }
 
 
-def lacking(root: Path) -> list[str]:
-    """Return the tags that the git remote lacks, by its own list.  Raises UserError (exit 5) if it does not answer."""
+def differing(root: Path) -> tuple[list[str], list[str]]:
+    """Return the tags that the git remote lacks, by its own list, and its versions that this repository lacks.
+
+    A refused version that `vdmctl prune` removed is not missing.  Raises UserError (exit 5) without an answer.
+    """
     here = git_lines(root, "tag", "--list", f"{MODEL}@*", f"{MODEL}#*")
     try:
-        listed = git(root, "ls-remote", "--tags", "--refs", REMOTE, seconds=ANSWER_SECONDS).decode(errors="replace")
+        listed = git(root, "ls-remote", "--tags", REMOTE, seconds=ANSWER_SECONDS).decode(errors="replace")
     except UserError as error:
         raise UserError(f"whether {REMOTE} has every version is unknown: {error}", error.code) from error
-    there = {line.partition("\t")[2] for line in listed.splitlines()}
-    return [tag for tag in here if f"refs/tags/{tag}" not in there]
+    commits: dict[str, str] = {}
+    for line in listed.splitlines():
+        commit, _, ref = line.partition("\t")
+        commits[ref.removeprefix("refs/tags/").removesuffix("^{}")] = commit  # an annotated tag's commit comes last
+    refused = {tag.commit for tag in model_tags(root) if tag.stage == REFUSED}
+    given_up = {name.partition("!")[0] for name in commits if "!" in name}  # as GTO marks them
+    missing = [
+        name
+        for name, commit in commits.items()
+        if numbers_of(name) and "!" not in name and name not in given_up.union(here) and commit not in refused
+    ]
+    return [tag for tag in here if tag not in commits], missing
 
 
 def disk(root: Path) -> dict[str, int]:
@@ -197,6 +211,9 @@ def size_of(folder: Path) -> int:
 def problems(found: Entry) -> Iterator[str]:
     """Yield a line for everything that an operator should look at, and what to do."""
     server, registry = found["server"], found["registry"]
+    if found["disk_free_bytes"] < LEAST_BYTES:
+        free = f"{found['disk_free_bytes'] / 1e6:,.1f} MB"
+        yield f"{found['folder']}: no space is left on the disk ({free}); `vdmctl prune` removes what nothing needs"
     if "reason" in server:
         yield f"{server['url'] or found['folder']}: {server['reason']}"
     else:
@@ -209,6 +226,8 @@ def problems(found: Entry) -> Iterator[str]:
     if names := registry["unpublished"]:
         others = "`dvc push --all-tags` and `git push --follow-tags` push the rest"
         yield f"{', '.join(names)}: not at {REMOTE}; a run with publish=true pushes what runs made; {others}"
+    if names := registry["unfetched"]:
+        yield f"{', '.join(names)}: at {REMOTE} and not here; `git fetch --tags` brings them"
 
 
 def wrong_files(root: Path) -> Iterator[str]:
@@ -234,6 +253,6 @@ def problems_of_loop(server: Entry) -> Iterator[str]:
         yield f"run {run['name']}, planned for {run['planned']}, has not started; {advice}"
     for run in server["dropped"]:
         advice = "another run of its deployment was unfinished; start it again if it is needed"
-        yield f"run {run['name']} was cancelled at {run['ended']}: {run['reason']}; {advice}"
+        yield f"run {run['name']} was cancelled at {run['ended']}: {run['reason'].rstrip('.')}; {advice}"
     if (last := server["last_run"]) and last["reason"]:
         yield f"the last run, {last['name']}, {last['state'].lower()} at {last['ended']}: {last['reason']}"

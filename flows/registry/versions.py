@@ -8,7 +8,7 @@ one that was evaluated.
 
 import os
 import re
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,13 +24,23 @@ from flows.core.documents import DocumentType, parse
 from flows.core.errors import Exit, UserError, brief
 from flows.evaluation.results import Metrics, SampleMetrics
 from flows.registry.evidence import Evidence, evidence_of
-from flows.registry.git import content_of, contents, git_text, registry_lock, require_identity, require_top
+from flows.registry.git import (
+    REMOTE,
+    content_of,
+    contents,
+    git,
+    git_text,
+    registry_lock,
+    require_identity,
+    require_top,
+)
 
 MODEL = "vdm"
 CHAMPION, REFUSED = "champion", "refused"
 """The stages of GTO that the comparisons assign."""
 FORMER = "former champion"
-NO_VERSION = f"there is no version of {MODEL} yet; commit a run, then `gto register {MODEL} --version v1.0.0`"
+ANSWER_SECONDS = 3.0
+"""How long the git remote may take to list its tags for whoever waits."""
 NUMBERS = r"v(\d{1,9})\.(\d{1,9})\.(\d{1,9})"
 REFERENCE = re.compile(rf"{CHAMPION}|{MODEL}#{CHAMPION}|({MODEL}@)?{NUMBERS}")
 
@@ -209,7 +219,7 @@ def resolve(root: Path, reference: str) -> Version:
         if found := champion(root):
             return found
         no_champion = "no version is the champion; `vdmctl promote` makes the first"
-        raise UserError(no_champion if versions(root) else NO_VERSION, Exit.MISSING)
+        raise UserError(no_champion if versions(root) else no_version(root), Exit.MISSING)
     name = reference if "@" in reference else f"{MODEL}@{reference}"
     for version in versions(root):
         if version.name == name:
@@ -221,8 +231,16 @@ def newest(root: Path) -> Version:
     """Return the version with the highest number.  Raises UserError (exit 5) in a project without versions."""
     known = versions(root)
     if not known:
-        raise UserError(NO_VERSION, Exit.MISSING)
+        raise UserError(no_version(root), Exit.MISSING)
     return known[-1]
+
+
+def no_version(root: Path) -> str:
+    """Return what to do in a project without versions, which may be a clone without the tags of the git remote."""
+    with suppress(UserError):  # there is no remote, or it does not answer
+        if git(root, "ls-remote", "--tags", REMOTE, f"{MODEL}@v*", seconds=ANSWER_SECONDS):
+            return f"the versions of {MODEL} at {REMOTE} are not here; `git fetch --tags` brings them"
+    return f"there is no version of {MODEL} yet; commit a run, then `gto register {MODEL} --version v1.0.0`"
 
 
 def champion(root: Path) -> Version | None:

@@ -8,14 +8,15 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from forge import Forge, refuse
 from prefect.states import Cancelled, Completed, Crashed, Failed, State
-from project import Project
+from project import Project, one_line
 from servers import OWN
 
 from flows.commands import operating
 from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError
-from flows.orchestration.status import devices, ending, is_dropped, problems, status, worktrees
+from flows.orchestration.status import devices, ending, is_dropped, problems, registry, status, worktrees
 
 WELL: dict[str, Any] = {
     "deployments": ["train-vdm"],
@@ -26,13 +27,14 @@ WELL: dict[str, Any] = {
     "dropped": [],
     "last_run": None,
 }
-REGISTRY: dict[str, Any] = {"versions": 1, "champion": "vdm@v1.0.0", "unpublished": []}
+REGISTRY: dict[str, Any] = {"versions": 1, "champion": "vdm@v1.0.0", "unpublished": [], "unfetched": []}
 LATE = {"name": "owl", "planned": "T", "queue": "gpu"}
 ENDED = {"name": "elk", "state": "Failed", "ended": "T", "reason": "no space"}
 
 
-def said(server: dict[str, Any] = WELL, registry: dict[str, Any] = REGISTRY) -> list[str]:
-    return list(problems({"server": {"url": OWN} | server, "registry": registry, "folder": "/here"}))
+def said(server: dict[str, Any] = WELL, registry: dict[str, Any] = REGISTRY, free: int = 10**9) -> list[str]:
+    found = {"server": {"url": OWN} | server, "registry": registry, "folder": "/here", "disk_free_bytes": free}
+    return list(problems(found))
 
 
 @pytest.mark.parametrize(
@@ -42,6 +44,10 @@ def said(server: dict[str, Any] = WELL, registry: dict[str, Any] = REGISTRY) -> 
         ({"workers": [{"name": "w", "status": "OFFLINE"}]}, "no worker is online, so no run starts; "),
         ({"late": [LATE]}, "run owl, planned for T, has not started; is the queue gpu paused, or no worker"),
         ({"dropped": [ENDED]}, "run elk was cancelled at T: no space; another run of its deployment was unfinished"),
+        (
+            {"dropped": [ENDED | {"reason": "Deployment concurrency limit reached."}]},
+            "run elk was cancelled at T: Deployment concurrency limit reached; another run of its deployment",
+        ),
         ({"last_run": ENDED}, "the last run, elk, failed at T: no space"),
         ({"reason": "no Prefect server answers"}, f"{OWN}: no Prefect server answers"),
     ],
@@ -57,6 +63,35 @@ def test_a_problem_of_the_versions_is_one_line() -> None:
     assert found.startswith("no version is the champion; `vdmctl promote VERSION` makes one")
     (found,) = said(registry=REGISTRY | {"unpublished": ["vdm@v1.0.0", "vdm#champion#1"]})
     assert found.startswith("vdm@v1.0.0, vdm#champion#1: not at origin; a run with")
+
+
+def test_a_full_disk_is_a_problem() -> None:
+    assert said(free=10**8) == []
+    (found,) = said(free=12_340_000)
+    assert found == "/here: no space is left on the disk (12.3 MB); `vdmctl prune` removes what nothing needs"
+
+
+def test_a_clone_without_tags_says_what_brings_the_versions(tmp_path: Path) -> None:
+    """A version that was refused and pruned here is not missing."""
+    forge = Forge(tmp_path / "forge")
+    for number in ("v1.0.0", "v1.1.0", "v1.2.0"):
+        forge.version(number)
+    refuse(forge.project, "v1.1.0")
+    forge.project.gto("deprecate", "vdm", "v1.2.0")
+    forge.git("push", "--quiet", "--tags", "origin", "main")
+    clone = forge.clone(tmp_path / "clone")
+    clone.git("tag", "--delete", *clone.git("tag").split())
+    (found,) = said(registry=registry(clone.root))
+    assert found == "vdm@v1.0.0, vdm@v1.1.0: at origin and not here; `git fetch --tags` brings them"
+    brought = "the versions of vdm at origin are not here; `git fetch --tags` brings them"
+    assert clone.vdmctl("models").stdout.strip() == brought
+    assert one_line(clone.vdmctl("verify", "champion")) == f"vdmctl: {brought}"
+    clone.git("fetch", "--quiet", "--tags")
+    clone.git("tag", "--delete", "vdm@v1.1.0")
+    assert registry(clone.root)["unfetched"] == []
+    clone.git("remote", "set-url", "origin", str(tmp_path / "gone"))
+    clone.git("tag", "--delete", *clone.git("tag").split())
+    assert clone.vdmctl("models").stdout.startswith("there is no version of vdm yet; commit a run")
 
 
 @pytest.mark.parametrize(
