@@ -10,6 +10,7 @@ import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from socket import gethostname
 from typing import Annotated, Any
 
 from prefect import State, flow, get_run_logger, task
@@ -36,7 +37,7 @@ from flows.registry import versions as registry
 from flows.registry.git import first_commit, git_lines, git_text, require_identity
 from flows.registry.lock_file import read_lock
 from flows.registry.publishing import is_own, require_remotes
-from flows.registry.storage import DamagedVersionError, dvc_repository, fetch_files
+from flows.registry.storage import DamagedVersionError, dvc_repository, fetch, fetch_files
 from flows.registry.verification import require_sound
 from flows.validation.report import Validation
 
@@ -99,8 +100,8 @@ def train_vdm(
             state = client.read_flow_run(flow_run.id).state
         if state and state.is_cancelling():
             raise
-        message = "Its worker, `vdmctl serve` or the machine stopped; it goes on when `vdmctl serve` runs here again."
-        return Crashed(name=INTERRUPTED, message=message)
+        again = f"it goes on when the worker in {Path.cwd()} on {gethostname()} runs again"
+        return Crashed(name=INTERRUPTED, message=f"Its worker or the machine stopped; {again}.")
 
 
 def is_shared() -> bool:
@@ -126,11 +127,12 @@ def retrain(
     for name in prune(root):
         logger.info("removed the worktree of run %s, which ended early", name)
     with workspace(root, params, base) as place:
-        if not force and restoring.restore(place, shared=is_shared()) and (made := restoring.made_before(place)):
+        complete = not force and result_of(restore(place, return_state=True), "restore")
+        if complete and (made := restoring.made_before(place)):
             if is_own(root, made) and not registry.is_decided(root, made):
                 return release(place, made)  # its run was killed before the model was promoted or refused
             return f"nothing to do: commit {made[:12]} has the results of these parameters already"
-        result_of(check_champion(root, return_state=True), "champion")
+        result_of(check_champion(place.folder, return_state=True), "champion")
         logger.info("run %s of commit %s in %s", place.folder.name, place.base[:12], place.folder)
         run_stages(place, force=force, wait_hours=wait_hours)
         artifacts.show_results(place.folder, place.reports)
@@ -175,8 +177,10 @@ def while_busy(deadline: float) -> Callable[[Any, Any, State[Any]], bool]:
 @task(cache_policy=NO_CACHE, retry_delay_seconds=BUSY_SECONDS)
 def reproduce(stage: str, folder: Path, force: bool) -> None:
     """Run `dvc repro` for one stage.  Raises UserError."""
-    options = [option for option, given in (("--force", force), ("--pull", is_shared())) if given]
+    options = ["--force"] if force else []
     try:
+        if is_shared() and not force:
+            restoring.restore_stage(folder, stage)
         read = artifacts.Progress(folder).read if stage == "train" else None
         stream(["dvc", "repro", "--single-item", stage, *options], folder, read)
     except UserError as error:
@@ -225,12 +229,22 @@ def champion_report(root: Path, folder: Path) -> Path | None:
     return place / path
 
 
+@task(name="restore", task_run_name="restore", timeout_seconds=3600 * 6, **RETRIED)
+def restore(place: Workspace) -> bool:
+    """Restore what was made before; return whether no stage must run.  Raises NetworkError (exit 5)."""
+    return restoring.restore(place, shared=is_shared())
+
+
 @task(name="champion", task_run_name="champion", timeout_seconds=3600 * 6, **RETRIED)
-def check_champion(root: Path) -> None:
-    """Verify the champion, with which the new model will be compared.  Raises UserError (exit 5)."""
+def check_champion(folder: Path) -> None:
+    """Verify the champion, and fetch its model into the run's folder, where the new model will be compared with it.
+
+    Another folder may still know what DVC's remote has lost.  Raises UserError (exit 5).
+    """
     try:
-        if champion := registry.champion(root):
-            require_sound(root, champion)
+        if champion := registry.champion(folder):
+            require_sound(folder, champion)
+            fetch(folder, champion)
     except UserError as error:
         message = f"no comparison with the champion is possible: {error}"
         if isinstance(error, DamagedVersionError):

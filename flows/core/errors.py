@@ -1,5 +1,6 @@
 """Errors that the user can correct: one line that says where, what and how to continue, and an exit code."""
 
+import errno
 from enum import IntEnum
 
 from flows.core.escaping import visible
@@ -54,3 +55,10 @@ def of_file(error: OSError) -> str:
     # Without a name it may be about memory, a connection or a full standard output.
     place = f"{visible(error.filename)}: " if error.filename and error.strerror else ""
     return f"{place}{error.strerror or error}" or type(error).__name__
+
+
+def of_remote(problem: str, error: Exception) -> UserError:
+    """Return what went wrong with a remote: a network error, unless a disk is full, which no retry empties (exit 5)."""
+    cause = error.__cause__ or error  # DVC wraps errors about a folder
+    full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+    return (UserError if full else NetworkError)(f"{problem}: {brief(cause)}", Exit.MISSING)

@@ -18,7 +18,7 @@ from prefect import get_run_logger
 from ruamel.yaml import YAML
 
 from flows.core import layout
-from flows.core.errors import NetworkError, brief
+from flows.core.errors import NetworkError, of_remote
 from flows.orchestration.workspace import Workspace
 from flows.registry.git import content_of, git, git_text
 from flows.registry.storage import dvc_repository
@@ -39,7 +39,7 @@ def restore(place: Workspace, *, shared: bool) -> bool:
     """Restore what can be restored of the outputs; return whether these are all, so that no stage must run.
 
     Raises NetworkError (exit 5) if machines share versions and DVC's remote does not answer: another machine may have
-    made what would take hours here.
+    made what would take hours here, or if it fails later.
     """
     with dvc_repository(place.folder) as repo:
         check_out(repo)
@@ -47,12 +47,13 @@ def restore(place: Workspace, *, shared: bool) -> bool:
             return True
         know_the_images(place, repo)
     with dvc_repository(place.folder) as repo:  # with the new dvc.lock
-        if repo.config["core"].get("remote"):
+        if answers := bool(repo.config["core"].get("remote")):
             try:
                 pull(repo)
             except NetworkError as error:
                 if shared:
                     raise
+                answers = False
                 get_run_logger().warning("%s; what this machine's cache lacks is made again", error)
         check_out(repo)
         for stage in stages(repo):
@@ -60,7 +61,7 @@ def restore(place: Workspace, *, shared: bool) -> bool:
                 stage.dvcfile._lockfile.remove_stage(stage)
     # DVC makes the stages of its run cache in the working directory.
     with contextlib.chdir(place.folder), dvc_repository(place.folder) as repo, repo.lock:
-        complete = restored(repo)
+        complete = restored(repo, pull=answers)
     git_text(place.folder, "add", "--all")
     return complete
 
@@ -71,24 +72,55 @@ def check_out(repo: Any) -> None:
         repo.checkout(force=True, allow_missing=True)
 
 
-def restored(repo: Any) -> bool:
-    """Restore what the run cache has, stage by stage, until one must run; return whether none must."""
+def restored(repo: Any, *, pull: bool) -> bool:
+    """Restore what the run cache has, stage by stage, until one must run; return whether none must.
+
+    With `pull`, their outputs may come from the remote.  Raises NetworkError.
+    """
     done: list[Any] = []
     complete = True
     for stage in stages(repo):
         if not stage.changed():
             continue
-        try:
-            repo.stage_cache.restore(stage, pull=bool(repo.config["core"].get("remote")))
-        except DvcException:  # neither the run cache nor the remote has it
-            complete = False
+        complete = is_in_run_cache(repo, stage, pull=pull)
+        if not complete:
             break
-        stage.save()
-        stage.commit()
         done.append(stage)
     if done:
         done[0].dvcfile.dump_stages(done, update_pipeline=False)
     return complete
+
+
+def is_in_run_cache(repo: Any, stage: Any, *, pull: bool) -> bool:
+    """Whether the run cache has the results of a stage, which are restored then.  Raises NetworkError."""
+    try:
+        repo.stage_cache.restore(stage, pull=pull)
+    except DvcException:  # neither the run cache nor the remote has them
+        return False
+    except Exception as error:  # each kind of remote raises its own errors
+        raise of_remote("DVC's remote cannot be read", error) from error
+    stage.save()
+    stage.commit()
+    return True
+
+
+def restore_stage(folder: Path, name: str) -> None:
+    """Restore the results of one stage if another machine has made them meanwhile.  Raises NetworkError (exit 5).
+
+    `dvc repro --pull` would do so, but would not tell an outage of the remote from other errors.
+    """
+    with contextlib.chdir(folder), dvc_repository(folder) as repo, repo.lock:
+        (stage,) = [each for each in stages(repo) if each.name == name]
+        if not stage.changed():
+            return
+        try:
+            repo.stage_cache.pull(None)
+        except DvcException:  # the remote has no run cache, or not all of it
+            pass
+        except Exception as error:  # each kind of remote raises its own errors
+            raise of_remote("DVC's remote cannot be read", error) from error
+        if is_in_run_cache(repo, stage, pull=True):
+            stage.dvcfile.dump_stages([stage], update_pipeline=False)
 
 
 def pull(repo: Any) -> None:
@@ -98,7 +130,7 @@ def pull(repo: Any) -> None:
     except DownloadError:
         return  # the remote lacks some of them
     except Exception as error:  # each kind of remote raises its own errors
-        raise NetworkError(f"DVC's remote cannot be read: {brief(error)}") from error
+        raise of_remote("DVC's remote cannot be read", error) from error
 
 
 def push_run_cache(root: Path) -> None:
@@ -107,7 +139,7 @@ def push_run_cache(root: Path) -> None:
         try:
             repo.stage_cache.push(None)
         except Exception as error:  # each kind of remote raises its own errors
-            raise NetworkError(f"DVC's remote takes no run cache: {brief(error)}") from error
+            raise of_remote("DVC's remote takes no run cache", error) from error
 
 
 def know_the_images(place: Workspace, repo: Any) -> None:

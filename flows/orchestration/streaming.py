@@ -22,8 +22,10 @@ from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError, brief, of_file
 from flows.process.groups import running, stop
 
-# What DVC says after every stage.
-LEFT_OUT = ("Generating lock file", "Updating lock file", "Use `dvc push`")
+# What DVC says after every stage, and after every error that it does not expect.
+LEFT_OUT = ("Generating lock file", "Updating lock file", "Use `dvc push`", "Having any troubles?")
+OF_VDMCTL, OF_DVC = "vdmctl: ", "ERROR: "
+"""The beginnings of the lines in which a command says why it failed."""
 EXPECTED = (UserError, OSError, DvcException)
 """The errors that a run reports in one line; any other is a bug."""
 STOPPED = (TerminationSignal, SystemExit)
@@ -99,6 +101,8 @@ def result_of(state: State[Any], task: str) -> Any:
 def failure(reason: Path, last: list[str], returncode: int) -> UserError:
     """Return the error of a failed command: from the file `reason`, else from its last lines and its exit status.
 
+    On a full disk there is no such file, but vdmctl's line.
+
     The file is ignored after SIGKILL: a child of the command may have written that it was stopped.
     """
     if returncode != -signal.SIGKILL and (error := written(reason)):
@@ -113,8 +117,12 @@ def failure(reason: Path, last: list[str], returncode: int) -> UserError:
         advice = " (the kernel does that when memory runs out)" if name == "SIGKILL" else ""
         after = "the next run repeats the stage, and training continues from its last saved state"
         return UserError(f"{name} ended it{advice}; {after}", Exit.BUG)
-    shown = next((line for line in reversed(last) if line), "it is empty")
-    return UserError(f"see the log: {shown}", Exit.BUG)
+    for line in reversed(last):
+        if line.startswith(OF_VDMCTL):
+            return UserError(line.removeprefix(OF_VDMCTL), Exit(returncode) if returncode in set(Exit) else Exit.BUG)
+    lines = [line for line in last if line]
+    said = [line.removeprefix(OF_DVC) for line in lines if line.startswith(OF_DVC)]
+    return UserError(f"see the log: {(said or lines or ['it is empty'])[-1]}", Exit.BUG)
 
 
 def written(reason: Path) -> UserError | None:

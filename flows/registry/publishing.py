@@ -9,7 +9,7 @@ from pathlib import Path
 from dvc_data.hashfile.hash_info import HashInfo
 
 from flows.core import layout
-from flows.core.errors import Exit, NetworkError, UserError, brief
+from flows.core.errors import Exit, NetworkError, UserError, of_remote
 from flows.registry.git import REMOTE, Target, ask, git, git_lines, git_text, refs_of, registry_lock
 from flows.registry.storage import dvc_repository, lacking, lost, require_remote, used_at
 from flows.registry.versions import MODEL, Tag, model_tags, registered
@@ -96,7 +96,7 @@ def push_files(root: Path, tags: list[Tag]) -> None:
             try:
                 repo.cloud.push([HashInfo("md5", digest) for digest in used])
             except Exception as error:  # each kind of remote raises its own errors
-                raise NetworkError(f"the DVC remote failed: {brief(error)}") from error
+                raise of_remote("the DVC remote failed", error) from error
             if missing := sorted(lacking(repo, used)):
                 raise lost(tag, f"{missing[0]} is not in the cache, or damaged there, and not in the DVC remote")
 

@@ -21,7 +21,7 @@ from dvc_objects.errors import ObjectFormatError
 
 from flows.core import layout
 from flows.core.documents import Document, Sha256, read
-from flows.core.errors import Exit, NetworkError, UserError, brief
+from flows.core.errors import Exit, UserError, brief, of_remote
 from flows.core.files import file_sha256, inside, scratch_folder
 from flows.images.store import data_sha256
 from flows.registry.lock_file import read_lock
@@ -147,7 +147,7 @@ def readable(path: str) -> Iterator[None]:
             advice = "`dvc push` where it is, or `dvc remote add --default NAME URL` for the remote that has it"
             reason = f"{path} is neither in DVC's cache nor in its default remote; {advice}"
             raise UserError(reason, Exit.MISSING) from error
-        raise NetworkError(f"{path} cannot be read now: {brief(cause)}") from error
+        raise of_remote(f"{path} cannot be read now", error) from error
 
 
 @contextmanager
@@ -217,7 +217,7 @@ def used_at(repo: Any, version: Version | Tag) -> set[str]:
         try:
             repo.cloud.pull([out.hash_info for out in missing])
         except Exception as error:  # each kind of remote raises its own errors
-            raise NetworkError(f"the DVC remote does not answer: {brief(error)}") from error
+            raise of_remote("the DVC remote does not answer", error) from error
     for out in missing:
         if not cache.exists(out.hash_info.value):
             raise lost(version, f"the listing of {out.def_path} is lost, so nobody knows which files belong to it")
@@ -245,7 +245,7 @@ def lacking(repo: Any, digests: set[str]) -> set[str]:
     try:
         return digests - set(repo.cloud.get_remote_odb(command="push").oids_exist(sorted(digests)))
     except Exception as error:  # each kind of remote raises its own errors
-        raise NetworkError(f"the DVC remote does not answer: {brief(error)}") from error
+        raise of_remote("the DVC remote does not answer", error) from error
 
 
 @contextmanager

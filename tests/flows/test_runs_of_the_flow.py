@@ -1,6 +1,8 @@
 """What a run of the flow shows, repeats, and says when it fails; test_loop.py runs it under a real server."""
 
+import errno
 import json
+import os
 import shutil
 import signal
 import time
@@ -9,6 +11,7 @@ from typing import NoReturn
 from unittest.mock import Mock
 
 import pytest
+from forge import Forge, crown
 from prefect.exceptions import TerminationSignal
 from prefect.states import Completed, Failed
 from project import ROOT, Project
@@ -17,9 +20,12 @@ from flows.core.errors import Exit, NetworkError, UserError
 from flows.orchestration import releasing
 from flows.orchestration.artifacts import Progress
 from flows.orchestration.streaming import EXPECTED, as_user_error, failure, result_of, stream
+from flows.orchestration.workspace import workspace
 from flows.registry.evidence import Evidence
-from flows.registry.storage import DamagedVersionError
-from flows.train_vdm import DRIFTED, check_champion, drift, reproduce, stages, while_busy
+from flows.registry.storage import DamagedVersionError, fetch, readable
+from flows.registry.verification import require_sound
+from flows.registry.versions import resolve
+from flows.train_vdm import DRIFTED, check_champion, drift, reproduce, restore, stages, while_busy
 
 ARTIFACTS = "flows.orchestration.artifacts"
 
@@ -140,22 +146,30 @@ def test_only_what_the_network_prevented_is_tried_again(tmp_path: Path) -> None:
     for network in (True, False):
         reason.write_text(json.dumps({"message": "no answer", "code": int(Exit.MISSING), "network": network}))
         state = Failed(data=failure(reason, [], 5))
-        for task in (releasing.promote, releasing.publish_versions, releasing.fetch_versions, check_champion):
+        tasks = releasing.promote, releasing.publish_versions, releasing.fetch_versions, check_champion, restore
+        for task in tasks:
             assert task.retries == 2
             assert task.retry_condition_fn is not None
             assert task.retry_condition_fn(task, Mock(), state) is network
 
 
-@pytest.mark.parametrize(("force", "shared", "options"), [(False, False, []), (True, True, ["--force", "--pull"])])
-def test_a_stage_is_forced_if_asked_and_pulls_what_another_machine_made(
-    force: bool, shared: bool, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("force", "shared"), [(False, False), (True, True), (False, True)])
+def test_a_stage_is_forced_if_asked_or_takes_what_another_machine_made(
+    force: bool, shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    called = Mock()
+    called, restored = Mock(), Mock()
     monkeypatch.setattr("flows.train_vdm.stream", called)
+    monkeypatch.setattr("flows.train_vdm.restoring.restore_stage", restored)
     if shared:
         monkeypatch.setenv("VDM_SHARE", "1")
     reproduce.fn("evaluate", tmp_path, force)
+    options = ["--force"] if force else []
     assert called.call_args.args == (["dvc", "repro", "--single-item", "evaluate", *options], tmp_path, None)
+    assert restored.call_count == int(shared and not force)
+    restored.side_effect = NetworkError("DVC's remote cannot be read")
+    if shared and not force:  # so that the task is tried again
+        with pytest.raises(NetworkError, match=r"^stage evaluate failed: DVC's remote cannot be read$"):
+            reproduce.fn("evaluate", tmp_path, force)
 
 
 @pytest.mark.usefixtures("quietly")
@@ -183,6 +197,33 @@ def test_a_command_that_was_killed_says_by_what_and_not_that_somebody_stopped_it
     for status in (-9, 137):
         last = [f"ERROR: failed to reproduce 'train': failed to run: python -m flows.cli train, exited with {status}"]
         assert str(failure(tmp_path / "none", last, 255)).startswith("SIGKILL ended it")
+
+
+def test_the_reason_is_the_line_that_says_why(tmp_path: Path) -> None:
+    """DVC ends with chatter; on a full disk there is no file with the reason, but the command's line."""
+    why = "unexpected error - Could not connect to the endpoint URL"
+    assert str(failure(tmp_path / "none", [f"ERROR: {why}", ""], 255)) == f"see the log: {why}"
+    said = "models/trained/weights.safetensors: No space left on device"
+    last = [f"vdmctl: {said}", "ERROR: failed to reproduce 'train': failed to run: vdmctl train, exited with 5"]
+    error = failure(tmp_path / "none", last, 255)
+    assert (str(error), error.code) == (said, Exit.MISSING)
+
+
+def test_the_chatter_of_dvc_is_not_logged(tmp_path: Path, quietly: Mock) -> None:
+    (tmp_path / ".vdm").mkdir()
+    said = "ERROR: unexpected error - no route to host\n\nHaving any troubles? Hit us up at https://dvc.org/support"
+    (tmp_path / "program.py").write_text(f"import sys\nsys.exit({said!r})\n")
+    with pytest.raises(UserError, match=r"^see the log: unexpected error - no route to host$"):
+        stream(["program"], tmp_path)
+    assert [call.args[0] for call in quietly.info.call_args_list] == [said.splitlines()[0], ""]
+
+
+def test_a_full_disk_is_no_error_of_the_network() -> None:
+    for number, kind in ((errno.ENOSPC, UserError), (errno.ECONNRESET, NetworkError)):
+        said = f"models/vdm cannot be read now: .*{os.strerror(number)}"
+        with pytest.raises(UserError, match=said) as error, readable("models/vdm"):
+            raise OSError(number, os.strerror(number))
+        assert (type(error.value), error.value.code) == (kind, Exit.MISSING)
 
 
 @pytest.mark.usefixtures("quietly")
@@ -213,3 +254,26 @@ def test_only_a_damaged_champion_is_a_reason_to_roll_back(tmp_path: Path, monkey
         with pytest.raises(type(error), match=str(error)) as raised:
             check_champion.fn(tmp_path)
         assert ("vdmctl rollback" in str(raised.value)) is advised
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("emptied", ["before", "after"])
+def test_a_champion_that_was_checked_is_the_one_that_is_compared(emptied: str, tmp_path: Path) -> None:
+    """Where DVC's remote is emptied: in the project's folder DVC still knows the listing that the run would miss."""
+    forge = Forge(tmp_path)
+    forge.version("v1.0.0")
+    crown(forge.project, "v1.0.0")
+    require_sound(forge.root, resolve(forge.root, "champion"))
+    params = forge.git("show", "HEAD:params.yaml")
+    with workspace(forge.root, params, forge.git("rev-parse", "HEAD").strip()) as place:
+        if emptied == "after":
+            check_champion.fn(place.folder)
+        for listing in forge.cache.rglob("*.dir"):
+            listing.unlink()
+        shutil.rmtree(forge.remote)
+        require_sound(forge.root, resolve(forge.root, "champion"))
+        if emptied == "after":
+            assert (fetch(place.folder, resolve(place.folder, "champion")) / "weights.safetensors").is_file()
+        else:
+            with pytest.raises(UserError, match=r"^no comparison .*: vdm@v1.0.0: .* is neither in DVC's cache nor in"):
+                check_champion.fn(place.folder)

@@ -4,13 +4,13 @@ import logging
 from unittest.mock import Mock
 
 import pytest
-from project import Project
+from project import Project, cached
 from ruamel.yaml import YAML
 
 from flows.core import layout
 from flows.core.errors import NetworkError
 from flows.orchestration import restoring
-from flows.orchestration.restoring import made_before, restore
+from flows.orchestration.restoring import made_before, restore, restore_stage
 from flows.orchestration.workspace import Workspace, commit, compose_params, workspace
 
 # The versions are trained when the first test asks for them.
@@ -94,6 +94,39 @@ def test_a_silent_remote_matters_to_machines_that_share_versions(
     assert tried(copied, "HEAD", steps=7) == (False, None)
     with pytest.raises(NetworkError):
         tried(copied, "HEAD", shared=True, steps=7)
+
+
+def test_a_remote_that_fails_after_it_answered_is_an_error_of_the_network(
+    copied: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the run tries again, and on a machine alone goes on without the remote."""
+    cached(copied, "models/trained", "weights.safetensors", "v1.2.0").unlink()
+    copied.dvc("remote", "modify", "--local", "store", "url", "/dev/null")
+    monkeypatch.setattr(restoring, "pull", Mock())
+    with pytest.raises(NetworkError, match="DVC's remote cannot be read: "):
+        tried(copied, "HEAD")
+    monkeypatch.setattr(restoring, "pull", Mock(side_effect=NetworkError("no answer")))
+    assert tried(copied, "HEAD") == (False, None)
+
+
+def test_a_stage_that_another_machine_made_is_restored_and_an_outage_is_an_error_of_the_network(
+    copied: Project,
+) -> None:
+    head = copied.git("rev-parse", "HEAD").strip()
+    with workspace(copied.folder, copied.git("show", "HEAD:params.yaml"), head) as place:
+        assert restore(place, shared=True)
+        lost = cached(copied, "models/trained", "weights.safetensors", "v1.2.0")
+        weights = place.folder / layout.TRAINED / "weights.safetensors"
+        for file in (lost, weights):
+            file.unlink()
+        restore_stage(place.folder, "train")
+        assert weights.is_file()
+        restore_stage(place.folder, "register")  # it is there
+        for file in (lost, weights):
+            file.unlink()
+        Project.at(place.folder).dvc("remote", "modify", "--local", "store", "url", "/dev/null")
+        with pytest.raises(NetworkError, match="DVC's remote cannot be read: "):
+            restore_stage(place.folder, "train")
 
 
 def test_a_change_of_the_parameters_is_committed_although_dvc_writes_gits_index(copied: Project) -> None:
