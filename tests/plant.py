@@ -153,11 +153,12 @@ def served(plant: Plant, database: Path | None) -> Iterator[Plant]:
     home.mkdir()
     if database:
         shutil.copy(database, home)
-    try:
-        plant.serve()
-        yield plant
-    finally:
-        plant.stop()
+    with plant.client:
+        try:
+            plant.serve()
+            yield plant
+        finally:
+            plant.stop()
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, log: Path | None = None, *, every: float = 0.2) -> None:

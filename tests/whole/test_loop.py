@@ -82,7 +82,7 @@ def test_a_run_makes_the_first_champion_on_its_own_branch_and_leaves_the_checkou
     ran = plant.tasks(run)
     order = stages(ROOT)
     assert [task for task in ran if task in order] == order
-    assert ran.keys() - set(order) == {"champion", "drift", "promote"}
+    assert ran.keys() - set(order) == {"restore", "champion", "drift", "promote"}
     assert set(ran.values()) == {"Completed"}
     assert "has uncommitted changes, which are not part of this run" in log
     assert "step 20:" in log
@@ -105,7 +105,7 @@ def test_nothing_to_do_ends_in_seconds_and_leaves_no_branch(plant: Plant) -> Non
     run = plant.retrain_by_command("train-vdm/train-vdm", publish=False, overrides={})
     assert plant.finish(run)[0] == "NothingToDo"
     assert plant.branches() == branches
-    assert plant.tasks(run) == {}
+    assert plant.tasks(run) == {"restore": "Completed"}
     taken = plant.read(run.id).total_run_time
     assert taken < timedelta(seconds=60), taken  # 15 s on two idle cores
 
@@ -175,8 +175,16 @@ def test_a_second_run_is_cancelled_and_a_cancel_saves(plant: Plant) -> None:
 
 
 def test_an_interrupted_run_goes_on_by_itself(plant: Plant) -> None:
-    """After an orderly stop of the loop, after a worker was killed, and after the loop was, as when a machine fails."""
+    """After an orderly stop of the loop, after a worker was killed, and after the loop was, as when a machine fails.
+
+    It does so while somebody edits automations.yaml, and the loop with it.
+    """
     run = train(plant)
+    automations = plant.project.folder / "automations.yaml"
+    automations.write_text("automations:\n\t- name: x")
+    wait_until(lambda: "automations.yaml: not YAML: line 2: " in plant.log.read_text(), 60, plant.log)
+    assert any("automations.yaml: not YAML: line 2: " in line for line in plant.status()["problems"])
+    assert plant.state(run).is_running()
     plant.stop(signal.SIGTERM)
     assert plant.process.returncode == 0
     assert at_work(plant.project.folder) == []
@@ -193,6 +201,7 @@ def test_an_interrupted_run_goes_on_by_itself(plant: Plant) -> None:
     wait_until(lambda: at_work(plant.project.folder) == [], 180, plant.log)
     plant.serve()
     cancel(plant, goes_on(plant, third))  # and a run that a person cancelled stays cancelled
+    plant.project.git("checkout", "--quiet", "--", "automations.yaml")
 
 
 @pytest.mark.parametrize("victim", ["prefect.engine", "dvc"])
