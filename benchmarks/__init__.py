@@ -27,8 +27,7 @@ import torch
 from flows.commands.summary import table
 from flows.core.errors import UserError
 from flows.core.params import Params
-from flows.core.params_file import parse_params
-from flows.core.presets import read_preset
+from flows.core.params_file import parse_params, read_preset
 
 PRESETS = Path(__file__).parents[1] / "presets"
 

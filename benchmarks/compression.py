@@ -25,7 +25,9 @@ from PIL import Image
 from benchmarks import explained, new_parser, positive, show
 from flows.compression import files
 from flows.core import layout
-from flows.images.store import load_images
+from flows.core.model import open_model
+from flows.images.given import open_given
+from flows.images.image_set import open_images
 
 Row = dict[str, Any]
 BATCH = 32
@@ -39,7 +41,7 @@ def main() -> None:
     parser.add_argument("--steps", type=positive, nargs="*", default=[50, 100, 250], help="numbers of steps T")
     arguments = parser.parse_args()
     with explained(parser):
-        images = np.array(load_images(arguments.images).test[: arguments.count])
+        images = np.array(open_images(arguments.images)["test"][: arguments.count])
         rows = general(images) + [ours(images, arguments.model, steps) for steps in arguments.steps]
     show({"num_images": len(images), "rows": rows}, as_json=arguments.json)
 
@@ -104,12 +106,13 @@ def ours(images: np.ndarray, model: Path, num_timesteps: int) -> Row:
     with tempfile.TemporaryDirectory() as scratch:
         source, file, out = Path(scratch, "x.npy"), Path(scratch, "x.vdmz"), Path(scratch, "out")
         np.save(source, images)
-        common: dict[str, Any] = {"model": model, "device": "cpu", "force": False}
         settings: dict[str, Any] = {"num_timesteps": num_timesteps, "batch_size": BATCH, "verify": False}
         begin = cpu_seconds()
-        done = files.compress(source, split=None, out=file, **settings, **common)
+        coder = open_model(model)
+        with open_given(source, None, coder, transformed=False) as given:
+            done = files.compress(given, coder, file, **settings)
         middle = cpu_seconds()
-        files.decompress(file, out=out, **common)
+        files.decompress(file, open_model(model), out)
         end = cpu_seconds()
         if not np.array_equal(np.load(out / "images.npy"), images):
             raise AssertionError("the images differ")

@@ -25,20 +25,22 @@ from scipy.ndimage import gaussian_filter
 from sklearn.datasets import load_sample_images
 
 from benchmarks import explained, new_parser, positive, show
+from flows.contract.duplicates import lookalikes, search
+from flows.contract.facts import measure
+from flows.contract.findings import Findings, Profile
+from flows.contract.inspection import inspect_images
 from flows.core.params_file import read_params
-from flows.images.preparing import write_images
-from flows.images.store import (
+from flows.images.download import write_images
+from flows.images.image_set import (
     SPLITS,
+    Description,
     ImageSet,
-    load_images,
-    load_labels,
+    open_images,
     save_images,
     write_array,
     write_description,
 )
-from flows.validation.duplicates import lookalikes, search
-from flows.validation.facts import measure
-from flows.validation.inspection import inspect_images
+from vdm.choices import Split
 
 ROOT = Path(__file__).parents[1]
 PARAMS = read_params(ROOT / "params.yaml")
@@ -68,7 +70,8 @@ def main() -> None:
         sets = {name: patches() if name == "photographs" else prepared(name, None) for name in arguments.sets}
         if arguments.fashion_mnist:
             sets["fashion_mnist"] = prepared("fashion_mnist", arguments.fashion_mnist)
-        figures |= {f"clean {name}": ", ".join(verdict(known)) or "nothing found" for name, known in sets.items()}
+        for name, known in sets.items():
+            figures[f"clean {name}"] = ", ".join(broken(inspected(known))) or "nothing found"
         figures["corruptions"] = by_row("corruption", {name: verdicts(sets[name], arguments.rows) for name in sets})
         figures["copies"] = by_row("copies", {name: recall(known) for name, known in sets.items()})
     logging.disable(logging.NOTSET)
@@ -113,9 +116,9 @@ def prepared(name: str, source: Path | None) -> CleanSet:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "images")
         write_images(data, source=source, out=folder, downloads=Path(scratch, "downloads"))
-        stored = load_images(folder)
-        images = {split: np.array(getattr(stored, split)) for split in SPLITS}
-        labels = {split: np.array(load_labels(folder, split)) for split in SPLITS}
+        stored = open_images(folder)
+        images = {split: np.array(stored[split]) for split in SPLITS}
+        labels = {split: np.array(stored.labels(split)) for split in SPLITS}
     return CleanSet(stored.num_levels, images, labels)
 
 
@@ -234,7 +237,7 @@ def noisy(images: np.ndarray, sd: float, num_levels: int) -> np.ndarray:
 
 
 class Corruption(NamedTuple):
-    """A change of a set that has what it `needs`; `compare` gives the report on the clean set as the reference."""
+    """A change of a set that has what it `needs`; `compare` makes the clean set the reference."""
 
     name: str
     change: Callable[[CleanSet], CleanSet]
@@ -302,30 +305,30 @@ def corruptions() -> Iterator[Corruption]:
         yield Corruption(f"{name}, test images only", partial(change, splits=["test"]), needs)
 
 
-def verdict(known: CleanSet, reference: Path | None = None, keep: Path | None = None) -> dict[str, str]:
-    """Return the expectations that do not hold, with their severity; write the report to `keep`."""
+def inspected(known: CleanSet, reference: Profile | None = None) -> Findings:
+    """Return the findings on a set."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "images")
         save_images(folder, known.images, {"name": "benchmark", "num_levels": known.num_levels})
         for split, labels in known.labels.items():
             np.save(folder / f"{split}_labels.npy", labels)
-        report = inspect_images(PARAMS.contract, images=folder, reference=reference).report
-    if keep:
-        keep.write_text(report.model_dump_json())
-    return {result.meaning: result.severity for result in report.expectations if not result.success}
+        return inspect_images(PARAMS.contract, open_images(folder), reference).findings
+
+
+def broken(findings: Findings) -> dict[str, str]:
+    """Return the expectations that do not hold, with their severity."""
+    return {result.meaning: result.severity for result in findings.expectations if not result.success}
 
 
 def verdicts(whole: CleanSet, wanted: str) -> dict[str, str]:
-    """Return error, warning or missed for each corruption: what the report on the clean set does not have."""
+    """Return error, warning or missed for each corruption: what the findings on the clean set do not have."""
     known, found = smaller(whole), {}
-    with tempfile.TemporaryDirectory() as scratch:
-        reference = Path(scratch, "reference.json")
-        clean = verdict(known, keep=reference)
-        for entry in corruptions():
-            if wanted in entry.name and applies(known, entry.needs):
-                broken = verdict(entry.change(known), reference if entry.compare else None)
-                new = {severity for meaning, severity in broken.items() if meaning not in clean}
-                found[entry.name] = "error" if "critical" in new else "warning" if new else "missed"
+    clean = inspected(known)
+    for entry in corruptions():
+        if wanted in entry.name and applies(known, entry.needs):
+            of_entry = inspected(entry.change(known), clean.profile if entry.compare else None)
+            new = {severity for meaning, severity in broken(of_entry).items() if meaning not in broken(clean)}
+            found[entry.name] = "error" if "critical" in new else "warning" if new else "missed"
     return found
 
 
@@ -351,8 +354,12 @@ def recall(known: CleanSet) -> dict[str, str]:
 def found(known: CleanSet, copies: np.ndarray) -> float:
     """Return the share of the copies that the contract names when they are added to the test images."""
     train, test = known.images["train"], np.concatenate([known.images["test"], copies])
-    both = ImageSet({"num_levels": known.num_levels}, train, test[:0], test)
-    facts = {name: measure(getattr(both, name), known.num_levels) for name in ("train", "test")}
+    splits: dict[Split, np.ndarray] = {"train": train, "test": test}
+    counts: dict[str, Any] = {f"num_{split}": len(images) for split, images in splits.items()}
+    shape = list(train.shape[1:])
+    description = Description(name="benchmark", num_levels=known.num_levels, image_shape=shape, **counts)
+    both = ImageSet(Path(), "benchmark", description, splits)
+    facts = {split: measure(images, known.num_levels) for split, images in splits.items()}
     limit = PARAMS.contract.near_duplicate_distance
     alike = lookalikes(search(both, facts), limit)["train", "test"]
     named = np.isin(facts["test"].digest, facts["train"].digest)

@@ -31,12 +31,12 @@ import torch
 
 from benchmarks import PRESETS, chart, duration, explained, new_parser, positive, preset_params, show
 from benchmarks.speed import PEER_BATCH_SIZE, PEER_LEARNING_RATE, peer_model, peer_training_step, require_peer
-from flows.core.checkpoint import arguments_of, load_model, save_model
 from flows.core.device import find_device
+from flows.core.model import arguments_of, open_model, save_model
 from flows.core.params import Params
-from flows.core.presets import preset_names
+from flows.core.params_file import preset_names
 from flows.evaluation.importing import import_checkpoint
-from flows.images.store import load_images
+from flows.images.image_set import open_images
 from flows.training.distributed import from_first, is_first, launch, local_rank, process_group
 from flows.training.fitting import build, resolve, training_images
 from vdm.evaluation import evaluate, paired_difference
@@ -58,8 +58,8 @@ def main() -> None:
         {"ours": train_ours, "peer": train_peer}[who](chosen, int(seed), Path(out))
         return
     with explained(options):
-        images = load_images(chosen.images)
-        if not len(images.validation) or images.num_levels != 256:
+        images = open_images(chosen.images)
+        if not len(images["validation"]) or images.num_levels != 256:
             raise ValueError(f"{chosen.images} needs validation images, and 256 levels for the peer")
         require_peer(chosen.peer)
     curves: Curves = {}
@@ -100,7 +100,7 @@ def train_ours(chosen: argparse.Namespace, seed: int, out: Path) -> None:
 
 def train_part(params: Params, images: Path, minutes: float, points: int, out: Path) -> None:
     """Take this process's part in the training of ours."""
-    image_set, device = load_images(images), find_device(params.train.device, params.train.num_devices, local_rank())
+    image_set, device = open_images(images), find_device(params.train.device, params.train.num_devices, local_rank())
     config = arguments_of(params.model, image_set.image_shape, image_set.num_levels)
     settings = resolve(params.train, device)
     with process_group(device):
@@ -129,7 +129,7 @@ def steps_per_second(trainer: Trainer) -> float:
 
 def train_peer(chosen: argparse.Namespace, seed: int, out: Path) -> None:
     """Train the peer as its script does, on images of 256 levels."""
-    device, size, image_set = find_device("auto"), chosen.peer_batch_size, load_images(chosen.images)
+    device, size, image_set = find_device("auto"), chosen.peer_batch_size, open_images(chosen.images)
     torch.manual_seed(seed)
     config = arguments_of(preset_params(chosen.preset).model, image_set.image_shape, image_set.num_levels)
     images = torch.from_numpy(training_images(image_set, "train"))
@@ -181,12 +181,12 @@ def take_points(
 
 def measured(folder: Path, chosen: argparse.Namespace) -> list[dict[str, Any]]:
     """Return the points of a training with the evaluation of each, the better one of several weights."""
-    images, device = load_images(chosen.images).validation[: chosen.num_images], find_device("auto")
+    images, device = open_images(chosen.images)["validation"][: chosen.num_images], find_device("auto")
     settings = {"times_per_image": chosen.times_per_image, "num_timesteps": None, "batch_size": 512, "seed": 0}
     points: list[dict[str, Any]] = json.loads((folder / "points.json").read_text())
     for number, point in enumerate(points):
         models = [file.parent for file in sorted(Path(folder, str(number)).rglob("config.json"))]
-        results = [evaluate(load_model(model, device), images, **settings) for model in models]
+        results = [evaluate(open_model(model, device).vdm, images, **settings) for model in models]
         best = min(results, key=lambda result: float(result.bpd.mean()))
         point |= {"bpd": best.bpd.mean(), "standard_error": best.standard_error, "per_image": best.bpd}
     return points

@@ -32,9 +32,9 @@ from torch import Tensor
 
 from benchmarks import explained, new_parser, positive, preset_params, show
 from flows.core import layout
-from flows.core.checkpoint import arguments_of
-from flows.evaluation.solver import dopri5
-from flows.images.store import ImageSet, load_images
+from flows.core.model import arguments_of
+from flows.evaluation.ode import dopri5
+from flows.images.image_set import ImageSet, open_images
 from flows.training.fitting import build, resolve
 from vdm.choices import ScheduleKind
 from vdm.discretization import pixels_to_x, reconstruction_draw
@@ -61,9 +61,9 @@ def main() -> None:
     options.add_argument("--repeats", type=positive, default=150, help="of error: number of seeds, at least 2")
     chosen = options.parse_args()
     with explained(options):
-        images = load_images(chosen.images)
+        images = open_images(chosen.images)
     rows = {"variance": variances, "error": errors, "ode": ode_errors}[chosen.what](chosen, images)
-    set_name = images.description.get("name")
+    set_name = images.description.name
     show({"what": chosen.what, "set": set_name, "steps": chosen.steps, "rows": rows}, as_json=chosen.json)
 
 
@@ -76,7 +76,7 @@ def trained(images: ImageSet, steps: int, *, schedule: ScheduleKind, gamma_0: fl
     params = preset_params("digits", model=model, train={**train, "log_every": max(1, steps // 5)})
     config = arguments_of(params.model, images.image_shape, images.num_levels)
     settings = resolve(params.train, torch.device("cpu"))
-    trainer = build(config, settings, torch.from_numpy(np.array(images.train)), None)
+    trainer = build(config, settings, torch.from_numpy(np.array(images["train"])), None)
     for _ in range(steps):
         if record := trainer.step():
             print(f"step {record.step}: {record.bpd:.3f} bits/dim", file=sys.stderr)
@@ -110,7 +110,7 @@ def variances(chosen: argparse.Namespace, images: ImageSet) -> list[Row]:
         "beta-linear": beta_linear(*ends),
         "alpha-cosine": alpha_cosine(*ends),
     }
-    pixels = np.array(images.test[: chosen.count or 128])
+    pixels = np.array(images["test"][: chosen.count or 128])
     return [{"schedule": name, **estimate(model, schedule, pixels)} for name, schedule in schedules.items()]
 
 
@@ -132,7 +132,7 @@ def estimate(model: VDM, schedule: Schedule, pixels: np.ndarray) -> Row:
 def errors(chosen: argparse.Namespace, images: ImageSet) -> list[Row]:
     """Return mean and spread of both estimators over the seeds, and the ratio of the spreads with its error."""
     model = trained(images, chosen.steps, schedule="learned_linear")
-    pixels, rows = np.array(images.test[: chosen.count]), []
+    pixels, rows = np.array(images["test"][: chosen.count]), []
     for times in (1, 4):
         values = np.array(
             [[estimator(model, pixels, times, seed) for seed in range(chosen.repeats)] for estimator in (ours, plain)]
@@ -169,7 +169,7 @@ def plain(model: VDM, pixels: np.ndarray, times_per_image: int, seed: int) -> fl
 def ode_errors(chosen: argparse.Namespace, images: ImageSet) -> list[Row]:
     """Return the numerical errors of both problems at each tolerance."""
     count = chosen.count or 8
-    return finite_set(images.train[: max(64, count)], images.num_levels, count) + network(chosen, images, count)
+    return finite_set(images["train"][: max(64, count)], images.num_levels, count) + network(chosen, images, count)
 
 
 def log_likelihoods(x: Tensor, z: Tensor, gamma: Tensor) -> Tensor:
@@ -248,7 +248,7 @@ def finite_set(pixels: np.ndarray, num_levels: int, count: int) -> list[Row]:
 def network(chosen: argparse.Namespace, images: ImageSet, count: int) -> list[Row]:
     """Return the errors for the first test images with a small model, one probe."""
     model = trained(images, chosen.steps, schedule="fixed_linear", gamma_0=-9.0)
-    test = np.array(images.test[:count])
+    test = np.array(images["test"][:count])
     options: Row = {"seed": 0, "num_draws": 1, "num_probes": 1, "dequantisation": "truncated_normal"}
 
     def run(solve: Solve) -> Tensor:

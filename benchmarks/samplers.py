@@ -15,21 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from benchmarks import chart, explained, new_parser, positive, show
 from flows.commands.sampling import SOLVERS
 from flows.core import layout
-from flows.core.checkpoint import load_model
+from flows.core.model import TrainedModel, open_model
 from flows.core.params import Sample
 from flows.core.params_file import read_params
-from flows.images.labels import classes_of
-from flows.images.store import load_images
-from flows.quality.distances import frechet_distance, precision, recall, with_error
-from flows.quality.features import Classifier, embed, load_features
-from flows.sampling.drawing import draw_share
-from vdm.model import VDM
+from flows.images.image_set import Chosen, open_images
+from flows.sampling.distances import frechet_distance, precision, recall, with_error
+from flows.sampling.drawing import Drawing, draw
+from flows.sampling.features import Classifier, embed, open_features
 
 BEST, MOST_STEPS, RESAMPLES = "sde-dpm-solver++", 1000, 20
 SHARES = {"precision": precision, "recall": recall}
@@ -44,12 +41,13 @@ def main() -> None:
     options.add_argument("--plot", type=Path, help="a .png or .svg file")
     chosen = options.parse_args()
     with explained(options):
-        sample = read_params(layout.PARAMS).sample.model_copy(update={"num_images": chosen.images})
-        network, _, digest = load_features(layout.FEATURES, torch.device("cpu"))
-        images, model = load_images(layout.IMAGES), load_model(layout.REGISTERED)
-        classes = classes_of(layout.IMAGES, "test", layout.REGISTERED).tolist() if chosen.guidance else None
-        sample = sample.model_copy(update={"classes": classes})
-    training, test = embed(network, images.train), embed(network, images.test)
+        embedding, images = open_features(layout.FEATURES), open_images(layout.IMAGES)
+        model = open_model(layout.REGISTERED)
+        classes = Chosen(images, "test").classes(model).tolist() if chosen.guidance else None
+        changes = {"num_images": chosen.images, "classes": classes, "device": "cpu", "num_devices": 1}
+        sample = read_params(layout.PARAMS).sample.model_copy(update=changes)
+    network, digest = embedding.network, embedding.sha256
+    training, test = embed(network, images["train"]), embed(network, images["test"])
     table: list[Row] = []
     for guidance in chosen.guidance:
         settings = sample.model_copy(update={"guidance": guidance})
@@ -75,10 +73,10 @@ def rows(steps: list[int]) -> list[tuple[Any, int, dict[str, Any]]]:
     return [*grid, ("ancestral", MOST_STEPS, {}), (BEST, few, {"precision": "float32"}), (BEST, few, {"seed": 1})]
 
 
-def measure(settings: Sample, model: VDM, network: Classifier, training: np.ndarray) -> Row:
+def measure(settings: Sample, model: TrainedModel, network: Classifier, training: np.ndarray) -> Row:
     """Return the figures of one row."""
     begin = time.process_time()
-    drawn = embed(network, draw_share(model, settings, range(settings.num_images), shown=False))
+    drawn = embed(network, draw(Drawing(model, settings)))
     seconds = time.process_time() - begin
     figures: Row = {"cpu_seconds": seconds}
     for name, measured in {"fd": frechet_distance, **SHARES}.items():

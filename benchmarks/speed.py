@@ -30,16 +30,15 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks import PRESETS, duration, explained, new_parser, positive, preset_params, show
-from flows.core.checkpoint import arguments_of
 from flows.core.device import find_compile, find_device, find_precision
+from flows.core.model import arguments_of
 from flows.core.params import Params, device_name
-from flows.core.presets import preset_names
-from flows.sampling.drawing import solver_of
+from flows.core.params_file import preset_names
 from flows.training.distributed import any_process, launch, local_rank, process_group
 from flows.training.fitting import resolve
 from vdm.evaluation import evaluate
 from vdm.model import VDM
-from vdm.sampling import sample
+from vdm.sampling import Solver, sample
 from vdm.training.settings import TrainingSettings
 from vdm.training.trainer import Trainer
 
@@ -249,7 +248,9 @@ def sampling(chosen: argparse.Namespace, problem: Problem, device: torch.device)
     size, steps = chosen.batch_size or SAMPLED, chosen.num_timesteps
     model = model_of(chosen, problem, device)
     changes = {"num_timesteps": steps, "precision": chosen.precision}
-    solver = solver_of(problem.params.sample.model_copy(update=changes), model)
+    settings = problem.params.sample.model_copy(update=changes)
+    options = settings.model_dump(include=set(Solver._fields) - {"precision"})
+    solver = Solver(precision=find_precision(settings.precision, device), **options)
     times = clock(lambda: sample(model, range(size), solver, seed=0), device, chosen.seconds)
     return {
         "batch_size": size,

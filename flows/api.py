@@ -9,9 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flows.commands.arguments import model_folder
-from flows.core.checkpoint import load_model
-from flows.core.device import find_device
+from flows.commands.arguments import named_model
 from flows.sampling.drawing import REPEATS
 from vdm import evaluation, sampling
 from vdm.model import VDM
@@ -26,7 +24,7 @@ def load(model: str | Path, device: str = "auto") -> VDM:
 
     `device` is cpu, cuda, cuda:N, or auto: CUDA if torch finds it.  Nothing in the folder is run.  Raises UserError.
     """
-    return load_model(model_folder(str(model)), find_device(device))
+    return named_model(str(model), device).vdm
 
 
 def evaluate(

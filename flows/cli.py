@@ -10,7 +10,7 @@ import sys
 
 from flows.core.errors import Exit, NetworkError, UserError, of_file
 from flows.process.ending import STOP, STOPPED, fail, finish, stop_at_once
-from flows.process.environment import settle
+from flows.process.groups import settle
 from flows.process.inputs import unchanged_inputs
 from flows.process.lifeline import end_with_starters
 from flows.process.streams import reader_has_ended, start_logging

@@ -11,7 +11,7 @@ from argparse import ArgumentParser
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from socket import gethostname
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from prefect import State, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -21,6 +21,7 @@ from prefect.states import Completed, Crashed, Failed
 from pydantic import Field
 
 from flows.commands.summary import bits
+from flows.contract.findings import Findings, Verdict
 from flows.core import layout
 from flows.core.documents import read
 from flows.core.errors import Exit, NetworkError, UserError, brief
@@ -31,7 +32,7 @@ from flows.orchestration.runs import INTERRUPTED
 from flows.orchestration.streaming import EXPECTED, STOPPED, as_user_error, leave_out_tracebacks, result_of, stream
 from flows.orchestration.workspace import Workspace, commit, compose_params, prune, workspace
 from flows.process.ending import fail
-from flows.process.environment import settle
+from flows.process.groups import settle
 from flows.process.lifeline import end_with_parent, end_with_starters, hold_what_starts
 from flows.registry import versions as registry
 from flows.registry.git import first_commit, git_lines, git_text, require_identity
@@ -39,7 +40,6 @@ from flows.registry.lock_file import read_lock
 from flows.registry.publishing import is_own, require_remotes
 from flows.registry.storage import DamagedVersionError, dvc_repository, fetch, fetch_files
 from flows.registry.verification import require_sound
-from flows.validation.report import Validation
 
 # A stage that takes longer is assumed to hang, and is ended.  `train` has no limit.
 TIMEOUT_HOURS = {
@@ -55,6 +55,10 @@ BUSY_SECONDS = 60.0
 """How often a stage looks whether its device is free."""
 DRIFTED = "Drifted"
 """The state of the task `drift`, and of the run if it fails, when the images differ from the champion's."""
+
+
+class Drifted(UserError):
+    """The images of a run differ from the champion's by more than `contract:` allows (exit 4)."""
 
 
 @flow(name="train-vdm")
@@ -93,8 +97,7 @@ def train_vdm(
         return Completed(name=released.decision if released else "NothingToDo", message=str(released or outcome))
     except EXPECTED as error:
         reason = as_user_error(error)
-        drifted = isinstance(error, UserError) and str(error).startswith(DRIFTED)
-        return Failed(name=DRIFTED if drifted else "Failed", message=str(reason), data=reason)
+        return Failed(name=DRIFTED if isinstance(error, Drifted) else "Failed", message=str(reason), data=reason)
     except STOPPED:
         with get_client(sync_client=True) as client:
             state = client.read_flow_run(flow_run.id).state
@@ -181,43 +184,45 @@ def reproduce(stage: str, folder: Path, force: bool) -> None:
     try:
         if is_shared() and not force:
             restoring.restore_stage(folder, stage)
-        read = artifacts.Progress(folder).read if stage == "train" else None
-        stream(["dvc", "repro", "--single-item", stage, *options], folder, read)
+        look = artifacts.Progress(folder).look if stage == "train" else None
+        stream(["dvc", "repro", "--single-item", stage, *options], folder, look)
     except UserError as error:
         raise type(error)(f"stage {stage} failed: {error}", error.code) from error
 
 
 @task(name="drift", task_run_name="drift", cache_policy=NO_CACHE, timeout_seconds=3600 * 2)
 def drift(root: Path, folder: Path) -> State[None]:
-    """Compare the run's images with the champion's, by `contract:`.  Raises UserError (exit 4)."""
-    warnings: list[str] = []
-    report = None
+    """Compare the run's images with the champion's, by `contract:`.  Raises Drifted (exit 4)."""
+    reference = None
     try:
-        report = champion_report(root, folder)
+        reference = findings_of_champion(root, folder)
     except UserError as error:
         get_run_logger().warning("drift from the champion's images is not checked: %s", error)
-    if report is None:
+    if reference is None:
         return Completed()
-
-    def read_line(line: str) -> None:
-        if "warning: " in line and "reference's" in line:
-            warnings.append(line.strip())
-
+    file = folder / layout.DRIFT
     try:
-        stream(["flows.cli", "validate", str(layout.IMAGES), "--reference", str(report)], folder, read_line)
+        command = ["flows.cli", "validate", str(layout.IMAGES), "--reference", str(reference), "--json"]
+        stream(command, folder, stdout=file)
     except UserError as error:
-        if error.code is Exit.INVALID_DATA:
-            raise UserError(f"{DRIFTED} from the champion's images: {error}", error.code) from error
+        if error.code is Exit.INVALID_DATA and differences(file, "critical"):
+            raise Drifted(f"{DRIFTED} from the champion's images: {error}", error.code) from error
         raise
-    return Completed(name=DRIFTED, message="; ".join(warnings)) if warnings else Completed()
+    warnings = "; ".join(differences(file, "warning"))
+    return Completed(name=DRIFTED, message=warnings) if warnings else Completed()
 
 
-def champion_report(root: Path, folder: Path) -> Path | None:
-    """Return the validation report of the champion's images, after fetching it.
+def differences(file: Path, severity: Literal["warning", "critical"]) -> list[str]:
+    """Return in what the images differ from the reference by findings in a file."""
+    return [result.words for result in read(Findings, file).failed(severity) if result.table == "drift"]
 
-    None without a champion or report, or if the images in `folder` are the same.  Raises UserError (exit 5).
+
+def findings_of_champion(root: Path, folder: Path) -> Path | None:
+    """Return the file with what the contract found of the champion's images, after fetching it.
+
+    None without a champion or such a file, or if the images in `folder` are the same.  Raises UserError (exit 5).
     """
-    images = read(Validation, folder / layout.VALIDATION).data_sha256
+    images = read(Verdict, folder / layout.VALIDATION).data_sha256
     champion = registry.champion(root)
     if champion is None or champion.metrics.data_sha256 == images:
         return None

@@ -119,7 +119,7 @@ def digits() -> np.ndarray:
 @pytest.fixture
 def space_of_one_image(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure detail and the grid of JPEG, which take longest, on one image of a split, and not on 2,500."""
-    monkeypatch.setattr("flows.validation.facts.SAMPLED", 1)
+    monkeypatch.setattr("flows.contract.facts.SAMPLED", 1)
 
 
 @pytest.fixture

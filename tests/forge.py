@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ from conftest import TINY
 from project import IDENTITY, ROOT, Project
 
 from flows.core import layout
-from flows.core.checkpoint import model_sha256, save_model
-from flows.images.store import data_sha256, save_images
+from flows.core.files import file_sha256
+from flows.core.model import save_model
+from flows.evaluation.results import Comparison, ModelFigures
+from flows.images.image_set import open_images, save_images
 from flows.registry.evidence import PROMOTE, REFUSE, Evidence
 from flows.registry.git import registry_lock
 from flows.registry.versions import CHAMPION, REFUSED, assign, resolve
@@ -60,7 +62,7 @@ class Forge:
         images = np.arange(6 * 64, dtype=np.uint8).reshape(6, 1, 8, 8) % 17
         description = {"name": "forged", "num_levels": 17, "image_shape": [1, 8, 8], "num_train": 6, "num_test": 6}
         save_images(self.files / "data/images", {"train": images, "test": images[::-1]}, description)
-        report = {"success": True, "data_sha256": data_sha256(self.files / "data/images")}
+        report = {"success": True, "data_sha256": open_images(self.files / "data/images").data_sha256}
         (self.files / "validation.json").write_text(json.dumps(report))
         self.git("add", "--all")
         self.git("commit", "--quiet", "--message=Start")
@@ -132,8 +134,8 @@ class Forge:
     def commit(self, number: str, lock: Any = None, documents: Mapping[str, str | bytes] = {}, run: str = "") -> str:
         """Commit results, with other documents in place of valid ones, on the branch of a run if given; return it."""
         digests = {
-            "model_sha256": model_sha256(self.files / "models/vdm"),
-            "data_sha256": data_sha256(self.files / "data/images"),
+            "model_sha256": file_sha256(self.files / "models/vdm/config.json"),
+            "data_sha256": open_images(self.files / "data/images").data_sha256,
         }
         metrics = json.dumps({"bpd": 2.0, "bpd_standard_error": 0.1, "num_images": 6, **digests})
         lock = json.loads(json.dumps(lock or self.lock(number)))
@@ -163,6 +165,28 @@ class Forge:
         path = self.cached(digest)
         path.chmod(0o644)
         path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+
+def comparison(
+    champion_bpd: float | None = 2.1,
+    challenger_bpd: float | None = 2.0,
+    interval: Sequence[float | None] = (-0.2, -0.05),
+) -> Comparison:
+    """Return a comparison of two models on 359 images, with these figures."""
+    found = {"vdm@v1.0.0": champion_bpd, "vdm@v1.1.0": challenger_bpd}
+    digests = {"model_sha256": "a" * 64, "data_sha256": "b" * 64}
+    return Comparison(
+        models=[ModelFigures(model=name, bpd=bpd, bpd_standard_error=0.1, **digests) for name, bpd in found.items()],
+        difference_bpd=-0.1,
+        difference_standard_error=0.03,
+        confidence=0.95,
+        confidence_interval=list(interval),
+        num_images=359,
+        seed=0,
+        times_per_image=1,
+        num_timesteps=None,
+        given="nothing",
+    )
 
 
 def crown(project: Project, *references: str) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from flows.core.params import Data
-from flows.images.store import ImageSet, load_images
-from flows.stages.download import download
+from flows.images.download import download
+from flows.images.image_set import Description, ImageSet, open_images
 
 
 def settings(source: Path, **changes: Any) -> Data:
@@ -27,7 +27,7 @@ def settings(source: Path, **changes: Any) -> Data:
 def load(source: Path, **changes: Any) -> ImageSet:
     out = source.parent / "images"
     download(settings(source, **changes), out=out, downloads=source.parent / "downloads")
-    return load_images(out)
+    return open_images(out)
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
@@ -50,3 +50,11 @@ def png(pixels: np.ndarray, bits: int, colour: int = 0, size: tuple[int, int] | 
     height, width = size or pixels.shape
     head = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", head) + part(b"IDAT", zlib.compress(raw)) + part(b"IEND", b"")
+
+
+def set_of(num_levels: int, **splits: np.ndarray) -> ImageSet:
+    """Return an image set of arrays (N,C,H,W) by split that lie in no folder."""
+    counts = {f"num_{split}": len(images) for split, images in splits.items()}
+    shape = list(splits["train"].shape[1:])
+    description = Description(name="x", num_levels=num_levels, image_shape=shape, **counts)
+    return ImageSet(Path(), "x", description, splits)

@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 
 from flows.core import layout
-from flows.core.checkpoint import model_sha256, save_model
-from flows.images.store import data_sha256, save_images
-from flows.report.results import Files, Origin
+from flows.core.model import TrainedModel, open_model, read_config, save_model
+from flows.images.image_set import ImageSet, open_images, save_images
+from flows.report.origin import Origin
+from flows.report.results import Files
 from vdm.model import VDM
 
 PLACES = Files(
@@ -20,12 +21,10 @@ PLACES = Files(
     noise_levels=layout.NOISE_LEVELS,
     curves=layout.CURVES,
     validation=layout.VALIDATION,
-    images=layout.IMAGES,
     samples=layout.SAMPLES_ARRAY,
     sample_metrics=layout.SAMPLE_METRICS,
     neighbours=layout.NEIGHBOURS,
     denoising=layout.DENOISING,
-    model=layout.REGISTERED,
 )
 PARAMETERS = {"data": {"name": "digits"}, "train": {"betas": [0.9, 0.99], "batch_size": 12, "keep": "best"}}
 ORIGIN = Origin("models/vdm", PARAMETERS, {}, ["make repro"], "digits, with train.steps 30 instead of 2300")
@@ -39,9 +38,9 @@ def write_results(folder: Path, digits: np.ndarray, **description: Any) -> Files
     save_images(folder / layout.IMAGES, splits, {"name": "digits", "title": "Digits", "num_levels": 17} | description)
     for split, images in splits.items():
         np.save(folder / layout.IMAGES / f"{split}_labels.npy", np.arange(len(images)) % 2)
-    data = data_sha256(folder / layout.IMAGES)
+    data = open_images(folder / layout.IMAGES).data_sha256
     write_model(folder / layout.REGISTERED)
-    model = model_sha256(folder / layout.REGISTERED)
+    model = read_config(folder / layout.REGISTERED)[1]
     documents = {
         layout.METRICS: metrics(data, model),
         layout.VALIDATION: validation(data),
@@ -60,6 +59,11 @@ def write_results(folder: Path, digits: np.ndarray, **description: Any) -> Files
     np.save(folder / layout.SAMPLES_ARRAY, digits[:16])
     Image.fromarray(np.tile(np.arange(64, dtype=np.uint8), (32, 2))).save(folder / layout.DENOISING)
     return files
+
+
+def opened(folder: Path) -> tuple[ImageSet, TrainedModel]:
+    """Return the images and the model of the results in the folder."""
+    return open_images(folder / layout.IMAGES), open_model(folder / layout.REGISTERED)
 
 
 def write_model(folder: Path) -> None:

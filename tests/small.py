@@ -15,9 +15,9 @@ from project import ROOT, TINY_PARAMS
 from results import sample_metrics
 from sklearn.datasets import load_digits
 
-from flows.core.checkpoint import save_model
-from flows.images.store import data_sha256, save_images
-from flows.quality.features import Classifier, save_features
+from flows.core.model import save_model
+from flows.images.image_set import open_images, save_images
+from flows.sampling.features import Classifier, save_features
 from vdm.model import VDM
 
 METRICS = {
@@ -65,7 +65,7 @@ class Small:
             "accuracy": 0.75,
             "guess": 0.25,
         }
-        digest = data_sha256(self.folder / "data/images")
+        digest = open_images(self.folder / "data/images").data_sha256
         save_features(self.folder / "models/features", Classifier(1, 17, 4, 4), described | {"data_sha256": digest})
 
     def reset(self) -> None:
@@ -79,7 +79,7 @@ class Small:
             shutil.rmtree(self.folder / place, ignore_errors=True)
         for place in ("models/vdm", "models/imported"):
             shutil.copytree(self.folder / "models/trained", self.folder / place)
-        report = {"success": True, "data_sha256": data_sha256(self.folder / "data/images")}
+        report = {"success": True, "data_sha256": open_images(self.folder / "data/images").data_sha256}
         for name, content in (OLD | {"reports/validation/validation.json": json.dumps(report)}).items():
             (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
             (self.folder / name).write_text(content)

@@ -9,6 +9,8 @@ from flows.core import layout
 from flows.core.errors import Exit, UserError
 
 if TYPE_CHECKING:
+    from flows.contract.findings import Verdict
+    from flows.core.model import TrainedModel
     from flows.core.params import Params, Section
     from flows.registry.versions import Version
 
@@ -51,11 +53,30 @@ def override(section: SectionType, values: dict[str, Any]) -> SectionType:
         raise UserError(f"{option}{explain(first)}", Exit.USAGE) from error
 
 
+def verdict() -> "Verdict":
+    """Return what the contract found of data/images.  Raises UserError (exit 5) before `vdmctl validate`."""
+    from flows.contract.findings import Verdict
+    from flows.core.documents import read
+
+    return read(Verdict, layout.VALIDATION, "run `vdmctl validate`")
+
+
 def version_of(model: str) -> "Version | None":
     """Return the version that the text names, as `champion` does; None for the path of a folder, as `./champion`."""
     from flows.registry.versions import REFERENCE, resolve
 
     return resolve(ROOT, model) if REFERENCE.fullmatch(model) else None
+
+
+def named_model(model: str | None, device: str = "cpu") -> "TrainedModel":
+    """Return the model that the text names, by default models/vdm, opened on the device.  A version is fetched.
+
+    Raises UserError: exit 5 if the folder or the version is missing or damaged, 2 for a device that is missing.
+    """
+    from flows.core.device import find_device  # torch takes a second
+    from flows.core.model import open_model
+
+    return open_model(model_folder(model), find_device(device), model)
 
 
 def model_folder(model: str | None) -> Path:

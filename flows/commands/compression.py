@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.arguments import ROOT, AsJson, ForceOption, ModelArgument, model_folder
+from flows.commands.arguments import ROOT, AsJson, ForceOption, ModelArgument, named_model
 from flows.compression.batches import MOST_BATCH, MOST_TIMESTEPS
 from flows.process.streams import say_result
 from vdm.choices import Split
@@ -50,15 +50,19 @@ def compress(
     `vdmctl decompress` needs the same model. It is sure to work only with the versions of torch and NumPy and the
     kind of processor that the file names.
     """
-    folder = model_folder(model)
     from flows.commands.summary import counted
     from flows.compression.files import compress
+    from flows.core.files import require_replaceable
     from flows.evaluation.results import with_error
+    from flows.images.given import open_given
     from flows.registry.lock_file import require_no_outputs
 
     require_no_outputs(ROOT, out)
+    coder = named_model(model, device)
+    require_replaceable(out, images, coder.folder, force=force)
     options = {"num_timesteps": num_timesteps, "batch_size": batch_size}
-    done = compress(images, split=split, model=folder, out=out, **options, device=device, verify=verify, force=force)
+    with open_given(images, split, coder, transformed=False) as to_compress:
+        done = compress(to_compress, coder, out, **options, verify=verify)
     bound = with_error(done.bound_bpd, done.bound_bpd_standard_error)
     code = "" if done.code_bpd is None else f", {done.code_bpd:.4f} for the images encoded with the model"
     text = (
@@ -85,11 +89,13 @@ def decompress(
 
     If the file is cut short or damaged, nothing is written, and the exit code is 5.
     """
-    folder = model_folder(model)
     from flows.commands.summary import counted
-    from flows.compression.files import decompress
+    from flows.compression.files import WRITTEN, decompress
+    from flows.core.files import require_replaceable
     from flows.registry.lock_file import require_no_outputs
 
     require_no_outputs(ROOT, out)
-    done = decompress(file, model=folder, out=out, device=device, force=force)
+    coder = named_model(model, device)
+    require_replaceable(out, file, coder.folder, force=force, names=WRITTEN)
+    done = decompress(file, coder, out)
     say_result(done.model_dump(), f"{counted(done.num_images, 'image')} in {done.out}", as_json)

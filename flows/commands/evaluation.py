@@ -4,7 +4,7 @@ import logging
 import shlex
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -14,7 +14,7 @@ from flows.commands.arguments import (
     AsJson,
     ForceOption,
     ModelArgument,
-    model_folder,
+    named_model,
     override,
     parameters,
     version_of,
@@ -25,7 +25,9 @@ from flows.process.streams import say, say_result
 from vdm.choices import Given, Split
 
 if TYPE_CHECKING:
+    from flows.core.model import TrainedModel
     from flows.evaluation.results import SampleMetrics
+    from flows.images.image_set import Chosen
 
 commands = typer.Typer()
 log = logging.getLogger(__name__)
@@ -94,10 +96,10 @@ def evaluate(
     """
     params = parameters()
     from flows.commands.summary import show, summary
-    from flows.evaluation.protocols import ode
-    from flows.images.pictures import as_image_set
+    from flows.evaluation.bound import evaluate
+    from flows.evaluation.ode import ode
+    from flows.images.given import open_given
     from flows.registry.lock_file import require_no_outputs
-    from flows.stages.evaluate import evaluate
 
     options = {
         "times_per_image": times_per_image,
@@ -111,27 +113,30 @@ def evaluate(
     chosen = {name: value for name, value in options.items() if value is not None}
     if out:
         require_no_outputs(ROOT, out)
-    folder = model_folder(model)
-    with as_image_set(images, split, folder) if images else nullcontext(images_for(model)) as image_set:
-        of: dict[str, Any] = {"model": folder, "images": image_set, "split": split or "test"}
+    if protocol == "ode":
+        if num_timesteps or out:
+            raise UserError("--num-timesteps and --out need --protocol vlb", Exit.USAGE)
+        of_ode = override(params.ode, chosen | ({"num_images": num_images} if num_images else {}))
+        num_images = of_ode.num_images
+    evaluated = named_model(model)
+    given_images = images and open_given(images, split, evaluated, num_images)
+    with given_images or nullcontext(images_for(split or "test", model, most=num_images)) as to_evaluate:
         if protocol == "ode":
-            if num_timesteps or out:
-                raise UserError("--num-timesteps and --out need --protocol vlb", Exit.USAGE)
-            settings = override(params.ode, chosen | ({"num_images": num_images} if num_images else {}))
-            show(ode(settings, **of), as_json)
+            show(ode(of_ode, evaluated, to_evaluate), as_json)
             return
         steps = timesteps(num_timesteps) if num_timesteps else [params.evaluate.num_timesteps]
         if len(steps) > 1:
             chosen["class_images"] = 0
         sweep = [override(params.evaluate, chosen | {"num_timesteps": step}) for step in steps]
-        of_pipeline = image_set.resolve() == layout.IMAGES.resolve() and of["split"] == "test"
+        of_pipeline = to_evaluate.set.folder.resolve() == layout.IMAGES.resolve() and to_evaluate.split == "test"
         if model is None and of_pipeline and num_images is None:
             out = out or layout.EVALUATION
         if len(sweep) > 1 and out:
             reason = "several values of --num-timesteps write no files"
             raise UserError(f"{reason}: name a MODEL, and leave out --out", Exit.USAGE)
-        of |= {"requirements": layout.REQUIREMENTS, "out": out, "num_images": num_images}
-        results = [evaluate(settings, **of) for settings in sweep]
+        results = [
+            evaluate(settings, evaluated, to_evaluate, requirements=layout.REQUIREMENTS, out=out) for settings in sweep
+        ]
     if len(results) == 1:
         show(results[0], as_json)
     else:
@@ -161,14 +166,15 @@ def classify(
     The margin is the difference of the two highest log-likelihoods, in nats, with its standard error over times and
     noise, which are the same for all classes. All classes are equally likely at first.
     """
-    settings, folder = override(parameters().evaluate, {"class_times": times} if times else {}), model_folder(model)
+    settings = override(parameters().evaluate, {"class_times": times} if times else {})
     from flows.commands.summary import table
-    from flows.evaluation.classifying import classify
+    from flows.evaluation.classes import classify
     from flows.evaluation.results import with_error
-    from flows.images.pictures import as_image_set
+    from flows.images.given import open_given
 
-    with as_image_set(images, split, folder) as image_set:
-        found = classify(settings, image_set, model=folder, split=split or "test", until_sure=until_sure)
+    classifier = named_model(model)
+    with open_given(images, split, classifier) as to_classify:
+        found = classify(settings, classifier, to_classify, until_sure=until_sure)
     columns = {
         "image": map(str, range(len(found.best))),
         "file": found.files,
@@ -201,52 +207,51 @@ def compare(
         raise UserError(f"--confidence must lie between 0 and 1, got {confidence}", Exit.USAGE)
     settings = override(parameters().evaluate, {"given": given} if given else {})
     from flows.commands.summary import show
-    from flows.evaluation.protocols import compare
+    from flows.evaluation.bound import compare
     from flows.evaluation.results import common_figures
+    from flows.images.image_set import Chosen, open_images
 
-    models = [(name, model_folder(name)) for name in (first, second)]
-    images = images or images_for(first, second)
-    samples = common_figures(*(sample_metrics(*model) for model in models))
-    compared = compare(settings, *models, images=images, confidence=confidence, split=split)
+    models = named_model(first), named_model(second)
+    chosen = Chosen(open_images(images), split) if images else images_for(split, first, second)
+    samples = common_figures(*map(sample_metrics, models))
+    compared = compare(settings, *models, chosen, confidence=confidence)
     show(compared.model_copy(update={"samples": samples}), as_json)
 
 
-def sample_metrics(model: str, folder: Path) -> "SampleMetrics | None":
+def sample_metrics(model: "TrainedModel") -> "SampleMetrics | None":
     """Return the quality of the samples of a version, or of the model in a folder; None if it was not measured.
 
     That of a folder's model is measured on the last samples in the working tree, if this model drew them.
     """
-    from flows.core.checkpoint import model_sha256
     from flows.core.documents import read
     from flows.evaluation.results import SampleMetrics
 
-    if version := version_of(model):
+    if version := version_of(model.name):
         return version.samples
     if not layout.SAMPLE_METRICS.exists():
         return None
     measured = read(SampleMetrics, layout.SAMPLE_METRICS, "run `vdmctl sample`")
-    return measured if measured.model_sha256 == model_sha256(folder) else None
+    return measured if measured.model_sha256 == model.sha256 else None
 
 
-def images_for(*models: str | None) -> Path:
-    """Return the image set to evaluate models on: data/images, or if that is missing, those of the last version.
+def images_for(split: Split, *models: str | None, most: int | None = None) -> "Chosen":
+    """Return the images to evaluate models on: of data/images, or if that is missing, those of the last version.
 
     Log a warning for a version that was trained with another image set, which may contain the evaluated images.
     """
-    images = layout.IMAGES
-    versions = [version for model in models if model and (version := version_of(model))]
-    if not versions:
-        return images
-    from flows.images.store import data_sha256
-    from flows.registry.storage import fetch_images
+    from flows.images.image_set import Chosen, open_images
 
-    if not images.exists():
+    versions = [version for model in models if model and (version := version_of(model))]
+    if versions and not layout.IMAGES.exists():
+        from flows.registry.storage import fetch_images
+
         images = fetch_images(ROOT, versions[-1])
-    digest = data_sha256(images)
+    else:
+        images = open_images(layout.IMAGES)
     for version in versions:
-        if version.metrics.data_sha256 not in (None, digest):
-            log.warning("%s was trained with other images than %s, and may have seen these", version.name, images)
-    return images
+        if version.metrics.data_sha256 not in (None, images.data_sha256):
+            log.warning("%s was trained with other images than %s, and may have seen these", version.name, images.name)
+    return Chosen(images, split, most)
 
 
 FORMAT_HELP = (

@@ -4,12 +4,10 @@ A list stands below a comment with the name of a document that a command prints.
 the field in its class, or else that of its name in `MEANINGS`.
 """
 
-import ast
-import inspect
 import pkgutil
 import re
 from collections.abc import Iterator
-from itertools import groupby, pairwise
+from itertools import groupby
 from pathlib import Path
 from typing import Any, get_args
 
@@ -69,9 +67,13 @@ MEANINGS = {
 def written(page: str) -> str:
     """Return the page with its lists of keys as the documents have them.  A meaning is told where it comes first."""
     told: set[str] = set()
+    sections: dict[type[BaseModel], str] = {}
+    """The documents that were listed, by the command that prints them."""
 
     def listed(found: re.Match[str]) -> str:
-        lines = groupby(keys(pkgutil.resolve_name(found[2]), told, {}), lambda key: (key[0], key[2]))
+        document = pkgutil.resolve_name(found[2])
+        lines = groupby(keys(document, told, dict(sections)), lambda key: (key[0], key[2]))
+        sections[document] = re.findall(r"^## (\w+)", page[: found.start()], re.MULTILINE)[-1]
         return found[1] + "".join(
             start + ", ".join(key[1] for key in same) + f"{text}\n" for (start, text), same in lines
         )
@@ -84,12 +86,11 @@ def keys(
 ) -> Iterator[tuple[str, str, str]]:
     """Yield the start of the line, the name and the text of each key of a document and of the documents in it.
 
-    Meanings in `told` are left out.  A document in `known` is listed at the key that it names.
+    Meanings in `told` are left out.  A document in `known` is listed at the key, or for the command, that it names.
     """
     schema = document.model_json_schema()
-    said = below_fields(document)
     for name, field in document.model_fields.items():
-        meaning = said.get(name) or MEANINGS.get(name, "")
+        meaning = in_a_line(field.description) if field.description else MEANINGS.get(name, "")
         kind = type_of(schema["properties"][name])
         text = "" if kind == implied(name) else f", {kind}"
         inner = documents_in(field.annotation)
@@ -101,6 +102,12 @@ def keys(
             if each not in known:
                 known[each] = name
                 yield from keys(each, told, known, f"  {start}")
+
+
+def in_a_line(text: str) -> str:
+    """Return the text below a field as it stands behind a colon."""
+    line = " ".join(text.split())
+    return line[0].lower() + line[1:].rstrip(".")
 
 
 def implied(name: str) -> str:
@@ -123,18 +130,6 @@ def documents_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [inner for argument in get_args(annotation) for inner in documents_in(argument)]
-
-
-def below_fields(document: type[BaseModel]) -> dict[str, str]:
-    """Return the texts below the fields of a document and of those that it extends."""
-    found: dict[str, str] = {}
-    for part in reversed(document.__mro__[: -len(BaseModel.__mro__)]):
-        body = ast.parse(inspect.getsource(part)).body[0].body  # type: ignore[attr-defined]
-        for field, text in pairwise(body):
-            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-                lines = " ".join(str(text.value.value).split())
-                found[ast.unparse(field.target)] = lines[0].lower() + lines[1:].rstrip(".")
-    return found
 
 
 if __name__ == "__main__":

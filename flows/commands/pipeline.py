@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.arguments import MODEL_HELP, ROOT, AsJson, ForceOption, parameters
+from flows.commands.arguments import MODEL_HELP, ROOT, AsJson, ForceOption, parameters, verdict
 from flows.core import layout
 from flows.core.errors import Exit, UserError, brief
 from flows.core.escaping import visible
@@ -26,7 +26,7 @@ def kept(folder: Path) -> Path:
 @commands.command()
 def download() -> None:
     """Download or read the image set that `data:` names, check its checksums, and write data/images."""
-    from flows.stages.download import download
+    from flows.images.download import download
 
     download(parameters().data, out=layout.IMAGES, downloads=kept(layout.DOWNLOADS))
 
@@ -47,40 +47,41 @@ def validate(
     """
     params = parameters()
     if path is None:
-        from flows.stages.validate import validate
+        from flows.contract.drift import read_reference
+        from flows.contract.inspection import validate
+        from flows.images.image_set import open_images
 
         if out or as_json:
             raise UserError("--out and --json need PATH", Exit.USAGE)
-        validate(params.contract, images=layout.IMAGES, out=layout.VALIDATION.parent, reference=reference)
+        images, expected = open_images(layout.IMAGES), read_reference(reference) if reference else None
+        validate(params.contract, images=images, out=layout.VALIDATION.parent, reference=expected)
         return
-    from flows.images.preparing import write_images
-    from flows.images.store import DESCRIPTION
-    from flows.validation.drift import read_reference
-    from flows.validation.inspection import inspect_images, require_success, write_report
+    from flows.contract.drift import read_reference
+    from flows.contract.inspection import inspect_images, require_success, write_findings
+    from flows.images.download import write_images
+    from flows.images.image_set import is_image_set, open_images
 
     if out:
         require_apart(out, path, reference)
         out.mkdir(parents=True, exist_ok=True)  # fails before the images are read
-    is_set = (path / DESCRIPTION).exists()
+    profile = read_reference(reference) if reference else None  # fails before the images are read
     with scratch_folder() as scratch:
-        images = path if is_set else scratch / "images"
-        if not is_set:
-            if reference and not (reference / DESCRIPTION).exists():
-                read_reference(reference)  # fails before the images are read
-            folder = params.data.model_copy(update={"name": "image_folder"})
-            origin = write_images(folder, source=path, out=images, downloads=scratch)
+        folder = path if is_image_set(path) else scratch / "images"
+        if folder != path:
+            data = params.data.model_copy(update={"name": "image_folder"})
+            origin = write_images(data, source=path, out=folder, downloads=scratch)
             log.info("%s: transforms: %s", visible(str(path)), origin["transforms"])
-        inspection = inspect_images(params.contract, images=images, reference=reference)
+        inspection = inspect_images(params.contract, open_images(folder, str(path)), profile)
         if out:
-            write_report(inspection, out)
+            write_findings(inspection, out)
     if as_json:
-        say_json(inspection.report.model_dump())
-    require_success(inspection.report, path, out)
+        say_json(inspection.findings.model_dump())
+    require_success(inspection.findings, str(path), out)
 
 
 def require_apart(out: Path, path: Path, reference: Path | None) -> None:
     """Raise UserError (exit 2) if a report in the folder `out` would be among the images, or replace what is needed."""
-    from flows.core.folders import contains
+    from flows.core.files import contains
     from flows.registry.lock_file import require_no_outputs
 
     require_no_outputs(ROOT, out)
@@ -94,23 +95,27 @@ def require_apart(out: Path, path: Path, reference: Path | None) -> None:
 def train() -> None:
     """Train a model with the parameters `model:` and `train:`; write models/trained and reports/training."""
     params = parameters()
-    from flows.stages.train import train
+    from flows.images.image_set import open_images
+    from flows.training.fitting import train
 
-    paths = {"images": layout.IMAGES, "validation": layout.VALIDATION, "curves": layout.CURVES}
-    train(params.model, params.train, **paths, out=layout.TRAINED, runs=kept(layout.STATES))
+    paths = {"out": layout.TRAINED, "curves": layout.CURVES, "runs": kept(layout.STATES)}
+    checked = verdict()
+    train(params.model, params.train, open_images(layout.IMAGES), checked, **paths)
 
 
 @commands.command()
 def register() -> None:
     """Write models/vdm: the trained model with its model card."""
     params = parameters()
-    from flows.core.checkpoint import model_sha256
-    from flows.stages.register import register
+    from flows.core.model import open_model
+    from flows.images.image_set import open_images
+    from flows.training.card import register
     from flows.training.runs import forget
 
-    paths = {"trained": layout.TRAINED, "curves": layout.CURVES, "images": layout.IMAGES, "report": layout.VALIDATION}
-    register(params.data, params.model, params.train, **paths, out=layout.REGISTERED)
-    forget(kept(layout.STATES), model_sha256(layout.REGISTERED))
+    sections = params.data, params.model, params.train
+    trained = open_model(layout.TRAINED)
+    register(*sections, trained, open_images(layout.IMAGES), verdict(), curves=layout.CURVES, out=layout.REGISTERED)
+    forget(kept(layout.STATES), trained.sha256)
 
 
 @commands.command()
@@ -152,7 +157,7 @@ def print_results(as_json: bool) -> None:
     from flows.commands.summary import summary
     from flows.core.documents import read
     from flows.evaluation.results import BoundMetrics
-    from flows.registry.reproduction import reproduction
+    from flows.registry.verification import reproduction
 
     metrics = read(BoundMetrics, layout.METRICS, "run `dvc repro`")
     compared = None
@@ -195,7 +200,7 @@ def preset(
     With --images, the values suit a folder of images and so many minutes of training: training steps are measured, and
     photographs, or images of several sizes, are resized. Each value that differs from the preset has its reason.
     """
-    from flows.core.presets import preset_names, read_preset
+    from flows.core.params_file import preset_names, read_preset
 
     if images is None and minutes is not None:
         raise UserError("--minutes needs --images FOLDER", Exit.USAGE)
@@ -205,7 +210,7 @@ def preset(
         if all(read_preset(each) != present for each in preset_names()):
             raise UserError(f"{layout.PARAMS} differs from every preset; --force overwrites it", Exit.USAGE)
     if images is not None:
-        from flows.commands.planning import plan
+        from flows.training.planning import plan
 
         text = plan(name, images, 10 if minutes is None else minutes)
     write_whole(layout.PARAMS, text)

@@ -40,7 +40,7 @@ def models(as_json: AsJson = False) -> None:
 def lineage(model: VersionArgument, as_json: AsJson = False) -> None:
     """Show the origin of a version: tag, commit, parameters, data, validation report, code, outputs, with digests."""
     from flows.core import bounded_yaml
-    from flows.registry.lineage import lineage
+    from flows.registry.lock_file import lineage
     from flows.registry.versions import resolve
 
     found = lineage(ROOT, resolve(ROOT, model)).as_json()

@@ -11,15 +11,13 @@ from flows.core import bounded_yaml, layout
 from flows.core.documents import read
 from flows.core.errors import Exit, UserError
 from flows.core.files import scratch_folder, write_whole
-from flows.core.presets import preset_names, read_preset
 from flows.evaluation.results import Metrics
-from flows.registry.lineage import Lineage, lineage
-from flows.registry.lock_file import lock_here, output_at, require_no_outputs
-from flows.registry.storage import fetch, fetch_files, fetch_images
+from flows.registry.lock_file import Lineage, lineage, lock_here, output_at, require_no_outputs
+from flows.registry.storage import fetch_files, fetch_images, fetch_model
 from flows.registry.versions import Version
-from flows.report.page import changed, page, value
-from flows.report.results import Files, Origin, Results, origin_here, read_results, restoring_images
-from flows.stages.report import report
+from flows.report.origin import Origin, beside_preset, origin_here, restoring_images
+from flows.report.page import page, report
+from flows.report.results import Files, Results, opened_images, opened_model, read_results
 
 WORKSPACE = Files(
     metrics=layout.METRICS,
@@ -27,12 +25,10 @@ WORKSPACE = Files(
     noise_levels=layout.NOISE_LEVELS,
     curves=layout.CURVES,
     validation=layout.VALIDATION,
-    images=layout.IMAGES,
     samples=layout.SAMPLES_ARRAY,
     sample_metrics=layout.SAMPLE_METRICS,
     neighbours=layout.NEIGHBOURS,
     denoising=layout.DENOISING,
-    model=layout.REGISTERED,
 )
 SECTIONS = ("data", "contract", "model", "train", "evaluate", "features", "sample", "quality")
 """The sections of params.yaml that the stage takes."""
@@ -47,8 +43,8 @@ def write_page(models: list[str], out: Path, *, force: bool) -> None:
     results are missing or damaged; OSError that names `out`.
     """
     if not models and out == layout.PAGE:
-        origin = beside_preset(origin_here(layout.REGISTERED, sections()))
-        report(origin, files=WORKSPACE, out=out, pictures=layout.PICTURES)
+        origin, model = origin_here(layout.REGISTERED, sections()), opened_model(layout.REGISTERED)
+        report(origin, WORKSPACE, opened_images(layout.IMAGES), model, out=out, pictures=layout.PICTURES)
         return
     require_no_outputs(ROOT, out)
     if out.exists() and not force:
@@ -62,17 +58,18 @@ def of_version(version: Version) -> Results:
     chain = lineage(ROOT, version)
     if version.problem:
         raise UserError(f"{version.name}: {version.problem}", Exit.MISSING)
-    folders = {str(layout.IMAGES): fetch_images, str(layout.REGISTERED): fetch}
-    listed = [path for path in map(str, WORKSPACE) if path in chain.lock.outputs and path not in folders]
+    outputs = chain.lock.outputs
+    listed = [path for path in map(str, WORKSPACE) if path in outputs]
     if str(layout.METRICS) not in listed:
         raise UserError(f"{version.name}: its {layout.DVC_LOCK} does not list {layout.METRICS}", Exit.MISSING)
+    images = fetch_images(ROOT, version) if str(layout.IMAGES) in outputs else None
+    model = fetch_model(ROOT, version) if str(layout.REGISTERED) in outputs else None
     with scratch_folder() as scratch:
         fetch_files(ROOT, version, listed, scratch)
         places = {path: scratch / path for path in listed}
-        places |= {path: get(ROOT, version) for path, get in folders.items() if path in chain.lock.outputs}
         files = Files(*(places.get(str(path)) for path in WORKSPACE))  # type: ignore[arg-type]  # None: no such result
         try:
-            return read_results(files, beside_preset(origin_of(chain)))
+            return read_results(files, beside_preset(origin_of(chain)), images, model)
         except UserError as error:
             raise UserError(str(error).replace(f"{scratch}/", f"{version.name}: "), error.code) from error
 
@@ -104,18 +101,8 @@ def of_workspace(folder: Path) -> Results:
         lock = lock_here(ROOT)
         if lock.outputs.get(str(layout.METRICS)) == hashlib.md5(layout.METRICS.read_bytes()).hexdigest():
             shown |= lock.parameters
-    return read_results(WORKSPACE, beside_preset(origin_here(folder, shown)))
-
-
-def beside_preset(origin: Origin) -> Origin:
-    """Return the origin with the preset that differs least from its parameters, if it states those of the training."""
-    found = []
-    for name in preset_names() if "train" in origin.parameters else []:
-        preset = bounded_yaml.parse(read_preset(name))
-        differing = [change for change in changed(preset, origin.parameters) if "not set" not in change]
-        changes = "; ".join(f"{key} {value(here)} instead of {value(there)}" for key, there, here in differing)
-        found.append((len(differing), f"{name}, with {changes}" if changes else name))
-    return origin._replace(preset=min(found, default=(0, ""))[1])
+    model = opened_model(folder)
+    return read_results(WORKSPACE, beside_preset(origin_here(folder, shown)), opened_images(layout.IMAGES), model)
 
 
 def sections() -> dict[str, Any]:
@@ -129,25 +116,25 @@ def of_folder(folder: Path) -> Results:
 
     The folder's are at the paths that the workspace's have in `reports`.  Raises UserError (exit 5).
     """
-    from flows.core.checkpoint import CONFIG, card_parameters, model_sha256, read_description  # torch takes a second
+    from flows.core.model import CONFIG, open_model  # torch takes a second
 
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder}: no model folder, since it has no {CONFIG}", Exit.MISSING)
-    digest = model_sha256(folder)
-    own = {layout.IMAGES: layout.IMAGES, layout.REGISTERED: folder}
-    files = Files(*(own.get(path) or folder / path.relative_to(layout.REPORTS) for path in WORKSPACE if path))
+    model = open_model(folder)
+    files = Files(*(folder / path.relative_to(layout.REPORTS) for path in WORKSPACE if path))
     metrics = files.metrics
-    if not metrics.exists() and layout.METRICS.exists() and read(Metrics, layout.METRICS).model_sha256 == digest:
+    if not metrics.exists() and layout.METRICS.exists() and read(Metrics, layout.METRICS).model_sha256 == model.sha256:
         return of_workspace(folder)
     name = shlex.quote(str(folder))
     command = f"vdmctl evaluate {name} --out {shlex.quote(str(metrics.parent))}"
     if not metrics.exists():
         advice = "dvc repro evaluate" if output_at(ROOT, folder) else command
         raise UserError(f"{folder}: not evaluated yet; run `{advice}`", Exit.MISSING)
-    if read(Metrics, metrics).model_sha256 != digest:
+    if read(Metrics, metrics).model_sha256 != model.sha256:
         raise UserError(f"{metrics} is about another model; run `{command}`", Exit.MISSING)
     # Shape and levels are those of the images, and no parameters.
-    arguments = read_description(folder)["model"]
-    model = {"classes": None} | {key: arguments[key] for key in arguments.keys() - {"image_shape", "num_levels"}}
-    parameters = bounded_yaml.sections(card_parameters(folder)) | {"model": model}
-    return read_results(files, beside_preset(Origin(str(folder), parameters, {}, [command])))
+    arguments = model.description.model
+    ours = {"classes": None} | {key: arguments[key] for key in arguments.keys() - {"image_shape", "num_levels"}}
+    parameters = bounded_yaml.sections(model.parameters) | {"model": ours}
+    origin = beside_preset(Origin(str(folder), parameters, {}, [command]))
+    return read_results(files, origin, opened_images(layout.IMAGES), model)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from flows.commands.arguments import MODEL_HELP, ROOT, AsJson, ForceOption, model_folder, override, parameters
+from flows.commands.arguments import MODEL_HELP, ROOT, AsJson, ForceOption, named_model, override, parameters, verdict
 from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.process.streams import say_result
@@ -77,10 +77,13 @@ def sample(
     if model is None:
         if given or classes or out or film or known or mask or force or as_json:
             raise UserError(f"options need a MODEL, such as {layout.REGISTERED}; without it the stage runs", Exit.USAGE)
-        from flows.stages.sample import sample
+        from flows.core.model import open_model
+        from flows.images.image_set import open_images
+        from flows.sampling.features import open_features
+        from flows.sampling.measuring import sample
 
-        paths = {"model": layout.REGISTERED, "features": layout.FEATURES, "images": layout.IMAGES}
-        sample(params.sample, params.quality, **paths, out=layout.SAMPLES.parent)
+        opened = open_model(layout.REGISTERED), open_features(layout.FEATURES), open_images(layout.IMAGES)
+        sample(params.sample, params.quality, *opened, layout.SAMPLES.parent)
         return
     from flows.commands.summary import counted
     from flows.registry.lock_file import require_no_outputs
@@ -90,7 +93,9 @@ def sample(
         require_no_outputs(ROOT, place)
     settings = override(params.sample, {"num_images": DRAWN} | given)
     places = {"film": film, "known": known, "mask": mask}
-    done = answer(Request(model_folder(model), settings, out or OUT, **places, force=force, classes=classes))
+    done = answer(
+        Request(named_model(model, settings.device), settings, out or OUT, **places, force=force, classes=classes)
+    )
     text = f"{counted(done['num_images'], 'image')} in {done['out']}" + (f", their film in {film}" if film else "")
     say_result(done, text, as_json)
 
@@ -99,6 +104,7 @@ def sample(
 def features() -> None:
     """Train the classifier whose features compare images (parameters `features:`), and write models/features."""
     params = parameters()
-    from flows.stages.features import features
+    from flows.images.image_set import open_images
+    from flows.sampling.features import features
 
-    features(params.features, images=layout.IMAGES, validation=layout.VALIDATION, out=layout.FEATURES)
+    features(params.features, open_images(layout.IMAGES), verdict(), layout.FEATURES)

@@ -3,6 +3,5 @@
 batches  in which batches images are coded
 rans     the entropy coder
 coding   images to and from the content of a file
-images   images of any kind as one array, and arrays as files
 files    the commands, with outputs that appear whole or not at all
 """

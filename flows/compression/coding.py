@@ -16,7 +16,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from copy import deepcopy
 from typing import Annotated, Any, NamedTuple
 
 import msgpack
@@ -26,12 +26,11 @@ from pydantic import Field
 
 from flows.compression.batches import COARSE_CELLS, COARSE_IMAGES, MOST_BATCH, MOST_TIMESTEPS, batches, most_plain
 from flows.compression.rans import WORD_BITS, Rans, initial_word
-from flows.core.checkpoint import load_model, model_sha256
-from flows.core.device import find_device, processor
+from flows.core.device import processor
 from flows.core.documents import Document
 from flows.core.errors import Exit, UserError
+from flows.core.model import TrainedModel
 from vdm.codec import CELLS, Codec, Tick, decode_plainly, encode_plainly
-from vdm.model import VDM
 
 MAGIC, VERSION = b"VDMZ", 3
 MODEL_BYTES, WORD_BYTES = 4, WORD_BITS // 8
@@ -120,16 +119,16 @@ class Coding:
     Raises UserError (exit 2) if the model's schedule allows no code in this number of steps.
     """
 
-    def __init__(self, vdm: VDM, header: Header, start: bytes) -> None:
-        self.vdm, self.header, self.start = vdm, header, start
+    def __init__(self, model: TrainedModel, header: Header, start: bytes) -> None:
+        self.vdm, self.header, self.start = deepcopy(model.vdm).double(), header, start
         self.pixels = hashlib.sha256()
         """Of the images that were decoded."""
-        self.num_modelled = max(0, header.num_images - most_plain(vdm.num_levels))
+        self.num_modelled = max(0, header.num_images - most_plain(self.vdm.num_levels))
         """The images that are encoded with the model, not plainly."""
         self.num_evaluations = self.num_modelled * header.num_timesteps
         """The evaluations of the network that encode all images, or decode them."""
         try:
-            self.coarse, self.fine = (Codec(vdm, header.num_timesteps, cells) for cells in (COARSE_CELLS, CELLS))
+            self.coarse, self.fine = (Codec(self.vdm, header.num_timesteps, cells) for cells in (COARSE_CELLS, CELLS))
         except ValueError as error:
             reason = f"a code in {header.num_timesteps} steps is not possible: {error}"
             raise UserError(f"{reason}; choose another --num-timesteps", Exit.USAGE) from error
@@ -189,16 +188,16 @@ class Coding:
             raise UserError(f"{name}: damaged, or decoded differently: {error}; {made}", Exit.MISSING) from error
 
 
-def coding_of(content: bytes, name: str, *, model: Path, device: str) -> Coding:
-    """Return the coding that decodes a file of this content and name, with the model in a folder.
+def coding_of(content: bytes, name: str, model: TrainedModel) -> Coding:
+    """Return the coding that decodes a file of this content and name with the model.
 
     Raises UserError if the header is damaged (exit 5) or names another model (exit 2).
     """
     header, digest, end = unpacked(content, name)
-    if not (given := model_sha256(model)).startswith(digest):
-        reason = f"encoded with the model {digest}..., and {model} is {given[:16]}..."
+    if not model.sha256.startswith(digest):
+        reason = f"encoded with the model {digest}..., and {model.name} is {model.sha256[:16]}..."
         raise UserError(f"{name}: {reason}; name its model", Exit.USAGE)
-    return Coding(load_model(model, find_device(device)).double(), header, content[:end])
+    return Coding(model, header, content[:end])
 
 
 @contextmanager

@@ -2,30 +2,29 @@
 
 import hashlib
 import re
-from copy import deepcopy
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from flows.compression.coding import Coding, Header, coding_of, machine_of, packed
-from flows.compression.images import ARRAY, open_images, write_decoded
-from flows.core.checkpoint import load_model, model_sha256
-from flows.core.device import find_device
-from flows.core.documents import Count, Document, Number, Sha256
+from flows.core.documents import Count, Document, Figure, Number, Sha256
 from flows.core.errors import Exit, UserError
-from flows.core.files import read_bounded, writing
-from flows.core.folders import require_replaceable, writing_folder
-from flows.evaluation.results import Figure
-from flows.images.labels import classes_of, given_class
-from flows.process.progress import bar
-from vdm.choices import Split
+from flows.core.files import naming, read_bounded, writing, writing_folder
+from flows.core.model import TrainedModel
+from flows.images.given import SHADES, Read, require_fitting
+from flows.images.image_set import Chosen, given_class, write_array
+from flows.process.streams import bar
 from vdm.evaluation import evaluate
 
 BOUND_TIMES, BOUND_BATCH = 32, 128
 """The noise levels of each image from which the bound is computed, and the evaluations of the network at once."""
 MOST_BYTES = 2**32
 """The largest file that is decoded; it is read into memory."""
+ARRAY = "images.npy"
 WRITTEN = rf"\d+\.png|{re.escape(ARRAY)}"
 
 
@@ -65,41 +64,32 @@ class Compressed(Decompressed):
 
 
 def compress(
-    source: Path,
-    *,
-    split: Split | None,
-    model: Path,
-    out: Path,
-    num_timesteps: int,
-    batch_size: int,
-    device: str,
-    verify: bool,
-    force: bool,
+    images: Chosen, model: TrainedModel, out: Path, *, num_timesteps: int, batch_size: int, verify: bool
 ) -> Compressed:
-    """Write the images in `source` (see `open_images`) to the file `out`.  With `verify`, first check that it decodes.
+    """Write the images to the file `out`.  With `verify`, first check that it decodes.
 
-    Raises what `open_images` raises, and UserError: exit 2 if the file exists, without `force`, and 5 if it does not
-    decode to the images, or if the model's output is not finite.
+    Raises UserError: exit 2 for images that do not fit the model, 5 if the file does not decode to the images, or if
+    the model's output is not finite.
     """
-    require_replaceable(out, source, model, force=force)
-    chosen = find_device(device)
-    vdm, model_digest = load_model(model, chosen), model_sha256(model)
     with writing(out) as file:  # an unwritable folder is reported before the images are encoded
-        images = open_images(source, split, model)
-        classes = classes_of(source, split or "test", model) if given_class(model, "auto", source) else None
-        pixels = hashlib.sha256(np.ascontiguousarray(images.array).data)
+        array = images.pixels
+        images.set.require_valid(images.split)
+        # Of the levels of a set, its images may have only those that the model has.
+        require_fitting(Read(array, images.set.num_levels, False, [], "none"), images.set.name, model)
+        classes = images.classes(model) if given_class(model, "auto", images.set) else None
+        pixels = hashlib.sha256(np.ascontiguousarray(array).data)
         header = Header(
-            num_images=len(images.array),
+            num_images=len(array),
             num_timesteps=num_timesteps,
             batch_size=batch_size,
-            pictures=images.pictures,
-            **machine_of(chosen),
+            pictures=images.set.description.pictures,
+            **machine_of(model.device),
             classes=classes is not None,
         )
-        coding = Coding(deepcopy(vdm).double(), header, packed(header, model_digest))  # before the slow bound
+        coding = Coding(model, header, packed(header, model.sha256))  # before the slow bound
         bound = evaluate(
-            vdm,
-            images.array,
+            model.vdm,
+            array,
             times_per_image=BOUND_TIMES,
             num_timesteps=num_timesteps,
             batch_size=BOUND_BATCH,
@@ -108,11 +98,11 @@ def compress(
             progress=bar("evaluating"),
         )
         with bar("compressing")(range(coding.num_evaluations)) as shown:
-            encoded = coding.encode(images.array, pixels.digest(), shown.update, classes)
+            encoded = coding.encode(array, pixels.digest(), shown.update, classes)
         if verify:
-            require_decodable(encoded.content, out, model=model, device=device)
+            require_decodable(encoded.content, out, model)
         file.write(encoded.content)
-    file_bytes, pixel_bytes = len(encoded.content), images.array.size
+    file_bytes, pixel_bytes = len(encoded.content), array.size
     return Compressed(
         **described(coding, out, model, pixels.hexdigest()),
         batch_size=batch_size,
@@ -122,16 +112,16 @@ def compress(
         code_bpd=encoded.code_bpd,
         initial_bits=encoded.initial_bits,
         classes=header.classes,
-        plain_images=len(images.array) - coding.num_modelled,
+        plain_images=len(array) - coding.num_modelled,
         bound_bpd=bound.bpd.mean(),
         bound_bpd_standard_error=bound.standard_error,
         verified=verify,
     )
 
 
-def require_decodable(content: bytes, out: Path, *, model: Path, device: str) -> None:
+def require_decodable(content: bytes, out: Path, model: TrainedModel) -> None:
     """Raise UserError (exit 5) unless the content of `out` decodes to the images, whose sha256 is in it."""
-    coding = coding_of(content, str(out), model=model, device=device)
+    coding = coding_of(content, str(out), model)
     try:
         with bar("verifying")(range(coding.num_evaluations)) as shown:
             for _ in coding.decode(content, str(out), shown.update):
@@ -140,7 +130,7 @@ def require_decodable(content: bytes, out: Path, *, model: Path, device: str) ->
         raise UserError(f"{out}: not written, since it does not decode to the images here", Exit.MISSING) from error
 
 
-def described(coding: Coding, out: Path, model: Path, pixels_digest: str) -> dict[str, Any]:
+def described(coding: Coding, out: Path, model: TrainedModel, pixels_digest: str) -> dict[str, Any]:
     """Return the fields of `Decompressed`."""
     return {
         "out": str(out),
@@ -149,21 +139,31 @@ def described(coding: Coding, out: Path, model: Path, pixels_digest: str) -> dic
         "num_levels": coding.vdm.num_levels,
         "num_timesteps": coding.header.num_timesteps,
         "pixels_sha256": pixels_digest,
-        "model_sha256": model_sha256(model),
+        "model_sha256": model.sha256,
     }
 
 
-def decompress(file: Path, *, model: Path, out: Path, device: str, force: bool) -> Decompressed:
+def decompress(file: Path, model: TrainedModel, out: Path) -> Decompressed:
     """Write the images in a file into the folder `out`, completely or not at all.
 
-    Raises what `coding_of` raises, and UserError: exit 2 for a folder that exists, without `force` or with other files,
-    and 5 for a file that cannot be decoded.
+    Raises what `coding_of` raises, and UserError (exit 5) for a file that cannot be decoded.
     """
-    require_replaceable(out, file, model, force=force, names=WRITTEN)
     content = read_bounded(file, MOST_BYTES)
-    coding = coding_of(content, str(file), model=model, device=device)
+    coding = coding_of(content, str(file), model)
     header, num_levels = coding.header, coding.vdm.num_levels
     with writing_folder(out) as folder, bar("decompressing")(range(coding.num_evaluations)) as shown:
         parts = coding.decode(content, str(file), shown.update)
         write_decoded(parts, folder, count=header.num_images, num_levels=num_levels, pictures=header.pictures)
     return Decompressed(**described(coding, out, model, coding.pixels.hexdigest()))
+
+
+def write_decoded(parts: Iterator[np.ndarray], folder: Path, *, count: int, num_levels: int, pictures: bool) -> None:
+    """Write images into a folder: as numbered PNG files, or as `images.npy`.  Raises OSError that names the file."""
+    if not pictures:
+        write_array(folder / ARRAY, parts)
+        return
+    step, digits = SHADES.get(num_levels, np.uint8(1)), len(str(count - 1))
+    for number, image in enumerate(step * image for image in chain.from_iterable(parts)):
+        path = folder / f"{number:0{digits}d}.png"
+        with naming(path, path):
+            Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(path)

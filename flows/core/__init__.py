@@ -1,15 +1,13 @@
-"""What all of `flows` may use: errors, parameters, paths, typed documents, models on disk.
+"""What all of `flows` may use: errors, parameters, paths, typed documents, trained models.
 
 errors        errors that the user can correct, and the exit codes
 escaping      text from data, escaped for terminals and Markdown
 layout        the paths in a project's folder
 params        the sections of params.yaml, strictly typed, with the limits of each parameter
-params_file   params.yaml itself: reading it, and saying what is wrong with it
-presets       whole files of parameters from presets, which name only what differs
+params_file   params.yaml itself, and the presets of which it is made
 documents     JSON files and parsed YAML as typed models
 bounded_yaml  YAML whose size and depth are bounded
-files         reading regular files of bounded size, writing whole files, paths that come from data
-folders       writing whole folders
-checkpoint    a model or a training state on disk
+files         reading regular files of bounded size, writing whole files and folders, paths that come from data
+model         a trained model, opened from its folder
 device        the device and the precision that the parameters select
 """

@@ -3,10 +3,11 @@
 Keys that a model does not name are kept: another version of the pipeline may have written them.
 """
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from flows.core.errors import Exit, UserError, brief, of_file
 from flows.core.files import parse_json, read_bounded
@@ -15,16 +16,24 @@ DocumentType = TypeVar("DocumentType", bound=BaseModel)
 MOST_BYTES = 2**24
 """The largest document that is read; the parsed document may take fifty times this size."""
 
+
+def finite_or_none(value: Any) -> Any:
+    """Return a number as it is, and None for NaN and infinities, which JSON does not have."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 FolderOrFileMd5 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}(\.dir)?$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
+Figure = Annotated[Number | None, BeforeValidator(finite_or_none)]
+"""A number that was computed; None if it is not finite."""
 
 
 class Document(BaseModel):
     """A base for models that keep unknown keys and check the types of known ones."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, use_attribute_docstrings=True)
 
 
 def parse(model: type[DocumentType], content: bytes, name: str) -> DocumentType:

@@ -85,7 +85,7 @@ class Data(Section):
 
 
 class Contract(Section):
-    """Limits for the validation of images; see `flows.validation.contract`."""
+    """Limits for the validation of images; see `flows.contract.expected`."""
 
     max_leaked: Share
     max_duplicates: Share
@@ -252,7 +252,7 @@ class Sample(Shared):
 
 
 class Features(Computation):
-    """The classifier whose features compare images; see `flows.quality.features`."""
+    """The classifier whose features compare images; see `flows.sampling.features`."""
 
     task: Literal["auto", "labels", "symmetries"]
     width: Annotated[int, Field(ge=4, le=1024, multiple_of=4)]
@@ -262,7 +262,7 @@ class Features(Computation):
 
 
 class Quality(Computation):
-    """The comparison of samples and test images with training images; see `flows.quality.measuring`."""
+    """The comparison of samples and test images with training images; see `flows.sampling.measuring`."""
 
     num_images: Annotated[int, Field(ge=10, le=10**5)]
     resamples: Annotated[int, Field(ge=2, le=10**4)]

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from flows.core import bounded_yaml, layout
-from flows.core.checkpoint import CONFIG, WEIGHTS, mistyped, save_model
 from flows.core.errors import CheckpointError, UserError, brief
-from flows.core.files import file_sha256, open_regular, read_bounded
-from flows.core.folders import require_replaceable, writing_folder
+from flows.core.files import file_sha256, open_regular, read_bounded, require_replaceable, writing_folder
+from flows.core.model import CONFIG, WEIGHTS, mistyped, save_model
 from vdm.model import VDM
 
 Weights = dict[str, Tensor]

@@ -1,17 +1,14 @@
 """The figures that evaluations leave, as documents: likelihoods and a comparison in bits/dim, and samples' quality."""
 
-import math
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from flows.core.documents import Count, Document, Number, Sha256
+from flows.core.documents import Count, Document, Figure, Number, Sha256
 from vdm.choices import Dequantisation, Given, Grid, Precision, Split, TrainingImages
 
-
-def finite_or_none(value: Any) -> Any:
-    """Return a number as it is, and None for NaN and infinities, which JSON does not have."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+if TYPE_CHECKING:
+    from vdm.evaluation import Evaluation
 
 
 def with_error(value: float | None, error: float | None = None, form: str = ".4f") -> str:
@@ -23,7 +20,6 @@ def with_error(value: float | None, error: float | None = None, form: str = ".4f
 BOTH: TrainingImages = "train_and_validation"
 Evaluated = Split | Literal["given"]
 """A split, or images that the user gave: files in a folder."""
-Figure = Annotated[Number | None, BeforeValidator(finite_or_none)]
 
 
 class Metrics(Document):
@@ -57,6 +53,16 @@ class SplitFigures(Document):
     bpd_standard_error: Figure
     bpd_monte_carlo_standard_error: Figure
     num_images: Count
+
+
+def split_figures(result: "Evaluation") -> SplitFigures:
+    """Return the means of an evaluation with their errors."""
+    return SplitFigures(
+        bpd=result.bpd.mean(),
+        bpd_standard_error=result.standard_error,
+        bpd_monte_carlo_standard_error=result.monte_carlo_standard_error,
+        num_images=len(result.bpd),
+    )
 
 
 class ClassFigures(Document):

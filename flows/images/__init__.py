@@ -1,13 +1,13 @@
-"""Turn any source of images into arrays on disk.
+"""Turn any source of images into an image set.
 
-preparing      read the source that `data:` names and write an image set
-store          an image set on disk, and its digest
-labels         the labels of a set as the classes of a model
-transforms     changes of the pixels: gray, resize, pad, fewer bits
+image_set      an image set, opened from its folder: arrays, labels, names of files, digests
+given          the images that a user names, as a model takes them
+download       the stage: read the source that `data:` names and write an image set
+folder         any folder of images as a source, in one pass
+picture_files  one file of images, with its exact levels
 splitting      which images are for training, validation and test
+transforms     changes of the pixels: gray, resize, pad, fewer bits
 catalogue      the published sets: source, licence, counts, checksums
 publishers     download or take the publishers' files, and read them
-folder         any folder of images as a set, in one pass
-picture_files  one file of images, with its exact levels
-pictures       the files that a user names, as a model takes them
+grids          images of levels as 8-bit pixels, and grids of them
 """

@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import listed, visible
-from flows.core.folders import contains
+from flows.core.files import contains
+from flows.images.image_set import chunks
 from flows.images.picture_files import BadImageError, Images, levels, read_images
 from flows.images.splitting import Batch, Source, divide, parts_of
-from flows.images.store import chunks
 
 if TYPE_CHECKING:
     from flows.core.params import Data

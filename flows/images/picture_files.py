@@ -9,7 +9,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from flows.core.errors import Exit, brief
 from flows.core.files import open_regular
-from flows.images.store import map_array
+from flows.images.image_set import map_array
 
 FORMATS = ["PNG", "JPEG", "WEBP", "TIFF"]
 BITS = {"1": 1, "L;2": 2, "L;4": 4, "L": 8, "RGB": 8, "I;16": 16, "I;16B": 16}

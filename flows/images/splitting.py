@@ -8,7 +8,7 @@ import numpy as np
 
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import listed
-from flows.images.store import SPLITS
+from flows.images.image_set import SPLITS
 
 if TYPE_CHECKING:
     from flows.core.params import Data

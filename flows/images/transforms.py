@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flows.core.errors import Exit, UserError
-from flows.images.store import fitting
+from flows.images.image_set import fitting
 
 if TYPE_CHECKING:
     from flows.core.params import Data

@@ -1,6 +1,5 @@
 """Show a run in Prefect's UI: progress, metrics, samples, report, model card, Data Docs, and promotion."""
 
-import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -16,19 +15,16 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
+from flows.contract.findings import Findings
 from flows.core import layout
 from flows.core.documents import read
 from flows.core.errors import brief
-from flows.core.params_file import read_params
 from flows.evaluation.results import BoundMetrics, Metrics, SampleMetrics
+from flows.process.progress import told
 from flows.registry.evidence import Evidence
 from flows.report import markdown
-from flows.validation.report import Report
 
 EVERY_SECONDS = 5.0
-STEP = re.compile(r"step (\d+)(?: of \d+)?: (.*)")
-VALIDATION = re.compile(r"validation \d[^,]*")
-ENDS = "training ends"
 
 
 @contextmanager
@@ -41,33 +37,27 @@ def dispensable() -> Iterator[None]:
 
 
 class Progress:
-    """The progress bar of a training run, which follows the lines of its log."""
+    """The progress bar of a training in the run's folder, which follows the document that the training writes."""
 
     def __init__(self, folder: Path) -> None:
-        self.steps = read_params(folder / layout.PARAMS).train.steps
+        self.file = folder / layout.PROGRESS
         self.artifact: Any = None
         self.shown = -EVERY_SECONDS
-        self.validation = ""
 
-    def read(self, line: str) -> None:
-        """Update the bar and its description if a line of the log names a step, at most every EVERY_SECONDS."""
-        found = STEP.match(line.strip().replace("+-", "±"))
-        if not found:
+    def look(self) -> None:
+        """Update the bar and its description at most every EVERY_SECONDS, and at the end."""
+        progress = told(self.file)
+        if progress is None or (time.monotonic() - self.shown < EVERY_SECONDS and not progress.has_ended):
             return
-        step, said, now = int(found[1]), found[2], time.monotonic()
-        validation = VALIDATION.search(said)
-        ends = step == self.steps or said.startswith(ENDS)
-        if ends or now - self.shown > EVERY_SECONDS:
-            percent = 100.0 if ends else 100 * step / self.steps
-            description = f"{step} of {self.steps} steps: {said}{'' if validation else self.validation}"
-            with dispensable():
-                if self.artifact:
-                    update_progress_artifact(self.artifact, percent, description)
-                else:
-                    self.artifact = create_progress_artifact(percent, key="training", description=description)
-            self.shown = now
-        if validation:
-            self.validation = f"; {validation[0]} at step {step}"
+        percent = 100.0 if progress.has_ended else 100 * progress.step / progress.steps
+        with dispensable():
+            if self.artifact:
+                update_progress_artifact(self.artifact, percent, markdown.progress(progress))
+            else:
+                self.artifact = create_progress_artifact(
+                    percent, key="training", description=markdown.progress(progress)
+                )
+        self.shown = time.monotonic()
 
 
 def show_data_docs(folder: Path, kept: Path) -> None:
@@ -80,7 +70,7 @@ def show_data_docs(folder: Path, kept: Path) -> None:
     copy = kept / "data_docs"
     if (folder / layout.DATA_DOCS).is_dir():
         shutil.copytree(folder / layout.DATA_DOCS, copy, dirs_exist_ok=True)
-    validation = read(Report, folder / layout.VALIDATION)
+    validation = read(Findings, folder / layout.VALIDATION)
     drawn = folder / layout.VALIDATION.with_name("validation.png")
     content = markdown.data_docs(validation, drawn, copy / "index.html")
     show("data-docs", f"The images are {markdown.verdict(validation)}", content)
@@ -113,8 +103,7 @@ def show_metrics(models: dict[str, Metrics], evidence: Evidence) -> None:
 
 def show_evidence(evidence: Evidence) -> None:
     """Show a table of everything that a decision about the champion rests on, in bits/dim."""
-    found = evidence.model_dump(exclude_unset=True)
-    table = [{"evidence": name.replace("_", " "), "": str(value)} for name, value in found.items()]
+    table = [{"evidence": name.replace("_", " "), "": value} for name, value in markdown.flat(evidence)]
     show_table("evidence", decision(evidence), table)
 
 

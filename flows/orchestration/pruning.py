@@ -14,7 +14,7 @@ from dvc.lock import LockError
 
 from flows.core import layout
 from flows.core.errors import Exit, UserError
-from flows.core.folders import remove
+from flows.core.files import remove
 from flows.orchestration import workspace
 from flows.orchestration.status import Entry, size_of
 from flows.process.groups import processes_in

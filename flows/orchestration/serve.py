@@ -37,8 +37,7 @@ from flows.orchestration.server import (
 )
 from flows.orchestration.setting_up import POOL, automate, make_pool, set_up
 from flows.process.ending import STOP
-from flows.process.environment import search_path
-from flows.process.groups import signal_with_parent, stop_group
+from flows.process.groups import search_path, signal_with_parent, stop_group
 from flows.process.lifeline import hold_what_starts
 from flows.process.streams import say_on_stderr
 

@@ -1,6 +1,5 @@
 """Run the commands of a flow run: log their output line by line, and raise errors with their reasons."""
 
-import json
 import logging
 import os
 import re
@@ -18,8 +17,9 @@ from dvc.exceptions import DvcException
 from prefect import State, get_run_logger
 from prefect.exceptions import CrashedRun, TerminationSignal
 
-from flows.core import layout
+from flows.core import documents, layout
 from flows.core.errors import Exit, NetworkError, UserError, brief, of_file
+from flows.process import progress as progress_file
 from flows.process.groups import running, stop
 
 # What DVC says after every stage, and after every error that it does not expect.
@@ -30,6 +30,14 @@ EXPECTED = (UserError, OSError, DvcException)
 """The errors that a run reports in one line; any other is a bug."""
 STOPPED = (TerminationSignal, SystemExit)
 """What ends a run early: SIGTERM, or Rich's exit when it cannot write the log since the worker is gone."""
+
+
+class Reason(documents.Document):
+    """Why a command failed, as `flows.process.ending.fail` writes it."""
+
+    message: str
+    code: int
+    network: bool
 
 
 def as_user_error(error: UserError | OSError | DvcException) -> UserError:
@@ -55,24 +63,25 @@ def leave_out_tracebacks() -> None:
 
 
 def stream(
-    module: list[str], folder: Path, read: Callable[[str], object] | None = None, *, stdout: Path | None = None
+    module: list[str], folder: Path, look: Callable[[], object] | None = None, *, stdout: Path | None = None
 ) -> None:
-    """Run a Python module in the folder; log its output line by line, and pass each line to `read`.
+    """Run a Python module in the folder; log its output line by line, and call `look` after each line.
 
     With `stdout`, its standard output goes to that file and only stderr is logged.  If this process is stopped, the
     command is stopped and its last lines, which say what was saved, are still logged.  Raises UserError with the reason
     and exit code that vdmctl writes to the file named by VDM_REASON, since DVC does not pass them on.
     """
-    reason = folder / layout.REASON
-    reason.unlink(missing_ok=True)
-    os.environ["VDM_REASON"] = str(reason)
+    reason, progress = folder / layout.REASON, folder / layout.PROGRESS
+    for variable, told in (("VDM_REASON", reason), (progress_file.FILE, progress)):
+        told.unlink(missing_ok=True)
+        os.environ[variable] = str(told)
     last: deque[str] = deque(maxlen=5)
     with (
         stdout.open("wb") if stdout else nullcontext() as file,
         running([sys.executable, "-m", *module], folder, stdout=file) as process,
     ):
         try:
-            log_lines(process, last, read)
+            log_lines(process, last, look)
         except STOPPED:
             Thread(target=stop, args=(process,), daemon=True).start()
             log_lines(process, last)
@@ -81,14 +90,14 @@ def stream(
         raise failure(reason, list(last), process.returncode)
 
 
-def log_lines(process: Popen[str], last: deque[str], read: Callable[[str], object] | None = None) -> None:
+def log_lines(process: Popen[str], last: deque[str], look: Callable[[], object] | None = None) -> None:
     """Log the output of a process until it ends; keep the last lines."""
     for line in process.stderr or process.stdout or ():
         if not line.startswith(LEFT_OUT):
             last.append(line.strip())
             get_run_logger().info(line.rstrip())
-            if read:
-                read(line)
+            if look:
+                look()
 
 
 def result_of(state: State[Any], task: str) -> Any:
@@ -127,8 +136,8 @@ def failure(reason: Path, last: list[str], returncode: int) -> UserError:
 
 def written(reason: Path) -> UserError | None:
     """Return the error that a command wrote to the file `reason`; None if it wrote none."""
-    with suppress(OSError, ValueError, LookupError, TypeError):
-        found = json.loads(reason.read_bytes())
-        kind = NetworkError if found["network"] else UserError
-        return kind(str(found["message"]), Exit(found["code"]))
+    with suppress(UserError, ValueError):
+        found = documents.read(Reason, reason)
+        kind = NetworkError if found.network else UserError
+        return kind(found.message, Exit(found.code))
     return None

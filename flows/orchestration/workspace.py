@@ -19,8 +19,7 @@ from dvc.config import Config
 
 from flows.core import bounded_yaml, layout
 from flows.core.errors import Exit, UserError
-from flows.core.params_file import parse_params
-from flows.core.presets import WHOLE, compose
+from flows.core.params_file import WHOLE, compose, parse_params
 from flows.process.groups import processes_in
 from flows.process.locks import lock_file
 from flows.registry.git import content_of, git, git_text

@@ -1,11 +1,15 @@
-"""Print text and logs to the standard streams."""
+"""Print text and logs to the standard streams, and progress bars, which are shown on a terminal only."""
 
 import json
 import logging
 import os
 import select
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any
+
+from tqdm import tqdm
 
 from flows.core.escaping import visible
 
@@ -61,3 +65,8 @@ def start_logging() -> None:
     handler.setFormatter(OneLine("%(message)s"))
     logging.basicConfig(handlers=[handler])
     logging.getLogger("flows").setLevel(logging.INFO)
+
+
+def bar(description: str, *, shown: bool = True) -> "Callable[[range], tqdm[int]]":
+    """Return a function that wraps a range in a progress bar on stderr, if that is a terminal."""
+    return partial(tqdm, desc=description, disable=None if shown else True, leave=False)

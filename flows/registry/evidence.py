@@ -1,10 +1,13 @@
 """The document that says why a version was promoted, refused or rolled back to."""
 
 import json
+from typing import Any
+
+from pydantic import model_validator
 
 from flows.core.documents import Count, Document, Number, parse
 from flows.core.errors import UserError
-from flows.evaluation.results import Figure
+from flows.evaluation.results import BoundMetrics, Comparison
 
 PROMOTE, REFUSE, ROLL_BACK = "promote", "refuse", "roll back"
 """The decisions."""
@@ -13,9 +16,9 @@ PROMOTE, REFUSE, ROLL_BACK = "promote", "refuse", "roll back"
 class Evidence(Document):
     """The evidence in the tag of a champion or of a refused version.  Figures are in bits/dim.
 
-    `split` names the images that decided.  Figures without `test` in their names are of these images.  `num_judged`
-    counts the challengers that these validation images have judged, with this one.  Only the fields that were set are
-    written: the first champion has no difference, for example.
+    `split` names the images that decided.  `num_judged` counts the challengers that these validation images have
+    judged, with this one.  Only the fields that were set are written: the first champion was compared with no other,
+    so it has an evaluation in place of a comparison, and two models that cannot be compared have neither.
     """
 
     decision: str
@@ -33,30 +36,58 @@ class Evidence(Document):
     validation_sha256: str | None = None
     num_judged: Count | None = None
     min_improvement_bpd: Number | None = None
-    confidence: Number | None = None
-    seed: Count | None = None
-    times_per_image: Count | None = None
-    num_timesteps: Count | None = None
-    champion_bpd: Figure = None
-    champion_standard_error: Figure = None
-    champion_model_sha256: str | None = None
-    challenger_bpd: Figure = None
-    challenger_standard_error: Figure = None
-    challenger_model_sha256: str | None = None
-    difference_bpd: Figure = None
-    difference_standard_error: Figure = None
-    given: str | None = None
-    confidence_interval: list[Figure] | None = None
-    num_images: Count | None = None
-    champion_test_bpd: Figure = None
-    champion_test_standard_error: Figure = None
-    challenger_test_bpd: Figure = None
-    challenger_test_standard_error: Figure = None
+    comparison: Comparison | None = None
+    """Champion and challenger on the images that decided."""
+    test_comparison: Comparison | None = None
+    """Both on the test images, which decide nothing unless there are no others."""
+    evaluation: BoundMetrics | None = None
+    """The first champion on the images that decided."""
+    test_evaluation: BoundMetrics | None = None
+    """It on the test images."""
     tag: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def nested(cls, value: Any) -> Any:
+        """Return the fields of the flat form, which earlier versions wrote, in their places."""
+        return from_flat(value) if isinstance(value, dict) and "challenger_bpd" in value else value
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether there are figures of the challenger."""
+        return self.comparison is not None or self.evaluation is not None
 
     def message(self, title: str) -> str:
         """Return the message of a tag: the title, an empty line, and the evidence as JSON."""
         return f"{title}\n\n{json.dumps(self.model_dump(exclude_unset=True), indent=2, allow_nan=False)}\n"
+
+
+def from_flat(flat: dict[str, Any]) -> dict[str, Any]:
+    """Return evidence of the flat form, in which the figures stand beside the decision, in the present one."""
+    settings = {key: flat.get(key) for key in ("seed", "times_per_image", "num_timesteps", "num_images")}
+    settings["given"] = flat.get("given", "nothing")
+    paired = {key: flat.get(key) for key in ("difference_bpd", "difference_standard_error", "confidence")}
+
+    def figures(role: str, test: str) -> dict[str, Any]:
+        names = {"bpd": f"{role}{test}_bpd", "bpd_standard_error": f"{role}{test}_standard_error"}
+        digests = {"model_sha256": flat.get(f"{role}_model_sha256"), "data_sha256": flat.get("data_sha256")}
+        return {"model": flat.get(role)} | {key: flat.get(name) for key, name in names.items()} | digests
+
+    found = {key: value for key, value in flat.items() if key in Evidence.model_fields}
+    if "champion_bpd" not in flat:
+        for name, test in (("evaluation", ""), ("test_evaluation", "_test")):
+            terms = dict.fromkeys(("prior_bpd", "reconstruction_bpd", "diffusion_bpd"))
+            found[name] = (
+                {"split": "test" if test else flat.get("split")} | terms | figures("challenger", test) | settings
+            )
+        return found
+    interval = flat.get("confidence_interval") or [None, None]
+    for name, test in (("comparison", ""), ("test_comparison", "_test")):
+        models = [figures("champion", test), figures("challenger", test)]
+        unknown = {"difference_bpd": None, "difference_standard_error": None} if test else {}
+        found[name] = {"split": "test" if test else flat.get("split"), "models": models} | settings | paired | unknown
+        found[name]["confidence_interval"] = [None, None] if test else interval
+    return found
 
 
 def evidence_of(message: str) -> Evidence | None:

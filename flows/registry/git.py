@@ -9,7 +9,7 @@ from textwrap import shorten
 from typing import NamedTuple
 
 from flows.core.errors import Exit, NetworkError, UserError
-from flows.process.environment import search_path
+from flows.process.groups import search_path
 from flows.process.locks import lock_file
 
 # Hooks are for the commits of people: a hook of `dvc install` fails in a worktree that has no outputs yet.  A key to

@@ -11,21 +11,19 @@ challenger (selection bias).  The test figures decide nothing, so they have no s
 validation images do the test images decide, and the evidence says so.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.core import layout
-from flows.core.checkpoint import fitted_to, read_description
 from flows.core.errors import Exit, UserError
-from flows.core.files import file_sha256
-from flows.evaluation.bound import measure
-from flows.evaluation.protocols import compare
-from flows.evaluation.results import BOTH, BoundMetrics, ModelFigures
-from flows.images.store import load_images
+from flows.evaluation.bound import compare, evaluate
+from flows.evaluation.results import BOTH
+from flows.images.image_set import Chosen, ImageSet
 from flows.process.ending import finish
 from flows.registry.evidence import PROMOTE, REFUSE, ROLL_BACK, Evidence
 from flows.registry.git import registry_lock, require_identity
-from flows.registry.storage import DamagedVersionError, fetch, fetch_images
+from flows.registry.storage import DamagedVersionError, fetch_images, fetch_model
 from flows.registry.verification import require_sound
 from flows.registry.versions import (
     CHAMPION,
@@ -37,7 +35,6 @@ from flows.registry.versions import (
     previous_champion,
     resolve,
 )
-from vdm.choices import Split
 
 if TYPE_CHECKING:
     from flows.core.params import Evaluate, Promote
@@ -64,10 +61,6 @@ def challenge(root: Path, challenger: Version, *, settings: "Evaluate", rule: "P
         data_sha256=challenger.metrics.data_sha256,
         data_changed=champion is not None and champion.metrics.data_sha256 != challenger.metrics.data_sha256,
         min_improvement_bpd=rule.min_improvement_bpd,
-        confidence=rule.confidence,
-        seed=settings.seed,
-        times_per_image=settings.times_per_image,
-        num_timesteps=settings.num_timesteps,
         **evaluated(root, challenger, champion, settings=settings, rule=rule),
     )
     decision, reason = decide(evidence)
@@ -79,52 +72,40 @@ def evaluated(
 ) -> dict[str, Any]:
     """Return the figures of both models on the challenger's images, or the challenger's if there is no champion.
 
-    Return no figures when the challenger is the champion already or was fitted to the validation images, or when the
-    champion is a model of images of another shape or number of levels.
+    They are fields of Evidence.  There are none when the challenger is the champion already or was fitted to the
+    validation images, or when the champion is a model of images of another shape or number of levels.
     """
-    images, model = fetch_images(root, challenger), fetch(root, challenger)
-    found = deciding_images(root, challenger, images) | {"challenger_fitted_to": fitted_to(model) or "train"}
-    split: Split = found["split"]
-    splits: set[Split] = {split, "test"}
+    images, model = fetch_images(root, challenger), fetch_model(root, challenger)
+    found = deciding_images(root, challenger, images) | {"challenger_fitted_to": model.fitted_to or "train"}
+    deciding = Chosen(images, found["split"])
+    places = {"": deciding, "test_": replace(deciding, split="test")}
     if champion is None:
         requirements = root / layout.REQUIREMENTS
         alone = {
-            each: measure(settings, model=model, images=images, requirements=requirements, split=each)[0]
-            for each in splits
+            split: evaluate(settings, model, Chosen(images, split), requirements=requirements)
+            for split in {each.split for each in places.values()}
         }
-        return found | figures("challenger", alone[split], alone["test"]) | {"num_images": alone[split].num_images}
+        return found | {f"{place}evaluation": alone[each.split] for place, each in places.items()}
     if champion.commit == challenger.commit or found["challenger_fitted_to"] != "train":
         return found
-    if not fits(reigning := fetch(root, champion), images):
+    reigning = fetch_model(root, champion)
+    if (reigning.image_shape, reigning.num_levels) != (images.image_shape, images.num_levels):
         return found
-    models = ("champion", reigning), ("challenger", model)
     compared = {
-        each: compare(settings, *models, images=images, confidence=rule.confidence, split=each) for each in splits
+        split: compare(settings, reigning, model, Chosen(images, split), confidence=rule.confidence)
+        for split in {each.split for each in places.values()}
     }
-    for decided, tested in zip(compared[split].models, compared["test"].models, strict=True):
-        found |= figures(decided.model, decided, tested)
-    shared = {"given", "difference_bpd", "difference_standard_error", "confidence_interval", "num_images"}
-    return found | {"champion_fitted_to": fitted_to(reigning) or "train"} | compared[split].model_dump(include=shared)
+    found["champion_fitted_to"] = reigning.fitted_to or "train"
+    return found | {f"{place}comparison": compared[each.split] for place, each in places.items()}
 
 
-def deciding_images(root: Path, challenger: Version, images: Path) -> dict[str, Any]:
+def deciding_images(root: Path, challenger: Version, images: ImageSet) -> dict[str, Any]:
     """Return which images decide, and how many challengers they have judged.  The keys are fields of Evidence."""
-    if not len(load_images(images).validation):
+    if not len(images["validation"]):
         return {"split": "test"}
-    digest = file_sha256(images / "validation.npy")
+    digest = images.array_sha256["validation"]
     num_judged = len(judged_by(root, digest) | {challenger.name})
     return {"split": "validation", "validation_sha256": digest, "num_judged": num_judged}
-
-
-def figures(role: str, decided: BoundMetrics | ModelFigures, tested: BoundMetrics | ModelFigures) -> dict[str, Any]:
-    """Return a model's figures as fields of Evidence; the role is "champion" or "challenger"."""
-    return {
-        f"{role}_bpd": decided.bpd,
-        f"{role}_standard_error": decided.bpd_standard_error,
-        f"{role}_model_sha256": decided.model_sha256,
-        f"{role}_test_bpd": tested.bpd,
-        f"{role}_test_standard_error": tested.bpd_standard_error,
-    }
 
 
 def decide(evidence: Evidence) -> tuple[str, str]:
@@ -136,21 +117,23 @@ def decide(evidence: Evidence) -> tuple[str, str]:
     if champion and evidence.challenger_fitted_to == BOTH:
         problem = f"{challenger} was fitted to the validation images (train.images), so they cannot judge it"
         return REFUSE, f"{problem}; {by_hand}"
-    if evidence.num_images is None:
+    compared, alone = evidence.comparison, evidence.evaluation
+    if compared is None and alone is None:
         problem = f"the champion {champion} takes images of another shape or number of levels, so it cannot be compared"
         return REFUSE, f"{problem}; {by_hand}"
-    if evidence.challenger_bpd is None:
+    bpd = compared.models[1].bpd if compared else alone.bpd if alone else None
+    if bpd is None:
         return REFUSE, f"the bits/dim of {challenger} are not finite"
-    if champion is None:
-        return PROMOTE, f"{challenger} is the first champion, at {evidence.challenger_bpd:.4f} bits/dim"
-    if evidence.champion_bpd is None:
+    if compared is None:
+        return PROMOTE, f"{challenger} is the first champion, at {bpd:.4f} bits/dim"
+    if compared.models[0].bpd is None:
         return PROMOTE, f"{challenger} has finite bits/dim, and the champion {champion} does not"
-    low, high = evidence.confidence_interval or (None, None)
+    low, high = compared.confidence_interval
     if low is None or high is None:
         return REFUSE, f"one image gives no confidence interval between {challenger} and {champion}"
-    percent = 100 * (evidence.confidence or 0)
+    percent = 100 * compared.confidence
     images = "validation images" if evidence.split == "validation" else "test images, for lack of validation images"
-    images += ", given the class" if evidence.given == "class" else ""
+    images += ", given the class" if compared.given == "class" else ""
     interval = f"{percent:g}% interval [{low:+.4f}, {high:+.4f}] bits/dim against {champion} on {images}"
     least = evidence.min_improvement_bpd or 0
     if high < -least:
@@ -218,9 +201,3 @@ def rollback(root: Path) -> Evidence:
         finish()
         tag = assign(root, CHAMPION, earlier, evidence.message(f"Roll back to {earlier.name}"))
     return evidence.model_copy(update={"tag": tag})
-
-
-def fits(model: Path, images: Path) -> bool:
-    """Whether the model and the images have the same shape and number of levels."""
-    config, image_set = read_description(model)["model"], load_images(images)
-    return (tuple(config["image_shape"]), config["num_levels"]) == (image_set.image_shape, image_set.num_levels)

@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dvc.api import DVCFileSystem
 from dvc.exceptions import DvcException
@@ -23,15 +23,19 @@ from flows.core import layout
 from flows.core.documents import Document, Sha256, read
 from flows.core.errors import Exit, UserError, brief, of_remote
 from flows.core.files import file_sha256, inside, scratch_folder
-from flows.images.store import data_sha256
+from flows.images.image_set import ImageSet, open_images
 from flows.registry.lock_file import read_lock
 from flows.registry.versions import Tag, Version
 
 
 class Described(Document):
-    """What config.json of a model says about its weights; `flows.core.checkpoint`, which reads more, loads torch."""
+    """What config.json of a model says about its weights; `flows.core.model`, which reads more, loads torch."""
 
     weights_sha256: Sha256
+
+
+if TYPE_CHECKING:
+    from flows.core.model import TrainedModel
 
 
 class DamagedVersionError(UserError):
@@ -56,19 +60,26 @@ def fetch(root: Path, version: Version) -> Path:
     return folder
 
 
-def fetch_images(root: Path, version: Version) -> Path:
-    """Return the folder with the version's images: the working tree's if it has them, else they are fetched.
+def fetch_model(root: Path, version: Version) -> "TrainedModel":
+    """Fetch the version's model, and open it.  Raises what `fetch` and `flows.core.model.open_model` raise."""
+    from flows.core.model import open_model  # torch takes a second
+
+    return open_model(fetch(root, version), name=version.name)
+
+
+def fetch_images(root: Path, version: Version) -> ImageSet:
+    """Return the version's images, opened: the working tree's if these are they, else they are fetched.
 
     Raises UserError (exit 5); see `fetch`.
     """
     expected = stated(version, "data_sha256")
     with suppress(UserError):
-        if data_sha256(root / layout.IMAGES) == expected:
-            return root / layout.IMAGES
+        if (images := open_images(root / layout.IMAGES)).data_sha256 == expected:
+            return images
     folder = fetch_folder(root, version, str(layout.IMAGES))
     with suppress(UserError):
-        if data_sha256(folder) == expected:
-            return folder
+        if (images := open_images(folder)).data_sha256 == expected:
+            return images
     raise DamagedVersionError(f"{folder} is damaged; delete it to fetch it again")
 
 

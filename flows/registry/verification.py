@@ -1,4 +1,4 @@
-"""Recompute every digest of a version and compare it with what its commit says.
+"""Recompute every digest of a version and compare it with what its commit says, and the outputs here with a commit's.
 
 dvc.lock lists the digests.  Code, parameters and metrics are read from git; outputs are read from DVC's cache, or from
 its remote if they are not in the cache.  The sha256 of model and images that the pipeline wrote into its reports are
@@ -10,16 +10,16 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from flows.contract.findings import Verdict
 from flows.core import bounded_yaml, layout
 from flows.core.documents import read
 from flows.core.errors import UserError
 from flows.core.files import scratch_folder
-from flows.images.store import data_sha256
-from flows.registry.git import content_of
-from flows.registry.lock_file import read_lock
-from flows.registry.storage import DamagedVersionError, files_of, get, require_model, stated
-from flows.registry.versions import Version
-from flows.validation.report import Validation
+from flows.images.image_set import open_images
+from flows.registry.git import content_of, git_text
+from flows.registry.lock_file import lock_here, read_lock
+from flows.registry.storage import DamagedVersionError, dvc_repository, files_of, get, require_model, stated
+from flows.registry.versions import Tag, Version
 
 
 class Check(NamedTuple):
@@ -48,8 +48,8 @@ def verify(root: Path, version: Version) -> list[Check]:
         model, images, report = (scratch / path for path in (layout.REGISTERED, layout.IMAGES, layout.VALIDATION))
         stated_digests: dict[Path, Callable[[], object]] = {
             layout.REGISTERED: lambda: require_model(model, version),
-            layout.IMAGES: lambda: require_images(version, lambda: data_sha256(images)),
-            layout.VALIDATION: lambda: require_images(version, lambda: read(Validation, report).data_sha256),
+            layout.IMAGES: lambda: require_images(version, lambda: open_images(images).data_sha256),
+            layout.VALIDATION: lambda: require_images(version, lambda: read(Verdict, report).data_sha256),
         }
         for output, action in stated_digests.items():
             if str(output) in lock.outputs:
@@ -84,3 +84,56 @@ def require_images(version: Version, digest: Callable[[], str]) -> None:
     except (OSError, UserError) as error:
         raise DamagedVersionError(str(error)) from error
     raise DamagedVersionError(f"differs from data_sha256 in {layout.METRICS}")
+
+
+class Reproduction(NamedTuple):
+    """Whether the outputs in the working tree are identical to those of the commit, and one line about it."""
+
+    is_equal: bool
+    line: str
+    outdated_stages: list[str]
+    """The stages whose inputs changed since they ran."""
+
+
+def reproduction(root: Path) -> Reproduction:
+    """Compare the outputs in the working tree with the commit's.
+
+    Raises UserError, OSError or DvcException if that fails, as outside a repository or without a commit.
+    """
+    commit = git_text(root, "rev-parse", "--verify", "HEAD")
+    ours, theirs = lock_here(root), read_lock(root, Tag("HEAD", commit))
+    problems, stages = changes(root)
+    if problems:
+        advice = "`dvc pull` restores what a remote has, and `dvc repro` makes the rest"
+        return Reproduction(False, "; ".join([*problems, advice]), stages)
+    differing = sorted(path for path, md5 in ours.outputs.items() if theirs.outputs.get(path) != md5)
+    if not differing:
+        return Reproduction(True, f"every output is identical to that of commit {commit[:12]}", [])
+    inputs = [path for path, md5 in ours.code.items() if theirs.code.get(path) != md5]
+    sections = [name for name, values in ours.parameters.items() if theirs.parameters.get(name) != values]
+    inputs += [f"{layout.PARAMS} {name}" for name in sections]
+    reason = "with the same inputs, so the images' source, libraries or the processor differ"
+    if inputs:
+        reason = f"because the inputs differ: {', '.join(sorted(inputs))}"
+    return Reproduction(False, f"{', '.join(differing)}: different from commit {commit[:12]}, {reason}", [])
+
+
+def changes(root: Path) -> tuple[list[str], list[str]]:
+    """Return what differs from dvc.lock in the working tree, in words, and the stages whose inputs changed.
+
+    Raises UserError and DvcException.
+    """
+    with dvc_repository(root) as repo:
+        # Not the outputs in `status`: it also names one that the cache lacks, whether it changed or not.
+        outputs = {path: how for out in repo.index.outs for path, how in out.workspace_status().items()}
+        inputs: dict[str, set[str]] = {}
+        for stage, causes in repo.status().items():
+            for cause in causes:
+                changed = cause.get("changed deps", {}) if isinstance(cause, dict) else {}
+                if names := changed.keys() - outputs.keys():
+                    inputs.setdefault(stage, set()).update(names)
+    problems = [f"{path}: {how}" for path, how in sorted(outputs.items())]
+    if inputs:
+        names = ", ".join(sorted(set().union(*inputs.values())))
+        problems.append(f"inputs of {', '.join(inputs)} changed since they ran: {names}")
+    return problems, list(inputs)

@@ -289,7 +289,7 @@ def refusal(root: Path, commit: str) -> Evidence | None:
 def judged_by(root: Path, validation_sha256: str) -> set[str]:
     """Return the names of the challengers that were evaluated on the validation images with this digest."""
     messages = [tag.message for tag in model_tags(root) if tag.stage in (CHAMPION, REFUSED)]
-    judged = [one for message in messages if (one := evidence_of(message)) and one.num_images]
+    judged = [one for message in messages if (one := evidence_of(message)) and one.is_measured]
     return {str(one.challenger) for one in judged if one.challenger and one.validation_sha256 == validation_sha256}
 
 

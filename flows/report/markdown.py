@@ -2,19 +2,20 @@
 
 import platform
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 
-from flows.core.documents import checked
+from flows.contract.findings import Findings, Result
+from flows.core.documents import Document, checked
 from flows.core.errors import UserError
 from flows.core.escaping import markdown
 from flows.core.files import read_bounded
 from flows.evaluation.results import BoundMetrics, Metrics, SampleMetrics, with_error
+from flows.process.progress import TrainingProgress
 from flows.report.charts import CHARTS
-from flows.report.page import value
 from flows.report.pictures import encoded
-from flows.report.quality import measures, sampler
-from flows.validation.report import Report, Result
+from flows.report.words import measures, sampler, value
 
 MOST_CHARACTERS = 200
 NAME = re.compile(r"(?<![`\w])\w+(?:@v|#\w+#)\d[\d.]*\b")
@@ -70,20 +71,20 @@ def samples(metrics: SampleMetrics, drawn: Path, page: Path) -> str:
     return "\n\n".join([picture(drawn, "Samples"), how, *map(markdown, withheld), figures, where("The picture", page)])
 
 
-def data_docs(validation: Report, drawn: Path, page: Path) -> str:
+def data_docs(found: Findings, drawn: Path, page: Path) -> str:
     """Return a table of the expectations of images, broken ones first, and the picture `drawn` of the images."""
-    results = sorted(validation.expectations, key=lambda result: result.success)
-    found = table(("expectation", "result", "observed"), map(expectation, results))
+    results = sorted(found.expectations, key=lambda result: result.success)
+    rows = table(("expectation", "result", "observed"), map(expectation, results))
     pictures = [picture(drawn, "The images")] if drawn.is_file() else []
-    about = f"Transforms of the source's pixels: {markdown(validation.transforms)}."
+    about = f"Transforms of the source's pixels: {markdown(found.transforms)}."
     docs = [where("The Data Docs", page)] if page.is_file() else []
-    return "\n\n".join([about, found, *pictures, *docs])
+    return "\n\n".join([about, rows, *pictures, *docs])
 
 
-def verdict(validation: Report) -> str:
-    """Return the result of a data validation in one line."""
-    held = sum(result.success for result in validation.expectations)
-    return f"{validation.verdict}: {held} of {len(validation.expectations)} expectations hold"
+def verdict(found: Findings) -> str:
+    """Return what the contract found in one line."""
+    held = sum(result.success for result in found.expectations)
+    return f"{found.words}: {held} of {len(found.expectations)} expectations hold"
 
 
 def expectation(result: Result) -> tuple[str, str, str]:
@@ -113,6 +114,35 @@ def table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def quoted(content: str) -> str:
     """Put names of versions between backquotes: `vdm@v1.0.0` would become a link to an e-mail address."""
     return NAME.sub(r"`\g<0>`", content)
+
+
+def progress(training: TrainingProgress) -> str:
+    """Return how far a training is, with its last loss, its last validation and the time left."""
+    said = [f"{training.step} of {training.steps} steps"]
+    if training.has_ended and training.step < training.steps:
+        said.append("training ends, since validation no longer improves")
+    if training.bpd is not None:
+        said.append(f"{training.bpd:.4f} bits/dim")
+    if training.validation_step is not None:
+        error = training.validation_monte_carlo_standard_error
+        said.append(f"validation {figure(training.validation_bpd, error)} at step {training.validation_step}")
+    if training.seconds_left is not None and not training.has_ended:
+        said.append(f"{timedelta(seconds=round(training.seconds_left))} left")
+    return ", ".join(said)
+
+
+def flat(document: Document, place: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the fields of a document that were set, and those of the documents in it, by name, with their values."""
+    for name in type(document).model_fields:
+        if name not in document.model_fields_set:
+            continue
+        inner = getattr(document, name)
+        for key, one in enumerate(inner) if isinstance(inner, list) else [("", inner)]:
+            label = f"{place}{name}{f' {key + 1}' if isinstance(key, int) else ''}"
+            if isinstance(one, Document):
+                yield from flat(one, f"{label} ")
+            else:
+                yield label, value(one)
 
 
 def where(what: str, path: Path) -> str:

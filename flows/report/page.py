@@ -1,31 +1,57 @@
-"""The page about one model, or about two side by side, by results that exist: nothing is evaluated.
+"""The stage `report`: the page about one model, or about two side by side, by results that exist: nothing is evaluated.
 
 All text is escaped when the template is filled in: names of files and of data sets are not trusted.
 """
 
-import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
 
 from flows.core.escaping import visible
-from flows.images.store import SPLITS
+from flows.core.files import write_whole, writing_folder, written_last
+from flows.images.image_set import SPLITS, ImageSet, spread
 from flows.report import charts
 from flows.report.charts import Chart, ending
-from flows.report.facts import facts
+from flows.report.origin import Origin, beside_preset
 from flows.report.pictures import Picture, encoded, grids, tile
-from flows.report.quality import cautions, measures, sampler
-from flows.report.results import Results, description
+from flows.report.results import Files, Results, description, read_results
+from flows.report.words import cautions, changed, measures, sampler, value
 
 if TYPE_CHECKING:
+    from flows.core.model import TrainedModel
     from vdm.evaluation import PairedDifference
 
 CONFIDENCE = 0.95
 MOST_EXTREMES, MOST_NEIGHBOURS, MOST_SHOWN, MOST_CLASSES = 8, 8, 10, 20
+MOST_BYTES = 2**23
+"""Of the images that are written as a PNG, which takes some seconds."""
+
+
+def report(
+    origin: Origin,
+    files: Files,
+    images: ImageSet | None,
+    model: "TrainedModel | None",
+    *,
+    out: Path,
+    pictures: Path,
+) -> None:
+    """Write the page about the results in `files` to `out`, and its charts into the folder `pictures`, or else neither.
+
+    Raises UserError (exit 5) for a result that is damaged, and without metrics; OSError that names the file that cannot
+    be written.
+    """
+    made = page(read_results(files, beside_preset(origin), images, model))
+    with written_last(out, made.html), writing_folder(pictures) as folder:
+        for chart in made.charts:
+            write_whole(folder / f"{chart.name}.svg", chart.svg)
 
 
 class Page(NamedTuple):
@@ -171,7 +197,7 @@ def row_of(results: Results, row: dict[str, Any], prefix: str = "") -> Shown:
 
 def image_of(results: Results, split: str, number: int, name: str) -> Picture | None:
     """Return an image of a split; None if the split does not have it, since the row is about another set."""
-    images = getattr(results.images, split, ())
+    images = results.images[split] if results.images and split in SPLITS else ()
     return tile(images[number], results.images.num_levels, name) if results.images and number < len(images) else None
 
 
@@ -206,15 +232,6 @@ def difference(first: Results, second: Results) -> "PairedDifference | str":
     return paired_difference(before.to_numpy(), after.to_numpy(), confidence=CONFIDENCE)
 
 
-def changed(first: Any, second: Any, name: str = "") -> list[tuple[str, Any, Any]]:
-    """Return the parameters that differ, by dotted names that begin with `name`, with both values."""
-    if not isinstance(first, Mapping) or not isinstance(second, Mapping):
-        return [] if first == second else [(name, first, second)]
-    keys = [*first, *(key for key in second if key not in first)]
-    found = [changed(first.get(key, "not set"), second.get(key, "not set"), f"{name}.{key}".strip(".")) for key in keys]
-    return [row for rows in found for row in rows]
-
-
 def template() -> Any:
     """Return the template of the page."""
     made = Environment(
@@ -244,6 +261,40 @@ def figure(number: float | None, error: float | None = None, form: str = ".4f") 
     return Markup(shown if error is None else f"{shown}&nbsp;± {figure(error)}")
 
 
-def value(parameter: Any) -> str:
-    """Return a value as text: a string as it is, anything else as JSON, which is how params.yaml writes it."""
-    return parameter if isinstance(parameter, str) else json.dumps(parameter, default=str)
+def facts(results: Results) -> Iterator[tuple[str, str]]:
+    """Yield the names of the facts that are known, with their values in words."""
+    origin, metrics, curves, model = results.origin, results.metrics, results.curves, results.model
+    if model:
+        yield "Parameters", f"{model.num_parameters:,}"
+        ends, initial = (model.schedule[name].iloc[[0, -1]] for name in ("gamma", "initial"))
+        was = "" if np.allclose(ends, initial) else "; at first {:g} to {:g}".format(*initial)
+        yield ("Learned end points" if was else "End points"), "gamma {:.2f} to {:.2f}".format(*ends) + was
+    if curves is not None:
+        train, validated = origin.parameters.get("train", {}), curves.get("validation_bpd")
+        steps, batch_size = int(curves["step"].iloc[-1]), train.get("batch_size")
+        taken = f"{steps:,} steps"
+        if isinstance(batch_size, int) and results.images:
+            epochs = steps * batch_size / len(results.images["train"])
+            taken += f" of {batch_size:,} images, {epochs:.1f} epochs"
+        if train.get("keep") == "best" and validated is not None and validated.notna().any():
+            taken += f"; weights of step {int(curves['step'][validated.idxmin()]):,}, the best on the validation images"
+        yield "Training", taken
+    if origin.preset:
+        yield "Preset", origin.preset
+    if results.images and metrics.split != "given":
+        yield in_one_png(spread(results.images[metrics.split], metrics.num_images))
+    if results.validation:
+        yield "Data validation", results.validation.words
+    if metrics.environment:
+        yield "Evaluated on", f"{metrics.environment.processor}, torch {metrics.environment.torch}"
+
+
+def in_one_png(images: np.ndarray) -> tuple[str, str]:
+    """Return the fact how many bits/dim the images (N,C,H,W) take, evenly spread if many, below each other in a PNG."""
+    chosen = np.ascontiguousarray(spread(images, max(1, MOST_BYTES // images[0].nbytes)))
+    _, channels, _, width = chosen.shape
+    rows = chosen.transpose(0, 2, 3, 1).reshape(-1, width, 3) if channels == 3 else chosen.reshape(-1, width)
+    file = BytesIO()
+    Image.fromarray(rows).save(file, format="png", compress_level=9)
+    of = "The same images" if len(chosen) == len(images) else f"{len(chosen):,} of these images"
+    return f"{of} in one PNG", f"{8 * file.tell() / chosen.size:.4f} bits/dim"

@@ -4,20 +4,24 @@ Only the metrics must be there.  A page leaves out what is missing and says so; 
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
 
+from flows.contract.findings import Alike, Result, Verdict
 from flows.core.documents import read
 from flows.core.errors import Exit, UserError, brief
 from flows.core.files import read_bounded
 from flows.evaluation.results import BoundMetrics, SampleMetrics
-from flows.images.store import Description, ImageSet, data_sha256, load_array, load_images, load_labels
-from flows.validation.report import Alike, Result, Validation
+from flows.images.image_set import ImageSet, load_array, open_images
+from flows.report.origin import Origin
+
+if TYPE_CHECKING:
+    from flows.core.model import TrainedModel
 
 LARGEST = 1e12
 """The largest absolute value of a number in a table.  Larger ones, which only a broken model has, count as missing."""
@@ -25,38 +29,25 @@ T = TypeVar("T")
 
 
 class Files(NamedTuple):
-    """Where the results of a model are, and its images; None or a missing file if there is no such result."""
+    """Where the results of a model are; None or a missing file if there is no such result."""
 
     metrics: Path
     per_image: Path | None = None
     noise_levels: Path | None = None
     curves: Path | None = None
     validation: Path | None = None
-    images: Path | None = None
     samples: Path | None = None
     sample_metrics: Path | None = None
     neighbours: Path | None = None
     denoising: Path | None = None
-    model: Path | None = None
 
 
-class Checked(Validation):
-    """The validation report, as far as the page shows it."""
+class Checked(Verdict):
+    """What the contract found, as far as the page shows it."""
 
     transforms: str
     expectations: list[Result]
     alike: list[Alike]
-
-
-class Origin(NamedTuple):
-    """Where a model comes from: its name, its parameters by section, its tags and commit, and how to make it again."""
-
-    name: str
-    parameters: Mapping[str, Any]
-    lineage: Mapping[str, str]
-    commands: list[str]
-    preset: str = ""
-    """The preset that is most like the parameters, and what differs from it, in words."""
 
 
 class Model(NamedTuple):
@@ -66,27 +57,6 @@ class Model(NamedTuple):
     num_parameters: int
     num_levels: int
     schedule: pd.DataFrame
-
-
-def origin_here(folder: Path, parameters: Mapping[str, Any]) -> Origin:
-    """Return where the model in the folder comes from if this project made it with these parameters."""
-    commands = [
-        "git checkout COMMIT     # the commit with the digests above",
-        *restoring_images(parameters),
-        "make repro              # the environment, then every stage whose inputs changed",
-        "vdmctl report           # says whether every output is identical to that of the commit",
-        f"vdmctl evaluate {folder}    # the likelihood alone",
-    ]
-    return Origin(str(folder), parameters, {}, commands)
-
-
-def restoring_images(parameters: Mapping[str, Any]) -> list[str]:
-    """Return the commands that restore images from a `data.source`, which `make repro` would read anew."""
-    if not parameters.get("data", {}).get("source"):
-        return []
-    dvc = ".venv/bin/dvc"
-    restore = f"{dvc} checkout data/images || {dvc} pull data/images    # data.source may hold other images by now"
-    return ["make .venv/installed", restore]
 
 
 class Results(NamedTuple):
@@ -111,24 +81,27 @@ class Results(NamedTuple):
     """Of all images of the split in the metrics, (N,) integers."""
 
 
-def read_results(files: Files, origin: Origin) -> Results:
-    """Read the results.  Raises UserError (exit 5) without metrics, and for a damaged file."""
+def read_results(files: Files, origin: Origin, images: ImageSet | None, evaluated: "TrainedModel | None") -> Results:
+    """Read the results of a model and its images.  Raises UserError (exit 5) without metrics, and for a damaged file.
+
+    The set is left out if it is not the one that was evaluated, and so is what the page shows of the model.
+    """
     metrics = read(BoundMetrics, files.metrics, "run `dvc repro`")
     validation = present(partial(read, Checked), files.validation)
     sample_metrics = present(partial(read, SampleMetrics), files.sample_metrics)
-    digest = present(data_sha256, files.images)
-    images = present(load_images, files.images) if digest == metrics.data_sha256 else None
+    digest = images.data_sha256 if images else None
+    images = images if digest == metrics.data_sha256 else None
     samples = present(partial(read_samples, images=images), files.samples)
     neighbours = present(partial(read_table, names=("sample", "train_image", "distance")), files.neighbours)
     if neighbours is not None and samples is not None and images is not None:
         require_indices(files.neighbours, neighbours["sample"], len(samples))
-        require_indices(files.neighbours, neighbours["train_image"], len(images.train))
-    model = present(read_model, files.model)
+        require_indices(files.neighbours, neighbours["train_image"], len(images["train"]))
+    model = shown_of(evaluated) if evaluated else None
     notes = list(disagreements(metrics, digest, validation, sample_metrics))
     if model and model.sha256 != metrics.model_sha256:
         notes.append("The model is not the one that was evaluated, so its noise schedule is left out.")
         model = None
-    labels = load_labels(files.images, metrics.split) if images and files.images else None
+    labels = images.labels(metrics.split) if images and metrics.split != "given" else None
     return Results(
         origin=origin,
         metrics=metrics,
@@ -150,6 +123,20 @@ def read_results(files: Files, origin: Origin) -> Results:
     )
 
 
+def opened_images(folder: Path) -> ImageSet | None:
+    """Return the image set in a folder, if there is one.  Raises UserError (exit 5) if it is damaged."""
+    return open_images(folder) if folder.exists() else None
+
+
+def opened_model(folder: Path) -> "TrainedModel | None":
+    """Return the model in a folder, if there is one.  Raises UserError (exit 5) if it is damaged."""
+    if not folder.exists():
+        return None
+    from flows.core.model import open_model  # torch takes a second
+
+    return open_model(folder)
+
+
 def present(reader: Callable[[Path], T], path: Path | None) -> T | None:
     """Return what `reader` reads from the file or folder; None if there is no such file or folder."""
     return reader(path) if path is not None and path.exists() else None
@@ -167,18 +154,16 @@ def disagreements(
         yield "The quality of samples was measured with another model or other images than the metrics."
 
 
-def read_model(folder: Path) -> Model:
-    """Return what the page shows of the model in a folder.  Raises CheckpointError."""
+def shown_of(model: "TrainedModel") -> Model:
+    """Return what the page shows of a model."""
     import torch  # takes a second
 
-    from flows.core.checkpoint import load_model, model_sha256, read_description
-
-    vdm, arguments = load_model(folder), read_description(folder)["model"]
+    vdm, arguments = model.vdm, model.description.model
     gamma_0, gamma_1, t = arguments["gamma_0"], arguments["gamma_1"], torch.linspace(0, 1, 201)
     with torch.inference_mode():
         columns = {"t": t, "gamma": vdm.schedule(t), "initial": gamma_0 + (gamma_1 - gamma_0) * t}
     schedule = pd.DataFrame({name: column.double().numpy() for name, column in columns.items()})
-    return Model(model_sha256(folder), sum(p.numel() for p in vdm.parameters()), vdm.num_levels, schedule)
+    return Model(model.sha256, sum(p.numel() for p in vdm.parameters()), vdm.num_levels, schedule)
 
 
 def read_table(path: Path, names: Collection[str]) -> pd.DataFrame:
@@ -203,7 +188,9 @@ def read_per_image(path: Path, metrics: BoundMetrics, images: ImageSet | None) -
     if len(table) != metrics.num_images:
         rows = f"{len(table)} rows, but the metrics are about {metrics.num_images} images"
         raise UserError(f"{path}: damaged: {rows}", Exit.MISSING)
-    require_indices(path, table["image"], len(getattr(images, metrics.split)) if images else math.inf)
+    require_indices(
+        path, table["image"], len(images[metrics.split]) if images and metrics.split != "given" else math.inf
+    )
     return table
 
 
@@ -226,5 +213,4 @@ def read_samples(path: Path, images: ImageSet | None) -> np.ndarray:
 
 def description(images: ImageSet | None) -> dict[str, Any]:
     """Return the set's description, sorted, without the keys that the pipeline does not know."""
-    known = sorted(Description.model_fields)
-    return {key: images.description[key] for key in known if key in images.description} if images else {}
+    return dict(sorted(images.description.stated.items())) if images else {}

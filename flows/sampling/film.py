@@ -2,21 +2,17 @@
 
 from io import BytesIO
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from flows.images.store import eight_bit
-from flows.process.progress import bar
-from flows.sampling.drawing import Steps, counted, solver_of
-from flows.sampling.pictures import GAP, grid, png
-from vdm.model import VDM
+from flows.core.device import find_device
+from flows.images.grids import GAP, eight_bit, grid, png
+from flows.process.streams import bar
+from flows.sampling.drawing import Drawing, counted
 from vdm.sampling import noise_levels
-
-if TYPE_CHECKING:
-    from flows.core.params import Sample
 
 MOST_IMAGES, MOST_ROWS, MOST_COLUMNS, MOST_FRAMES = 8, 3, 16, 60
 FRAME_MS, LAST_MS = 80, 2000
@@ -34,12 +30,14 @@ class Film(NamedTuple):
 
 
 @torch.no_grad()
-def record(vdm: VDM, settings: "Sample", steps_to: Steps) -> Film:
+def record(drawing: Drawing) -> Film:
     """Return the frames of the first images, evenly spread, at most `MOST_FRAMES`, the last one among them."""
-    gammas = noise_levels(vdm.schedule, solver_of(settings, vdm))[1:].tolist()
+    drawing.model.on(find_device(drawing.settings.device))
+    gammas = noise_levels(drawing.model.vdm.schedule, drawing.solver)[1:].tolist()
     every = -(-len(gammas) // MOST_FRAMES)
     numbers = range((len(gammas) - 1) % every, len(gammas), every)
-    steps = counted(steps_to(range(min(settings.num_images, MOST_IMAGES))), iter(bar("film")(range(len(gammas)))))
+    first = range(min(drawing.settings.num_images, MOST_IMAGES))
+    steps = counted(drawing.steps(first), iter(bar("film")(range(len(gammas)))))
     frames = [(pixels(step.z), pixels(step.x_hat)) for step in islice(steps, numbers.start, None, every)]
     z, x_hat = map(np.stack, zip(*frames, strict=True))
     return Film(z, x_hat, [gammas[number] for number in numbers])

@@ -1,5 +1,7 @@
-"""Draw what `vdmctl sample MODEL` asks for, and write it."""
+"""What `vdmctl sample MODEL` asks for: draw it, and write it as a grid, as PNG files, or as an array of levels."""
 
+import math
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
@@ -7,26 +9,28 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 
-from flows.core.checkpoint import load_model, model_sha256, read_description
-from flows.core.device import find_device
 from flows.core.errors import Exit, UserError
-from flows.core.files import written_last
-from flows.core.folders import require_replaceable
-from flows.images.labels import class_numbers
+from flows.core.files import naming, require_replaceable, write_whole, writing_folder, written_last
+from flows.core.model import TrainedModel
+from flows.images.grids import grid, png, rows_of, shown
+from flows.images.image_set import class_numbers, write_array
 from flows.images.picture_files import BadImageError, levels, read_images
-from flows.sampling import film, pictures
-from flows.sampling.drawing import draw, fill, filling, sampling, solver_of
+from flows.sampling import film
+from flows.sampling.drawing import Drawing, draw
 from vdm.model import VDM
 
 if TYPE_CHECKING:
     from flows.core.params import Sample
 
+WRITTEN = r"\d+\.png"
+
 
 class Request(NamedTuple):
-    """A model folder, how to sample, the files to write and to read, and classes for the images in turn: `3,7`."""
+    """A model, how to sample, the files to write and to read, and classes for the images in turn: `3,7`."""
 
-    model: Path
+    model: TrainedModel
     settings: "Sample"
     out: Path
     film: Path | None
@@ -39,38 +43,35 @@ class Request(NamedTuple):
 def answer(request: Request) -> dict[str, Any]:
     """Draw the images and write the outputs; return what was done, with the seconds that drawing took.
 
-    Raises CheckpointError, UserError for options and files that do not fit, and OSError that names the file.
+    Raises UserError for options and files that do not fit, and OSError that names the file.
     """
     require_possible(request)
-    vdm = load_model(request.model, find_device(request.settings.device))
+    model, vdm = request.model, request.model.vdm
     classes = list(range(vdm.classes)) if vdm.classes else None
     if request.classes is not None:
-        classes = class_numbers(request.classes, vdm.classes, read_description(request.model).get("class_names"))
-    request = request._replace(settings=request.settings.model_copy(update={"classes": classes}))
-    parts, beside = None, list[np.ndarray]()
+        classes = class_numbers(request.classes, vdm.classes, model.class_names)
+    drawing = Drawing(model, request.settings.model_copy(update={"classes": classes}))
+    beside = list[np.ndarray]()
     if request.known and request.mask:
-        parts = known, missing = read_known(request.known, vdm), read_mask(request.mask, vdm)
+        known, missing = read_known(request.known, vdm), read_mask(request.mask, vdm)
+        drawing = drawing._replace(known=known, missing=missing)
         beside = [known.numpy(), np.where(missing, vdm.num_levels - 1, 0 * known)]
     begin = perf_counter()
-    images = fill(vdm, request.settings, *parts) if parts else draw(request.model, request.settings)
+    images = draw(drawing)
     seconds = perf_counter() - begin
     with ExitStack() as stack:
         if request.film:  # it appears after the images, or neither does
-            steps_to = filling(vdm, request.settings, *parts) if parts else sampling(vdm, request.settings)
-            content = film.encoded(film.record(vdm, request.settings, steps_to), request.film.suffix)
+            content = film.encoded(film.record(drawing), request.film.suffix)
             stack.enter_context(written_last(request.film, content))
-        pictures.write(request.out, images, vdm.num_levels, beside, rows=len(classes or []))
-    solver = solver_of(request.settings, vdm)
-    if parts:
-        solver = solver._replace(order=1, eta=1.0)  # as `fill_in` always takes its steps
+        write(request.out, images, vdm.num_levels, beside, rows=len(classes or []))
     return {
         "out": str(request.out),
         "film": str(request.film) if request.film else None,
         "num_images": len(images),
         "seed": request.settings.seed,
-        **solver._asdict(),
-        "approximate": parts is not None,
-        "model_sha256": model_sha256(request.model),
+        **drawing.solver._asdict(),
+        "approximate": drawing.known is not None,
+        "model_sha256": model.sha256,
         "seconds": seconds,
     }
 
@@ -79,17 +80,47 @@ def require_possible(request: Request) -> None:
     """Raise UserError (exit 2) for outputs of another kind, or that exist, and for options that do not fit together."""
     if (request.known is None) != (request.mask is None):
         raise UserError("--known and --mask must be given together: a picture and its mask", Exit.USAGE)
-    pictures.require_kind(request.out, ".png", ".npy", "")
-    inputs = [path for path in (request.model, request.known, request.mask) if path]
-    names = None if request.out.suffix else pictures.WRITTEN
+    require_kind(request.out, ".png", ".npy", "")
+    inputs = [path for path in (request.model.folder, request.known, request.mask) if path]
+    names = None if request.out.suffix else WRITTEN
     require_replaceable(request.out, *inputs, force=request.force, names=names)
     if request.film:
-        pictures.require_kind(request.film, ".png", ".gif")
+        require_kind(request.film, ".png", ".gif")
         require_replaceable(request.film, *inputs, force=request.force)
         if request.film.resolve() == request.out.resolve():
             raise UserError(f"--out and --film are both {request.out}; name two files", Exit.USAGE)
     for path in filter(None, (request.out, request.film)):
         path.parent.mkdir(parents=True, exist_ok=True)  # fails now, not after sampling
+
+
+def require_kind(path: Path, *kinds: str) -> None:
+    """Raise UserError (exit 2) unless the path ends in one of the kinds; "" is a path without an ending."""
+    if path.suffix.lower() not in kinds:
+        listed = " or ".join(kind or "no ending, for a folder" for kind in kinds)
+        raise UserError(f"{path}: unknown ending; choose {listed}", Exit.USAGE)
+
+
+def write(path: Path, images: np.ndarray, num_levels: int, beside: Sequence[np.ndarray] = (), *, rows: int = 0) -> None:
+    """Write a grid (.png), an array of levels (.npy), or a folder with a PNG file for each image.
+
+    The images `beside` (C,H,W) come first in a grid, and are in no other output.  Without them, a grid may have `rows`,
+    as in `rows_of`.  The output appears whole or not at all.  Raises OSError that names the file.
+    """
+    match path.suffix.lower():
+        case ".png":
+            together = np.stack([*beside, *images])
+            columns = max(1 + len(beside), math.ceil(math.sqrt(len(together)))) if beside else None
+            by_row = rows and not beside
+            write_whole(path, png(rows_of(images, num_levels, rows) if by_row else grid(together, num_levels, columns)))
+        case ".npy":
+            write_array(path, [images.astype(np.uint8 if num_levels <= 256 else np.uint16, copy=False)])
+        case _:
+            digits = len(str(len(images) - 1))
+            with writing_folder(path) as folder:
+                for number, image in enumerate(shown(images, num_levels)):
+                    file = folder / f"{number:0{digits}}.png"
+                    with naming(file, file):
+                        Image.fromarray(image).save(file, optimize=True)
 
 
 def read_known(path: Path, vdm: VDM) -> torch.Tensor:

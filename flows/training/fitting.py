@@ -1,11 +1,13 @@
-"""The training of a model in this process, from the images to the averaged weights, with saved states on the way."""
+"""The stage `train`: fit a VDM to the training images and keep the averaged weights, with saved states on the way."""
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, fields
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,20 +15,24 @@ import numpy as np
 import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from flows.core.checkpoint import arguments_of, inputs_sha256, model_sha256, require_room, save_model
+from flows.contract.findings import Verdict, require_valid
 from flows.core.device import find_compile, find_device, find_precision, keep_on_device, set_backend
 from flows.core.errors import Exit, UserError
 from flows.core.files import write_whole
-from flows.images.labels import classes_of, described, number_of_classes
-from flows.images.store import SPLITS, ImageSet, data_sha256, load_images
+from flows.core.model import arguments_of, inputs_sha256, read_config, require_room, save_model
+from flows.images.grids import grid, png
+from flows.images.image_set import SPLITS, ImageSet, about_classes, number_of_classes
 from flows.process.ending import on_stop
 from flows.process.locks import claim
-from flows.process.progress import bar
-from flows.training.distributed import Poll, from_first, is_first, local_rank, process_group
+from flows.process.progress import TrainingProgress, tell
+from flows.process.streams import bar
+from flows.training.distributed import Poll, from_first, is_first, launch, local_rank, out_of_memory, process_group
 from flows.training.runs import Run, add_to_curves, fingerprint, start_curves, tracking
 from vdm.choices import Precision, TrainingImages
+from vdm.errors import TrainingDiverged
 from vdm.model import VDM, count_parameters
 from vdm.network import AttentionBlock
+from vdm.sampling import Solver, sample
 from vdm.training.log import TrainingRecord
 from vdm.training.processes import gather, process
 from vdm.training.settings import TrainingSettings
@@ -47,20 +53,64 @@ OPERATIONS_OF_A_THREAD = 5e10
 """What a thread of a CPU does of attention in a second; 5e10 to 1e11 were measured."""
 
 
-def train_here(
-    model: "Model", train: "Train", *, images: Path, out: Path, curves: Path, runs: Path, draw: Callable[[VDM], bytes]
+def train(
+    model: "Model",
+    settings: "Train",
+    images: ImageSet,
+    verdict: Verdict,
+    *,
+    out: Path,
+    curves: Path,
+    runs: Path,
 ) -> None:
+    """Write the model of averaged weights to `out` and one line per log interval to `curves` (CSV).
+
+    Pictures of samples, if `settings` ask for them, lie beside `curves`.
+
+    Saved states are in a folder in `runs`.  A run that was stopped or killed continues from the newest state.
+    `num_devices` processes train together.  If torchrun started this process, torchrun's processes train together
+    instead.
+
+    Raises UserError unless the verdict says that the images are valid (exit 4), if a device is missing (2) or busy (6),
+    memory is too small (2), processes end too often (1), or the run was asked to stop (75); TrainingDiverged; OSError
+    that names a file that cannot be written.
+    """
+    needed = settings.validate_every_steps is not None or settings.images == "train_and_validation"
+    require_valid(images, verdict, needs_validation_images=needed)
+    find_device(settings.device, settings.num_devices)
+    launched = torch.distributed.is_torchelastic_launched()
+    if launched and (started := int(os.environ["LOCAL_WORLD_SIZE"])) != settings.num_devices:
+        wrong = f"torchrun started {started} processes, but train.num_devices is {settings.num_devices}"
+        raise UserError(f"{wrong}; set --nproc-per-node to train.num_devices", Exit.USAGE)
+    job = partial(train_here, model, settings, images, out=out, curves=curves, runs=runs)
+    try:
+        if settings.num_devices > 1 and not launched:
+            again = "run again to continue from the last saved state"
+            launch(job, num_processes=settings.num_devices, max_restarts=settings.max_restarts, again=again)
+        else:
+            job()
+    except TrainingDiverged as error:
+        raise TrainingDiverged(f"{error} (train.learning_rate, train.max_gradient_norm)") from error
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        reason = f"out of memory with train.batch_size {settings.batch_size}"
+        advice = "raise train.accumulation to a divisor of it, or set train.activation_checkpointing: true"
+        raise UserError(f"{reason}; {advice}", Exit.USAGE) from error
+
+
+def train_here(model: "Model", train: "Train", images: ImageSet, *, out: Path, curves: Path, runs: Path) -> None:
     """Take this process's part in the training.  The first process writes the files."""
     device = find_device(train.device, train.num_devices, local_rank())
     with process_group(device), ExitStack() as stack:
         if device.type == "cuda" or local_rank() == 0:  # on a CPU one claim covers all processes of the machine
             stack.enter_context(claim(device))
-        image_set, data = load_images(images), data_sha256(images)
         model = model.model_copy(update={"classes": number_of_classes(images, model.classes)})
-        stated = {} if model.classes is None else described(images)
-        config = arguments_of(model, image_set.image_shape, image_set.num_levels)
+        stated = {} if model.classes is None else about_classes(images)
+        config = arguments_of(model, images.image_shape, images.num_levels)
         settings = resolve(train, device)
-        run = Run(runs / run_digest(config, train, settings, device, data, **stated), keep=train.keep_checkpoints)
+        digest = run_digest(config, train, settings, device, images.data_sha256, **stated)
+        run = Run(runs / digest, keep=train.keep_checkpoints)
         if len(set(gather(run.folder.name))) > 1:
             autos = "what train.precision: auto and train.compile: auto mean on them"
             reason = f"the machines or devices differ in parameters, data, code, or {autos}"
@@ -69,23 +119,23 @@ def train_here(
             for folder in (out, curves.parent, run.folder):
                 folder.mkdir(parents=True, exist_ok=True)
         set_backend(training=True)
-        pixels = torch.from_numpy(training_images(image_set, train.images))
-        labels = {split: classes_of(images, split, None) for split in SPLITS} if stated else {}
+        pixels = torch.from_numpy(training_images(images, train.images))
+        labels = {split: images.classes(split) for split in SPLITS} if stated else {}
         if labels and train.images != "train":
             labels["train"] = np.concatenate([labels["train"], labels["validation"]])
         bring_to = None if keep_on_device(train.images_on, pixels.nbytes, device) else device
         precision = settings.precision if device.type == "cuda" else "float32"
-        validation = validation_of(train, image_set, precision, labels.get("validation"))
+        validation = validation_of(train, images, precision, labels.get("validation"))
         pixels = pixels if bring_to else pixels.to(device)
         trainer = build(config, settings, pixels, validation, bring_to, labels.get("train"))
         restore(trainer, run)
         signals: list[int] = []
         stack.enter_context(on_stop(lambda number, frame: signals.append(number)))
         stack.enter_context(logging_redirect_tqdm())  # a line of the log does not cut the progress bar
-        fit(trainer, run, curves, train, lambda: bool(signals), draw)
+        fit(trainer, run, curves, train, lambda: bool(signals))
         if is_first():
-            write_model(trainer, config, train, data, out, **stated)
-            run.finish(model_sha256(out))
+            write_model(trainer, config, train, images.data_sha256, out, **stated)
+            run.finish(read_config(out)[1])
 
 
 def resolve(train: "Train", device: torch.device) -> TrainingSettings:
@@ -94,19 +144,19 @@ def resolve(train: "Train", device: torch.device) -> TrainingSettings:
     return TrainingSettings(**train.model_dump(include=SETTINGS) | {"precision": precision, "compile": compiled})
 
 
-def training_images(image_set: ImageSet, wanted: TrainingImages) -> np.ndarray:
+def training_images(images: ImageSet, wanted: TrainingImages) -> np.ndarray:
     """Return the images to train on (N,C,H,W)."""
-    return image_set.train if wanted == "train" else np.concatenate([image_set.train, image_set.validation])
+    return images["train"] if wanted == "train" else np.concatenate([images["train"], images["validation"]])
 
 
 def validation_of(
-    train: "Train", image_set: ImageSet, precision: Precision, labels: np.ndarray | None = None
+    train: "Train", images: ImageSet, precision: Precision, labels: np.ndarray | None = None
 ) -> Validation | None:
     """Return the validations that `train` asks for."""
     if train.validate_every_steps is None:
         return None
     return Validation(
-        image_set.validation,
+        images["validation"],
         labels=labels,
         every_steps=train.validate_every_steps,
         times_per_image=train.validation_times,
@@ -187,9 +237,8 @@ def fit(
     curves: Path,
     train: "Train",
     asked_to_stop: Callable[[], bool],
-    draw: Callable[[VDM], bytes],
 ) -> None:
-    """Take the remaining steps; write states, lines of the training log, and the pictures that `draw` makes of models.
+    """Take the remaining steps; write states, lines of the training log, and pictures of samples.
 
     Raises UserError: after saving a state, if the run was asked to stop (exit 75), and what `tracking` raises.
     """
@@ -204,9 +253,11 @@ def fit(
             picture.unlink()  # of another run
     training, validating = Poll(asked_to_stop), Poll(asked_to_stop)  # each at its own pace
     first = trainer.done - 1 if trainer.unvalidated else trainer.done  # a pending validation takes one more turn
-    progress = bar("training", shown=is_first())(range(first, steps))
-    for _ in progress:
+    shown = bar("training", shown=is_first())(range(first, steps))
+    progress = TrainingProgress(step=trainer.done, steps=steps)
+    for _ in shown:
         if trainer.finished:
+            tell(progress.model_copy(update={"has_ended": True}))
             log.info("step %d of %d: training ends, since validation no longer improves", trainer.done, steps)
             break
         record = trainer.step(lambda: validating() if trainer.unvalidated else training())
@@ -219,8 +270,11 @@ def fit(
             track(record)
             seconds = (now - began) / (trainer.done - first) * (steps - trainer.done)
             pace = f"{record.images_per_second:.0f} images/s, {timedelta(seconds=round(seconds))} left"
+            progress = progress_of(record, progress, seconds)
+            if is_first():
+                tell(progress)
             log.info("step %d: %s, %s", record.step, in_words(record), pace)
-            progress.set_postfix_str(in_words(record))
+            shown.set_postfix_str(in_words(record))
         elif trainer.done == typical and not training.answer:
             left = timedelta(seconds=round((now - before) * (steps - trainer.done)))
             log.info("step %d: a step takes %.2f s, %s left", trainer.done, now - before, left)
@@ -228,7 +282,7 @@ def fit(
         drawing = train.samples_every_steps and trainer.done % train.samples_every_steps == 0
         if is_first() and drawing and not training.answer:  # not again after a step that was stopped
             with suppress(ArithmeticError):  # of weights that have diverged, as the log will say
-                write_whole(curves.with_name(f"samples-{trainer.done:09d}.png"), draw(trainer.averaged))
+                write_whole(curves.with_name(f"samples-{trainer.done:09d}.png"), preview(trainer.averaged))
         stop = (validating.answer or training()) and not trainer.finished
         overdue = now - saved_time >= 60 * train.checkpoint_every_minutes
         if stop or overdue or trainer.done - saved_at >= train.checkpoint_every_steps:
@@ -238,6 +292,23 @@ def fit(
             raise UserError(f"stopped at step {trainer.done} of {steps}; run again to continue", Exit.RESUMABLE)
     if trainer.done > saved_at:
         save(trainer, run)
+
+
+def preview(vdm: VDM) -> bytes:
+    """Return a picture of the first 16 images of seed 0 as a PNG file.  Raises what `vdm.sampling.sample` raises."""
+    classes = range(vdm.classes) if vdm.classes else None
+    images = sample(vdm, range(16), Solver(num_timesteps=25, order=2, classes=classes), seed=0)
+    return png(grid(images.cpu().numpy(), vdm.num_levels))
+
+
+def progress_of(record: TrainingRecord, before: TrainingProgress, seconds_left: float) -> TrainingProgress:
+    """Return the progress after a line of the training log, with the last validation."""
+    changes: dict[str, Any] = {"step": record.step, "bpd": record.bpd, "seconds_left": seconds_left}
+    changes["has_ended"] = record.step == before.steps
+    if record.validation_bpd is not None:
+        changes["validation_bpd"], changes["validation_step"] = record.validation_bpd, record.step
+        changes["validation_monte_carlo_standard_error"] = record.validation_monte_carlo_standard_error
+    return TrainingProgress.model_validate(before.model_dump() | changes)
 
 
 def in_words(record: TrainingRecord) -> str:

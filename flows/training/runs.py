@@ -7,17 +7,19 @@ the model is registered: if DVC cannot record the outputs of a finished run, the
 
 import csv
 import hashlib
+import io
 import json
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import vdm
-from flows.core.checkpoint import DamagedStateError, load_state, save_state
-from flows.core.errors import Exit, UserError
-from flows.core.files import naming
+from flows.core.errors import CheckpointError, Exit, UserError, brief
+from flows.core.files import naming, read_bounded, write_whole
 from vdm.training.log import TrainingRecord
 
 log = logging.getLogger(__name__)
@@ -25,6 +27,10 @@ log = logging.getLogger(__name__)
 CODE = [Path(vdm.__file__).parent, Path(__file__).parent]
 """The folders with the code that determines the result of a training run."""
 MODEL = "model_sha256"
+
+
+class DamagedStateError(CheckpointError):
+    """A training state that no later attempt can read either; the one before it may be whole."""
 
 
 class Run:
@@ -66,6 +72,34 @@ class Run:
         for path in self.states()[:-1]:
             path.unlink()
         (self.folder / MODEL).write_text(model)
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write a training state after its sha256.  The file appears whole or not at all."""
+    content = io.BytesIO()
+    torch.save(state, content)
+    write_whole(path, hashlib.sha256(content.getbuffer()).digest() + content.getbuffer())
+
+
+def load_state(path: Path, *, keys: Collection[str] = ()) -> dict[str, Any]:
+    """Return the training state in `path`, on the CPU.
+
+    Raises DamagedStateError if the file is damaged or a key is missing, and CheckpointError if it cannot be read now.
+    """
+    try:
+        content = read_bounded(path, path.stat().st_size)
+        digest, payload = content[:32], memoryview(content)[32:]
+        if hashlib.sha256(payload).digest() != digest:
+            raise DamagedStateError(f"{path}: truncated or damaged")
+        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except (CheckpointError, MemoryError):
+        raise
+    except Exception as error:  # of the disk, or of torch: little memory, or a file of another version
+        reason = error.strerror if isinstance(error, OSError) else brief(error)
+        raise CheckpointError(f"{path} could not be read: {reason}; correct that or move it away") from error
+    if not isinstance(state, dict) or not set(keys) <= state.keys():
+        raise DamagedStateError(f"{path}: must hold {', '.join(sorted(keys))}")
+    return state
 
 
 def forget(runs: Path, model: str) -> None:

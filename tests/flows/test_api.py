@@ -13,7 +13,7 @@ from small import Small
 from flows.api import evaluate, fill_in, load, sample
 from flows.cli import run
 from flows.core.errors import Exit, UserError
-from flows.images.store import load_images
+from flows.images.image_set import open_images
 
 
 @pytest.mark.slow
@@ -32,16 +32,16 @@ def test_the_program_in_the_readme_runs(monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 def test_the_results_are_those_of_vdmctl(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
-    model, images = load("models/vdm", device="cpu"), load_images(Path("data/images"))
+    model, images = load("models/vdm", device="cpu"), open_images(Path("data/images"))
     assert run(["evaluate", "models/vdm", "--json"]) == Exit.DONE
-    assert json.loads(capsys.readouterr().out)["bpd"] == evaluate(model, images.test, times_per_image=2).bpd.mean()
+    assert json.loads(capsys.readouterr().out)["bpd"] == evaluate(model, images["test"], times_per_image=2).bpd.mean()
     options = ["-n", "5", "--steps", "25", "--seed", "3", "--device", "cpu", "--force", "--out"]
     assert run(["sample", "models/vdm", *options, "drawn.npy"]) == Exit.DONE
     np.testing.assert_array_equal(sample(model, 5, seed=3), np.load("drawn.npy"))
-    np.save("known.npy", images.test[0, 0])
+    np.save("known.npy", images["test"][0, 0])
     np.save("mask.npy", np.tri(8, dtype=np.uint8))
     assert run(["sample", "models/vdm", "--known", "known.npy", "--mask", "mask.npy", *options, "drawn.npy"]) == 0
-    filled = fill_in(model, images.test[0], np.tri(8, dtype=bool), 5, seed=3)
+    filled = fill_in(model, images["test"][0], np.tri(8, dtype=bool), 5, seed=3)
     np.testing.assert_array_equal(filled, np.load("drawn.npy"))
 
 

@@ -16,18 +16,10 @@ import torch
 from conftest import TINY
 from fuzzing import Hostile
 
-from flows.core.checkpoint import (
-    Arguments,
-    DamagedStateError,
-    config_sha256,
-    load_model,
-    load_state,
-    model_sha256,
-    save_model,
-    save_state,
-)
 from flows.core.device import find_device, threads_each
 from flows.core.errors import CheckpointError, Exit, UserError
+from flows.core.model import Arguments, config_sha256, open_model, read_config, save_model
+from flows.training.runs import DamagedStateError, load_state, save_state
 from vdm.evaluation import evaluate
 from vdm.model import VDM
 
@@ -39,7 +31,7 @@ def folder(tmp_path: Path, tiny_model: Callable[..., VDM]) -> Path:
 
 
 def test_a_model_survives_the_round_trip(folder: Path, tiny_model: Callable[..., VDM]) -> None:
-    loaded, saved = load_model(folder), tiny_model()
+    loaded, saved = open_model(folder).vdm, tiny_model()
     assert loaded.state_dict().keys() == saved.state_dict().keys()
     assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in saved.state_dict().items())
     assert not loaded.training
@@ -52,18 +44,18 @@ def test_an_older_model_has_the_figure_of_its_time(num_timesteps: int | None, di
     folder = Path(__file__).parents[1] / "oracles" / "digits_2026_11"
     expected = json.loads((folder / "bpd.json").read_text())[str(num_timesteps)]
     options: dict[str, Any] = {"times_per_image": 4, "batch_size": 64, "seed": 1, "num_timesteps": num_timesteps}
-    np.testing.assert_allclose(evaluate(load_model(folder), digits[1400:1416], **options).bpd, expected, rtol=1e-5)
+    np.testing.assert_allclose(evaluate(open_model(folder).vdm, digits[1400:1416], **options).bpd, expected, rtol=1e-5)
 
 
 def test_the_digest_covers_weights_and_configuration(folder: Path, tiny_model: Callable[..., VDM]) -> None:
-    first = model_sha256(folder)
+    first = read_config(folder)[1]
     model = tiny_model()
     save_model(folder, model, TINY)
-    assert model_sha256(folder) == first
+    assert read_config(folder)[1] == first
     with torch.no_grad():
         model.network.conv_in.weight[0, 0, 0, 0] += 1e-6
     save_model(folder, model, TINY)
-    assert model_sha256(folder) != first
+    assert read_config(folder)[1] != first
 
 
 def edit(folder: Path, **changes: Any) -> None:
@@ -101,7 +93,7 @@ def flip_a_byte(path: Path) -> None:
 def test_a_damaged_folder_is_refused(damage: Callable[[Path], object], reason: str, folder: Path) -> None:
     damage(folder)
     with pytest.raises(UserError, match=reason) as error:
-        load_model(folder)
+        open_model(folder)
     assert error.value.code is Exit.MISSING
 
 
@@ -111,7 +103,7 @@ def test_weights_that_are_not_finite_are_refused(folder: Path, tiny_model: Calla
         model.network.conv_in.weight[0, 0, 0, 0] = math.nan
     save_model(folder, model, TINY)
     with pytest.raises(CheckpointError, match=r"weights\.safetensors: network\.conv_in\.weight is not finite"):
-        load_model(folder)
+        open_model(folder)
 
 
 def test_the_arguments_of_a_model_are_those_of_its_class() -> None:
@@ -121,7 +113,7 @@ def test_the_arguments_of_a_model_are_those_of_its_class() -> None:
 def test_a_model_larger_than_the_free_memory_is_refused_before_it_is_built(folder: Path) -> None:
     edit(folder, width=2**14, blocks=32)
     with pytest.raises(UserError, match=r"model: the model has [\d,]{10,} parameters, and cpu has .* GiB") as error:
-        load_model(folder)
+        open_model(folder)
     assert error.value.code is Exit.USAGE
 
 
@@ -141,7 +133,7 @@ def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("replaced", "error"),
     [
-        ("flows.core.checkpoint.read_bounded", OSError(errno.EIO, "Input/output error")),
+        ("flows.training.runs.read_bounded", OSError(errno.EIO, "Input/output error")),
         ("torch.load", RuntimeError("DefaultCPUAllocator: can't allocate memory\nat")),
     ],
 )

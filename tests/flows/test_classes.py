@@ -18,14 +18,13 @@ from test_evaluate_command import printed
 
 from flows.cli import run
 from flows.core import layout
-from flows.core.checkpoint import load_model, read_description, save_model
 from flows.core.errors import Exit
+from flows.core.model import open_model, read_config, save_model
 from flows.core.params_file import read_params
-from flows.images.labels import described
-from flows.images.store import data_sha256, load_images, spread
-from flows.quality.measuring import class_figures
+from flows.images.image_set import about_classes, open_images, spread
 from flows.report.page import difference, page
 from flows.report.results import Files, read_results
+from flows.sampling.measuring import class_figures
 from vdm.model import VDM
 
 MODEL, PLAIN, NAMES = "models/vdm", "models/plain", ["Zero", "one", "2nd"]
@@ -64,21 +63,21 @@ def classed(small: Small) -> Small:
     model = VDM(**config)  # type: ignore[arg-type]
     for parameter in (*model.network.parameters(), *model.schedule.shape_parameters()):
         torch.nn.init.normal_(parameter, std=0.2)
-    save_model(Path(MODEL), model, config, **described(layout.IMAGES))
+    save_model(Path(MODEL), model, config, **about_classes(open_images(layout.IMAGES)))
     save_model(Path(PLAIN), VDM(**TINY), TINY)  # type: ignore[arg-type]
     small.edit(class_times=2)
     return small
 
 
 def test_training_counts_the_classes_and_states_their_labels(small: Small) -> None:
-    before = data_sha256(layout.IMAGES)
+    before = open_images(layout.IMAGES).data_sha256
     label()
-    assert data_sha256(layout.IMAGES) == before
+    assert open_images(layout.IMAGES).data_sha256 == before
     edit(classes="auto")
     assert run(["train"]) == run(["register"]) == Exit.DONE
-    found = read_description(layout.REGISTERED)
-    assert found["model"]["classes"] == 3
-    assert found["labels_sha256"] == described(layout.IMAGES)["labels_sha256"]
+    found, _ = read_config(layout.REGISTERED)
+    assert found.model["classes"] == 3
+    assert found.labels_sha256 == open_images(layout.IMAGES).labels_sha256
     assert "| conditioned on | its class, one of 3; left out in 10% of training; labels `" in (layout.CARD.read_text())
     label(test=np.zeros(40, int))
     assert run(["register"]) == Exit.USAGE  # trained with other labels
@@ -88,9 +87,8 @@ def test_a_model_without_classes_states_none(small: Small) -> None:
     """Else its digest would change with the labels, or with a parameter that it does not use."""
     assert run(["train"]) == Exit.DONE
     before = (layout.TRAINED / "config.json").read_bytes()
-    assert {"classes", "class_names", "labels_sha256"}.isdisjoint(
-        read_description(layout.TRAINED) | read_description(layout.TRAINED)["model"]
-    )
+    stated = json.loads(before)
+    assert {"classes", "class_names", "labels_sha256"}.isdisjoint(stated | stated["model"])
     label()
     edit(class_dropout="0.3")
     assert run(["train"]) == run(["register"]) == Exit.DONE
@@ -120,7 +118,8 @@ def test_evaluation_tells_what_the_classes_are_worth_and_finds_them(
     assert ", given the class\nwithout the class: " in text
     assert "\naccuracy: " in text
     assert "\nmixture over the classes: " in text
-    results = read_results(Files(Path("out/metrics.json"), Path("out/per_image.csv"), images=layout.IMAGES), ORIGIN)
+    files = Files(Path("out/metrics.json"), Path("out/per_image.csv"))
+    results = read_results(files, ORIGIN, open_images(layout.IMAGES), None)
     shown = page(results).html
     assert "<caption>Images by their class (rows) and the class that is found (columns)</caption>" in shown
     for number, name in enumerate(NAMES):
@@ -167,14 +166,15 @@ def test_a_class_without_a_name_is_a_number(classed: Small, capsys: pytest.Captu
     assert [NAMES.index(name) if name in NAMES else int(name) for name in found["names"]] == found["best"]
     assert "3" in found["names"]
     assert run(["evaluate", MODEL, "--out", "out"]) == Exit.DONE
-    results = read_results(Files(Path("out/metrics.json"), Path("out/per_image.csv"), images=layout.IMAGES), ORIGIN)
+    files = Files(Path("out/metrics.json"), Path("out/per_image.csv"))
+    results = read_results(files, ORIGIN, open_images(layout.IMAGES), None)
     assert '<th scope="row">3</th>' in page(results).html
 
 
 def test_pictures_without_labels_are_evaluated_without_them_and_classified(
     classed: Small, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    np.save("images.npy", load_images(layout.IMAGES).test)
+    np.save("images.npy", open_images(layout.IMAGES)["test"])
     assert printed(capsys, "evaluate", MODEL, "--images", "images.npy")["given"] == "nothing"
     of_set, of_file = (printed(capsys, "classify", images, MODEL) for images in ("data/images", "images.npy"))
     assert (of_set.pop("files"), of_file.pop("files")) == (None, ["images.npy"] * 40)
@@ -187,7 +187,7 @@ def test_pictures_without_labels_are_evaluated_without_them_and_classified(
 
 def test_pictures_are_classified_by_name(classed: Small, capsys: pytest.CaptureFixture[str]) -> None:
     names = ["a cat.png", "new\nline.png", "sub/2.png"]
-    for name, image in zip(names, load_images(layout.IMAGES).test, strict=False):
+    for name, image in zip(names, open_images(layout.IMAGES)["test"], strict=False):
         Path("mine", name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image[0]).save(Path("mine", name))
     found = printed(capsys, "classify", "mine", MODEL)
@@ -274,7 +274,7 @@ def test_held_out_images_are_in_the_figures_of_their_own_class(classed: Small) -
     quality = read_params(Path("params.yaml")).quality.model_copy(update={"num_images": 33})
     classes = [spread(np.arange(count) % 2, most) for count, most in ((40, 25), (60, 33))]
     embedded = [np.random.default_rng(0).normal(100.0 * each[:, None], 1.0, (len(each), 3)) for each in classes]
-    found = class_figures([embedded[0], *embedded], classes[0].tolist(), layout.IMAGES, "x", quality)
+    found = class_figures([embedded[0], *embedded], classes[0].tolist(), open_images(layout.IMAGES), "x", quality)
     assert found.keys() == {"0", "1"}
     assert max(figures["fd_x"].held_out or 0 for figures in found.values()) < 100
 
@@ -284,8 +284,8 @@ def test_classes_are_in_the_compressed_file(classed: Small, capsys: pytest.Captu
     assert printed(capsys, "compress", "data/images", MODEL, "--out", "with.vdmz", *options)["classes"]
     assert not printed(capsys, "compress", "data/images", PLAIN, "--out", "without.vdmz", *options)["classes"]
     assert run(["decompress", "with.vdmz", MODEL, "--out", "decoded", "--device=cpu"]) == Exit.DONE
-    np.testing.assert_array_equal(np.load("decoded/images.npy"), load_images(layout.IMAGES).test)
-    np.save("images.npy", load_images(layout.IMAGES).test)
+    np.testing.assert_array_equal(np.load("decoded/images.npy"), open_images(layout.IMAGES)["test"])
+    np.save("images.npy", open_images(layout.IMAGES)["test"])
     assert not printed(capsys, "compress", "images.npy", MODEL, "--out", "array.vdmz", *options)["classes"]
 
 
@@ -295,8 +295,8 @@ def many_classes() -> None:
 
 
 def other_names() -> None:
-    config = read_description(Path(MODEL))["model"]
-    save_model(Path(MODEL), load_model(Path(MODEL)), config, class_names=["cat", "dog", "mouse"])
+    model = open_model(Path(MODEL))
+    save_model(Path(MODEL), model.vdm, model.description.model, class_names=["cat", "dog", "mouse"])
 
 
 def classes_to_sample(classes: str) -> None:

@@ -9,12 +9,11 @@ from project import ROOT
 from sklearn.datasets import load_sample_images
 
 from benchmarks import contract as change
+from flows.contract import checking
+from flows.contract.facts import measure
+from flows.contract.traces import Comb, comb, heights
 from flows.core.params import Contract
-from flows.core.params_file import parse_params, read_params
-from flows.core.presets import read_preset
-from flows.validation import tables
-from flows.validation.comb import Comb, comb, heights
-from flows.validation.facts import measure
+from flows.core.params_file import parse_params, read_params, read_preset
 
 PRESETS = ROOT / "presets"
 CONTRACT = read_params(PRESETS / "digits.yaml").contract
@@ -111,7 +110,7 @@ def drawings(scale: int, way: Image.Resampling, colours: int = 3, side: int = 16
 def found(images: np.ndarray) -> tuple[set[str], list[str], float]:
     """Return what the contract finds in the levels, what it does not judge, and the share without detail."""
     facts = measure(np.ascontiguousarray(images), 256)
-    table, unjudged = tables.histogram_rows({"train": facts}, CONTRACT)
+    table, unjudged = checking.histogram_rows({"train": facts}, CONTRACT)
     return {flag for flag in Comb._fields if table[flag].any()}, unjudged, facts.lost_detail
 
 
@@ -170,10 +169,10 @@ def test_few_levels_and_few_pixels_are_not_judged(digits: np.ndarray) -> None:
 def test_each_limit_is_that_of_its_flag() -> None:
     limits = {"max_gaps": 0.01, "max_peaks": 0.02, "max_skipped": 0.03}
     flags = Comb(*(np.arange(100) < 100 * limit for limit in limits.values()))
-    assert not np.any(tables.broken(flags, CONTRACT.model_copy(update=limits)))
+    assert not np.any(checking.broken(flags, CONTRACT.model_copy(update=limits)))
     for name, limit in limits.items():
         stricter = CONTRACT.model_copy(update=limits | {name: limit - 0.005})
-        assert [bool(each.any()) for each in tables.broken(flags, stricter)] == [key == name for key in limits]
+        assert [bool(each.any()) for each in checking.broken(flags, stricter)] == [key == name for key in limits]
 
 
 def test_heights_are_above_neighbours_with_the_error_of_groups() -> None:

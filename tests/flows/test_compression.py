@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,15 @@ from conftest import TINY
 from PIL import Image
 
 from flows import cli
-from flows.compression import batches, files
+from flows.compression import coding, files
 from flows.compression.coding import Header, coding_of, exactly, packed, seal, unpacked
-from flows.compression.files import Compressed, Decompressed
-from flows.compression.images import write_decoded
+from flows.compression.files import Compressed, Decompressed, write_decoded
 from flows.compression.rans import Rans, initial_word
-from flows.core.checkpoint import load_model, save_model
 from flows.core.errors import Exit, UserError
-from flows.images.store import SPLITS, save_images
+from flows.core.model import open_model, save_model
+from flows.images.given import open_given
+from flows.images.image_set import SPLITS, save_images
+from vdm.choices import Split
 from vdm.codec import TOTAL, Codec, encode_plainly
 from vdm.evaluation import evaluate
 from vdm.model import VDM
@@ -29,14 +31,7 @@ SHAPE = (1, 6, 5)
 SMALL = TINY | {"image_shape": SHAPE}
 PIXELS = np.random.default_rng(0).integers(0, 17, (16, *SHAPE), dtype=np.uint8)
 FILE, ONE, OTHER = Path("images.vdmz"), Path("models/one"), Path("models/other")
-OPTIONS: dict[str, Any] = {
-    "split": None,
-    "num_timesteps": 2,
-    "batch_size": 4,
-    "device": "cpu",
-    "verify": False,
-    "force": True,
-}
+OPTIONS: dict[str, Any] = {"num_timesteps": 2, "batch_size": 4, "verify": False}
 HEADER = Header(
     num_images=359,
     num_timesteps=100,
@@ -72,14 +67,16 @@ def folder(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return tmp_path
 
 
-def write(source: str = "images.npy", **changes: Any) -> Compressed:
+def write(source: str = "images.npy", split: Split | None = None, model: Path = ONE, **changes: Any) -> Compressed:
     """Compress images to `images.vdmz`."""
-    return files.compress(Path(source), **OPTIONS | {"model": ONE, "out": FILE} | changes)
+    coder = open_model(model)
+    with open_given(Path(source), split, coder, transformed=False) as images:
+        return files.compress(images, coder, FILE, **OPTIONS | changes)
 
 
-def read_back(model: Path = ONE, *, force: bool = True) -> Decompressed:
+def read_back(model: Path = ONE) -> Decompressed:
     """Decompress `images.vdmz` to `out`."""
-    return files.decompress(FILE, model=model, out=Path("out"), device="cpu", force=force)
+    return files.decompress(FILE, open_model(model), Path("out"))
 
 
 def content() -> bytes:
@@ -91,8 +88,8 @@ def content() -> bytes:
 
 def read(content: bytes, model: Path = ONE) -> np.ndarray:
     """Return the images that a file of this content decodes to."""
-    coding = coding_of(content, "images.vdmz", model=model, device="cpu")
-    return np.concatenate(list(coding.decode(content, "images.vdmz", id)))
+    decoder = coding_of(content, "images.vdmz", open_model(model))
+    return np.concatenate(list(decoder.decode(content, "images.vdmz", id)))
 
 
 @pytest.mark.slow
@@ -108,7 +105,7 @@ def test_every_pixel_comes_back(batch_size: int) -> None:
     assert done.code_bpd * 14 * 30 == pytest.approx(8 * code_bytes - others, abs=16)
     assert read_back().pixels_sha256 == done.pixels_sha256 == hashlib.sha256(PIXELS.data).hexdigest()
     assert (np.load("out/images.npy") == PIXELS).all()
-    bound = evaluate(load_model(ONE), PIXELS, times_per_image=2, num_timesteps=2, batch_size=128, seed=0)
+    bound = evaluate(open_model(ONE).vdm, PIXELS, times_per_image=2, num_timesteps=2, batch_size=128, seed=0)
     assert done.bound_bpd == pytest.approx(bound.bpd.mean(), rel=1e-6)
     assert done.bound_bpd_standard_error == pytest.approx(bound.standard_error, rel=1e-6)
     write(batch_size=batch_size)
@@ -231,24 +228,36 @@ def test_images_that_do_not_fit_the_model_are_refused() -> None:
     assert not FILE.exists()
 
 
-def test_outputs_that_exist_are_replaced_only_when_asked() -> None:
-    np.save("images.npy", PIXELS[:2])  # encoded plainly, without the model
-    write(force=False)
-    for options, message in (
-        ({"force": False}, "exists; name another output, or replace it with --force"),
-        ({"out": Path("models")}, "is a folder; name a file"),
-        ({"out": ONE / "config.json"}, r"config\.json would replace the input .*; name another output"),
-    ):
-        with pytest.raises(UserError, match=message) as raised:
-            write(**options)
-        assert raised.value.code == Exit.USAGE
-    read_back(force=False)
-    with pytest.raises(UserError, match="exists; name another output, or replace it with --force"):
-        read_back(force=False)
+def test_a_set_of_more_levels_than_the_model_has_is_compressed_if_its_images_have_none_of_those() -> None:
+    for name, images in (("few", PIXELS[:2]), ("all", np.full((2, *SHAPE), 17, np.uint8))):
+        save_images(Path(name), {"train": images, "test": images}, {"name": "x", "num_levels": 20})
+    write("few")
     read_back()
+    assert (np.load("out/images.npy") == PIXELS[:2]).all()
+    with pytest.raises(UserError, match=r"^all: image 0 holds level 17, and the levels of .* are 0 to 16$") as raised:
+        write("all")
+    assert raised.value.code == Exit.USAGE
+
+
+def test_outputs_that_exist_are_replaced_only_when_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    np.save("images.npy", PIXELS[:2])  # encoded plainly, without the model
+    compress = ["compress", "images.npy", str(ONE), "--device=cpu", "--num-timesteps=2", "--no-verify"]
+    decompress = ["decompress", str(FILE), str(ONE), "--device=cpu", "--out=out"]
+    assert cli.run([*compress, f"--out={FILE}"]) == cli.run([*compress, f"--out={FILE}", "--force"]) == Exit.DONE
+    for options, message in (
+        ([f"--out={FILE}"], "exists; name another output, or replace it with --force"),
+        (["--out=models", "--force"], "is a folder; name a file"),
+        ([f"--out={ONE}/config.json", "--force"], r"config\.json would replace the input .*; name another output"),
+    ):
+        assert cli.run([*compress, *options]) == Exit.USAGE
+        assert re.search(message, capsys.readouterr().err)
+    assert cli.run(decompress) == Exit.DONE
+    assert cli.run(decompress) == Exit.USAGE
+    assert "exists; name another output, or replace it with --force" in capsys.readouterr().err
+    assert cli.run([*decompress, "--force"]) == Exit.DONE
     Path("out/mine.txt").write_text("precious")
-    with pytest.raises(UserError, match="is no folder of files that this command writes; name another"):
-        read_back()
+    assert cli.run([*decompress, "--force"]) == Exit.USAGE
+    assert "is no folder of files that this command writes; name another" in capsys.readouterr().err
     assert Path("out/mine.txt").read_text() == "precious"
 
 
@@ -310,9 +319,9 @@ def test_noise_that_is_drawn_from_scattered_bits_does_not_follow_what_was_pushed
 
 def test_a_file_of_this_version_has_the_batches_and_the_code_that_its_readers_expect() -> None:
     """Others need another version in the header, or files that exist could no longer be decoded."""
-    sizes = [len(batch) for batch in batches.batches(61, 3, decoding=False)]
+    sizes = [len(batch) for batch in coding.batches(61, 3, decoding=False)]
     assert sizes == [*[1] * 24, *[2] * 6, *[3] * 8, 1]
-    assert [batches.most_plain(levels) for levels in (2, 17, 256)] == [8, 2, 1]
+    assert [coding.most_plain(levels) for levels in (2, 17, 256)] == [8, 2, 1]
     start = packed(HEADER, "ab" * 32)
     assert len(start) == 62
     assert unpacked(start + b"code", "x") == (HEADER, "ab" * 4, len(start))

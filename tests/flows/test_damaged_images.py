@@ -12,8 +12,8 @@ from pictures import load, noise, png, settings
 from PIL import Image
 
 from flows.core.errors import Exit, UserError
-from flows.images.store import load_images
-from flows.stages.download import download
+from flows.images.download import download
+from flows.images.image_set import open_images
 
 DEEP = png(noise(6, 15), 16, 2, size=(6, 5))
 ICON = png(noise(6, 20), 8, 6, size=(6, 5))
@@ -93,7 +93,7 @@ def test_a_bad_file_is_named(add: Callable[[Path], object], code: Exit, message:
         load(folder)
     assert error.value.code == code
     assert message in str(error.value)
-    assert load_images(folder.parent / "images").description == before
+    assert open_images(folder.parent / "images").description == before
     assert {path.name for path in folder.parent.iterdir()} - {"elsewhere.png"} == {"folder", "images"}
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from pydantic import Field
 
+from flows.contract.findings import Verdict, require_valid
 from flows.core.documents import Count, Document, Number, Sha256, parse, read
 from flows.core.errors import Exit, UserError
-from flows.images.store import data_sha256, load_labels, save_images
-from flows.stages.register import read_curves
-from flows.validation.report import require_validated
+from flows.images.image_set import open_images, save_images
+from flows.training.card import read_curves
 
 
 class Figures(Document):
@@ -66,18 +66,17 @@ def test_damaged_labels_are_refused(image_set: Path) -> None:
     """test_validate.py has damaged images and descriptions."""
     (image_set / "train_labels.npy").write_bytes(b"\x93NUMPY\x01\x00\x10\x00{'descr': '|O'}\n")
     with pytest.raises(UserError, match=r"train_labels\.npy") as error:
-        load_labels(image_set, "train")
+        open_images(image_set).labels("train")
     assert error.value.code is Exit.MISSING
 
 
 @pytest.mark.parametrize("change", [{"success": False}, {"data_sha256": "0" * 64}])
 def test_images_that_were_not_found_valid_are_refused(change: dict[str, Any], image_set: Path) -> None:
-    report, described = image_set.parent / "validation.json", {"success": True, "data_sha256": data_sha256(image_set)}
-    report.write_text(json.dumps(described))
-    require_validated(image_set, report, needs_validation_images=False)
-    report.write_text(json.dumps(described | change))
+    images = open_images(image_set)
+    described = {"success": True, "data_sha256": images.data_sha256}
+    require_valid(images, Verdict(**described), needs_validation_images=False)
     with pytest.raises(UserError, match=r"validation\.json .*; run `vdmctl validate`") as error:
-        require_validated(image_set, report, needs_validation_images=False)
+        require_valid(images, Verdict(**described | change), needs_validation_images=False)
     assert error.value.code is Exit.INVALID_DATA
 
 

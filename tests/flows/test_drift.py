@@ -7,16 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pictures import set_of
 from project import ROOT
 from sklearn.datasets import load_digits
 
 from benchmarks import contract as change
+from flows.contract.drift import agreement, differences, profile
+from flows.contract.duplicates import search
+from flows.contract.facts import Facts, measure
+from flows.contract.findings import Profile
 from flows.core.params_file import read_params
-from flows.images.store import ImageSet
-from flows.validation.drift import agreement, differences, profile
-from flows.validation.duplicates import search
-from flows.validation.facts import measure
-from flows.validation.report import Profile
+from vdm.choices import Split
 
 pytestmark = pytest.mark.usefixtures("space_of_one_image")  # which is not compared here
 
@@ -49,9 +50,8 @@ def drifted(reference: Profile, ours: Profile, **changes: Any) -> set[str]:
 
 def labelled(images: np.ndarray, labels: np.ndarray, others: np.ndarray, other_labels: np.ndarray) -> set[str]:
     """Return the statistics in which two labelled splits differ."""
-    image_set = ImageSet({"num_levels": 17}, images, images[:0], others)
-    facts = {"train": measure(images, 17), "test": measure(others, 17)}
-    found = search(image_set, facts)
+    facts: dict[Split, Facts] = {"train": measure(images, 17), "test": measure(others, 17)}
+    found = search(set_of(17, train=images, test=others), facts)
     agreements = {("train", "test"): agreement(found["train", "test"], labels, other_labels)}
     profiles = {
         "train": profile(facts["train"], labels, agreement(found["train", "train"], labels, labels)),

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from pictures import set_of
 
 from benchmarks import contract as change
-from flows.images.store import ImageSet, load_images, save_images
-from flows.validation.duplicates import Pairs, lookalikes, search, shares_by_chance
-from flows.validation.facts import measure
+from flows.contract.duplicates import Pairs, lookalikes, search, shares_by_chance
+from flows.contract.facts import measure
+from flows.images.image_set import ImageSet, open_images, save_images
 
 pytestmark = pytest.mark.usefixtures("space_of_one_image")  # which is not compared here
 
@@ -27,13 +28,12 @@ def patches() -> np.ndarray:
 
 def compared(num_levels: int = 256, **splits: np.ndarray) -> Pairs:
     """Return the similar images of the splits."""
-    image_set = ImageSet({"num_levels": num_levels}, **{"validation": splits["train"][:0]} | splits)
-    return of_set(image_set, list(splits))
+    return of_set(set_of(num_levels, **splits))
 
 
-def of_set(image_set: ImageSet, splits: list[str]) -> Pairs:
+def of_set(image_set: ImageSet) -> Pairs:
     """Return the similar images of the splits of a set."""
-    facts = {split: measure(getattr(image_set, split), image_set.num_levels) for split in splits}
+    facts = {split: measure(image_set[split], image_set.num_levels) for split in image_set.splits}
     return lookalikes(search(image_set, facts), DISTANCE)
 
 
@@ -77,7 +77,7 @@ def test_one_mirrored_copy_in_any_pair_of_splits_is_found(digits: np.ndarray, tm
     train, validation, test = (np.array(part) for part in np.split(digits, [600, 1200]))
     test[3], test[4], validation[5] = validation[7, :, :, ::-1], train[8, :, :, ::-1], train[9, :, :, ::-1]
     save_images(tmp_path, {"train": train, "validation": validation, "test": test}, {"name": "x", "num_levels": 17})
-    found = of_set(load_images(tmp_path), ["train", "validation", "test"])
+    found = of_set(open_images(tmp_path))
     flagged = {pair: alike["image"][alike["excess"]].tolist() for pair, alike in found.items()}
     assert flagged == {("train", "validation"): [5], ("train", "test"): [4], ("validation", "test"): [3]}
 
@@ -118,7 +118,7 @@ def test_as_many_as_by_chance_are_not_too_many(monkeypatch: pytest.MonkeyPatch) 
     def num_flagged(by_chance: np.ndarray) -> int:
         """Return how many of the closest images chance does not explain, given the expected number up to each."""
         pairs = pd.DataFrame({"relative": np.arange(len(by_chance)), "distance": 0.0})
-        monkeypatch.setattr("flows.validation.duplicates.shares_by_chance", lambda *_: by_chance / len(by_chance))
+        monkeypatch.setattr("flows.contract.duplicates.shares_by_chance", lambda *_: by_chance / len(by_chance))
         return int(lookalikes({("a", "a"): pairs, ("a", "b"): pairs}, 1)["a", "b"]["excess"].sum())
 
     expected = np.arange(1.0, 200)

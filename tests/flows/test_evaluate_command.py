@@ -13,11 +13,11 @@ from PIL import Image
 from small import Small
 
 from flows.cli import run
-from flows.core.checkpoint import load_model, model_sha256, read_description, save_model
 from flows.core.errors import Exit
-from flows.images.store import data_sha256, load_images, save_images
+from flows.core.model import open_model, read_config, save_model
+from flows.images.image_set import open_images, save_images
 from flows.images.transforms import transform
-from flows.stages.register import CARD
+from flows.training.card import TEXT
 
 MODEL, OTHER = "models/vdm", "models/other"
 
@@ -31,9 +31,9 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, An
 
 def other_model() -> None:
     """Write a model with other weights of its last layer."""
-    model = load_model(Path(MODEL))
-    model.network.conv_out.weight.data.fill_(0.1)
-    save_model(Path(OTHER), model, read_description(Path(MODEL))["model"])
+    model = open_model(Path(MODEL))
+    model.vdm.network.conv_out.weight.data.fill_(0.1)
+    save_model(Path(OTHER), model.vdm, model.description.model)
 
 
 def test_options_of_the_ode_replace_its_parameters_also_with_zero(
@@ -43,7 +43,7 @@ def test_options_of_the_ode_replace_its_parameters_also_with_zero(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     solved = Mock(side_effect=lambda model, pixels, **_: np.zeros(len(pixels)))  # exactly, it takes seconds
-    monkeypatch.setattr("flows.evaluation.protocols.evaluate_ode", solved)
+    monkeypatch.setattr("flows.evaluation.ode.evaluate_ode", solved)
     before, section, after = Path("params.yaml").read_text().partition("\node:")
     assert "\n  seed: 0\n" in after
     Path("params.yaml").write_text(before + section + after.replace("seed: 0", "seed: 5", 1))
@@ -108,10 +108,10 @@ def pictures_of(images: np.ndarray) -> Path:
 def test_pictures_have_the_figures_of_the_same_images_in_a_set_and_their_names(
     small: Small, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    images = load_images(Path("data/images"))
-    pictures_of(images.test[:9])
-    few = {"train": images.train, "test": images.test[:9]}
-    save_images(Path("few"), few, images.description | {"num_validation": 0, "num_test": 9})
+    images = open_images(Path("data/images"))
+    pictures_of(images["test"][:9])
+    few = {"train": images["train"], "test": images["test"][:9]}
+    save_images(Path("few"), few, images.description.stated | {"num_validation": 0, "num_test": 9})
     before = small.outputs()
     of_set = printed(capsys, "evaluate", MODEL, "--images=few")
     of_pictures = printed(capsys, "evaluate", "--images=mine")
@@ -130,8 +130,8 @@ def test_pictures_have_the_figures_of_the_same_images_in_a_set_and_their_names(
 def test_only_the_figures_of_the_images_of_the_pipeline_are_written_where_the_report_reads_them(
     small: Small, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    images = load_images(Path("data/images"))
-    save_images(Path("few"), {"train": images.train, "test": images.test[:9]}, {"name": "few", "num_levels": 17})
+    images = open_images(Path("data/images"))
+    save_images(Path("few"), {"train": images["train"], "test": images["test"][:9]}, {"name": "few", "num_levels": 17})
     before = small.outputs()
     assert printed(capsys, "evaluate", "--images=few")["num_images"] == 9
     assert small.outputs() == before
@@ -149,7 +149,7 @@ def test_pictures_are_transformed_as_the_card_of_the_model_says(
     card = Path(MODEL, "README.md")
     data = settings(Path("mine"), grayscale=True, resize=[8, 8])
     parameters = json.dumps({"data": data.model_dump()}, indent=2)
-    card.write_text(CARD[CARD.index("## Parameters") :].format(parameters=parameters))
+    card.write_text(TEXT[TEXT.index("## Parameters") :].format(parameters=parameters))
     np.save("transformed.npy", transform(colours, 256, data))
     of_pictures = printed(capsys, "evaluate", MODEL, "--images=mine")
     card.write_text(card.read_text().replace("false", "no").replace("true", "yes"))
@@ -179,15 +179,15 @@ def test_a_comparison_is_about_the_given_images_split_and_confidence(
     small: Small, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other_model()
-    loaded = load_images(Path("data/images"))
-    splits = {"train": loaded.train, "validation": loaded.validation[:7], "test": loaded.test}
-    save_images(Path("few"), splits, loaded.description)
+    loaded = open_images(Path("data/images"))
+    splits = {"train": loaded["train"], "validation": loaded["validation"][:7], "test": loaded["test"]}
+    save_images(Path("few"), splits, loaded.description.stated)
     half, most = (
         printed(capsys, "compare", MODEL, OTHER, "--images=few", "--split=validation", f"--confidence={confidence}")
         for confidence in (0.5, 0.95)
     )
     assert (half["split"], half["num_images"], half["confidence"]) == ("validation", 7, 0.5)
-    assert {model["data_sha256"] for model in half["models"]} == {data_sha256(Path("few"))}
+    assert {model["data_sha256"] for model in half["models"]} == {open_images(Path("few")).data_sha256}
     (low, high), (lowest, highest) = half["confidence_interval"], most["confidence_interval"]
     assert lowest < low < half["difference_bpd"] < high < highest
 
@@ -198,7 +198,7 @@ def test_a_comparison_has_the_samples_of_the_model_that_drew_them(
 ) -> None:
     other_model()
     path = Path("reports/samples/metrics.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_sha256": model_sha256(Path(MODEL))}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_sha256": read_config(Path(MODEL))[1]}))
     assert printed(capsys, "compare", MODEL, MODEL)["samples"] is not None
     assert printed(capsys, "compare", MODEL, OTHER)["samples"] is None
 

@@ -11,8 +11,18 @@ import pytest
 from project import ROOT
 
 from flows.core.errors import Exit, UserError, of_file
-from flows.core.files import inside, open_regular, parse_json, read_bounded, write_whole, writing, written_last
-from flows.core.folders import contains, remove, writing_folder
+from flows.core.files import (
+    contains,
+    inside,
+    open_regular,
+    parse_json,
+    read_bounded,
+    remove,
+    write_whole,
+    writing,
+    writing_folder,
+    written_last,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -102,8 +112,7 @@ def test_what_is_no_folder_is_never_replaced(tmp_path: Path) -> None:
 KILLED = """
 import sys, time
 from pathlib import Path
-from flows.core.files import writing
-from flows.core.folders import writing_folder
+from flows.core.files import writing, writing_folder
 with writing(Path("file")) as file, writing_folder(Path("folder")) as folder:
     file.write(b"new")
     (folder / "new").write_text("new")

@@ -24,8 +24,8 @@ from pictures import load
 from PIL import Image
 from project import ROOT
 
-from flows.core.checkpoint import config_sha256, load_model, save_model
 from flows.core.errors import CheckpointError, UserError
+from flows.core.model import config_sha256, open_model, save_model
 from flows.core.params_file import parse_params
 from flows.evaluation.importing import import_checkpoint
 from vdm.model import VDM
@@ -63,7 +63,7 @@ def read_model(weights: bytes, config: bytes, folder: Path) -> None:
         pass  # no longer a description
     (folder / "weights.safetensors").write_bytes(weights)
     (folder / "config.json").write_bytes(config)
-    load_model(folder)
+    open_model(folder)
 
 
 def read_foreign(content: bytes, path: Path) -> None:

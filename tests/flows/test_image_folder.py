@@ -10,9 +10,9 @@ import pytest
 from pictures import load, noise, png
 from PIL import Image
 
-from flows.images import store
+from flows.images import image_set
+from flows.images.image_set import chunks, files_of, fitting, load_array, open_images
 from flows.images.picture_files import read_images
-from flows.images.store import chunks, files_of, fitting, load_array, load_labels
 
 
 def write(folder: Path, *names: str, pixels: np.ndarray | None = None) -> Path:
@@ -29,26 +29,26 @@ def names_of(folder: Path, split: str) -> list[str]:
 
 def test_seeded_shares_are_held_out_for_test_and_validation(folder: Path) -> None:
     first = load(folder)
-    assert (first.train.shape, first.test.shape, first.num_levels) == ((6, 1, 6, 5), (2, 1, 6, 5), 256)
-    assert first.description["split"] == "0.25 held out with seed 0"
-    test = np.array(first.test)
+    assert (first["train"].shape, first["test"].shape, first.num_levels) == ((6, 1, 6, 5), (2, 1, 6, 5), 256)
+    assert first.description.split == "0.25 held out with seed 0"
+    test = np.array(first["test"])
     divided = load(folder, validation_fraction=0.5)
-    assert np.array_equal(divided.test, test)
-    every = np.concatenate([divided.train, divided.validation, divided.test])
+    assert np.array_equal(divided["test"], test)
+    every = np.concatenate([divided["train"], divided["validation"], divided["test"]])
     assert {image.tobytes() for image in every} == {noise(6, 5, seed=i).tobytes() for i in range(8)}
     expected = "0.25 held out with seed 0; 0.5 of the training images held out for validation with seed 0"
-    assert divided.description["split"] == expected
-    assert not np.array_equal(load(folder, split_seed=1).test, test)
+    assert divided.description.split == expected
+    assert not np.array_equal(load(folder, split_seed=1)["test"], test)
 
 
 @pytest.mark.parametrize(("train", "test"), [("train", "test"), ("training", "testing"), ("Train", "Eval")])
 def test_splits_and_classes_of_the_folder_are_kept(train: str, test: str, tmp_path: Path) -> None:
     names = [f"{split}/{kind}/{i}.png" for split in (train, test) for kind in ("cat", "dög") for i in range(2)]
     images = load(write(tmp_path / "set", *names))
-    assert np.array_equal(images.train[:, 0], np.stack([noise(4, 4, seed=i) for i in range(4)]))
+    assert np.array_equal(images["train"][:, 0], np.stack([noise(4, 4, seed=i) for i in range(4)]))
     parts = sorted([f"{train.lower()} for train", f"{test.lower()} for test"])
-    assert images.description["split"] == f"by its folders: {', '.join(parts)}"
-    assert np.asarray(load_labels(tmp_path / "images", "train")).tolist() == [0, 0, 1, 1]
+    assert images.description.split == f"by its folders: {', '.join(parts)}"
+    assert np.asarray(open_images(tmp_path / "images").labels("train")).tolist() == [0, 0, 1, 1]
     assert names_of(tmp_path / "images", "train") == names[:4]
 
 
@@ -56,8 +56,9 @@ def test_a_folder_may_have_three_parts(tmp_path: Path) -> None:
     images = load(
         write(tmp_path / "set", "train/0.png", "train/1.png", "val/0.png", "test/0.png"), validation_fraction=0.5
     )
-    assert (len(images.train), len(images.validation), len(images.test)) == (2, 1, 1)  # the folder's own part wins
-    assert images.description["split"] == "by its folders: test for test, train for train, val for validation"
+    counts = {split: len(images[split]) for split in images.splits}
+    assert counts == {"train": 2, "validation": 1, "test": 1}  # the folder's own part wins
+    assert images.description.split == "by its folders: test for test, train for train, val for validation"
     assert names_of(tmp_path / "images", "validation") == ["val/0.png"]
 
 
@@ -71,12 +72,12 @@ def test_lossless_formats_give_the_same_bytes_and_lossy_ones_are_recorded(suffix
         else:
             Image.fromarray(pixels).save(path, lossless=True)
     images = load(tmp_path / "set", test_fraction=0.5)
-    both = {image.tobytes() for image in np.concatenate([images.train, images.test])}
+    both = {image.tobytes() for image in np.concatenate([images["train"], images["test"]])}
     assert both == {noise(8, 7, 3, seed=i).transpose(2, 0, 1).tobytes() for i in range(2)}
-    assert images.description["formats"] == f"2 {suffix.upper().replace('TIF', 'TIFF')}"
+    assert images.description.formats == f"2 {suffix.upper().replace('TIF', 'TIFF')}"
     if suffix == "webp":
         Image.fromarray(noise(8, 7, 3)).save(path)
-        assert load(tmp_path / "set", test_fraction=0.5).description["formats"] == "1 WEBP, 1 lossy WEBP"
+        assert load(tmp_path / "set", test_fraction=0.5).description.formats == "1 WEBP, 1 lossy WEBP"
 
 
 @pytest.mark.parametrize("dtype", ["|b1", "|u1", ">u2", "<i8"])
@@ -85,10 +86,10 @@ def test_arrays_of_any_integers_in_any_order_are_read(fortran: bool, dtype: str,
     levels = np.random.default_rng(0).integers(0, 2, (2500, 5, 4, 6)).astype(dtype)
     np.save(tmp_path / "a.npy", np.asfortranarray(levels) if fortran else levels)
     images = load(tmp_path / "a.npy")
-    assert (len(images.train), len(images.test)) == (1875, 625)
+    assert (len(images["train"]), len(images["test"])) == (1875, 625)
     shift = 8 if dtype.endswith("u2") else 0
     chosen = np.isin(np.arange(2500), np.random.default_rng(0).permutation(2500)[:625])
-    assert np.array_equal(images.train, levels[~chosen].astype(np.uint16) >> shift)
+    assert np.array_equal(images["train"], levels[~chosen].astype(np.uint16) >> shift)
     assert images.num_levels == (2 if dtype == "|b1" else 256)
 
 
@@ -99,8 +100,9 @@ def test_levels_are_those_stored_and_more_than_8_bits_are_shifted(bits: int, lev
     for i in range(2):
         (tmp_path / "set" / f"{i}.png").write_bytes(png(np.roll(pixels, i), bits))
     images = load(tmp_path / "set", test_fraction=0.5)
-    assert (images.num_levels, images.transforms) == (levels, "16 bits shifted to 8" if bits == 16 else "none")
-    both = np.concatenate([images.train, images.test])[:, 0].tolist()
+    assert images.num_levels == levels
+    assert images.description.transforms == ("16 bits shifted to 8" if bits == 16 else "none")
+    both = np.concatenate([images["train"], images["test"]])[:, 0].tolist()
     assert sorted(both) == sorted((np.roll(pixels, i) >> max(0, bits - 8)).tolist() for i in range(2))
 
 
@@ -118,23 +120,23 @@ def test_a_photograph_is_turned_as_its_camera_says_and_read_without_its_preview(
 
 def test_images_beside_classes_have_no_labels_and_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     load(write(tmp_path / "set", *(f"{kind}/{i}.png" for kind in ("cat", "dog") for i in range(4))))
-    assert load_labels(tmp_path / "images", "train") is not None
+    assert open_images(tmp_path / "images").labels("train") is not None
     load(write(tmp_path / "set", "cover\n.png", "notes\n.txt"))
     assert r'images have no labels, since 1 files are in no class folder, such as "cover\n.png"' in caplog.text
     assert r'1 files are not images, such as "notes\n.txt"' in caplog.text
-    assert load_labels(tmp_path / "images", "train") is None
+    assert open_images(tmp_path / "images").labels("train") is None
 
 
 def test_mixed_sizes_and_channels_can_be_made_alike(folder: Path) -> None:
     write(folder, "colour.png", pixels=noise(6, 5, 3))
     images = load(folder, grayscale=True)
-    assert (images.image_shape, images.transforms) == ((1, 6, 5), "grayscale (ITU-R 601, rounded)")
-    both = {image.tobytes() for image in np.concatenate([images.train, images.test])}
+    assert (images.image_shape, images.description.transforms) == ((1, 6, 5), "grayscale (ITU-R 601, rounded)")
+    both = {image.tobytes() for image in np.concatenate([images["train"], images["test"]])}
     assert {noise(6, 5, seed=i).tobytes() for i in range(8)} < both
     write(folder, "tall.png", pixels=noise(7, 5))
     images = load(folder, grayscale=True, resize=[3, 3])
     assert images.image_shape == (1, 3, 3)
-    assert images.transforms == "grayscale (ITU-R 601, rounded), resized to 3x3 (bicubic, antialiased)"
+    assert images.description.transforms == "grayscale (ITU-R 601, rounded), resized to 3x3 (bicubic, antialiased)"
 
 
 def test_hidden_files_and_circular_links_are_left_out(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -145,7 +147,7 @@ def test_hidden_files_and_circular_links_are_left_out(folder: Path, caplog: pyte
     for link, target in (("a", "b"), ("b", "a"), ("here", "."), ("class/parent", "..")):
         (folder / link).symlink_to(target)
     (folder / "linked.png").symlink_to("0.png")
-    assert len(load(folder).train) == 7
+    assert len(load(folder)["train"]) == 7
     assert "linked.png" in [*names_of(folder.parent / "images", "train"), *names_of(folder.parent / "images", "test")]
 
 
@@ -157,26 +159,26 @@ def test_names_are_escaped(folder: str, name: str, tmp_path: Path, caplog: pytes
     (tmp_path / folder / f"{name}.txt").touch()
     with caplog.at_level(logging.INFO):
         images = load(tmp_path / folder)
-    assert images.description["title"].isprintable()
+    assert images.description.title.isprintable()
     for found in names_of(tmp_path / "images", "train"):
         assert found.startswith(name.encode(errors="backslashreplace").decode()[:1])
     assert all(record.getMessage().isprintable() for record in caplog.records)
 
 
 def test_images_transformed_in_parts_keep_their_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "MOST_CHUNK_BYTES", 200)  # six images of 4x8, three of 6x10
+    monkeypatch.setattr(image_set, "MOST_CHUNK_BYTES", 200)  # six images of 4x8, three of 6x10
     for split in ("train", "test"):
         for label in range(3):
             (tmp_path / "set" / split / str(label)).mkdir(parents=True)
             np.save(tmp_path / "set" / split / str(label) / "a.npy", np.full((7, 1, 4, 8), label, np.uint8))
     images, expected = load(tmp_path / "set", pad=1), np.repeat([0, 1, 2], 7)
-    assert np.array_equal(images.train[:, 0, 2, 2], expected)
-    assert np.array_equal(np.asarray(load_labels(tmp_path / "images", "train")), expected)
+    assert np.array_equal(images["train"][:, 0, 2, 2], expected)
+    assert np.array_equal(np.asarray(open_images(tmp_path / "images").labels("train")), expected)
     assert names_of(tmp_path / "images", "test") == [f"test/{label}/a.npy" for label in expected]
 
 
 def test_chunks_are_bounded_in_bytes_and_equal_the_images(tmp_path: Path) -> None:
-    assert (fitting(1000, 3072), fitting(1000, store.MOST_CHUNK_BYTES // 10), fitting(1000, 2**80)) == (1000, 10, 1)
+    assert (fitting(1000, 3072), fitting(1000, image_set.MOST_CHUNK_BYTES // 10), fitting(1000, 2**80)) == (1000, 10, 1)
     images = np.broadcast_to(np.uint8(1), (7, 3, 3000, 2000))
     assert [len(chunk) for _, chunk in chunks(images[:, :, :1000], 1000)] == [5, 2]
     for dtype in (np.uint8, np.uint16):

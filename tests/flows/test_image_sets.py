@@ -29,10 +29,10 @@ from torchvision import datasets
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.core.params import Data
 from flows.images.catalogue import PUBLISHED
+from flows.images.download import download
+from flows.images.image_set import ImageSet, open_images, save_images
 from flows.images.publishers import read_digits
 from flows.images.splitting import TRAIN, VALIDATION, Source, held_out
-from flows.images.store import ImageSet, data_sha256, load_images, load_labels, save_images
-from flows.stages.download import download
 
 TAR = "cifar-10-python.tar.gz"
 DIGEST = "ca7b86f443f26ea22ae7d5fd66134a3ceb1bc95f5ee099dd8f2089afd9c339f7"
@@ -167,7 +167,7 @@ def load(name: str, source: Path | None, **changes: Any) -> ImageSet:
     """Download a set or read it from `source`, and return it."""
     data = settings(Path("x"), **changes).model_copy(update={"name": name, "source": source and str(source)})
     download(data, out=IMAGES, downloads=DOWNLOADS)
-    return load_images(IMAGES)
+    return open_images(IMAGES)
 
 
 def test_every_name_of_a_published_set_has_an_entry() -> None:
@@ -178,25 +178,25 @@ def test_every_name_of_a_published_set_has_an_entry() -> None:
 @pytest.mark.parametrize("name", PUBLISHERS)
 def test_publishers_files_are_read(name: str, publish: Publish) -> None:
     images = load(name, publish(name))
-    shape, (num_train, num_test) = images.image_shape, (len(images.train), len(images.test))
+    shape, (num_train, num_test) = images.image_shape, (len(images["train"]), len(images["test"]))
     if name == "cifar10":  # five batches of two
         parts = [noise(2, 3072, seed=seed).reshape(2, 3, 32, 32) for seed in range(6)]
-        assert np.array_equal(images.train, np.concatenate(parts[:5]))
-        assert np.array_equal(images.test, parts[5])
+        assert np.array_equal(images["train"], np.concatenate(parts[:5]))
+        assert np.array_equal(images["test"], parts[5])
     else:
-        assert np.array_equal(images.train, noise(num_train, *shape))
-        assert np.array_equal(images.test, noise(num_test, *shape, seed=1))
+        assert np.array_equal(images["train"], noise(num_train, *shape))
+        assert np.array_equal(images["test"], noise(num_test, *shape, seed=1))
     described, entry = images.description, PUBLISHED[name]
-    assert (described["title"], described["licence"]) == (entry.title, entry.licence)
-    assert (described["published_train"], described["published_test"]) == (num_train, num_test)
-    assert (described["split"], images.num_levels) == ("as published", 256)
+    assert (described.title, described.licence) == (entry.title, entry.licence)
+    assert (described.published_train, described.published_test) == (num_train, num_test)
+    assert (described.split, images.num_levels) == ("as published", 256)
     labels = {
         "fashion_mnist": [*range(10)],
         "cifar10": [0, 9, 1, 9, 2, 9, 3, 9, 4, 9],
         "svhn": [0, 9, 8, 7, 6, 5, 4, 3, 2, 1],  # the publisher's 10 is the digit 0
         "imagenet32": [*range(1200), *range(100)],
     }
-    found = load_labels(IMAGES, "train")
+    found = open_images(IMAGES).labels("train")
     assert (None if found is None else found.tolist()) == labels.get(name)
     assert sorted(path.name for path in Path().iterdir()) == sorted(
         ["images", "source", *(["downloads"] if "imagenet" not in name else [])]
@@ -206,14 +206,14 @@ def test_publishers_files_are_read(name: str, publish: Publish) -> None:
 
 def test_validation_images_are_training_images_with_their_labels(publish: Publish) -> None:
     images = load("imagenet32", publish("imagenet32"), validation_fraction=0.2)
-    count = len(images.train) + len(images.validation)
+    count = len(images["train"]) + len(images["validation"])
     drawn = held_out("x", count, 0.2, 0, "data.validation_fraction")
     everything, chosen = noise(count, *images.image_shape), np.isin(np.arange(count), drawn)
-    assert np.array_equal(images.validation, everything[chosen])
-    assert np.array_equal(images.train, everything[~chosen])
+    assert np.array_equal(images["validation"], everything[chosen])
+    assert np.array_equal(images["train"], everything[~chosen])
     numbers = np.r_[:1200, :100]
     for split, these in (("train", ~chosen), ("validation", chosen)):
-        assert np.array_equal(np.asarray(load_labels(IMAGES, split)), numbers[these])
+        assert np.array_equal(np.asarray(open_images(IMAGES).labels(split)), numbers[these])
 
 
 @pytest.mark.parametrize("form", ["plain", "in the folder", "unpacked by a browser", "among others"])
@@ -233,7 +233,7 @@ def test_a_source_may_hold_its_files_in_other_forms(form: str, publish: Publish)
             place = source / (name if form == "in the folder" else Path(name).name)
             place.parent.mkdir(exist_ok=True)
             place.write_bytes(content)
-    assert np.array_equal(load("cifar10", source).test, noise(2, 3072, seed=5).reshape(2, 3, 32, 32))
+    assert np.array_equal(load("cifar10", source)["test"], noise(2, 3072, seed=5).reshape(2, 3, 32, 32))
     assert not [*Path().rglob("trace")]
 
 
@@ -329,10 +329,10 @@ def at(address: str, patch: pytest.MonkeyPatch) -> None:
 def test_a_set_is_downloaded(name: str, publish: Publish, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     source = publish(name)
     load(name, source)
-    digest = data_sha256(IMAGES)
+    digest = open_images(IMAGES).data_sha256
     at(server, monkeypatch)
     load(name, None)
-    assert data_sha256(IMAGES) == digest
+    assert open_images(IMAGES).data_sha256 == digest
     assert not [*DOWNLOADS.iterdir()]
 
 
@@ -399,7 +399,7 @@ def test_a_seed_holds_out_the_same_images_in_every_version(seed: int, drawn: lis
 
 def test_the_digits_of_the_default_run_have_the_digest_of_versions_that_are_registered() -> None:
     load("digits", None, test_fraction=0.2, validation_fraction=0.1)
-    assert data_sha256(IMAGES) == DIGEST
+    assert open_images(IMAGES).data_sha256 == DIGEST
 
 
 def test_the_digest_is_that_of_the_arrays_levels_and_transforms(tmp_path: Path) -> None:
@@ -407,4 +407,4 @@ def test_the_digest_is_that_of_the_arrays_levels_and_transforms(tmp_path: Path) 
     save_images(tmp_path, {"train": images, "test": images[:2]}, {"name": "x", "num_levels": 17, "transforms": "gray"})
     files = [sha256((tmp_path / f"{split}.npy").read_bytes()) for split in ("train", "test")]
     content = f"num_levels=17\ntransforms=gray\ntrain {files[0]}\ntest {files[1]}\n"
-    assert data_sha256(tmp_path) == sha256(content.encode())
+    assert open_images(tmp_path).data_sha256 == sha256(content.encode())

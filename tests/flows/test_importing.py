@@ -19,8 +19,8 @@ from project import ROOT
 from torch import Tensor
 
 from flows.cli import run
-from flows.core.checkpoint import load_model, read_description
-from flows.images.store import save_images
+from flows.core.model import open_model, read_config
+from flows.images.image_set import save_images
 from vdm.diffusion import denoise, reverse_step
 from vdm.discretization import nearest_pixels, reconstruction_draw
 from vdm.model import VDM
@@ -44,7 +44,7 @@ def google(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     command = ["import-checkpoint", str(file), "--format", "google-vdm", "--image-size", "8", "8"]
     out = tmp_path_factory.mktemp("google") / "model"
     assert run([*command, "--out", str(out)]) == 0
-    return load_model(out), oracle(ORACLES / f"{request.param}.npz")
+    return open_model(out).vdm, oracle(ORACLES / f"{request.param}.npz")
 
 
 def close(actual: Tensor, expected: Tensor) -> None:
@@ -91,8 +91,8 @@ def test_the_pytorch_peers_checkpoint_agrees(tmp_path: Path, capsys: pytest.Capt
     assert run(["import-checkpoint", str(file), "--format", "addtt", "--out", str(out)]) == 0
     said = f"{out}: the model of {file}; `vdmctl evaluate '{out}'` measures its bits/dim\n"
     assert capsys.readouterr() == (said, "")
-    model, expected = load_model(out), oracle(ORACLES / "addtt_learned" / "oracle.npz")
-    assert read_description(out)["model"]["norm_eps"] == 1e-5  # torch's, where the official code has 1e-6
+    model, expected = open_model(out).vdm, oracle(ORACLES / "addtt_learned" / "oracle.npz")
+    assert read_config(out)[0].model["norm_eps"] == 1e-5  # torch's, where the official code has 1e-6
     close(model.schedule(expected["t"]), expected["gamma"])
     close(model.network(expected["z"], expected["gamma"]), expected["eps_hat"])
     terms = model(expected["pixels"], expected["eps"], expected["t"])
@@ -120,7 +120,7 @@ def peer_checkpoint(folder: Path, **settings: object) -> Path:
 def test_the_peers_attention_in_every_block_is_imported(tmp_path: Path) -> None:
     file = peer_checkpoint(tmp_path, attention_everywhere="true")
     assert run(["import-checkpoint", str(file), "--format", "addtt", "--out", str(tmp_path / "model")]) == 0
-    network = load_model(tmp_path / "model").network
+    network = open_model(tmp_path / "model").vdm.network
     middle = network.middle_attention.state_dict()
     for block in [*network.down_attention, *network.up_attention]:
         assert all(torch.equal(block.state_dict()[name], middle[name]) for name in middle)
@@ -142,7 +142,7 @@ def imported(state: object, file: Path, *options: str) -> VDM:
     out = file.with_name("imported")
     command = ["import-checkpoint", str(file), "--format", "google-vdm", "--image-size", "8", "16", "--force"]
     assert run([*command, "--out", str(out), *options]) == 0
-    return load_model(out)
+    return open_model(out).vdm
 
 
 def test_the_last_weights_are_imported_on_request_for_images_of_a_height_and_a_width(tmp_path: Path) -> None:

@@ -14,8 +14,7 @@ from flows.commands.json_docs import written
 from flows.commands.vdmctl import app
 from flows.core.errors import Exit
 from flows.evaluation.results import BoundMetrics, Metrics
-from flows.registry.reproduction import Reproduction
-from flows.registry.verification import Check
+from flows.registry.verification import Check, Reproduction
 from flows.registry.versions import Version
 
 VERSION = Version("vdm@v1.0.0", "a" * 40, "2026-01-31T00:00:00+00:00", "Retrained", (), Metrics(), "damaged")
@@ -67,7 +66,7 @@ def test_the_keys_of_objects_that_are_no_documents(
     monkeypatch.setattr("flows.registry.versions.versions", lambda root: [VERSION])
     monkeypatch.setattr("flows.registry.versions.resolve", lambda root, name: VERSION)
     monkeypatch.setattr("flows.registry.verification.verify", lambda root, version: [Check("models/vdm", "")])
-    monkeypatch.setattr("flows.registry.reproduction.reproduction", lambda root: Reproduction(True, "equal", []))
+    monkeypatch.setattr("flows.registry.verification.reproduction", lambda root: Reproduction(True, "equal", []))
     require_named("models", keys_in(printed(capsys, "models")))
     require_named("verify", keys_in(printed(capsys, "verify", "champion")))
     found = printed(capsys, "report")

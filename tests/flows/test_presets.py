@@ -11,12 +11,11 @@ from project import ROOT, TINY_PARAMS
 from ruamel.yaml import YAML
 
 from flows.cli import run
-from flows.commands.planning import of_minutes
 from flows.core.errors import Exit, UserError
 from flows.core.params import Params, Train
-from flows.core.params_file import parse_params, read_params
-from flows.core.presets import WHOLE, compose, preset_names, read_preset
+from flows.core.params_file import WHOLE, compose, parse_params, preset_names, read_params, read_preset
 from flows.process.locks import claim
+from flows.training.planning import of_minutes
 
 PRESETS = ROOT / "presets"
 DIGITS = (PRESETS / "digits.yaml").read_text()
@@ -103,7 +102,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "presets/digits.yaml").write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VDM_LOCK_DIR", str(tmp_path))
-    monkeypatch.setattr("flows.commands.planning.MEASURED_SECONDS", 0.1)
+    monkeypatch.setattr("flows.training.planning.MEASURED_SECONDS", 0.1)
     return Path("mine")
 
 

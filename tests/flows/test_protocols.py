@@ -11,15 +11,14 @@ from project import ROOT
 from results import sample_metrics
 
 from flows.commands.summary import summary
-from flows.core.checkpoint import load_model, save_model
 from flows.core.errors import Exit, UserError
+from flows.core.model import open_model, save_model
 from flows.core.params_file import read_params
 from flows.evaluation import bound
-from flows.evaluation.bound import evaluate_split, require_valid
-from flows.evaluation.protocols import NUM_REPEATED, ode
+from flows.evaluation.ode import NUM_REPEATED, largest, ode
 from flows.evaluation.results import SampleMetrics, common_figures
-from flows.evaluation.solver import largest
-from flows.images.store import SPLITS, load_images, require_levels, save_images, spread
+from flows.evaluation.terms import bounds
+from flows.images.image_set import SPLITS, Chosen, ImageSet, open_images, save_images, spread
 from vdm.choices import Split
 from vdm.evaluation import image_terms
 from vdm.model import VDM
@@ -41,12 +40,13 @@ def test_some_images_of_a_sorted_set_are_of_all_its_classes(folder: Path, digits
     settings = read_params(ROOT / "params.yaml").evaluate
     settings = settings.model_copy(update={"device": "cpu", "precision": "float32", "times_per_image": 2})
 
-    (found,) = evaluate_split(settings, folder / "model", folder / "images", "train", [None], 5)
+    model, images = open_model(folder / "model"), open_images(folder / "images")
+
+    (found,) = bounds(model, Chosen(images, "train", 5), settings, [None])
 
     five = np.concatenate([np.zeros_like(digits[:2]), digits[[0, 9, 19]]])
-    model = load_model(folder / "model", torch.device("cpu"))
     options = settings.model_dump(include={"seed", "times_per_image", "num_timesteps", "batch_size", "precision"})
-    prior, reconstruction, diffusion = image_terms(model, five, range(5), **options)
+    prior, reconstruction, diffusion = image_terms(model.vdm, five, range(5), **options)
     np.testing.assert_allclose(found.bpd, (prior + reconstruction + diffusion).mean(axis=1), rtol=1e-12)
 
 
@@ -74,11 +74,12 @@ def test_the_reported_error_is_that_of_the_figure(digits: np.ndarray, tmp_path: 
     settings = read_params(ROOT / "params.yaml").ode
     settings = settings.model_copy(update={"tolerance": 1e-3, "num_images": num_images, "device": "cpu"})
 
-    figures = ode(settings, model=tmp_path / "model", images=tmp_path / "images")
+    model, images = open_model(tmp_path / "model"), open_images(tmp_path / "images")
 
-    model = load_model(tmp_path / "model", torch.device("cpu"))
+    figures = ode(settings, model, Chosen(images, "test", num_images))
+
     options = settings.model_dump(exclude={"device", "num_images", "tolerance", "given"})
-    true = evaluate_ode(model, spread(digits[20:40], num_images), solve=exactly, **options).mean()
+    true = evaluate_ode(model.vdm, spread(digits[20:40], num_images), solve=exactly, **options).mean()
     assert figures.bpd is not None
     assert figures.bpd_numerical_error is not None
     assert figures.bpd_numerical_error == pytest.approx(figures.bpd - true, rel=0.5, abs=1e-7)
@@ -92,27 +93,28 @@ def test_an_empty_split_is_not_evaluated(split: Split, code: Exit, digits: np.nd
     splits = {name: digits[: 0 if name == split else 5] for name in SPLITS}
     save_images(tmp_path, splits, {"name": "digits", "num_levels": 17})
     with pytest.raises(UserError, match=r"validation images; set|test\.npy holds 0") as raised:
-        require_valid(load_images(tmp_path), tmp_path, split)
+        open_images(tmp_path).require_valid(split)
     assert raised.value.code is code
 
 
 def test_the_first_level_that_a_set_does_not_have_is_a_fault(folder: Path) -> None:
-    image_set = load_images(folder / "images")
-    assert int(image_set.test.max()) == 16
-    require_levels(image_set, folder, "test")
-    found = image_set._replace(description=image_set.description | {"num_levels": 16})
+    image_set = open_images(folder / "images")
+    assert int(image_set["test"].max()) == 16
+    image_set.require_valid("test")
+    description = image_set.description.model_copy(update={"num_levels": 16})
+    found = ImageSet(image_set.folder, image_set.name, description, image_set.arrays)
     with pytest.raises(UserError, match=r"test\.npy holds level 16; run `vdmctl validate`") as raised:
-        require_levels(found, folder, "test")
+        found.require_valid("test")
     assert raised.value.code is Exit.INVALID_DATA
 
 
 def test_metrics_and_tables_have_every_figure_under_its_name(folder: Path) -> None:
     settings = read_params(ROOT / "params.yaml").evaluate
     settings = settings.model_copy(update={"device": "cpu", "precision": "float32", "times_per_image": 2})
-    model, out = folder / "model", folder / "out"
-    metrics, result, _ = bound.measure(
-        settings, model=model, images=folder / "images", requirements=folder / "none", split="test"
-    )
+    model, images = open_model(folder / "model"), Chosen(open_images(folder / "images"), "test")
+    out = folder / "out"
+    metrics = bound.evaluate(settings, model, images, requirements=folder / "none")
+    (result,) = bounds(model, images, settings, [None])
     terms = {
         "bpd": result.bpd,
         "prior_bpd": result.prior,
@@ -121,9 +123,9 @@ def test_metrics_and_tables_have_every_figure_under_its_name(folder: Path) -> No
     }
     assert {name: getattr(metrics, name) for name in terms} == {name: each.mean() for name, each in terms.items()}
     out.mkdir()
-    bound.write(out, metrics, result, {}, model=model, images=folder / "images", split="test")
+    bound.write(out, metrics, result, {}, model, images)
     levels = result.noise_levels(seed=settings.seed, num_timesteps=settings.num_timesteps)
-    gamma = load_model(model).schedule(torch.from_numpy(levels.t).float()).detach().numpy()
+    gamma = model.vdm.schedule(torch.from_numpy(levels.t).float()).detach().numpy()
     of_levels = {
         "t": levels.t,
         "gamma": gamma,

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from fuzzing import Hostile
+from pictures import set_of
 from PIL import Image
 from sklearn.datasets import load_digits
 from small import Small
@@ -23,14 +24,16 @@ from torch_fidelity.metric_kid import kernel_mmd
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from flows.cli import run
-from flows.core.checkpoint import model_sha256
+from flows.contract.findings import Verdict
+from flows.core.documents import read
 from flows.core.errors import CheckpointError, Exit, UserError
+from flows.core.model import open_model, read_config
 from flows.core.params_file import read_params
 from flows.evaluation.results import SampleMetrics
-from flows.images.store import ImageSet, data_sha256, load_images
-from flows.quality import distances, features, inception, measuring
-from flows.stages.features import features as train_features
-from flows.stages.sample import tables_and_pictures
+from flows.images.image_set import open_images
+from flows.sampling import distances, features, measuring
+from flows.sampling.features import Embedding, open_features
+from flows.sampling.measuring import tables_and_pictures
 from vdm.errors import TrainingDiverged
 
 
@@ -71,7 +74,11 @@ def test_the_error_is_that_of_a_mean(size: int) -> None:
     assert estimate.standard_error == pytest.approx(values.std(ddof=1) / math.sqrt(size), rel=0.02)
 
 
-INPUTS = {"images": Path("data/images"), "validation": Path("reports/validation/validation.json")}
+def train_features(settings: Any, out: Path) -> Embedding:
+    """Train the features of the images of the pipeline, and return what is written."""
+    verdict = read(Verdict, Path("reports/validation/validation.json"), "")
+    features.features(settings, open_images(Path("data/images")), verdict, out)
+    return open_features(out)
 
 
 def settings(**changes: Any) -> Any:
@@ -88,19 +95,17 @@ def test_the_classifier_learns_its_task(
     if labelled:
         for split, part in (("train", slice(60)), ("test", slice(60, 100))):
             np.save(images / f"{split}_labels.npy", load_digits().target[part] * 7)  # numbered anew from 0
-    train_features(settings(), **INPUTS, out=out)
-    network, config, digest = features.load_features(out, torch.device("cpu"))
+    _, network, config, digest = train_features(settings(), out)
     assert config.task == ("labels" if labelled else "symmetries")
     assert config.num_classes == (10 if labelled else 4)
     assert config.accuracy > (0.6 if labelled else 0.45)
-    embedded = features.embed(network, load_images(images).test)
+    embedded = features.embed(network, open_images(images)["test"])
     assert embedded.shape == (40, 32)
     monkeypatch.setattr(features, "EMBEDDING_BATCH", 3)
-    assert features.embed(network, load_images(images).test) == pytest.approx(embedded, rel=1e-5)
+    assert features.embed(network, open_images(images)["test"]) == pytest.approx(embedded, rel=1e-5)
     digests = set[str]()
     for name in ("short", "again"):
-        train_features(settings(steps=10), **INPUTS, out=tmp_path / name)
-        digests.add(features.load_features(tmp_path / name, torch.device("cpu"))[2])
+        digests.add(train_features(settings(steps=10), tmp_path / name).sha256)
     assert len(digests) == 1
     assert digests != {digest}
 
@@ -117,12 +122,11 @@ def test_labels_that_a_set_does_not_have_are_an_error(small: Small, tmp_path: Pa
             np.save("data/images/train_labels.npy", np.resize(labels, 60))
             np.save("data/images/test_labels.npy", labels)
         with pytest.raises(UserError, match=message) as error:
-            train_features(settings(task=task), **INPUTS, out=out)
+            train_features(settings(task=task), out)
         assert error.value.code is code
     np.save("data/images/test_labels.npy", np.ones(40, np.int64))
     np.save("data/images/train_labels.npy", np.ones(60, np.int64))
-    train_features(settings(steps=1), **INPUTS, out=out)
-    assert features.load_features(out, torch.device("cpu"))[1].task == "symmetries"
+    assert train_features(settings(steps=1), out).config.task == "symmetries"
 
 
 @pytest.mark.slow
@@ -134,8 +138,7 @@ def test_labels_that_cannot_be_learned_leave_the_symmetries(
     for split, count in (("train", 60), ("test", 40)):
         labels = np.random.default_rng(0).integers(2, size=count)
         np.save(f"data/images/{split}_labels.npy", labels)
-    train_features(settings(task=task), **INPUTS, out=Path("models/features"))
-    config = features.load_features(Path("models/features"), torch.device("cpu"))[1]
+    config = train_features(settings(task=task), Path("models/features")).config
     assert (config.task, config.guess) == (learned, max(np.bincount(labels)) / 40 if learned == "labels" else 0.25)
     assert run(["sample"]) == Exit.DONE
     metrics = SampleMetrics.model_validate_json(Path("reports/samples/metrics.json").read_text())
@@ -166,7 +169,7 @@ def test_features_of_a_network_that_only_guesses_give_no_figures(
 
 def test_a_classifier_that_diverges_is_an_error(small: Small, tmp_path: Path) -> None:
     with pytest.raises(TrainingDiverged, match=r"lower features\.learning_rate"):
-        train_features(settings(steps=20, learning_rate=1e30), **INPUTS, out=tmp_path / "features")
+        train_features(settings(steps=20, learning_rate=1e30), tmp_path / "features")
     assert not (tmp_path / "features").exists()
 
 
@@ -184,7 +187,7 @@ def test_the_metrics_name_the_features_and_stand_beside_held_out_images(small: S
 def test_images_that_cannot_be_compared_are_refused_before_any_is_drawn(
     small: Small, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("flows.stages.sample.draw", lambda *_: pytest.fail("images are drawn"))
+    monkeypatch.setattr("flows.sampling.measuring.draw", lambda *_: pytest.fail("images are drawn"))
     params = Path("params.yaml")
     text = params.read_text()
     inception = f"inception_weights: missing.pth\n  inception_sha256: {'a' * 64}"
@@ -207,22 +210,23 @@ def test_images_that_cannot_be_compared_are_refused_before_any_is_drawn(
 
 def test_training_images_in_place_of_samples_are_found(small: Small) -> None:
     params = read_params(Path("params.yaml"))
-    where = {"model": Path("models/vdm"), "features": Path("models/features"), "images": Path("data/images")}
-    training = load_images(where["images"]).train
-    metrics, neighbours = measuring.measure(params.sample, params.quality, np.array(training[20:40]), **where)
+    model, embedding = open_model(Path("models/vdm")), open_features(Path("models/features"))
+    images = open_images(Path("data/images"))
+    samples = np.array(images["train"][20:40])
+    metrics, neighbours = measuring.measure(params.sample, params.quality, samples, model, embedding, images)
     assert metrics.nearer_than_held_out == 1
     assert neighbours["train_image"].tolist() == list(range(20, 40))
     assert neighbours["distance"].tolist() == [0.0] * 20
-    assert metrics.model_sha256 == model_sha256(where["model"])
-    assert metrics.data_sha256 == data_sha256(where["images"])
+    assert metrics.model_sha256 == read_config(Path("models/vdm"))[1]
+    assert metrics.data_sha256 == images.data_sha256
 
 
 def test_the_files_about_samples_show_them_and_their_nearest_training_images(small: Small) -> None:
     """The samples are training images, so that both images of a pair are the same."""
-    image_set = load_images(Path("data/images"))
-    samples = np.array(image_set.train[[50, 51, 52, *range(47), *range(20)]])
+    images = open_images(Path("data/images"))
+    samples = np.array(images["train"][[50, 51, 52, *range(47), *range(20)]])
     table = pd.DataFrame({"sample": [2, 0, 1, 4, 3], "train_image": [52, 50, 51, 1, 0], "distance": [0.0] * 5})
-    found = tables_and_pictures(samples, table, image_set)
+    found = tables_and_pictures(samples, table, images)
     with Image.open(BytesIO(found["neighbours.png"])) as picture:
         above, below = np.asarray(picture)[2:34], np.asarray(picture)[36:68]
     assert above.shape == (32, 5 * 34 + 2)
@@ -251,7 +255,7 @@ def test_sizes_that_the_weights_do_not_have_take_no_memory(small: Small) -> None
     path = Path("models/features/config.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"width": 2**40}))
     with pytest.raises(CheckpointError, match=r"weights and config\.json do not describe one network: "):
-        features.load_features(path.parent, torch.device("cpu"))
+        open_features(path.parent)
 
 
 class Inception(FeatureExtractorInceptionV3):  # type: ignore[misc]
@@ -274,12 +278,12 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_inceptions_features_come_from_the_given_file(weights: Path) -> None:
     images = np.random.default_rng(0).integers(17, size=(2, 1, 8, 8), dtype=np.uint8)
-    network = inception.inception_network(weights)
-    embedded = inception.inception_features(images, 17, network, torch.device("cpu"))
+    network = measuring.inception_network(weights)
+    embedded = measuring.inception_features(images, 17, network, torch.device("cpu"))
     assert embedded.shape == (2, 2048)
     assert np.isfinite(embedded).all()
     with pytest.raises(UserError, match=r"its sha256 is [0-9a-f]{64}, sample.inception_sha256 says 000") as error:
-        inception.require_inception(1, weights, "0" * 64)
+        measuring.require_inception(1, weights, "0" * 64)
     assert error.value.code is Exit.MISSING
 
 
@@ -287,7 +291,7 @@ def test_a_pickle_that_runs_code_is_not_loaded(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     path.write_bytes(pickle.dumps(Hostile(tmp_path / "ran")))
     with pytest.raises(UserError, match="not the weights of torch-fidelity's Inception"):
-        inception.inception_network(path)
+        measuring.inception_network(path)
     assert not (tmp_path / "ran").exists()
 
 
@@ -320,9 +324,9 @@ def test_the_nearest_training_image_is_found_in_every_chunk_and_the_nearest_pair
     samples = np.array(digits[[3, 30, 59]])
     for number, differing in enumerate((3, 1, 2)):
         samples[number, 0, 0, :differing] ^= 1
-    image_set = ImageSet({"num_levels": 17}, digits[:60], digits[:0], digits[60:100])
+    images = set_of(17, train=digits[:60], test=digits[60:100])
     quality: Any = SimpleNamespace(resamples=2, seed=0)
-    _, table = measuring.memorisation(measuring.Pictures(samples, digits[60:63], digits[:60]), image_set, quality)
+    _, table = measuring.memorisation(measuring.Pictures(samples, digits[60:63], digits[:60]), images, quality)
     assert table["sample"].tolist() == [1, 2, 0]
     assert table["train_image"].tolist() == [30, 59, 3]
     assert table["distance"].tolist() == pytest.approx([2 / 16 * math.sqrt(number / 64) for number in (1, 2, 3)])
@@ -342,16 +346,17 @@ def test_fid_and_kid_are_distances_from_the_training_images(monkeypatch: pytest.
 
 def test_as_many_images_are_compared_as_there_are_from_all_of_a_sorted_split() -> None:
     numbers = np.arange(100, dtype=np.uint8).reshape(-1, 1, 1, 1)
-    image_set = ImageSet({"num_levels": 256}, numbers[:50], numbers[50:60], numbers[60:])
-    chosen = measuring.choose(numbers[::-1][:30], image_set, 20)
+    splits = {"train": numbers[:50], "validation": numbers[50:60], "test": numbers[60:]}
+    images = set_of(256, **splits)
+    chosen = measuring.choose(numbers[::-1][:30], images, 20)
     assert chosen.samples.ravel().tolist() == list(range(99, 79, -1))
     for part, first, last in ((chosen.held_out, 60, 99), (chosen.training, 0, 49)):
         assert (len(part), part.min(), part.max()) == (20, first, last)
     with pytest.raises(UserError, match="needs 4 training images, got 3"):
-        measuring.num_compared(12, image_set._replace(train=numbers[:3]), 100)
-    assert measuring.num_compared(12, image_set._replace(train=numbers[:4]), 100) == 12
-    assert measuring.num_compared(50, image_set, 100) == 40
-    assert measuring.num_compared(50, image_set, 30) == 30
+        measuring.num_compared(12, set_of(256, **splits | {"train": numbers[:3]}), 100)
+    assert measuring.num_compared(12, set_of(256, **splits | {"train": numbers[:4]}), 100) == 12
+    assert measuring.num_compared(50, images, 100) == 40
+    assert measuring.num_compared(50, images, 30) == 30
 
 
 def test_the_classifier_sees_images_of_few_levels_in_full_contrast() -> None:

@@ -19,31 +19,33 @@ from conftest import TINY
 from documents import Document, words
 from PIL import Image
 from project import ROOT
-from results import BPD, ORIGIN, PLACES, metrics, sample_metrics, validation, write_results
+from results import BPD, ORIGIN, PLACES, metrics, opened, sample_metrics, validation, write_results
 from ruamel.yaml import YAML
 
 from flows.commands.reporting import WORKSPACE
+from flows.contract.findings import Findings, Result
 from flows.core import layout
-from flows.core.checkpoint import load_model, save_model
 from flows.core.errors import Exit, UserError
+from flows.core.model import open_model, save_model
 from flows.evaluation.results import BoundMetrics, SampleMetrics
-from flows.images.store import data_sha256, spread
-from flows.report import charts, markdown, pictures
-from flows.report.facts import facts, in_one_png
-from flows.report.page import Page, alike, difference, extremes, grids, page
-from flows.report.quality import cautions
-from flows.report.results import Files, disagreements, origin_here, read_results
-from flows.stages.report import report
-from flows.validation.report import Report, Result
+from flows.images.grids import shades
+from flows.images.image_set import spread
+from flows.report import charts, markdown
+from flows.report.origin import origin_here
+from flows.report.page import Page, alike, difference, extremes, facts, in_one_png, page, report
+from flows.report.pictures import grids, in_rows
+from flows.report.results import Files, disagreements, opened_images, opened_model, read_results
+from flows.report.words import cautions
 from vdm.model import VDM
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=http://a/b onerror=alert(2)> {{ 7 * 7 }} $x^$ ]]> \x1b[2J\u202e"
 
 
-def shown(files: Files) -> str:
-    """Return the text of the page about the results in files, without the charts, which take most of its time."""
-    files = files._replace(curves=None, noise_levels=None, per_image=None, model=None)
-    return words(Document(page(read_results(files, ORIGIN)).html).text)
+def shown(files: Files, folder: Path) -> str:
+    """Return the text of the page about the results in a folder, without charts, which take most of its time."""
+    files = files._replace(curves=None, noise_levels=None, per_image=None)
+    images, _ = opened(folder)
+    return words(Document(page(read_results(files, ORIGIN, images, None)).html).text)
 
 
 def svg(image: dict[str, str | None]) -> str:
@@ -54,15 +56,16 @@ def svg(image: dict[str, str | None]) -> str:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, digits: np.ndarray) -> Page:
     """Return the page about complete results."""
-    return page(read_results(write_results(tmp_path_factory.mktemp("whole"), digits), ORIGIN))
+    folder = tmp_path_factory.mktemp("whole")
+    return page(read_results(write_results(folder, digits), ORIGIN, *opened(folder)))
 
 
-def test_the_page_names_relaxed_limits(files: Files) -> None:
+def test_the_page_names_relaxed_limits(files: Files, tmp_path: Path) -> None:
     path = files.validation
     assert path
     relaxed = {"success": True, "relaxed": ["max_gaps 1.0 instead of 0.015"]}
     path.write_text(json.dumps(json.loads(path.read_text()) | relaxed))
-    text = shown(files)
+    text = shown(files, tmp_path)
     assert "Valid with relaxed limits: max_gaps 1.0 instead of 0.015" in text
     assert "is comparable with others" not in text
 
@@ -140,8 +143,8 @@ def test_the_page_is_accessible_and_needs_nothing_else(whole: Page) -> None:
 @pytest.mark.slow
 def test_what_is_missing_is_left_out_with_a_sentence(files: Files) -> None:
     for path in files[1:]:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    text = words(Document(page(read_results(files, ORIGIN)).html).text)
+        path.unlink()
+    text = words(Document(page(read_results(files, ORIGIN, None, None)).html).text)
     sentences = [
         "There is no training log",
         "The model is not here",
@@ -157,12 +160,12 @@ def test_what_is_missing_is_left_out_with_a_sentence(files: Files) -> None:
     assert "2.0000 ± 0.0946 bits/dim" in text
 
 
-def test_withheld_figures_are_told_with_the_reason(files: Files) -> None:
+def test_withheld_figures_are_told_with_the_reason(files: Files, tmp_path: Path) -> None:
     assert files.sample_metrics
     found = json.loads(files.sample_metrics.read_text()) | {"figures": {}, "withheld": "no better than <a> guess"}
     found |= {"features_accuracy": 0.11, "features_accuracy_standard_error": 0.02, "features_guess": 0.1}
     files.sample_metrics.write_text(json.dumps(found))
-    text = shown(files)
+    text = shown(files, tmp_path)
     assert "Distances, precision and recall are withheld: no better than <a> guess." in text
     assert "is right about 0.1100 ± 0.0200 of the test images, where a guess would be about 0.1000; its" in text
     assert "0.4800 ± 0.0300" in text
@@ -173,7 +176,8 @@ def test_withheld_figures_are_told_with_the_reason(files: Files) -> None:
 
 
 def test_results_that_do_not_belong_together_are_named(files: Files, tmp_path: Path, digits: np.ndarray) -> None:
-    text = shown(write_results(tmp_path / "other", digits[::-1])._replace(metrics=files.metrics))
+    other_files = write_results(tmp_path / "other", digits[::-1])._replace(metrics=files.metrics)
+    text = shown(other_files, tmp_path / "other")
     assert "The image set is not the one that was evaluated, so no images are shown." in text
     assert "The data validation is about other images than the metrics." in text
     assert "The quality of samples was measured with another model or other images" in text
@@ -181,7 +185,7 @@ def test_results_that_do_not_belong_together_are_named(files: Files, tmp_path: P
     other = BoundMetrics(**metrics(data) | {"model_sha256": "c" * 64})
     assert len(list(disagreements(other, data, None, SampleMetrics(**sample_metrics(data))))) == 1
     save_model(tmp_path / "model", VDM(**TINY), TINY)
-    results = read_results(files._replace(model=tmp_path / "model"), ORIGIN)
+    results = read_results(files, ORIGIN, None, open_model(tmp_path / "model"))
     assert results.schedule is None
     assert results.notes == ["The model is not the one that was evaluated, so its noise schedule is left out."]
 
@@ -198,21 +202,22 @@ def test_results_that_do_not_belong_together_are_named(files: Files, tmp_path: P
         ("neighbours", "sample,train_image,distance\n16,0,0\n", "damaged: there is no sample 16"),
         ("samples", "\x93NUMPY", "damaged"),
         ("images", "dataset.json", "damaged"),
+        ("model", "config.json", "damaged"),
     ],
 )
-def test_a_damaged_file_is_one_line(name: str, content: str, reason: str, files: Files) -> None:
-    path = getattr(files, name)
-    path = path / content if name == "images" else path
+def test_a_damaged_file_is_one_line(name: str, content: str, reason: str, files: Files, tmp_path: Path) -> None:
+    folders = {"images": tmp_path / layout.IMAGES, "model": tmp_path / layout.REGISTERED}
+    path = folders[name] / content if name in folders else getattr(files, name)
     path.write_bytes(content.encode("latin-1"))
     with pytest.raises(UserError) as error:
-        read_results(files, ORIGIN)
+        read_results(files, ORIGIN, opened_images(folders["images"]), opened_model(folders["model"]))
     assert error.value.code == Exit.MISSING
     assert str(error.value).startswith(str(path))
     assert reason in str(error.value)
 
 
 @pytest.mark.slow
-def test_figures_that_are_not_finite_are_left_out_of_charts(files: Files) -> None:
+def test_figures_that_are_not_finite_are_left_out_of_charts(files: Files, tmp_path: Path) -> None:
     """A model that was not trained, or that diverged, has them, and numbers too large for a chart."""
     assert files.per_image
     assert files.noise_levels
@@ -221,7 +226,7 @@ def test_figures_that_are_not_finite_are_left_out_of_charts(files: Files) -> Non
     files.per_image.write_text("image,bpd\n" + "".join(f"{i},{'nan' if i else 'inf'}\n" for i in range(40)))
     files.noise_levels.write_text("t,gamma,diffusion_bpd,standard_error\n0.5,nan,1e300,nan\n")
     files.curves.write_text("step,bpd\n1,nan\n")
-    made = page(read_results(files, ORIGIN))
+    made = page(read_results(files, ORIGIN, *opened(tmp_path)))
     assert "not finite bits/dim on 40 test images" in words(Document(made.html).text)
     assert len(made.charts) == len(charts.CHARTS)
 
@@ -230,14 +235,14 @@ def test_figures_that_are_not_finite_are_left_out_of_charts(files: Files) -> Non
 def test_text_from_files_is_only_text(tmp_path: Path, digits: np.ndarray) -> None:
     stated = dict.fromkeys(("title", "name", "homepage", "licence", "split", "transforms"), HOSTILE)
     files = write_results(tmp_path, digits, **stated)._replace(curves=None, noise_levels=None)
-    assert files.images
+    images, model = opened(tmp_path)
     assert files.validation
     assert files.sample_metrics
-    files.validation.write_text(json.dumps(validation(data_sha256(files.images), meaning=HOSTILE, file=HOSTILE)))
+    files.validation.write_text(json.dumps(validation(images.data_sha256, meaning=HOSTILE, file=HOSTILE)))
     for path in (files.metrics, files.sample_metrics):
         path.write_text(path.read_text().replace("2.13.0", json.dumps(HOSTILE)[1:-1]).replace("precision", "$^<i>$", 1))
     origin = ORIGIN._replace(name=HOSTILE, parameters={HOSTILE: {HOSTILE: [HOSTILE]}}, commands=[HOSTILE])
-    results = read_results(files, origin)
+    results = read_results(files, origin, images, model)
     for made in (page(results), page(results, results)):
         document = Document(made.html)
         assert {tag for tag, _ in document.tags} & {"script", "i", "b"} == set()
@@ -253,7 +258,7 @@ def test_the_stage_writes_page_and_charts_that_stand_alone(files: Files, tmp_pat
     places = {"out": tmp_path / "out/report.html", "pictures": tmp_path / "out/pictures"}
     places["pictures"].mkdir(parents=True)
     (places["pictures"] / "old.svg").write_text("old")
-    report(origin_here(Path("models/vdm"), {"train": {"betas": [0.9, 0.99]}}), files=files, **places)
+    report(origin_here(Path("models/vdm"), {"train": {"betas": [0.9, 0.99]}}), files, *opened(tmp_path), **places)
     text = places["out"].read_text()
     assert "betas" in text
     assert "vdmctl evaluate models/vdm" in text
@@ -269,7 +274,7 @@ def test_the_stage_writes_page_and_charts_that_stand_alone(files: Files, tmp_pat
 def test_the_stage_declares_every_file_that_it_shows() -> None:
     stage = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]["report"]
     assert WORKSPACE == PLACES
-    shown = {str(path) for path in WORKSPACE} | {str(layout.PRESETS)}
+    shown = {str(path) for path in (*WORKSPACE, layout.IMAGES, layout.REGISTERED, layout.PRESETS)}
     assert shown == {dep for dep in stage["deps"] if not dep.startswith(("flows", "vdm"))}
 
 
@@ -304,7 +309,8 @@ def test_a_browser_without_a_network_shows_everything(
     made = whole
     if not scheme:
         long = "W" * 300
-        results = read_results(write_results(tmp_path, digits, title=long, split=long), ORIGIN._replace(name=long))
+        files = write_results(tmp_path, digits, title=long, split=long)
+        results = read_results(files, ORIGIN._replace(name=long), *opened(tmp_path))
         made = page(results, results._replace(origin=ORIGIN))
     (tmp_path / "page.html").write_text(HARNESS.replace("PAGE", json.dumps(made.html).replace("</", "<\\/")))
     offline = ["--host-resolver-rules=MAP * ~NOTFOUND", "--proxy-server=127.0.0.1:9", "--disable-background-networking"]
@@ -347,13 +353,13 @@ def test_charts_draw_the_errors_and_the_mean() -> None:
     charts.histogram(axes(), {"": pd.DataFrame({"bpd": [3.0, 3.0]})})
 
 
-def test_the_schedule_is_the_models_and_not_that_of_the_times_of_the_evaluation(files: Files) -> None:
+def test_the_schedule_is_the_models_and_not_that_of_the_times_of_the_evaluation(files: Files, tmp_path: Path) -> None:
     """A straight line through two times would hide what the model learned."""
-    assert files.model
-    table = read_results(files, ORIGIN).schedule
+    images, model = opened(tmp_path)
+    table = read_results(files, ORIGIN, images, model).schedule
     assert table is not None
     with torch.no_grad():
-        gamma = load_model(files.model).schedule(torch.linspace(0, 1, len(table)))
+        gamma = model.vdm.schedule(torch.linspace(0, 1, len(table)))
     np.testing.assert_allclose(table["gamma"], gamma, rtol=1e-6)
     np.testing.assert_allclose(table["initial"], -7 + 12 * table["t"], atol=1e-6)
     drawn = axes()
@@ -363,11 +369,11 @@ def test_the_schedule_is_the_models_and_not_that_of_the_times_of_the_evaluation(
     assert np.abs(np.diff(np.asarray(curve.get_ydata()), 2)).max() > 1e-4
 
 
-def test_the_png_has_the_evaluated_images(files: Files) -> None:
-    results = read_results(files, ORIGIN)
+def test_the_png_has_the_evaluated_images(files: Files, tmp_path: Path) -> None:
+    results = read_results(files, ORIGIN, *opened(tmp_path))
     assert results.images
     few = results._replace(metrics=results.metrics.model_copy(update={"num_images": 4}))
-    assert in_one_png(spread(results.images.test, 4)) in [*facts(few)]
+    assert in_one_png(spread(results.images["test"], 4)) in [*facts(few)]
 
 
 def test_a_png_takes_at_least_the_bits_of_noise() -> None:
@@ -387,38 +393,38 @@ def test_images_from_a_source_are_restored_before_the_stages_run() -> None:
     assert not any("data/images" in command for command in without)
 
 
-def test_the_easiest_and_the_hardest_images_are_those_of_the_rows(files: Files) -> None:
+def test_the_easiest_and_the_hardest_images_are_those_of_the_rows(files: Files, tmp_path: Path) -> None:
     """The rows may be in any order, and rows that are not finite are left out."""
     assert files.per_image
     bpd = [1.5, 1.0, 4.0, 2.0, 3.0] + [2.0] * 35
     rows = [f"{39 - row},{value}" for row, value in enumerate(bpd)]
     files.per_image.write_text("\n".join(["image,bpd", rows[0], "38,inf", *rows[2:]]) + "\n")
-    (_, easiest), (_, hardest) = extremes(read_results(files, ORIGIN))
+    (_, easiest), (_, hardest) = extremes(read_results(files, ORIGIN, *opened(tmp_path)))
     found = [(image.picture.alt, image.caption) for image in (easiest[0], *hardest[:2]) if image.picture]
     assert found == [("test image 39", "1.500"), ("test image 37", "4.000"), ("test image 35", "3.000")]
     assert (len(easiest), len(hardest)) == (8, 8)
 
 
-def test_the_pairs_that_are_least_likely_by_chance_come_first(files: Files) -> None:
+def test_the_pairs_that_are_least_likely_by_chance_come_first(files: Files, tmp_path: Path) -> None:
     assert files.validation
     described = json.loads(files.validation.read_text())
     (pair,) = described["alike"][0]["pairs"]
     described["alike"][0]["pairs"] = [pair | {"image": image, "by_chance": image / 10} for image in (5, 1, 3)]
     files.validation.write_text(json.dumps(described))
-    found = [(image.caption, how) for image, _, how in alike(read_results(files, ORIGIN))]
+    found = [(image.caption, how) for image, _, how in alike(read_results(files, ORIGIN, *opened(tmp_path)))]
     assert [caption for caption, _ in found] == ["test image 1", "test image 3", "test image 5"]
     assert "0.1 as close by chance" in found[0][1]
 
 
-def test_pictures_have_all_shades_and_the_real_ones_are_of_the_whole_split(files: Files) -> None:
-    assert pictures.shades(np.array([[[0, 8, 16]]]), 17).tolist() == [[[shade] * 3 for shade in (0, 128, 255)]]
-    results = read_results(files, ORIGIN)
+def test_pictures_have_all_shades_and_the_real_ones_are_of_the_whole_split(files: Files, tmp_path: Path) -> None:
+    assert shades(np.array([[[0, 8, 16]]]), 17).tolist() == [[[shade] * 3 for shade in (0, 128, 255)]]
+    results = read_results(files, ORIGIN, *opened(tmp_path))
     assert results.images
     assert results.samples is not None
     both = grids(results)
     assert both
-    assert both.samples.src == pictures.grid(results.samples, 17, "").src
-    assert both.held_out.src == pictures.grid(spread(results.images.test, 16), 17, "").src
+    assert both.samples.src == in_rows(results.samples, 17, "").src
+    assert both.held_out.src == in_rows(spread(results.images["test"], 16), 17, "").src
 
 
 @pytest.mark.slow
@@ -430,7 +436,8 @@ def test_two_models_stand_side_by_side(files: Files, tmp_path: Path, digits: np.
         ORIGIN._replace(name=name, parameters={"train": {"steps": steps, "seed": 0}})
         for name, steps in (("vdm@v1.0.0", 100), ("vdm@v1.1.0", 200))
     ]
-    made = page(*(read_results(each, origin) for each, origin in zip((files, second), origins, strict=True)))
+    first = read_results(files, origins[0], *opened(tmp_path))
+    made = page(first, read_results(second, origins[1], *opened(tmp_path / "other")))
     text = words(Document(made.html).text)
     for part in (
         "\N{MINUS SIGN}0.5000 ± 0.0000 bits/dim from vdm@v1.0.0 to vdm@v1.1.0",
@@ -444,8 +451,8 @@ def test_two_models_stand_side_by_side(files: Files, tmp_path: Path, digits: np.
     assert {"vdm@v1.0.0, training", "vdm@v1.1.0, training"} <= set(legends["loss"])
 
 
-def test_figures_that_are_not_paired_are_not_subtracted(files: Files) -> None:
-    first = read_results(files, ORIGIN)
+def test_figures_that_are_not_paired_are_not_subtracted(files: Files, tmp_path: Path) -> None:
+    first = read_results(files, ORIGIN, *opened(tmp_path))
     settings = {"seed": 1, "times_per_image": 3, "num_timesteps": 100, "data_sha256": "b" * 64, "split": "train"}
     for field, value in (settings | {"precision": "bfloat16", "num_images": 7}).items():
         second = first._replace(metrics=first.metrics.model_copy(update={field: value}))
@@ -475,7 +482,7 @@ def test_prefect_shows_broken_expectations_first_and_text_from_files_only_as_tex
     hostile = "<script>alert(1)</script> | ![x](http://a/b) `c` +- \n# d \x1b[2J me@example.org"
     warning = result("b", success=False, severity="warning")
     results = [result("a", success=True), result(hostile, success=False), warning]
-    found = Report.model_construct(success=False, transforms=hostile, expectations=results)
+    found = Findings.model_construct(success=False, transforms=hostile, expectations=results)
     assert markdown.verdict(found) == "not valid: 1 of 3 expectations hold"
     docs = tmp_path / "index.html"
     about, table = markdown.data_docs(found, tmp_path / "none.png", docs).split("\n\n")

@@ -14,7 +14,7 @@ from documents import Document, words
 from project import ROOT, run_vdmctl
 from results import PLACES, write_results
 
-from flows.core.checkpoint import save_model
+from flows.core.model import save_model
 from vdm.model import VDM
 
 Vdmctl = Callable[..., subprocess.CompletedProcess[str]]
@@ -149,7 +149,7 @@ def test_a_model_of_the_pipeline_is_evaluated_by_its_stage(
 def test_the_parameters_of_the_lock_are_shown_only_if_its_stages_made_the_results(
     recorded: bool, vdmctl: Vdmctl, tmp_path: Path
 ) -> None:
-    """`vdmctl evaluate` without DVC takes those of params.yaml."""
+    """`vdmctl evaluate` without DVC takes those of params.yaml.  A page without the model says so."""
     md5 = hashlib.md5((tmp_path / PLACES.metrics).read_bytes()).hexdigest() if recorded else "0" * 32
     stage = {
         "cmd": "vdmctl evaluate",
@@ -159,6 +159,9 @@ def test_the_parameters_of_the_lock_are_shown_only_if_its_stages_made_the_result
     (tmp_path / "dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": {"evaluate": stage}}))
     for place in (PLACES.curves, PLACES.noise_levels, PLACES.per_image):  # the charts take most of a page's time
         (tmp_path / str(place)).unlink()
+    shutil.rmtree(tmp_path / "models/vdm")
     result = vdmctl("--out", "page.html")
     assert result.returncode == 0, result.stderr
-    assert ("98765" in (tmp_path / "page.html").read_text()) is recorded
+    page = (tmp_path / "page.html").read_text()
+    assert ("98765" in page) is recorded
+    assert "The model is not here" in page

@@ -7,7 +7,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 from unittest.mock import Mock
 
 import pytest
@@ -15,8 +15,13 @@ from forge import Forge, crown
 from prefect.exceptions import TerminationSignal
 from prefect.states import Completed, Failed
 from project import ROOT, Project
+from small import Small
 
+from flows.cli import run as run_command
+from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError
+from flows.core.files import write_whole
+from flows.images.image_set import open_images, save_images
 from flows.orchestration import releasing
 from flows.orchestration.artifacts import Progress
 from flows.orchestration.streaming import EXPECTED, as_user_error, failure, result_of, stream
@@ -25,7 +30,7 @@ from flows.registry.evidence import Evidence
 from flows.registry.storage import DamagedVersionError, fetch, readable
 from flows.registry.verification import require_sound
 from flows.registry.versions import resolve
-from flows.train_vdm import DRIFTED, check_champion, drift, reproduce, restore, stages, while_busy
+from flows.train_vdm import DRIFTED, Drifted, check_champion, drift, reproduce, restore, stages, while_busy
 
 ARTIFACTS = "flows.orchestration.artifacts"
 
@@ -45,7 +50,6 @@ def test_the_progress_of_a_training_run_names_the_time_left(tmp_path: Path, monk
     """2300 steps, of which 100 took 50 s; then an early end."""
     shown: list[tuple[float, str]] = []
     now = [1000.0]
-    shutil.copyfile(ROOT / "presets" / "digits.yaml", tmp_path / "params.yaml")
 
     def create(percent: float, key: str, description: str) -> str:
         shown.append((percent, description))
@@ -55,17 +59,25 @@ def test_the_progress_of_a_training_run_names_the_time_left(tmp_path: Path, monk
     monkeypatch.setattr(f"{ARTIFACTS}.update_progress_artifact", lambda _, *given: shown.append(given))
     monkeypatch.setattr(f"{ARTIFACTS}.time.monotonic", lambda: now[0])
     progress = Progress(tmp_path)
-    progress.read("Stage 'train' is cached - skipping run, checking out outputs\n")
+    progress.look()
     assert shown == []
-    validation = "validation 2.6000 (Monte Carlo error 0.0100)"
-    progress.read(f"step 300: 2.5 bits/dim, {validation}, 900 images/s\n")
+    file, step = tmp_path / layout.PROGRESS, {"step": 300, "steps": 2300, "bpd": 2.5}
+    validation = {"validation_bpd": 2.6, "validation_monte_carlo_standard_error": 0.01, "validation_step": 300}
+
+    def follow(**changes: Any) -> None:
+        write_whole(file, json.dumps(step | validation | changes))
+        progress.look()
+
+    follow()
+    follow(step=350)  # too soon
     now[0] += 50
-    progress.read("step 400: 2.4 bits/dim, 900 images/s, 0:18:20 left\n")
-    progress.read("step 400 of 2300: training ends, since validation no longer improves\n")
+    follow(step=400, bpd=2.4, seconds_left=1100.0)
+    follow(step=400, bpd=2.4, has_ended=True)
+    validated = "validation 2.6000 ± 0.0100 at step 300"
     assert [description for _, description in shown] == [
-        f"300 of 2300 steps: 2.5 bits/dim, {validation}, 900 images/s",
-        f"400 of 2300 steps: 2.4 bits/dim, 900 images/s, 0:18:20 left; {validation} at step 300",
-        f"400 of 2300 steps: training ends, since validation no longer improves; {validation} at step 300",
+        f"300 of 2300 steps, 2.5000 bits/dim, {validated}",
+        f"400 of 2300 steps, 2.4000 bits/dim, {validated}, 0:18:20 left",
+        f"400 of 2300 steps, training ends, since validation no longer improves, 2.4000 bits/dim, {validated}",
     ]
     assert [percent for percent, _ in shown] == [100 * 300 / 2300, 100 * 400 / 2300, 100]
 
@@ -110,7 +122,7 @@ def test_a_command_that_fails_gives_its_reason_and_its_code(tmp_path: Path, quie
         stream(["program"], tmp_path)
     assert failed.value.code is Exit.MISSING
 
-    def stop(line: str) -> None:
+    def stop() -> None:
         raise TerminationSignal(signal.SIGTERM)
 
     began = time.monotonic()
@@ -226,22 +238,40 @@ def test_a_full_disk_is_no_error_of_the_network() -> None:
         assert (type(error.value), error.value.code) == (kind, Exit.MISSING)
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.usefixtures("quietly")
-def test_only_images_that_differ_have_drifted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a failure of the task or, with a warning, as its state."""
-    monkeypatch.setattr("flows.train_vdm.champion_report", lambda *_: tmp_path / "validation.json")
-    for code, named in ((Exit.INVALID_DATA, True), (Exit.MISSING, False)):
-        monkeypatch.setattr("flows.train_vdm.stream", Mock(side_effect=UserError("the reason", code)))
-        with pytest.raises(UserError, match=r"the reason$") as error:
-            drift.fn(tmp_path, tmp_path)
-        assert str(error.value).startswith(DRIFTED) is named
-    for line, name in (
-        ("warning: images are like the reference's (times the limit): 1.2\n", DRIFTED),
-        ("warning: number of images\n", "Completed"),
-        ("compared with the reference's profile\n", "Completed"),
-    ):
-        monkeypatch.setattr("flows.train_vdm.stream", lambda command, folder, read, line=line: read(line))
-        assert drift.fn(tmp_path, tmp_path).name == name
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_only_images_that_differ_have_drifted(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the state of the task or, with `on_drift: fail`, as its failure."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    Path(".vdm").mkdir()
+    images = open_images(Path("data/images"))
+    inverted = {split: 16 - images[split] for split in images.splits}
+    save_images(Path("inverted"), inverted, {"name": "digits", "num_levels": 17})
+    for name, folder in (("same", "data/images"), ("other", "inverted")):
+        run_command(["validate", folder, "--out", name])
+    assert Path("other/validation.json").is_file()
+
+    def compared_with(name: str) -> str:
+        reference = small.folder / name / "validation.json"
+        monkeypatch.setattr("flows.train_vdm.findings_of_champion", lambda *_: reference)
+        state = drift.fn(small.folder, small.folder)
+        assert ("images are like the reference's" in str(state.message)) is (name == "other")
+        return str(state.name)
+
+    assert [compared_with(name) for name in ("same", "other")] == ["Completed", DRIFTED]
+    params = Path("params.yaml")
+    params.write_text(params.read_text().replace("on_drift: warn", "on_drift: fail"))
+    assert compared_with("same") == "Completed"
+    said = r"Drifted from the champion's images: .*images are like the reference's"
+    with pytest.raises(Drifted, match=said) as drifted:
+        compared_with("other")
+    assert drifted.value.code is Exit.INVALID_DATA
+    (small.folder / "data/images/train.npy").unlink()
+    with pytest.raises(UserError, match=r"train\.npy: missing") as missing:
+        compared_with("same")
+    assert not isinstance(missing.value, Drifted)
 
 
 def test_only_a_damaged_champion_is_a_reason_to_roll_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,12 +15,13 @@ from project import ROOT
 from small import Small
 
 from flows.cli import run
-from flows.core.checkpoint import save_model
 from flows.core.errors import Exit
+from flows.core.model import open_model, save_model
 from flows.core.params_file import read_params
+from flows.images.grids import grid, shown
 from flows.sampling import film
-from flows.sampling.pictures import grid, shown, write
-from flows.sampling.request import read_mask
+from flows.sampling.drawing import Drawing
+from flows.sampling.request import read_mask, write
 from vdm.model import VDM
 from vdm.sampling import Step
 
@@ -76,7 +77,7 @@ def test_the_film_shows_noise_and_prediction_and_stays_if_its_images_cannot_be_w
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "samples.png")
 
-    monkeypatch.setattr("flows.sampling.pictures.write", full)
+    monkeypatch.setattr("flows.sampling.request.write", full)
     assert run([*command, "film.png", "--seed", "5"]) == Exit.MISSING
     assert Path("film.png").read_bytes() == before
 
@@ -207,10 +208,14 @@ def test_a_mask_is_bright_where_one_of_its_channels_is(tmp_path: Path, tiny_mode
 
 
 @pytest.mark.parametrize("number", [59, 60, 62, 131])
-def test_a_film_ends_with_the_last_step(number: int, tiny_model: Callable[..., VDM]) -> None:
+def test_a_film_ends_with_the_last_step(
+    number: int, tiny_model: Callable[..., VDM], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model(tmp_path, tiny_model(), TINY)
     steps = [Step(*torch.full((2, 1, 1, 1, 1), step / 130)) for step in range(number)]
     settings = read_params(ROOT / "params.yaml").sample.model_copy(update={"num_timesteps": number})
-    recorded = film.record(tiny_model(), settings, lambda _: iter(steps))
+    monkeypatch.setattr(Drawing, "steps", lambda *_: iter(steps))
+    recorded = film.record(Drawing(open_model(tmp_path), settings))
     assert recorded.gammas[-1] == pytest.approx(-7)
     assert len(recorded.gammas) == len(recorded.z)
     assert len(recorded.z) <= film.MOST_FRAMES

@@ -7,9 +7,9 @@ import pytest
 from project import ROOT
 
 from benchmarks import contract as change
+from flows.contract.facts import measure
+from flows.contract.traces import jpeg_grid, lost_detail
 from flows.core.params_file import read_params
-from flows.validation.facts import measure
-from flows.validation.space import jpeg_grid, lost_detail
 
 CONTRACT = read_params(ROOT / "presets" / "digits.yaml").contract
 Change = Callable[[np.ndarray], np.ndarray]
@@ -73,7 +73,7 @@ def test_borders_that_never_vary_are_not_lost_detail(patches: np.ndarray) -> Non
 
 def test_what_is_measured_does_not_depend_on_the_chunks(patches: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = measure(patches, 256)
-    monkeypatch.setattr("flows.validation.facts.ROWS", 7)
+    monkeypatch.setattr("flows.contract.facts.ROWS", 7)
     parts = measure(patches, 256)
     np.testing.assert_array_equal(parts.histograms, whole.histograms)
     np.testing.assert_array_equal(parts.digest, whole.digest)

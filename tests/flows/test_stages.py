@@ -11,10 +11,10 @@ from small import Small
 
 from flows.cli import run
 from flows.core import layout
-from flows.core.checkpoint import WEIGHTS, arguments_of, inputs_sha256, model_sha256, save_model
 from flows.core.errors import Exit
+from flows.core.model import WEIGHTS, arguments_of, inputs_sha256, read_config, save_model
 from flows.core.params_file import read_params
-from flows.images.store import data_sha256, load_images, save_images
+from flows.images.image_set import open_images, save_images
 from flows.training.runs import MODEL
 from vdm.model import VDM
 
@@ -36,11 +36,11 @@ def set_parameters(**replacements: str) -> None:
 
 def without_validation_images() -> None:
     """Write the image set anew without validation images, and a report that says that it is valid."""
-    images = load_images(layout.IMAGES)
-    splits = {"train": images.train, "validation": images.train[:0], "test": images.test}
-    before = data_sha256(layout.IMAGES)
-    save_images(layout.IMAGES, splits, images.description)
-    layout.VALIDATION.write_text(layout.VALIDATION.read_text().replace(before, data_sha256(layout.IMAGES)))
+    images = open_images(layout.IMAGES)
+    splits = {"train": images["train"], "validation": images["train"][:0], "test": images["test"]}
+    before = images.data_sha256
+    save_images(layout.IMAGES, splits, images.description.stated)
+    layout.VALIDATION.write_text(layout.VALIDATION.read_text().replace(before, open_images(layout.IMAGES).data_sha256))
 
 
 @pytest.mark.parametrize(
@@ -60,8 +60,8 @@ def test_the_card_states_digests_the_last_loss_and_which_weights_are_kept(
     card = layout.CARD.read_text()
     number = sum(array.size for array in load_file(layout.TRAINED / WEIGHTS).values())
     for text in (
-        f"| model sha256 | `{model_sha256(layout.TRAINED)}` |",
-        f"| data sha256 | `{data_sha256(layout.IMAGES)}` |",
+        f"| model sha256 | `{read_config(layout.TRAINED)[1]}` |",
+        f"| data sha256 | `{open_images(layout.IMAGES).data_sha256}` |",
         "| 6.5000 bits/dim, a mean over the last steps up to 20 |",
         f"{number:,} parameters. The weights are the moving average {kept}",
         f"| fitted to | {fitted_to} |",
@@ -74,15 +74,15 @@ def test_a_model_that_was_trained_with_other_inputs_is_not_registered(
     changes: dict[str, str], small: Small, capsys: pytest.CaptureFixture[str]
 ) -> None:
     params = read_params(layout.PARAMS)
-    image_set = load_images(layout.IMAGES)
+    image_set = open_images(layout.IMAGES)
     config: dict[str, Any] = arguments_of(params.model, image_set.image_shape, image_set.num_levels)
-    inputs = inputs_sha256(config, params.train.model_dump(), data_sha256(layout.IMAGES))
+    inputs = inputs_sha256(config, params.train.model_dump(), image_set.data_sha256)
     save_model(layout.TRAINED, VDM(**TINY), TINY, inputs=inputs)
     set_parameters(**changes)
     assert run(["register"]) == (Exit.USAGE if changes else Exit.DONE)
     assert ("was trained with other parameters" in capsys.readouterr().err) == bool(changes)
     assert (layout.CARD.read_text() == "old") == bool(changes)
-    assert (model_sha256(layout.REGISTERED) != model_sha256(layout.TRAINED)) == bool(changes)
+    assert (read_config(layout.REGISTERED)[1] != read_config(layout.TRAINED)[1]) == bool(changes)
 
 
 def test_the_card_names_relaxed_limits(small: Small) -> None:
@@ -112,7 +112,7 @@ def test_an_experiments_copy_deletes_the_states_in_the_project(small: Small, mon
     monkeypatch.chdir(copy)
     states = small.folder.parent / "project" / layout.STATES
     (states / "own").mkdir(parents=True)
-    (states / "own" / MODEL).write_text(model_sha256(layout.TRAINED))
+    (states / "own" / MODEL).write_text(read_config(layout.TRAINED)[1])
     assert run(["register"]) == Exit.DONE
     assert list(states.iterdir()) == []
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from pictures import set_of
 from PIL import Image
 from project import ROOT
 from small import Small
@@ -23,13 +24,11 @@ from trainings import same_bits
 
 from flows.cli import run as run_command
 from flows.core import layout
-from flows.core.checkpoint import CONFIG, WEIGHTS, config_sha256, fitted_to, inputs_sha256, load_model
 from flows.core.device import keep_on_device
 from flows.core.errors import Exit, UserError
+from flows.core.model import CONFIG, WEIGHTS, config_sha256, inputs_sha256, open_model
 from flows.core.params import Train
 from flows.core.params_file import read_params
-from flows.images.store import ImageSet
-from flows.sampling.drawing import preview
 from flows.training import fitting, runs
 from flows.training.distributed import local_rank, out_of_memory
 from flows.training.fitting import fit
@@ -99,37 +98,38 @@ def test_a_state_is_saved_when_the_minutes_are_over(
     train = parameters(steps=6, checkpoint_every_minutes=1.0)
     clock, run = count(0.0, 40.0), Mock()
     monkeypatch.setattr(fitting, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    fit(trainer_of(tiny_model(), train), run, tmp_path / "curves.csv", train, lambda: False, preview)
+    fit(trainer_of(tiny_model(), train), run, tmp_path / "curves.csv", train, lambda: False)
     assert [call.args[0] for call in run.save.call_args_list] == [2, 4, 6]
 
 
 def test_a_run_asked_to_stop_at_its_last_step_has_finished(tmp_path: Path, tiny_model: Callable[..., VDM]) -> None:
     train = parameters(steps=2)
     trainer, run = trainer_of(tiny_model(), train), Run(tmp_path, keep=2)
-    fit(trainer, run, tmp_path / "curves.csv", train, lambda: trainer.done == 2, preview)
+    fit(trainer, run, tmp_path / "curves.csv", train, lambda: trainer.done == 2)
     assert [path.name for path in run.states()] == ["step-000000002.state"]
 
 
 @pytest.mark.parametrize("asked", [1, 5])
 def test_a_run_stopped_between_micro_batches_saves_its_last_whole_step(
-    asked: int, tmp_path: Path, tiny_model: Callable[..., VDM]
+    asked: int, tmp_path: Path, tiny_model: Callable[..., VDM], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A step of two micro-batches asks between them and after the second; the first and the third step are stopped."""
     train = parameters(steps=4, accumulation=2, samples_every_steps=4)
     drawn = Mock(return_value=b"")
+    monkeypatch.setattr(fitting, "preview", drawn)
     curves = tmp_path / "curves.csv"
     whole = trainer_of(tiny_model(dropout=0.3), train)
-    fit(whole, Run(tmp_path / "whole", keep=2), curves, train, lambda: False, drawn)
+    fit(whole, Run(tmp_path / "whole", keep=2), curves, train, lambda: False)
     expected, calls, run = curves.read_bytes(), count(1), Run(tmp_path / "stopped", keep=2)
     first = trainer_of(tiny_model(dropout=0.3), train)
     with pytest.raises(UserError, match=f"^stopped at step {asked // 2} of 4; run again to continue") as stopped:
-        fit(first, run, curves, train, lambda: next(calls) == asked, drawn)
+        fit(first, run, curves, train, lambda: next(calls) == asked)
     assert stopped.value.code is Exit.RESUMABLE
     assert drawn.call_count == 1  # that of the last step of the whole run
     trainer = trainer_of(tiny_model(dropout=0.3), train)
     fitting.restore(trainer, run)
     assert trainer.done == asked // 2
-    fit(trainer, run, curves, train, lambda: False, drawn)
+    fit(trainer, run, curves, train, lambda: False)
     assert curves.read_bytes() == expected
     assert same_bits(trainer.averaged.state_dict(), whole.averaged.state_dict())
 
@@ -177,7 +177,7 @@ def test_a_line_of_the_log_says_how_much_time_is_left(
     trainer = trainer_of(tiny_model(), train)
     trainer.step()
     monkeypatch.setattr(fitting, "time", SimpleNamespace(monotonic=lambda: 100.0 * trainer.done))
-    fit(trainer, Run(tmp_path, keep=2), tmp_path / "curves.csv", train, lambda: False, preview)
+    fit(trainer, Run(tmp_path, keep=2), tmp_path / "curves.csv", train, lambda: False)
     assert re.findall(r"(step .): .* images/s, (.*) left", caplog.text) == [
         ("step 2", "0:05:00"),
         ("step 4", "0:01:40"),
@@ -206,7 +206,7 @@ def test_the_first_step_says_how_long_a_step_takes_and_how_much_time_is_left(
     trainer.settings = replace(trainer.settings, compile=compiled)
     times = [0, 0, 8000, 8180, 8360, 8540]
     monkeypatch.setattr(fitting, "time", SimpleNamespace(monotonic=lambda: times[trainer.done]))
-    fit(trainer, Run(tmp_path, keep=2), tmp_path / "curves.csv", train, lambda: False, preview)
+    fit(trainer, Run(tmp_path, keep=2), tmp_path / "curves.csv", train, lambda: False)
     seconds = "180.00" if compiled else "8000.00"
     assert [line for line in caplog.messages if "a step takes" in line] == [
         f"step {step}: a step takes {seconds} s, {left} left"
@@ -266,15 +266,13 @@ def test_ranks_count_only_in_processes_of_torchs_agent(monkeypatch: pytest.Monke
 
 def test_machines_that_read_auto_differently_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VDM_LOCK_DIR", str(tmp_path / "locks"))
-    monkeypatch.setattr(fitting, "load_images", Mock())
     monkeypatch.setattr(fitting, "arguments_of", Mock(return_value=TINY))
-    monkeypatch.setattr(fitting, "data_sha256", Mock(return_value="a"))
     monkeypatch.setattr(fitting, "gather", lambda name: [name, "of another machine"])
-    paths = dict.fromkeys(("images", "out", "curves", "runs"), tmp_path)
+    paths = dict.fromkeys(("out", "curves", "runs"), tmp_path)
     model = Mock(classes=None)
     model.model_copy.return_value = model
     with pytest.raises(UserError, match=r"differ in .* train\.precision: auto and train\.compile: auto") as raised:
-        fitting.train_here(model, parameters(), **paths, draw=preview)
+        fitting.train_here(model, parameters(), Mock(data_sha256="a"), **paths)
     assert raised.value.code is Exit.USAGE
 
 
@@ -306,9 +304,9 @@ def test_the_model_that_is_written_is_the_one_that_is_kept(tmp_path: Path) -> No
     kept, last = VDM(**TINY), VDM(**TINY)
     trainer: Any = SimpleNamespace(kept=kept, averaged=last, model=last)
     fitting.write_model(trainer, TINY, parameters(), "0" * 64, tmp_path / "model")
-    written = load_model(tmp_path / "model").network.conv_in.weight
-    assert torch.equal(written, kept.network.conv_in.weight)
-    assert fitted_to(tmp_path / "model") == "train"
+    written = open_model(tmp_path / "model")
+    assert torch.equal(written.vdm.network.conv_in.weight, kept.network.conv_in.weight)
+    assert written.fitted_to == "train"
 
 
 def test_images_that_would_fill_half_of_the_card_stay_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,9 +319,9 @@ def test_images_that_would_fill_half_of_the_card_stay_on_the_host(monkeypatch: p
 
 def test_no_test_image_is_trained_on() -> None:
     train, validation, test = (np.arange(first, first + 4, dtype=np.uint8).reshape(4, 1, 1, 1) for first in (0, 4, 8))
-    image_set = ImageSet({}, train, validation, test)
-    assert fitting.training_images(image_set, "train").ravel().tolist() == [0, 1, 2, 3]
-    assert fitting.training_images(image_set, "train_and_validation").ravel().tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+    images = set_of(12, train=train, validation=validation, test=test)
+    assert fitting.training_images(images, "train").ravel().tolist() == [0, 1, 2, 3]
+    assert fitting.training_images(images, "train_and_validation").ravel().tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
 
 
 def test_only_what_says_so_is_an_error_of_memory() -> None:

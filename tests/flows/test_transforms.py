@@ -13,9 +13,9 @@ from project import ROOT
 from flows.core.errors import Exit, UserError
 from flows.core.params import Data
 from flows.core.params_file import read_params
-from flows.images.store import data_sha256, load_images
+from flows.images.download import download
+from flows.images.image_set import open_images
 from flows.images.transforms import describe, levels_left, parts, transform
-from flows.stages.download import download
 
 DIGITS = read_params(ROOT / "presets" / "digits.yaml").data
 """It has no transforms."""
@@ -85,9 +85,9 @@ def test_every_channel_is_resized_as_a_gray_image(channels: int, size: list[int]
 def test_each_declaration_changes_the_digest_and_is_recorded(change: dict[str, Any], tmp_path: Path) -> None:
     for name, settings in (("plain", DIGITS), ("changed", declared(**change))):
         download(settings, out=tmp_path / name, downloads=tmp_path / "downloads")
-    assert data_sha256(tmp_path / "plain") != data_sha256(tmp_path / "changed")
-    plain, changed = (load_images(tmp_path / name).description for name in ("plain", "changed"))
-    assert (plain["split"], plain["transforms"]) != (changed["split"], changed["transforms"])
+    assert open_images(tmp_path / "plain").data_sha256 != open_images(tmp_path / "changed").data_sha256
+    plain, changed = (open_images(tmp_path / name).description for name in ("plain", "changed"))
+    assert (plain.split, plain.transforms) != (changed.split, changed.transforms)
 
 
 @pytest.mark.parametrize(

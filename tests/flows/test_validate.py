@@ -17,17 +17,16 @@ from PIL import Image, ImageDraw
 from project import ROOT
 
 from benchmarks import contract as change
+from flows.contract.checking import split_rows
+from flows.contract.drift import read_reference
+from flows.contract.expected import LIMITS, Expected, contract
+from flows.contract.facts import measure, num_redundant
+from flows.contract.findings import Findings
+from flows.contract.inspection import inspect_images, require_success, validate
 from flows.core.errors import Exit, UserError
-from flows.core.params_file import parse_params, read_params
-from flows.core.presets import read_preset
-from flows.images.store import data_sha256, load_images, save_images
-from flows.stages.download import download
-from flows.stages.validate import validate
-from flows.validation.contract import LIMITS, Expected, contract
-from flows.validation.facts import measure, num_redundant
-from flows.validation.inspection import described, inspect_images, require_success
-from flows.validation.report import Report
-from flows.validation.tables import split_rows
+from flows.core.params_file import parse_params, read_params, read_preset
+from flows.images.download import download
+from flows.images.image_set import open_images, save_images
 
 # Great Expectations warns about itself and about pandas.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -50,25 +49,26 @@ def write_set(folder: Path, train: np.ndarray, test: np.ndarray, **description: 
 
 
 def digits_of(image_set: Path) -> Splits:
-    loaded = load_images(image_set)
-    return np.array(loaded.train), np.array(loaded.test)
+    loaded = open_images(image_set)
+    return np.array(loaded["train"]), np.array(loaded["test"])
 
 
-def inspected(images: Path, reference: Path | None = None, **changes: Any) -> Report:
-    """Return the report on images that may be invalid."""
-    return inspect_images(CONTRACT.model_copy(update=changes), images=images, reference=reference).report
+def inspected(images: Path, reference: Path | None = None, **changes: Any) -> Findings:
+    """Return the findings on images that may be invalid."""
+    expected = read_reference(reference) if reference else None
+    return inspect_images(CONTRACT.model_copy(update=changes), open_images(images), expected).findings
 
 
 def run(images: Path, reference: Path | None = None, **changes: Any) -> dict[str, Any]:
-    """Check the images as the stage does, and return the report, without its files."""
-    report = inspected(images, reference, **changes)
-    require_success(report, images, None)
-    return report.model_dump()
+    """Check the images as the stage does, and return the findings, without their files."""
+    findings = inspected(images, reference, **changes)
+    require_success(findings, str(images), None)
+    return findings.model_dump()
 
 
 def expected(images: Path, table: str, meaning: str) -> Expected:
     """Return the row of the contract whose meaning contains the text."""
-    (found,) = [row for row in contract(load_images(images), CONTRACT)[table] if meaning in row.meaning]
+    (found,) = [row for row in contract(open_images(images), CONTRACT)[table] if meaning in row.meaning]
     return found
 
 
@@ -77,7 +77,7 @@ def good(tmp_path_factory: pytest.TempPathFactory, digits: np.ndarray) -> Path:
     """Run the stage on valid images, and return its folder, with `images` and `report`, which tests only read."""
     folder = tmp_path_factory.mktemp("good")
     write_set(folder / "images", digits[:50], digits[50:70])
-    validate(CONTRACT, images=folder / "images", out=folder / "report")
+    validate(CONTRACT, images=open_images(folder / "images"), out=folder / "report")
     return folder
 
 
@@ -88,7 +88,7 @@ def leaking(good: Path, tmp_path_factory: pytest.TempPathFactory, digits: np.nda
     shutil.copytree(good / "report", folder / "report")
     write_set(folder / "images", digits[:50], np.concatenate([digits[50:70], digits[3:5]]))
     with pytest.raises(UserError) as error:
-        validate(CONTRACT, images=folder / "images", out=folder / "report")
+        validate(CONTRACT, images=open_images(folder / "images"), out=folder / "report")
     return folder / "report", error.value
 
 
@@ -96,9 +96,9 @@ def leaking(good: Path, tmp_path_factory: pytest.TempPathFactory, digits: np.nda
 def test_good_images_pass_and_the_report_has_their_digest(good: Path) -> None:
     report = json.loads((good / "report/validation.json").read_text())
     assert report["success"]
-    assert report["data_sha256"] == data_sha256(good / "images")
+    assert report["data_sha256"] == open_images(good / "images").data_sha256
     assert all(entry["success"] for entry in report["expectations"])
-    rows = contract(load_images(good / "images"), CONTRACT, ["gaps", "peaks"])  # which 17 levels do not show
+    rows = contract(open_images(good / "images"), CONTRACT, ["gaps", "peaks"])  # which 17 levels do not show
     checked = [row.meaning for part in rows.values() for row in part]
     assert [entry["meaning"] for entry in report["expectations"]] == checked[:-1]  # without a reference
 
@@ -108,9 +108,9 @@ def test_relaxed_limits_are_named(image_set: Path, caplog: pytest.LogCaptureFixt
     changes = {"max_leaked": 0.01, "max_skipped": 1.0, "max_gaps": 0.01, "max_shift": 1.0}
     relaxed = CONTRACT.model_copy(update=changes)
     with caplog.at_level("INFO"):
-        validate(relaxed, images=image_set, out=image_set.parent / "report")
+        validate(relaxed, images=open_images(image_set), out=image_set.parent / "report")
     limits = ["max_leaked 0.01 instead of 0.0", "max_skipped 1.0 instead of 0.25"]
-    report = Report.model_validate_json((image_set.parent / "report/validation.json").read_bytes())
+    report = Findings.model_validate_json((image_set.parent / "report/validation.json").read_bytes())
     assert report.relaxed == limits
     assert f"valid with relaxed limits: {', '.join(limits)}: 27 of 27 expectations hold" in caplog.text
     (page,) = (image_set.parent / "report/data_docs").rglob("pandas-histogram.html")
@@ -157,9 +157,10 @@ def test_two_processes_write_the_same_bytes(leaking: tuple[Path, UserError], tmp
     report = leaking[0]
     program = (
         "import sys; from pathlib import Path; from flows.core.params_file import read_params; "
-        "from flows.validation.inspection import inspect_images, write_report; images, out = map(Path, sys.argv[1:]); "
+        "from flows.contract.inspection import inspect_images, write_findings; "
+        "from flows.images.image_set import open_images; images, out = map(Path, sys.argv[1:]); "
         "contract = read_params(Path('presets/digits.yaml')).contract; "
-        "write_report(inspect_images(contract, images=images, reference=None), out)"
+        "write_findings(inspect_images(contract, open_images(images), None), out)"
     )
     environment = os.environ | {"TZ": "Asia/Tokyo", "PYTHONHASHSEED": "2"}
     command = [sys.executable, "-c", program, str(report.parent / "images"), str(tmp_path)]
@@ -278,7 +279,7 @@ def test_leakage_is_found_between_any_two_splits(tmp_path: Path, digits: np.ndar
     save_images(tmp_path / "images", splits, {"name": "digits", "num_levels": 17})
     report = inspected(tmp_path / "images")
     with pytest.raises(UserError, match=r"two splits: 3 of 80 images, .* \(validation 1, test 3, test 4\)"):
-        require_success(report, tmp_path / "images", None)
+        require_success(report, str(tmp_path / "images"), None)
     assert [(alike.first, alike.second) for alike in report.alike] == [*combinations(splits, 2)]
     assert {(difference.first, difference.second) for difference in report.differences} == {*combinations(splits, 2)}
 
@@ -311,8 +312,8 @@ def test_images_of_few_levels_may_lack_detail(num_bits: int, level: str, tmp_pat
     write_set(tmp_path, images[::2], images[1::2], image_shape=[3, 32, 32], num_levels=2**num_bits)
     detail = expected(tmp_path, "splits", "enlarged")
     assert detail.level == level
-    image_set = load_images(tmp_path)
-    facts = {split: measure(getattr(image_set, split), 2**num_bits) for split in ("train", "test")}
+    image_set = open_images(tmp_path)
+    facts = {split: measure(image_set[split], 2**num_bits) for split in image_set.splits}
     assert (
         split_rows(image_set, facts, {"train": None, "test": None})["lost_detail"].min()
         > detail.rule.arguments["max_value"]
@@ -401,18 +402,17 @@ def test_debians_recompressed_fashion_mnist_has_the_published_bytes_and_a_part_o
     data = parse_params(read_preset("fashion_mnist", ROOT / "presets"), "fashion_mnist").data
     source = {"source": str(DEBIAN_FASHION_MNIST)}
     download(data.model_copy(update=source), out=tmp_path / "images", downloads=tmp_path / "downloads")
-    found = load_images(tmp_path / "images")
-    assert found.description["published_train"] == len(found.train) + len(found.validation) == 60_000
-    assert found.test.shape == (10_000, 1, 28, 28)
-    save_images(
-        tmp_path / "part", {"train": found.train[:4000], "test": found.test[:1000]}, {"name": "x", "num_levels": 256}
-    )
-    assert [described(result) for result in inspected(tmp_path / "part").expectations if not result.success] == []
+    found = open_images(tmp_path / "images")
+    assert found.description.published_train == len(found["train"]) + len(found["validation"]) == 60_000
+    assert found["test"].shape == (10_000, 1, 28, 28)
+    part = {"train": found["train"][:4000], "test": found["test"][:1000]}
+    save_images(tmp_path / "part", part, {"name": "x", "num_levels": 256})
+    assert [result.words for result in inspected(tmp_path / "part").expectations if not result.success] == []
 
 
 def test_wrong_levels_are_critical(image_set: Path) -> None:
     """Seven bits in a set of eight have no gap and no peak: only the highest level shows them."""
-    found = contract(load_images(image_set), CONTRACT)["histogram"]
+    found = contract(open_images(image_set), CONTRACT)["histogram"]
     critical = {row.column: row.rule.arguments for row in found if row.level == "critical"}
     assert critical.keys() == {None, "count", "level_in_use", "gaps", "peaks", "skipped"}
     assert critical["level_in_use"]["min_value"] == 9  # of 17 levels

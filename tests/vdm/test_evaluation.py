@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from flows.evaluation.solver import dopri5
+from flows.evaluation.ode import dopri5
 from vdm.discretization import pixels_to_x
 from vdm.evaluation import (
     Evaluation,

@@ -14,7 +14,7 @@ from torch.distributions import MultivariateNormal
 
 from benchmarks.likelihood import exact_predictor, log_mixture
 from flows.core.params_file import read_params
-from flows.evaluation.solver import dopri5
+from flows.evaluation.ode import dopri5
 from vdm.discretization import pixels_to_x
 from vdm.model import VDM
 from vdm.ode import (

@@ -15,9 +15,9 @@ import torch
 from project import ROOT
 from trainings import SETTINGS, fit, same_bits, start
 
-from flows.core.checkpoint import load_state, save_state
 from flows.core.params_file import read_params
 from flows.training.fitting import resolve
+from flows.training.runs import load_state, save_state
 from vdm.choices import Compile, ScheduleKind
 from vdm.errors import TrainingDiverged
 from vdm.model import VDM

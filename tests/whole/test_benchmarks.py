@@ -11,8 +11,8 @@ from conftest import TINY
 from project import ROOT
 
 from benchmarks import equal_minutes, gpu_day, preset_params
-from flows.core.checkpoint import save_model
-from flows.images.store import save_images
+from flows.core.model import save_model
+from flows.images.image_set import save_images
 from vdm.model import VDM
 
 MACHINE = {"device", "threads", "torch", "python", "commit"}

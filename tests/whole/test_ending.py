@@ -17,7 +17,7 @@ from small import Small
 
 from flows import cli
 from flows.core.errors import Exit, NetworkError, UserError
-from flows.process.environment import settle
+from flows.process.groups import settle
 
 STOPPED = "vdmctl: stopped; run again\n"
 

@@ -16,7 +16,7 @@ from small import Small
 from flows.cli import run
 from flows.core.errors import Exit
 from flows.core.escaping import markdown, visible
-from flows.images.store import SPLITS, load_images, save_images
+from flows.images.image_set import SPLITS, open_images, save_images
 
 # Great Expectations warns about itself and about pandas.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -91,10 +91,10 @@ HOSTILE = "a|b\n\n# Forged\n<script>alert(1)</script> ![x](http://a/b.png) `code
 
 
 def test_a_title_is_only_text_in_card_site_and_log(small: Small) -> None:
-    loaded = load_images(Path("data/images"))
+    loaded = open_images(Path("data/images"))
     hostile = dict.fromkeys(("title", "name", "homepage", "licence", "split", "transforms"), HOSTILE)
-    splits = {split: getattr(loaded, split) for split in SPLITS}
-    save_images(Path("data/images"), splits, loaded.description | hostile)
+    splits = {split: loaded[split] for split in SPLITS}
+    save_images(Path("data/images"), splits, loaded.description.stated | hostile)
     for command in ("validate", "register"):
         assert run([command]) == Exit.DONE
     card = Path("models/vdm/README.md").read_text()

@@ -12,7 +12,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from forge import Forge, champion, crown, history
+from forge import Forge, champion, comparison, crown, history
 from project import Project, one_line
 from scipy import stats
 
@@ -20,14 +20,14 @@ from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.core.params import Promote
 from flows.core.params_file import read_params
-from flows.evaluation.results import BOTH
-from flows.images.store import save_images
+from flows.evaluation.results import BOTH, BoundMetrics
+from flows.images.image_set import open_images, save_images
 from flows.process.ending import STOP, on_stop, stop_at_once
 from flows.process.locks import holder_of
 from flows.registry import promotion
 from flows.registry.evidence import PROMOTE, REFUSE, Evidence, evidence_of
 from flows.registry.git import registry_lock
-from flows.registry.promotion import challenge, decide, fits, promote, rollback
+from flows.registry.promotion import challenge, decide, evaluated, promote, rollback
 from flows.registry.versions import (
     CHAMPION,
     REFUSED,
@@ -65,8 +65,8 @@ def test_first_better_worse_and_other_data(copied: Project, tmp_path: Path) -> N
     evidence = json.loads(first.stdout)
     assert (evidence["decision"], evidence["champion"], evidence["tag"]) == ("promote", None, "vdm#champion#1")
     assert (evidence["split"], evidence["num_judged"]) == ("validation", 1)
-    assert evidence["challenger_test_bpd"] == resolve(copied.folder, "v1.0.0").metrics.bpd
-    assert evidence["challenger_bpd"] != evidence["challenger_test_bpd"]
+    assert evidence["test_evaluation"]["bpd"] == resolve(copied.folder, "v1.0.0").metrics.bpd
+    assert evidence["evaluation"]["bpd"] != evidence["test_evaluation"]["bpd"]
 
     better = copied.vdmctl("promote", "v1.1.0")
     assert better.returncode == 0, better.stderr
@@ -88,9 +88,10 @@ def test_first_better_worse_and_other_data(copied: Project, tmp_path: Path) -> N
     assert evidence["data_sha256"] == resolve(copied.folder, "v1.2.0").metrics.data_sha256
     # The champion's figures are those on the new images, in the working tree, and not those of its own run.
     on_new = per_image(copied, "v1.1.0", tmp_path / "on_new")
-    assert evidence["champion_bpd"] == pytest.approx(on_new.mean(), abs=1e-6)
-    assert evidence["champion_test_bpd"] != resolve(copied.folder, "v1.1.0").metrics.bpd
-    assert evidence["challenger_test_bpd"] == resolve(copied.folder, "v1.2.0").metrics.bpd
+    (reigning, _), tested = evidence["comparison"]["models"], evidence["test_comparison"]["models"]
+    assert (reigning["model"], reigning["bpd"]) == ("vdm@v1.1.0", pytest.approx(on_new.mean(), abs=1e-6))
+    assert tested[0]["bpd"] != resolve(copied.folder, "v1.1.0").metrics.bpd
+    assert tested[1]["bpd"] == resolve(copied.folder, "v1.2.0").metrics.bpd
     assert evidence["num_judged"] == 1  # by these validation images
 
     tag = champion_tag(copied.folder)
@@ -107,22 +108,33 @@ def test_the_evidence_is_the_paired_difference_on_the_challengers_images(copied:
     crown(copied, "v1.0.0")
     shutil.rmtree(copied.folder / ".dvc" / "cache")
     rule = Promote(min_improvement_bpd=0.002, confidence=0.9)
-    evidence = evidence_for(copied, "v1.1.0", rule).model_dump()
+    evidence = evidence_for(copied, "v1.1.0", rule)
+    compared, tested = evidence.comparison, evidence.test_comparison
+    assert compared
+    assert tested
     copied.git("checkout", "--quiet", "vdm@v1.1.0")
     copied.dvc("pull", "--force")
     old, new = (per_image(copied, name, tmp_path / name) for name in ("v1.0.0", "v1.1.0"))
     difference, error = (new - old).mean(), (new - old).std(ddof=1) / math.sqrt(len(new))
-    assert (evidence["split"], evidence["num_images"], len(new)) == ("validation", 144, 144)
-    assert evidence["difference_bpd"] == pytest.approx(difference, abs=1e-6)
-    assert evidence["difference_standard_error"] == pytest.approx(error, abs=1e-6)
+    assert (evidence.split, compared.split, compared.num_images, len(new)) == ("validation", "validation", 144, 144)
+    assert compared.difference_bpd == pytest.approx(difference, abs=1e-6)
+    assert compared.difference_standard_error == pytest.approx(error, abs=1e-6)
     half = stats.t.ppf(0.95, len(new) - 1) * error
-    assert evidence["confidence_interval"] == pytest.approx([difference - half, difference + half], abs=1e-5)
-    assert (evidence["min_improvement_bpd"], evidence["confidence"]) == (0.002, 0.9)
-    assert not evidence["data_changed"]
-    assert evidence["champion_test_bpd"] == resolve(copied.folder, "v1.0.0").metrics.bpd
-    assert evidence["challenger_test_bpd"] == resolve(copied.folder, "v1.1.0").metrics.bpd
-    for role, images in (("champion", old), ("challenger", new)):
-        assert evidence[f"{role}_bpd"] == pytest.approx(images.mean(), abs=1e-6)
+    assert compared.confidence_interval == pytest.approx([difference - half, difference + half], abs=1e-5)
+    assert (evidence.min_improvement_bpd, compared.confidence) == (0.002, 0.9)
+    assert not evidence.data_changed
+    assert [model.model for model in compared.models] == ["vdm@v1.0.0", "vdm@v1.1.0"]
+    assert [model.bpd for model in tested.models] == [
+        resolve(copied.folder, name).metrics.bpd for name in ("v1.0.0", "v1.1.0")
+    ]
+    assert [model.bpd for model in compared.models] == pytest.approx([old.mean(), new.mean()], abs=1e-6)
+
+
+def evaluation(bpd: float | None = 2.0) -> BoundMetrics:
+    """Return the challenger's figures alone."""
+    terms: dict[str, Any] = {"prior_bpd": 0.0, "reconstruction_bpd": 0.0, "diffusion_bpd": bpd}
+    settings: dict[str, Any] = {"num_images": 359, "times_per_image": 1, "num_timesteps": None}
+    return BoundMetrics(bpd=bpd, bpd_standard_error=0.1, **terms, **settings)
 
 
 BASE = {
@@ -130,46 +142,57 @@ BASE = {
     "reason": "",
     "challenger": "vdm@v1.1.0",
     "champion": "vdm@v1.0.0",
-    "challenger_bpd": 2.0,
-    "champion_bpd": 2.1,
-    "confidence": 0.95,
-    "confidence_interval": [-0.2, -0.05],
+    "comparison": comparison(),
     "min_improvement_bpd": 0.01,
-    "num_images": 359,
 }
+FIRST = {"champion": None, "comparison": None, "evaluation": evaluation()}
+UNDECIDED = comparison(interval=[-0.2, 0.1])
 
 
 @pytest.mark.parametrize(
     ("changes", "decision", "reason"),
     [
         ({}, "promote", "improves by more than 0.01: 95% interval [-0.2000, -0.0500] bits/dim against vdm@v1.0.0"),
-        ({"confidence_interval": [-0.2, -0.01]}, "refuse", "is not shown to improve"),
-        ({"confidence_interval": [-0.2, 0.1]}, "refuse", "is not shown to improve"),
+        ({"comparison": comparison(interval=[-0.2, -0.01])}, "refuse", "is not shown to improve"),
+        ({"comparison": UNDECIDED}, "refuse", "is not shown to improve"),
         (
-            {"confidence_interval": [-0.2, 0.1], "data_changed": True},
+            {"comparison": UNDECIDED, "data_changed": True},
             "refuse",
             "the data changed or is unknown, so the champion may have been trained on some of these images",
         ),
         (
-            {"confidence_interval": [-0.2, 0.1], "data_changed": True, "champion_fitted_to": BOTH},
+            {"comparison": UNDECIDED, "data_changed": True, "champion_fitted_to": BOTH},
             "refuse",
             "; the champion was fitted to validation images, too",
         ),
-        ({"confidence_interval": [0.0, 0.0], "min_improvement_bpd": 0.0}, "refuse", "is not shown to improve"),
-        ({"confidence_interval": [None, None]}, "refuse", "one image gives no confidence interval"),
-        ({"challenger_bpd": None}, "refuse", "are not finite"),
-        ({"challenger_bpd": None, "champion": None}, "refuse", "are not finite"),
-        ({"champion_bpd": None, "confidence_interval": [None, None]}, "promote", "the champion vdm@v1.0.0 does not"),
-        ({"champion": None}, "promote", "is the first champion, at 2.0000 bits/dim"),
+        (
+            {"comparison": comparison(interval=[0.0, 0.0]), "min_improvement_bpd": 0.0},
+            "refuse",
+            "is not shown to improve",
+        ),
+        ({"comparison": comparison(interval=[None, None])}, "refuse", "one image gives no confidence interval"),
+        ({"comparison": comparison(challenger_bpd=None)}, "refuse", "are not finite"),
+        (FIRST | {"evaluation": evaluation(None)}, "refuse", "are not finite"),
+        (
+            {"comparison": comparison(champion_bpd=None, interval=[None, None])},
+            "promote",
+            "the champion vdm@v1.0.0 does not",
+        ),
+        (FIRST, "promote", "is the first champion, at 2.0000 bits/dim"),
         ({"champion": "vdm@v1.1.0"}, "refuse", "is the champion already"),
         ({"split": "validation"}, "promote", "against vdm@v1.0.0 on validation images"),
         ({"split": "test"}, "promote", "against vdm@v1.0.0 on test images, for lack of validation images"),
         (
-            {"challenger_fitted_to": "train_and_validation", "num_images": None},
+            {"comparison": UNDECIDED.model_copy(update={"given": "class"}), "split": "validation"},
+            "refuse",
+            "against vdm@v1.0.0 on validation images, given the class",
+        ),
+        (
+            {"challenger_fitted_to": "train_and_validation", "comparison": None},
             "refuse",
             "vdm@v1.1.0 was fitted to the validation images (train.images), so they cannot judge it; `gto assign vdm",
         ),
-        ({"challenger_fitted_to": "train_and_validation", "champion": None}, "promote", "is the first champion"),
+        (FIRST | {"challenger_fitted_to": "train_and_validation"}, "promote", "is the first champion"),
     ],
 )
 def test_the_decision(changes: dict[str, Any], decision: str, reason: str) -> None:
@@ -200,16 +223,17 @@ def test_versions_without_validation_images_or_fitted_to_them(copied: Project) -
         found.append(evidence_for(copied, add_version(copied.folder, "HEAD", "Retrained").name))
     fitted, unvalidated = found
     assert (fitted.decision, fitted.challenger_fitted_to) == ("refuse", "train_and_validation")
-    assert fitted.challenger_bpd is None
+    assert not fitted.is_measured
     assert "they cannot judge it" in fitted.reason
     assert fitted.validation_sha256
     version = resolve(copied.folder, str(fitted.challenger))
     with registry_lock(copied.folder):
         assign(copied.folder, REFUSED, version, fitted.message("Refuse"))
     assert version.name not in judged_by(copied.folder, fitted.validation_sha256)
-    assert (unvalidated.split, unvalidated.num_images, unvalidated.num_judged) == ("test", 359, None)
+    assert unvalidated.comparison
+    assert (unvalidated.split, unvalidated.comparison.num_images, unvalidated.num_judged) == ("test", 359, None)
     assert "on test images, for lack of validation images" in unvalidated.reason
-    assert unvalidated.challenger_bpd == unvalidated.challenger_test_bpd
+    assert unvalidated.comparison == unvalidated.test_comparison
     assert (unvalidated.champion_fitted_to, unvalidated.challenger_fitted_to) == ("train", "train")
 
 
@@ -222,24 +246,97 @@ def shows_no_figure_of_the_images_it_was_fitted_to(project: Project) -> None:
     assert "validation: no figure, since the model was fitted to these images" in project.vdmctl("report").stdout
 
 
-def test_a_champion_of_other_images_is_not_compared(registry: Project, tmp_path: Path) -> None:
-    model = registry.folder / "models" / "vdm"
-    assert fits(model, registry.folder / "data" / "images")
-    for shape, levels in (((1, 8, 8), 256), ((3, 8, 8), 17)):
+def test_a_champion_of_other_images_is_not_compared(
+    forge: Forge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params, found = read_params(forge.root / "params.yaml"), []
+    versions = [resolve(forge.root, name) for name in ("v1.1.0", "v1.0.0")]
+    monkeypatch.setattr(promotion, "compare", Mock(return_value=comparison()))
+    for shape, levels in (((1, 8, 8), 17), ((1, 8, 8), 256), ((3, 8, 8), 17)):
         pixels = np.zeros((2, *shape), np.uint8)
-        description = {"name": "x", "num_levels": levels, "image_shape": shape, "num_train": 2, "num_test": 2}
-        save_images(tmp_path, {"train": pixels, "test": pixels}, description)
-        assert not fits(model, tmp_path)
-    decision, reason = decide(Evidence.model_validate(BASE | {"num_images": None}))
+        save_images(tmp_path / "other", {"train": pixels, "test": pixels}, {"name": "x", "num_levels": levels})
+        monkeypatch.setattr(promotion, "fetch_images", lambda *_: open_images(tmp_path / "other"))
+        figures = evaluated(forge.root, *versions, settings=params.evaluate, rule=params.promote)
+        found.append({"comparison", "test_comparison", "champion_fitted_to"} <= figures.keys())
+        assert "evaluation" not in figures
+    assert found == [True, False, False]
+    decision, reason = decide(Evidence.model_validate(BASE | {"comparison": None}))
     assert decision == "refuse"
     assert "takes images of another shape or number of levels" in reason
     assert "`gto assign vdm --version v1.1.0 --stage champion --force`" in reason
 
 
 def test_figures_that_are_not_finite_become_null() -> None:
-    evidence = Evidence(decision=REFUSE, reason="", challenger_bpd=math.nan, confidence_interval=[math.nan, -math.inf])
-    assert (evidence.challenger_bpd, evidence.confidence_interval) == (None, [None, None])
+    measured = comparison(challenger_bpd=math.nan, interval=[math.nan, -math.inf])
+    assert (measured.models[1].bpd, measured.confidence_interval) == (None, [None, None])
+    evidence = Evidence(decision=REFUSE, reason="", comparison=measured)
     assert evidence_of(evidence.message("Refuse")) == evidence
+
+
+FLAT = {
+    "decision": "promote",
+    "reason": "better",
+    "challenger": "vdm@v1.1.0",
+    "challenger_commit": "c" * 40,
+    "challenger_fitted_to": "train",
+    "champion": "vdm@v1.0.0",
+    "champion_tag": "vdm#champion#1",
+    "champion_commit": "d" * 40,
+    "champion_fitted_to": "train",
+    "data_sha256": "b" * 64,
+    "data_changed": False,
+    "split": "validation",
+    "validation_sha256": "e" * 64,
+    "num_judged": 1,
+    "min_improvement_bpd": 0.01,
+    "confidence": 0.95,
+    "seed": 0,
+    "times_per_image": 1,
+    "num_timesteps": None,
+    "champion_bpd": 2.1,
+    "champion_standard_error": 0.1,
+    "champion_model_sha256": "a" * 64,
+    "challenger_bpd": 2.0,
+    "challenger_standard_error": 0.1,
+    "challenger_model_sha256": "a" * 64,
+    "difference_bpd": -0.1,
+    "difference_standard_error": 0.03,
+    "given": "nothing",
+    "confidence_interval": [-0.2, -0.05],
+    "num_images": 359,
+    "champion_test_bpd": 2.3,
+    "champion_test_standard_error": 0.1,
+    "challenger_test_bpd": 2.2,
+    "challenger_test_standard_error": 0.1,
+}
+"""Evidence as earlier versions wrote it: all figures beside the decision."""
+
+
+def test_evidence_of_the_flat_form_is_read() -> None:
+    def of_tag(flat: dict[str, Any]) -> Evidence:
+        found = evidence_of(f"Promote vdm@v1.1.0\n\n{json.dumps(flat, indent=2)}\n")
+        assert found
+        assert (found.challenger, found.split, found.num_judged) == ("vdm@v1.1.0", "validation", 1)
+        assert evidence_of(found.message("Promote")) == found
+        return found
+
+    both = of_tag(FLAT)
+    assert both.comparison == comparison().model_copy(update={"split": "validation"})
+    assert both.test_comparison
+    assert (both.test_comparison.split, [model.bpd for model in both.test_comparison.models]) == ("test", [2.3, 2.2])
+    assert (both.evaluation, both.test_evaluation) == (None, None)
+    assert decide(both)[0] == PROMOTE
+    only = ("champion_", "difference", "confidence", "given")
+    alone = of_tag({key: value for key, value in FLAT.items() if not key.startswith(only)} | {"champion": None})
+    assert alone.evaluation
+    assert (alone.evaluation.split, alone.evaluation.bpd, alone.evaluation.num_images) == ("validation", 2.0, 359)
+    assert alone.test_evaluation
+    assert (alone.test_evaluation.split, alone.test_evaluation.bpd) == ("test", 2.2)
+    assert (alone.comparison, alone.test_comparison) == (None, None)
+    assert decide(alone) == (PROMOTE, "vdm@v1.1.0 is the first champion, at 2.0000 bits/dim")
+    figures = ("bpd", "standard_error", "model_sha256", "confidence_interval", "num_images", "given")
+    unmeasured = of_tag({key: value for key, value in FLAT.items() if not key.endswith(figures)})
+    assert not unmeasured.is_measured
 
 
 # Tags, locks and roll-backs, with versions that were never trained
@@ -275,8 +372,9 @@ def test_a_refusal_is_a_stage_of_gto_with_the_evidence_as_its_message(forge: For
 
 
 def test_the_challengers_that_the_same_images_judged_are_counted(forge: Forge) -> None:
-    measured = {"num_images": 6, "validation_sha256": "a" * 64}
-    for name, changes in {"v1.0.0": measured, "v1.1.0": measured, "v1.2.0": {"num_images": 6}}.items():
+    others = {"comparison": comparison()}
+    measured = others | {"validation_sha256": "a" * 64}
+    for name, changes in {"v1.0.0": measured, "v1.1.0": measured, "v1.2.0": others}.items():
         with registry_lock(forge.root):
             message = compared(forge, name).model_copy(update=changes).message("Compared")
             assign(forge.root, CHAMPION if name == "v1.0.0" else REFUSED, resolve(forge.root, name), message)

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 from dvc.repo import Repo
-from forge import Forge, crown, refuse
+from forge import Forge, comparison, crown, refuse
 from project import Project, one_line
 
 from flows.core.errors import Exit
 from flows.orchestration import pruning
 from flows.process.locks import holder_of, lock_file
+from flows.registry.evidence import REFUSE, Evidence
 from flows.registry.publishing import publish
 from flows.registry.verification import verify
 from flows.registry.versions import judged_by, resolve
@@ -113,9 +114,8 @@ def test_what_a_refused_version_alone_needs_goes(forge: Forge) -> None:
 
 
 def test_the_images_go_on_counting_the_challengers_that_were_pruned(forge: Forge) -> None:
-    message = (
-        'Refuse\n\n{"decision": "refuse", "reason": "", "challenger": "x", "validation_sha256": "a", "num_images": 6}'
-    )
+    refused = Evidence(decision=REFUSE, reason="", challenger="x", validation_sha256="a", comparison=comparison())
+    message = refused.message("Refuse")
     forge.git("tag", "--annotate", f"--message={message}", "vdm#refused#9", "vdm@v1.0.0^{commit}")
     assert names(prune(forge.project))["versions"] == ["vdm@v1.0.0"]
     assert judged_by(forge.root, "a") == {"x"}

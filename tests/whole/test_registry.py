@@ -17,10 +17,9 @@ from flows.commands.registry import distance
 from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.registry.git import git, git_text
-from flows.registry.lineage import lineage
-from flows.registry.reproduction import reproduction
+from flows.registry.lock_file import lineage
 from flows.registry.storage import DamagedVersionError, fetch, fetch_images
-from flows.registry.verification import require_sound, verify
+from flows.registry.verification import reproduction, require_sound, verify
 from flows.registry.versions import (
     Tag,
     add_version,
@@ -182,7 +181,7 @@ def test_lineage_goes_from_the_tag_to_every_digest_and_all_verify(registry: Proj
         "md5": outs["data/images"],
         "sha256": metrics_at(registry, "vdm@v1.1.0")["data_sha256"],
     }
-    assert {"vdm/vlb.py", "flows/stages/train.py"} <= chain["code"].keys()
+    assert {"vdm/vlb.py", "flows/training/fitting.py"} <= chain["code"].keys()
     text = registry.vdmctl("lineage", "v1.1.0").stdout
     assert all(md5 in text for md5 in [*outs.values(), *chain["code"].values()])
     result = registry.vdmctl("verify", "v1.1.0", "--json")
@@ -265,13 +264,13 @@ def test_a_fetched_model_is_reused_and_never_trusted_blindly(forge: Forge) -> No
 
 def test_images_are_those_of_the_working_tree_or_fetched(forge: Forge) -> None:
     version = resolve(forge.root, "v1.0.0")
-    folder = fetch_images(forge.root, version)
+    folder = fetch_images(forge.root, version).folder
     assert folder.parent == forge.root / layout.FETCHED
     (folder / "train.npy").unlink()
     with pytest.raises(DamagedVersionError, match=r"is damaged; delete it to fetch it again$"):
         fetch_images(forge.root, version)
     shutil.copytree(forge.files / "data/images", forge.root / layout.IMAGES)
-    assert fetch_images(forge.root, version) == forge.root / layout.IMAGES
+    assert fetch_images(forge.root, version).folder == forge.root / layout.IMAGES
 
 
 def test_bytes_that_nobody_has_say_nothing_about_a_version(forge: Forge) -> None:

@@ -55,7 +55,7 @@ def test_the_results_of_the_commit_itself_are_found_and_none_of_other_parameters
     assert tried(copied, "HEAD") == (True, head)
     assert copied.git("branch", "--list", "runs/*") == ""
     assert tried(copied, "HEAD", steps=7) == (False, None)
-    copied.edit("flows/stages/train.py", **{'"""The stage': '"""A stage'})
+    copied.edit("flows/training/fitting.py", **{'"""The stage': '"""A stage'})
     copied.git("commit", "--quiet", "--all", "--message=Code")
     assert tried(copied, "HEAD") == (False, None)
 

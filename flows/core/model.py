@@ -1,0 +1,245 @@
+"""A trained model: the folder in which it lies, and the opened model that commands pass along.
+
+The folder has `weights.safetensors`, and `config.json` for the arguments of `vdm.model.VDM`.  `config.json` also has
+the sha256 of the weights and of the arguments, so that a damaged file is never loaded, and says which images the model
+was fitted to.  A model that the pipeline made has its card, too: README.md, with the parameters of the training.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from flows.core.documents import Document, Sha256, explain, read
+from flows.core.errors import CheckpointError, Exit, UserError, brief
+from flows.core.files import MOST_BYTES, read_bounded, write_whole, written_last
+from flows.core.params import Model, Section
+from vdm.choices import ScheduleKind, TrainingImages
+from vdm.model import VDM
+
+WEIGHTS, CONFIG, CARD = "weights.safetensors", "config.json", "README.md"
+MOST_CONFIG_BYTES = 2**20
+# A weight takes at most 8 bytes; the header has the names, shapes and offsets of the tensors.
+MOST_WEIGHT_BYTES, MOST_HEADER_BYTES = 8, 2**23
+HARMLESS = {"images_on", "samples_every_steps", "tracker"}
+"""Parameters `train` that do not change the result of a training."""
+ADVICE = "is this a model folder? `dvc repro` makes those in models"
+
+
+class Arguments(Section):
+    """The types of the arguments of `vdm.model.VDM`, which checks their values: other codes have other limits."""
+
+    image_shape: Sequence[int]
+    num_levels: int
+    schedule: ScheduleKind
+    gamma_0: float
+    gamma_1: float
+    width: int
+    blocks: int
+    attention_everywhere: bool
+    fourier_exponents: Sequence[int]
+    norm_groups: int
+    norm_eps: float
+    dropout: float
+    augmentation_input: bool
+    classes: int | None = None
+
+
+class Description(Document):
+    """config.json of a model: its arguments, and the digests of these and of the weights."""
+
+    model: dict[str, Any]
+    model_sha256: Sha256
+    """Of the arguments alone; that of the whole model is `TrainedModel.sha256`."""
+    weights_sha256: Sha256
+    fitted_to: TrainingImages | None = None
+    inputs_sha256: Sha256 | None = None
+    """Of everything that the training was given; see `inputs_sha256`."""
+    class_names: list[str] | None = None
+    labels_sha256: Sha256 | None = None
+
+
+class TrainedModel:
+    """An opened model: its network in evaluation mode, and what its folder says of it.
+
+    Processes that share work get the path and open it again, on the CPU: that is how this object is pickled.
+    """
+
+    def __init__(self, folder: Path, name: str, description: Description, sha256: str, vdm: VDM) -> None:
+        self.folder, self.name = folder, name
+        """`name` is the folder or the version that the user named."""
+        self.description = description
+        self.sha256 = sha256
+        """Of config.json, which covers the model since it contains the digest of the weights."""
+        self.vdm = vdm
+
+    def __reduce__(self) -> tuple[Any, tuple[Path, str, str]]:
+        return open_model, (self.folder, "cpu", self.name)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.vdm.image_shape
+
+    @property
+    def num_levels(self) -> int:
+        """K: pixels are 0..K-1."""
+        return self.vdm.num_levels
+
+    @property
+    def num_classes(self) -> int | None:
+        """The number of classes; None for a model without any."""
+        return self.vdm.classes
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """The names of the classes by number, if it has some and states them."""
+        return self.description.class_names
+
+    @property
+    def fitted_to(self) -> TrainingImages | None:
+        """The images that it was trained on; None if they are not known, as of an imported model."""
+        return self.description.fitted_to
+
+    @property
+    def device(self) -> torch.device:
+        """Where its network is."""
+        return next(self.vdm.parameters()).device
+
+    def on(self, device: torch.device) -> "TrainedModel":
+        """Return the model after moving its network to the device.  Raises UserError (exit 2) for too little memory."""
+        if self.device != device:
+            require_room(self.name, sum(p.numel() for p in self.vdm.parameters()), device)
+            self.vdm.to(device)
+        return self
+
+    @cached_property
+    def parameters(self) -> bytes:
+        """The parameters in its card as JSON; b"" if it has no card, as an imported model."""
+        card = self.folder / CARD
+        text = read_bounded(card) if card.is_file() else b""
+        return text.partition(b"## Parameters\n\n```json\n")[2].partition(b"\n```")[0]
+
+
+def open_model(folder: Path, device: torch.device | str = "cpu", name: str | None = None) -> TrainedModel:
+    """Return the model in `folder`, in evaluation mode on `device`.  No pickle is read.  `name` is for messages.
+
+    Raises UserError: exit 5 if a file is missing or damaged, 2 if the device has too little memory for the parameters.
+    """
+    description, sha256 = read_config(folder)
+    device = torch.device(device)
+    try:
+        with torch.device("meta"):  # shapes without values: nothing is allocated yet
+            vdm = VDM(**description.model)
+        count = sum(p.numel() for p in vdm.parameters())
+        require_room(str(folder), count, device)
+        weights = read_bytes(folder / WEIGHTS, MOST_WEIGHT_BYTES * count + MOST_HEADER_BYTES)
+        if hashlib.sha256(weights).hexdigest() != description.weights_sha256:
+            raise CheckpointError(f"{folder / WEIGHTS}: sha256 differs from the one in {CONFIG}; restore the file")
+        # Copied, since the tensors of a file are not aligned in memory as those of a new model.
+        tensors = {name: tensor.to(torch.float32, copy=True) for name, tensor in load(weights).items()}
+        vdm.load_state_dict(tensors, assign=True)
+    except (SafetensorError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder}: weights and {CONFIG} do not describe one model: {brief(error)}") from error
+    for key, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{folder / WEIGHTS}: {key} is not finite; restore the file or train again")
+    return TrainedModel(folder, name or str(folder), description, sha256, vdm.eval().to(device))
+
+
+def read_config(folder: Path) -> tuple[Description, str]:
+    """Return the content of config.json and its sha256.
+
+    Raises UserError (exit 5) if its keys, types or digest are wrong.
+    """
+    path = folder / CONFIG
+    description = read(Description, path, ADVICE, MOST_CONFIG_BYTES)
+    if wrong := mistyped(description.model):
+        raise CheckpointError(f"{path}: {wrong}; restore the file")
+    if config_sha256(description.model) != description.model_sha256:
+        raise CheckpointError(f"{path}: `model` differs from its sha256; restore the file")
+    return description, hashlib.sha256(read_bytes(path)).hexdigest()
+
+
+def save_model(
+    folder: Path,
+    model: VDM,
+    config: dict[str, Any],
+    *,
+    fitted_to: TrainingImages | None = None,
+    inputs: str | None = None,
+    **classes: Any,
+) -> None:
+    """Write a model and the arguments it was built from.  Raises OSError that names the file.
+
+    A full disk leaves both old files.  `fitted_to` are the images that the model was trained on, and `inputs` is the
+    digest of all inputs of the training; both are None if they are not known.  `classes` are keys about the classes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = save({name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()})
+    description = {
+        "model": config,
+        "model_sha256": config_sha256(config),
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+    }
+    if fitted_to:
+        description["fitted_to"] = fitted_to
+    if inputs:
+        description["inputs_sha256"] = inputs
+    description |= classes
+    with written_last(folder / CONFIG, json.dumps(description, indent=2) + "\n"):
+        write_whole(folder / WEIGHTS, weights)
+
+
+def arguments_of(model: Model, image_shape: Sequence[int], num_levels: int) -> dict[str, Any]:
+    """Return the arguments of `vdm.model.VDM` for the parameters `model` and images of this shape and these levels."""
+    unused = {"classes"} if model.classes is None else None  # as in models of earlier versions
+    return {"image_shape": image_shape, "num_levels": num_levels, **model.model_dump(exclude=unused)}
+
+
+def inputs_sha256(
+    config: Mapping[str, Any], train: Mapping[str, Any], data_sha256: str, labels_sha256: str | None = None
+) -> str:
+    """Return the digest of the inputs of a training: arguments of the model, parameters `train`, images and labels."""
+    unused = HARMLESS if labels_sha256 else {*HARMLESS, "class_dropout"}
+    train = {name: value for name, value in train.items() if name not in unused}
+    inputs = {"model": config, "train": train, "data": data_sha256}
+    return config_sha256(inputs | ({"labels": labels_sha256} if labels_sha256 else {}))
+
+
+def require_room(name: str, count: int, device: torch.device, *, bytes_each: int = 4) -> None:
+    """Raise UserError (exit 2) unless the device has the memory free for `count` parameters of `bytes_each` bytes."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if bytes_each * count > free:
+        sizes = f"{count:,} parameters, and {device} has {free / 2**30:,.1f} GiB of memory free"
+        raise UserError(f"{name}: the model has {sizes}; free memory, or choose a smaller one", Exit.USAGE)
+
+
+def mistyped(config: Any) -> str | None:
+    """Return what is wrong with the arguments of a model, such as "model.width: Field required"; None if nothing is."""
+    try:
+        Arguments.model_validate(config)
+    except ValidationError as error:
+        return f"model.{explain(error)}"
+    return None
+
+
+def config_sha256(config: Any) -> str:
+    """Return the sha256 of a model's arguments as JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+    """Return the content of a regular file of at most `most` bytes.  Raises CheckpointError."""
+    try:
+        return read_bounded(path, most)
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}; {ADVICE}") from error

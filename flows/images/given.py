@@ -1,0 +1,100 @@
+"""Images that a user names for a model: a split of an image set, or pictures and arrays as the model takes them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from flows.core import bounded_yaml
+from flows.core.documents import checked
+from flows.core.errors import Exit, UserError
+from flows.core.files import scratch_folder, write_whole
+from flows.core.params import Data
+from flows.images.download import line_of
+from flows.images.folder import ImageFiles
+from flows.images.image_set import Chosen, files_of, is_image_set, kind, open_images, save_images
+from flows.images.transforms import describe, levels_left, transform
+from vdm.choices import Split
+
+if TYPE_CHECKING:
+    from flows.core.model import TrainedModel
+
+SHADES = {2: np.uint8(255), 4: np.uint8(85), 16: np.uint8(17)}
+"""The step between the shades of pictures of 1, 2 and 4 bits, by their number of levels."""
+
+
+class Read(NamedTuple):
+    """Images (N,C,H,W) uint8 from files, whether these are pictures, the file of each, the transforms in words."""
+
+    array: np.ndarray
+    num_levels: int
+    pictures: bool
+    names: list[str]
+    transforms: str
+
+
+@contextmanager
+def open_given(
+    path: Path, split: Split | None, model: "TrainedModel", most: int | None = None, *, transformed: bool = True
+) -> Iterator[Chosen]:
+    """Yield `most` images in `path`: a split of an image set, else the files in it, as a set while the block runs.
+
+    The split of a set is `test` for None.  Files are transformed as the images of the model were, if its card says how
+    and `transformed` is set.  Raises UserError: exit 2 for a split of what is not a set, and for images that do not fit
+    the model, 4 for images of several kinds or of more than 8 bits, 5 for missing and damaged files.
+    """
+    if is_image_set(path):
+        yield Chosen(open_images(path), split or "test", most)
+        return
+    if split:
+        raise UserError(f"{path} is not an image set, so it has no splits; leave out --split", Exit.USAGE)
+    stated = bounded_yaml.sections(model.parameters).get("data") if transformed else None
+    read = read_files(path, checked(Data, stated, f"{model.folder}/README.md: data") if stated else None)
+    require_fitting(read, str(path), model)
+    described = {"name": "image_folder", "num_levels": model.num_levels}
+    described |= {"transforms": read.transforms, "pictures": read.pictures}
+    with scratch_folder() as folder:
+        save_images(folder, {"train": read.array[:0], "test": read.array}, described)
+        write_whole(files_of(folder, "test"), "".join(f"{line_of(name)}\n" for name in read.names))
+        yield Chosen(open_images(folder, str(path)), "test", most)
+
+
+def read_files(path: Path, data: Data | None) -> Read:
+    """Return the images in a folder of pictures and arrays, in the order of their names, or in one file.
+
+    `data` names the transforms, if any.  Raises UserError.
+    """
+    files = ImageFiles(path, grayscale=bool(data and data.grayscale), resized=bool(data and data.resize))
+    read = [(name, transform(part, files.num_levels, data) if data else part) for name, part in files.read()]
+    names = [name for name, part in read for _ in part]
+    levels, transforms = files.num_levels, "none"
+    if data:
+        levels, transforms = levels_left(levels, data.num_bits), describe(levels, data)
+    if levels > 256:
+        raise UserError(f"{path}: images of 16 bits, which only models whose card says so take", Exit.INVALID_DATA)
+    return Read(np.concatenate([part for _, part in read]), levels, set(files.formats) != {"NPY"}, names, transforms)
+
+
+def require_fitting(read: Read, path: str, model: "TrainedModel") -> None:
+    """Raise UserError (exit 2) unless the model has at most 256 levels, and the images fit it, named by their path.
+
+    Pictures of 1, 2 and 4 bits need a model with the same number of levels.
+    """
+    name, num_levels = model.name, model.num_levels
+    if num_levels > 256:
+        raise UserError(f"{name} has {num_levels} levels; files of images need a model of at most 256", Exit.USAGE)
+    if read.array.shape[1:] != model.image_shape:
+        reason = f"{name} is a model of images of {kind(model.image_shape, num_levels)}"
+        theirs = "x".join(map(str, read.array.shape[1:]))
+        raise UserError(f"{reason}; {path} holds {theirs}, transforms: {read.transforms}", Exit.USAGE)
+    few = {read.num_levels, num_levels} & SHADES.keys()
+    if read.pictures and few and read.num_levels != num_levels:
+        reason = f"{path} holds pictures of {read.num_levels} levels"
+        raise UserError(f"{name} is a model of {num_levels} levels; {reason}", Exit.USAGE)
+    highest = read.array.reshape(len(read.array), -1).max(1)
+    if highest[place := int(highest.argmax())] >= num_levels:
+        reason = f"image {place} holds level {highest[place]}, and the levels of {name} are 0 to {num_levels - 1}"
+        advice = "; pictures of `vdmctl sample` hold shades, and its .npy output levels" if read.pictures else ""
+        raise UserError(f"{path}: {reason}{advice}", Exit.USAGE)

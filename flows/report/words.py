@@ -1,0 +1,86 @@
+"""Results in words: how good the samples are next to held-out images, parameters, and what differs in them."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from flows.evaluation.results import QualityFigure, SampleMetrics, SamplerSettings
+
+MEASURES = {
+    "fd": ("Fréchet distance", "distance of the means and covariances of features; 0 is best"),
+    "kd": ("kernel distance", "squared maximum mean discrepancy of features; 0 is best"),
+    "fid": ("FID", "Fréchet distance in Inception's features; 0 is best"),
+    "kid": ("KID", "kernel distance in Inception's features; 0 is best"),
+    "precision": ("precision", "share of samples that lie among real images; 1 is best"),
+    "recall": ("recall", "share of real images that lie among samples; 1 is best"),
+}
+SAMPLERS = {
+    (1, 1.0): "ancestral sampling",
+    (1, 0.0): "DDIM",
+    (2, 0.0): "DPM-Solver++(2M)",
+    (2, 1.0): "stochastic DPM-Solver++(2M)",
+}
+"""The samplers that `vdm.sampling.Solver` names, by order and eta."""
+
+
+class Measure(NamedTuple):
+    """A row of the table of quality: its key in metrics.json, its name and meaning, and the figure of each model."""
+
+    key: str
+    name: str
+    meaning: str
+    figures: list[QualityFigure | None]
+
+
+def measures(*metrics: SampleMetrics | None) -> list[Measure]:
+    """Return the measures that at least one model has, with the figures of all models."""
+    found = []
+    for key in dict.fromkeys(key for one in metrics if one for key in one.figures):
+        name, meaning = MEASURES.get(key.partition("_")[0], (key, ""))
+        found.append(Measure(key, name, meaning, [one.figures.get(key) if one else None for one in metrics]))
+    return found
+
+
+def sampler(settings: SamplerSettings) -> str:
+    """Return how the samples were drawn, in words."""
+    known = SAMPLERS.get((settings.order, settings.eta), f"order {settings.order} and eta {settings.eta:g}")
+    clip = "clipped" if settings.clip else "not clipped"
+    return (
+        f"{settings.num_timesteps} steps of {known}, evenly spaced in {settings.grid},"
+        f" x_hat {clip}, {settings.precision}, seed {settings.seed}"
+    )
+
+
+def cautions(first: SampleMetrics | None, second: SampleMetrics | None) -> list[str]:
+    """Return sentences about figures of two models' samples that cannot be compared."""
+    if first is None or second is None:
+        return []
+    if first.data_sha256 != second.data_sha256:
+        return ["The samples were compared with different images, so compare each model with its test images only."]
+    found = []
+    if not first.sampler.is_like(second.sampler):
+        found.append(f"The samples were drawn differently: {sampler(first.sampler)}; and {sampler(second.sampler)}.")
+    if first.features_sha256 != second.features_sha256:
+        possible = "only FID, KID and figures in pixels can be compared"
+        found.append(f"The features are those of two different networks, so {possible}.")
+    counts = [f"{one.num_images:,} samples with {one.num_training_images:,} training images" for one in (first, second)]
+    if counts[0] != counts[1]:
+        found.append(
+            f"Different numbers of images were compared: {counts[0]}, and {counts[1]}. Fewer images make the Fréchet "
+            "distance larger and change the recall, so compare each model with its test images only."
+        )
+    return found
+
+
+def changed(first: Any, second: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    """Return the parameters that differ, by dotted names that begin with `name`, with both values."""
+    if not isinstance(first, Mapping) or not isinstance(second, Mapping):
+        return [] if first == second else [(name, first, second)]
+    keys = [*first, *(key for key in second if key not in first)]
+    found = [changed(first.get(key, "not set"), second.get(key, "not set"), f"{name}.{key}".strip(".")) for key in keys]
+    return [row for rows in found for row in rows]
+
+
+def value(parameter: Any) -> str:
+    """Return a value as text: a string as it is, anything else as JSON, which is how params.yaml writes it."""
+    return parameter if isinstance(parameter, str) else json.dumps(parameter, default=str)
