@@ -22,11 +22,13 @@ from pydantic import Field
 
 from flows.commands.summary import bits
 from flows.contract.findings import Findings, Verdict
-from flows.core import layout
+from flows.core import bounded_yaml, layout
 from flows.core.documents import read
 from flows.core.errors import Exit, NetworkError, UserError, brief
 from flows.evaluation.results import BoundMetrics
+from flows.images.image_set import open_images
 from flows.orchestration import artifacts, restoring
+from flows.orchestration.looking import Arrived, Look, arrived, look, name_of, same_images
 from flows.orchestration.releasing import RETRIED, Release, catch_up, publish_all, release
 from flows.orchestration.runs import INTERRUPTED
 from flows.orchestration.streaming import EXPECTED, STOPPED, as_user_error, leave_out_tracebacks, result_of, stream
@@ -55,6 +57,8 @@ BUSY_SECONDS = 60.0
 """How often a stage looks whether its device is free."""
 DRIFTED = "Drifted"
 """The state of the task `drift`, and of the run if it fails, when the images differ from the champion's."""
+NEW_IMAGES = "NewImages"
+"""The state of the task `images` when the images are not those of the newest run."""
 
 
 class Drifted(UserError):
@@ -127,37 +131,67 @@ def retrain(
         catch_up(root)
     base = first_commit(root, shared=is_shared())
     params = compose_params(root, base, preset, overrides)
+    found = look(root, base, bounded_yaml.parse(params))
+    lacking = found.images == "missing" and not force
+    if found.images == "missing" and not (is_shared() and found.newest and not force):
+        reason = f"data.source: {found.source} is not on this machine"
+        raise UserError(f"{reason}; bring it here, or name another place", Exit.MISSING)
+    note = f"; {found.source} is not on this machine, so the images are those of the newest run" if lacking else ""
     for name in prune(root):
         logger.info("removed the worktree of run %s, which ended early", name)
+    undecided = (
+        bool(found.newest) and is_own(root, str(found.newest)) and not registry.is_decided(root, str(found.newest))
+    )
+    if found.finds_nothing and not force and not undecided:
+        return nothing_to_do(root, str(found.newest)) + note
     with workspace(root, params, base) as place:
-        complete = not force and result_of(restore(place, return_state=True), "restore")
+        if restoring.is_tracked(place, found.source):
+            result_of(bring(place, found, return_state=True), "source")
+        elif lacking:
+            restoring.record_images(place, str(found.newest))
+        complete = not force and result_of(restore(place, lacking, return_state=True), "restore")
         if complete and (made := restoring.made_before(place)):
             if is_own(root, made) and not registry.is_decided(root, made):
                 return release(place, made)  # its run was killed before the model was promoted or refused
-            return f"nothing to do: commit {made[:12]} has the results of these parameters already"
+            return nothing_to_do(root, made) + note
         result_of(check_champion(place.folder, return_state=True), "champion")
         logger.info("run %s of commit %s in %s", place.folder.name, place.base[:12], place.folder)
-        run_stages(place, force=force, wait_hours=wait_hours)
+        images = ""
+        for stage in stages(place.folder):
+            if stage == restoring.DOWNLOAD and lacking:
+                continue
+            run_stage(stage, place, force=force, wait_hours=wait_hours)
+            if stage == restoring.DOWNLOAD and found.newest:
+                read_now = open_images(place.folder / layout.IMAGES)
+                repeats = found.same_code and found.same_parameters and not (force or undecided)
+                if repeats and same_images(read_now, root, found.newest):
+                    return nothing_to_do(root, found.newest)
+                if new := result_of(compare(root, place.folder, found.newest, return_state=True), "images"):
+                    images = f"; images: {new}"
         artifacts.show_results(place.folder, place.reports)
-        return record(place)
+        return record(place, images + note)
 
 
-def run_stages(place: Workspace, *, force: bool, wait_hours: float) -> None:
-    """Run a task for every stage, and check for drift after `validate`.  Raises UserError of a stage that fails."""
-    for stage in stages(place.folder):
-        # Called, not submitted: a submitted task would not be stopped when the run is cancelled.
-        state = reproduce.with_options(
-            name=stage,
-            task_run_name=stage,
-            timeout_seconds=3600 * TIMEOUT_HOURS[stage] if stage in TIMEOUT_HOURS else None,
-            retries=2 + int(3600 * wait_hours / BUSY_SECONDS),
-            retry_condition_fn=while_busy(time.monotonic() + 3600 * wait_hours),
-        )(stage, place.folder, force, return_state=True)
-        if stage == "validate":
-            artifacts.show_data_docs(place.folder, place.reports)  # before its failure is raised
-        result_of(state, f"stage {stage}")
-        if stage == "validate":
-            result_of(drift(place.root, place.folder, return_state=True), "drift")
+def nothing_to_do(root: Path, commit: str) -> str:
+    """Return in one line that a commit has the results of a run already."""
+    return f"nothing to do: {name_of(root, commit)} has the results of this code, these parameters and these images"
+
+
+def run_stage(stage: str, place: Workspace, *, force: bool, wait_hours: float) -> None:
+    """Run the task of a stage, and check for drift after `validate`.  Raises UserError if it fails."""
+    # Called, not submitted: a submitted task would not be stopped when the run is cancelled.
+    state = reproduce.with_options(
+        name=stage,
+        task_run_name=stage,
+        timeout_seconds=3600 * TIMEOUT_HOURS[stage] if stage in TIMEOUT_HOURS else None,
+        retries=2 + int(3600 * wait_hours / BUSY_SECONDS),
+        retry_condition_fn=while_busy(time.monotonic() + 3600 * wait_hours),
+    )(stage, place.folder, force, return_state=True)
+    if stage == "validate":
+        artifacts.show_data_docs(place.folder, place.reports)  # before its failure is raised
+    result_of(state, f"stage {stage}")
+    if stage == "validate":
+        result_of(drift(place.root, place.folder, return_state=True), "drift")
 
 
 def stages(folder: Path) -> list[str]:
@@ -188,6 +222,19 @@ def reproduce(stage: str, folder: Path, force: bool) -> None:
         stream(["dvc", "repro", "--single-item", stage, *options], folder, look)
     except UserError as error:
         raise type(error)(f"stage {stage} failed: {error}", error.code) from error
+
+
+@task(name="images", task_run_name="images", timeout_seconds=3600 * 6, **RETRIED)
+def compare(root: Path, folder: Path, newest: str) -> State[Arrived | None]:
+    """Return how many images are new since the newest run, by a state of which automations.yaml tells somebody.
+
+    Its result is None if none came or went, or if that run kept no digests of its images.
+    """
+    new = arrived(open_images(folder / layout.IMAGES), root, newest)
+    if new is None or not (new.added or new.removed):
+        return Completed()
+    get_run_logger().info("images: %s", new)
+    return Completed(name=NEW_IMAGES, message=str(new), data=new)
 
 
 @task(name="drift", task_run_name="drift", cache_policy=NO_CACHE, timeout_seconds=3600 * 2)
@@ -235,9 +282,18 @@ def findings_of_champion(root: Path, folder: Path) -> Path | None:
 
 
 @task(name="restore", task_run_name="restore", timeout_seconds=3600 * 6, **RETRIED)
-def restore(place: Workspace) -> bool:
+def restore(place: Workspace, recorded: bool) -> bool:
     """Restore what was made before; return whether no stage must run.  Raises NetworkError (exit 5)."""
-    return restoring.restore(place, shared=is_shared())
+    return restoring.restore(place, shared=is_shared(), recorded=recorded)
+
+
+@task(name="source", task_run_name="source", timeout_seconds=3600 * 6, **RETRIED)
+def bring(place: Workspace, found: Look) -> None:
+    """Bring a source that DVC tracks to the run's folder, an import up to date.  Raises UserError (exit 5)."""
+    if found.images == "imported":
+        restoring.update_import(place, found.source, found.newest)
+    else:
+        restoring.check_out_source(place, found.source)
 
 
 @task(name="champion", task_run_name="champion", timeout_seconds=3600 * 6, **RETRIED)
@@ -258,18 +314,21 @@ def check_champion(folder: Path) -> None:
         raise type(error)(message, error.code) from error
 
 
-def record(place: Workspace) -> Release | str:
-    """Commit the results on the run's branch, and release the model if they are new."""
+def record(place: Workspace, images: str) -> Release | str:
+    """Commit the results on the run's branch, and release the model if they are new.
+
+    `images` is what the run's last message says of the images, after all else.
+    """
     card = (place.folder / layout.CARD).read_bytes()
     (place.folder / layout.RUN_CARD).write_bytes(card)  # the card in the model folder is cached by DVC and not in git
     result = bits(read(BoundMetrics, place.folder / layout.METRICS))
     if known := restoring.made_before(place):
-        return f"nothing new: {result}, as in commit {known[:12]}"
+        return f"nothing new: {result}, as in commit {known[:12]}{images}"
     made = commit(place, f"Retrain: {result}")
     get_run_logger().info("%s is commit %s on branch %s", result, made[:12], place.branch)
     if is_shared():
         catch_up(place.root)  # the champion may be another one by now
-    return release(place, made)
+    return release(place, made)._replace(images=images)
 
 
 def main() -> int:

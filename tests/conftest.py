@@ -55,6 +55,8 @@ TINY = {
 
 LONGEST = [
     "test_loop",
+    "test_arrivals",
+    "test_elsewhere",
     "test_training",
     "test_distributed",
     "test_runs",

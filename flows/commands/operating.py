@@ -127,12 +127,29 @@ def rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         bpd = registry["champion_bpd"]
         figure = f" ({bpd:.4f} bits/dim)" if bpd is not None else ""
         yield "versions", f"{registry['versions']}, champion {registry['champion'] or 'none'}{figure}"
+    if "problem" not in found["images"]:
+        yield "images", images_now(found["images"])
     for kind, size in found["disk_bytes"].items():
         if size:
             yield "disk", f"{kind.replace('_', ' ')}: {size / 1e6:,.1f} MB"
     yield "disk", f"free: {found['disk_free_bytes'] / 1e6:,.1f} MB"
     for problem in found["problems"]:
         yield "problem", problem
+
+
+def images_now(found: dict[str, Any]) -> str:
+    """Return what a run would find at its source of images, in one line."""
+    source, since = found["source"], found["since"]
+    if found["state"] == "missing":
+        return f"{source} is not on this machine; a run that shares versions uses the recorded images, others fail"
+    if found["state"] == "imported":
+        return f"{source} is an import, which a run brings up to date"
+    if since is None:
+        return f"{source}: no run has seen them yet"
+    if found["state"] == "same":
+        return f"{source}: as in {since}"
+    changed = [f"{found[how]:,} pictures {how}" for how in ("added", "removed") if found[how]]
+    return f"{source}: {' and '.join(changed) or 'changed'} since {since}"
 
 
 @commands.command()

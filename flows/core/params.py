@@ -1,6 +1,7 @@
 """The sections of params.yaml, strictly typed.  `flows.core.params_file` reads the file."""
 
 import re
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -53,6 +54,8 @@ Gamma = Annotated[float, Field(ge=-60, le=60)]
 Source = Annotated[str, Field(min_length=1), AfterValidator(local_path)]
 Device = Annotated[str, AfterValidator(device_name)]
 Devices = Annotated[int, Field(ge=1, le=4096)]
+PUBLISHED_FOLDER = "data/published"
+"""The folder that stands for the published files, which `vdmctl download` downloads."""
 ImageNet = Literal["imagenet32", "imagenet64", "imagenet32_2016", "imagenet64_2016"]
 
 
@@ -67,6 +70,7 @@ class Data(Section):
 
     name: Literal["digits", "mnist", "fashion_mnist", "cifar10", "svhn", ImageNet, "image_folder"]
     source: Source | None
+    """None, in cards and parameters of earlier versions, stands for `PUBLISHED_FOLDER`."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)]
     validation_fraction: Annotated[float, Field(ge=0, le=0.5)]
     split_seed: NonNegative
@@ -77,11 +81,16 @@ class Data(Section):
 
     @model_validator(mode="after")
     def consistent(self) -> Self:
-        if self.name == "digits" and self.source:
-            raise ValueError("digits needs source: null")
-        if self.name == "image_folder" and not self.source:
+        if self.name == "digits" and not self.is_published:
+            raise ValueError(f"digits needs source: {PUBLISHED_FOLDER}")
+        if self.name == "image_folder" and self.is_published:
             raise ValueError("image_folder needs source: the folder of images")
         return self
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the source stands for the published files."""
+        return self.source in (None, PUBLISHED_FOLDER)
 
 
 class Contract(Section):
@@ -284,6 +293,8 @@ class Params(Section):
 
     @model_validator(mode="after")
     def consistent(self) -> Self:
+        if self.data.source and self.data.source.startswith("~"):
+            raise ValueError(f"data.source must be a path as DVC reads it; write {Path(self.data.source).expanduser()}")
         if self.train.augmentation and not self.model.augmentation_input:
             raise ValueError("train.augmentation needs model.augmentation_input: true, so that the model sees the flag")
         if self.train.validate_every_steps and not self.data.validation_fraction and self.data.name != "image_folder":

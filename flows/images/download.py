@@ -3,18 +3,21 @@
 import json
 import logging
 import os
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from flows.core.errors import Exit, UserError
 from flows.core.files import contains, write_whole, writing, writing_folder
+from flows.core.params import PUBLISHED_FOLDER
 from flows.images.folder import read_folder
 from flows.images.image_set import (
     FEWEST_COMPARED,
     SPLITS,
+    digests_of,
     files_of,
     labels_of,
     open_images,
@@ -23,12 +26,12 @@ from flows.images.image_set import (
     write_header,
 )
 from flows.images.publishers import read_digits, read_published
-from flows.images.splitting import Source
+from flows.images.splitting import DIGEST_BYTES, Source, digest_of, require_splits, split_of
 from flows.images.transforms import describe, levels_left, parts, transform
+from vdm.choices import Split
 
 if TYPE_CHECKING:
     from flows.core.params import Data
-
 
 log = logging.getLogger(__name__)
 
@@ -36,21 +39,48 @@ log = logging.getLogger(__name__)
 def download(data: "Data", *, out: Path, downloads: Path) -> None:
     """Write the images that the parameters name, and log their origin.
 
-    Raises UserError: exit 2 if that would remove images of the source or add to them, 5 for a relative source that does
-    not exist.  Also raises what `write_images` raises.
+    Raises UserError: exit 2 if that would remove images of the source or add to them, 5 for a source that does not
+    exist, and what `write_images` raises.
     """
-    source = Path(data.source).expanduser() if data.source is not None else None
+    source = source_of(data)
     if source and (contains(out, source) or contains(source, out)):
         reason = f"data.source {source} and {out}, which is replaced, must lie apart"
         raise UserError(f"{reason}; move the images to another folder", Exit.USAGE)
-    if source and not source.is_absolute() and not source.exists():
-        reason = f"data.source: {source} does not exist in {Path.cwd()}"
-        raise UserError(f"{reason}; name its absolute path, which runs of the Prefect flow find, too", Exit.MISSING)
+    if source and not source.exists():
+        raise UserError(f"data.source: {source} does not exist in {Path.cwd()}; correct the path", Exit.MISSING)
     origin = write_images(data, source=source, out=out, downloads=downloads)
     log.info("%s: %s, transforms: %s -> %s", data.name, origin["title"], origin["transforms"], out)
     if (num_test := open_images(out).description.num_test) < FEWEST_COMPARED:
-        needed = f"the stage `sample` compares with {FEWEST_COMPARED} or more; add some, or raise data.test_fraction"
+        drawn = f"data.test_fraction {data.test_fraction:g} and data.split_seed {data.split_seed}"
+        needed = f"the stage `sample` compares with {FEWEST_COMPARED} or more; add some, or change {drawn}"
         log.warning("%s: only %d test images; %s", out, num_test, needed)
+
+
+def source_of(data: "Data") -> Path | None:
+    """Return the folder or file of images; None for a published set whose files are not here, so that they are had."""
+    if not data.is_published:
+        return Path(str(data.source))
+    here = Path(PUBLISHED_FOLDER)
+    return here if here.is_dir() and any(path.name != "README.md" for path in here.iterdir()) else None
+
+
+@contextmanager
+def unchanged(source: Path | None) -> Iterator[None]:
+    """Raise UserError (exit 6) if the files of the source change while the block reads them.
+
+    DVC looks at them after the command, and would record the changed ones as those that were read.
+    """
+    before = files_in(source) if source else None
+    yield
+    if source and files_in(source) != before:
+        reason = f"{source} changed while it was read, so what was read is not recorded"
+        raise UserError(f"{reason}; run again when no more files arrive", Exit.BUSY)
+
+
+def files_in(source: Path) -> dict[str, tuple[int, int]]:
+    """Return the sizes and times of all files of a source, by name.  Raises OSError that names one that is gone."""
+    paths = [source] if source.is_file() else [path for path in source.rglob("*") if not path.is_dir()]
+    return {str(path): (state.st_size, state.st_mtime_ns) for path in paths for state in [path.lstat()]}
 
 
 def write_images(data: "Data", *, source: Path | None, out: Path, downloads: Path) -> dict[str, Any]:
@@ -58,9 +88,9 @@ def write_images(data: "Data", *, source: Path | None, out: Path, downloads: Pat
 
     Returns what `dataset.json` says of its origin.  `downloads` is a folder for temporary files.  Raises UserError:
     exit 5 for a missing, damaged or unexpected file, 4 for images that are not levels of one shape, 2 for transforms
-    that the images do not allow.
+    that the images do not allow, 6 for a source that changes meanwhile.
     """
-    with writing_folder(out) as folder:
+    with writing_folder(out) as folder, unchanged(source):
         match data.name:
             case "digits":
                 images = read_digits(data)
@@ -77,43 +107,78 @@ def write_images(data: "Data", *, source: Path | None, out: Path, downloads: Pat
     return origin
 
 
-def write_splits(folder: Path, source: Source, data: "Data") -> dict[str, tuple[int, ...]]:
-    """Write the transformed images of each split, their labels and the names of their files; return the shapes.
+class Part(NamedTuple):
+    """Transformed images (n,C,H,W) of a split, their digests, their labels (n,), and the name of their file."""
 
-    Raises UserError (exit 5) unless the source holds as many images as it has splits for.
+    split: Split
+    images: np.ndarray
+    digests: list[bytes]
+    labels: np.ndarray | None
+    file: str | None
+
+
+def divided(source: Source, data: "Data") -> Iterator[Part]:
+    """Yield the transformed images of a source, which is read once, in the order of the source within each split."""
+    for batch in source.batches:
+        for some in parts(batch.images, data):
+            images = transform(batch.images[some], batch.num_levels, data)
+            digests = [digest_of(image) for image in images]
+            splits = np.array([SPLITS.index(split_of(digest, batch.split, source, data)) for digest in digests])
+            for number in np.unique(splits).tolist():
+                chosen = np.flatnonzero(splits == number)
+                labels = None if batch.labels is None else batch.labels[some][chosen]
+                yield Part(SPLITS[number], images[chosen], [digests[place] for place in chosen], labels, batch.file)
+
+
+class Written:
+    """The array of a split while it is written, and what is kept of each of its images."""
+
+    def __init__(self, file: BinaryIO, images: np.ndarray) -> None:
+        self.file, self.dtype, self.shape = file, images.dtype, images.shape[1:]
+        self.digests, self.labels, self.names = bytearray(), list[int](), list[str]()
+        write_header(file, (0, *self.shape), self.dtype)  # the number is known at the end
+
+    def __len__(self) -> int:
+        return len(self.digests) // DIGEST_BYTES
+
+    def add(self, part: Part) -> None:
+        """Append images."""
+        self.file.write(np.ascontiguousarray(part.images).data)
+        self.digests += b"".join(part.digests)
+        if part.labels is not None:
+            self.labels += part.labels.tolist()
+        if part.file is not None:
+            self.names += [part.file] * len(part.images)
+
+    def finish(self) -> None:
+        """Write the number of images into the array's header."""
+        self.file.seek(0)
+        write_header(self.file, (len(self), *self.shape), self.dtype)
+
+
+def write_splits(folder: Path, source: Source, data: "Data") -> dict[str, tuple[int, ...]]:
+    """Write the transformed images of each split, their labels, digests and names of files; return the shapes.
+
+    Raises what `require_splits` raises.
     """
-    arrays: dict[str, BinaryIO] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    labels: list[np.ndarray] = []
-    files: list[str] = []
-    count = 0
+    splits: dict[Split, Written] = {}
     with ExitStack() as stack:
-        for batch in source.batches:
-            first, count = count, count + len(batch.images)
-            if batch.labels is not None:
-                labels.append(batch.labels)
-            if batch.file is not None:
-                files += [batch.file] * len(batch.images)
-            for part in parts(batch.images, data):
-                images = transform(batch.images[part], batch.num_levels, data)
-                numbers = source.splits[first:count][part]
-                for number in np.unique(numbers):
-                    split = SPLITS[number]
-                    if split not in arrays:
-                        arrays[split] = stack.enter_context(writing(folder / f"{split}.npy"))
-                        shapes[split] = int((source.splits == number).sum()), *images.shape[1:]
-                        write_header(arrays[split], shapes[split], images.dtype)
-                    arrays[split].write(np.ascontiguousarray(images[np.flatnonzero(numbers == number)]).data)
-        if count != len(source.splits):
-            reason = f"{count:,} images, but {len(source.splits):,} were expected"
-            raise UserError(f"data.{data.name}: {reason}; fetch the files again", Exit.MISSING)
-    for split in shapes:
-        chosen = np.flatnonzero(source.splits == SPLITS.index(split))
-        if labels:
-            write_array(labels_of(folder, split), [np.concatenate(labels)[chosen].astype(np.int64)])
-        if files:
-            write_whole(files_of(folder, split), "".join(f"{line_of(files[number])}\n" for number in chosen))
-    return shapes
+        for part in divided(source, data):
+            if part.split not in splits:
+                file = stack.enter_context(writing(folder / f"{part.split}.npy"))
+                splits[part.split] = Written(file, part.images)
+            splits[part.split].add(part)
+        require_splits(source, {split: len(splits.get(split, ())) for split in SPLITS}, data)
+        for written in splits.values():
+            written.finish()
+    for split, written in splits.items():
+        digests = np.frombuffer(written.digests, np.uint8).reshape(-1, DIGEST_BYTES)
+        write_array(digests_of(folder, split), [digests])
+        if written.labels:
+            write_array(labels_of(folder, split), [np.array(written.labels, np.int64)])
+        if written.names:
+            write_whole(files_of(folder, split), "".join(f"{line_of(name)}\n" for name in written.names))
+    return {split: (len(written), *written.shape) for split, written in splits.items()}
 
 
 def line_of(name: str) -> str:

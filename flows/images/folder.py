@@ -15,7 +15,7 @@ from flows.core.escaping import listed, visible
 from flows.core.files import contains
 from flows.images.image_set import chunks
 from flows.images.picture_files import BadImageError, Images, levels, read_images
-from flows.images.splitting import Batch, Source, divide, parts_of
+from flows.images.splitting import Batch, Source, division, part_of, parts_of
 
 if TYPE_CHECKING:
     from flows.core.params import Data
@@ -78,16 +78,6 @@ class ImageFiles:
         self.num_levels = 0
         """K of the files that were read: their levels are 0..K-1."""
         self.formats: Counter[str] = Counter()
-
-    def counts(self) -> list[int]:
-        """Return the number of images in each file, without reading pixels.  Raises what `read` raises."""
-        arrays = {name for name in self.names if name.lower().endswith(".npy")}
-        try:
-            return [len(read_images(self.folder / name).pixels) if name in arrays else 1 for name in self.names]
-        except BadImageError:
-            for _ in self.read():  # it names this file with all others
-                pass
-            raise
 
     def read(self) -> Iterator[tuple[str, np.ndarray]]:
         """Yield the images of every file, (n,C,H,W) uint8 or uint16 and at most ROWS at a time, with its name.
@@ -178,25 +168,30 @@ def in_groups(bad: dict[str, BadImageError]) -> str:
 def read_folder(source: Path, data: "Data") -> Source:
     """Return the images in `source`, a folder or one .npy file, in the order of their names.
 
-    Raises what `find_images`, `parts_of` and `divide` raise, and what `ImageFiles.read` raises, also when the batches
-    are read.
+    Raises what `find_images` and `parts_of` raise, and what `ImageFiles.read` raises when the batches are read.
     """
     files = ImageFiles(source, grayscale=data.grayscale, resized=data.resize is not None)
-    counts, parts = files.counts(), parts_of(source, files.names)
-    splits, division = divide(source, files.names, counts, parts, data)
+    parts = parts_of(source, files.names)
     labels, classes = class_labels(source, files.names, 1 if parts else 0)
-    title = visible(source.resolve().name) or "images"
-    origin: dict[str, Any] = {"title": title, "homepage": "a folder", "licence": "not stated", "split": division}
+    given = f"by its folders: {', '.join(f'{part} for {split}' for part, split in parts.items())}" if parts else None
+    splits = frozenset(parts.values())
+    origin: dict[str, Any] = {
+        "title": visible(source.resolve().name) or "images",
+        "homepage": "a folder",
+        "licence": "not stated",
+        "split": division(data, given, has_validation="validation" in splits),
+    }
     if classes:
         origin["class_names"] = classes
 
     def batches() -> Iterator[Batch]:
         for name, images in files.read():
-            yield Batch(images, files.num_levels, np.full(len(images), labels[name]) if labels else None, name)
+            label = np.full(len(images), labels[name]) if labels else None
+            yield Batch(images, files.num_levels, label, name, parts.get(part_of(name)))
         formats = ", ".join(f"{count} {name}" for name, count in sorted(files.formats.items()))
         origin.update(formats=formats, num_levels=files.num_levels)
 
-    return Source(batches(), splits, origin)
+    return Source(str(source), batches(), origin, splits)
 
 
 def class_labels(source: Path, names: list[str], first: int) -> tuple[dict[str, int] | None, list[str]]:

@@ -3,8 +3,9 @@
 The folder has an array of (N,C,H,W) uint8 levels for each split, and `dataset.json` that describes them.  The arrays
 are `train.npy`, `test.npy` and, unless the validation split is empty, `validation.npy`.  A set with labels also has
 `train_labels.npy` and so on, (N,) integers, which `class_names` in the description may name.  A set made of files has
-`train_files.txt` and so on.  Only likelihoods given the class depend on the labels, and none on the names of files.
-Arrays are mapped into memory and never unpickled.
+`train_files.txt` and so on.  `train_digests.npy` has a digest of each image's pixels, by which an image is found in
+other sets.  Only likelihoods given the class depend on the labels, and none on digests and names of files.  Arrays are
+mapped into memory and never unpickled.
 """
 
 import hashlib
@@ -125,6 +126,13 @@ class ImageSet:
         """Return the labels of a split (N,), or None if the set has none.  Raises UserError (exit 5)."""
         path = labels_of(self.folder, split)
         return load_array(path) if path.exists() else None
+
+    def digests(self, split: Split) -> set[bytes] | None:
+        """Return the digests of a split's images; None for a set of an earlier version.  Raises UserError (exit 5)."""
+        path = digests_of(self.folder, split)
+        if not len(self[split]):
+            return set()
+        return {bytes(row) for row in load_array(path)} if path.exists() else None
 
     def classes(self, split: Split) -> np.ndarray:
         """Return the labels of a split as classes, (N,) int64.
@@ -355,6 +363,11 @@ def fitting(most: int, row_bytes: int) -> int:
 def labels_of(folder: Path, split: str) -> Path:
     """Return the path of the labels of a split."""
     return folder / f"{split}_labels.npy"
+
+
+def digests_of(folder: Path, split: str) -> Path:
+    """Return the path of the digests of a split's images, (N,16) uint8; see `flows.images.splitting.digest_of`."""
+    return folder / f"{split}_digests.npy"
 
 
 def files_of(folder: Path, split: str) -> Path:

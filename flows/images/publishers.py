@@ -20,7 +20,8 @@ from PIL import Image
 
 from flows.core.errors import Exit, NetworkError, UserError, brief
 from flows.core.files import file_sha256, scratch_folder
-from flows.images.splitting import TEST, TRAIN, Batch, Source, division, held_out, hold_out_validation
+from flows.images.splitting import Batch, Source, division
+from vdm.choices import Split
 
 if TYPE_CHECKING:
     from flows.core.params import Data
@@ -30,19 +31,10 @@ TIMEOUT = 60.0  # seconds without a byte
 
 
 def read_digits(data: "Data") -> Source:
-    """Return scikit-learn's digits, 1x8x8 of 17 levels, the training images first and in a seeded order.
-
-    Raises UserError (exit 4) if a split is empty.
-    """
+    """Return scikit-learn's digits, 1x8x8 of 17 levels."""
     from sklearn.datasets import load_digits
 
     loaded = load_digits()
-    count = len(loaded.target)
-    test = held_out("digits", count, data.test_fraction, data.split_seed, "data.test_fraction")
-    train = np.random.default_rng(data.split_seed).permutation(count)[len(test) :]
-    order, splits = np.concatenate([train, test]), np.full(count, TRAIN, np.int8)
-    splits[len(train) :] = TEST
-    hold_out_validation("digits", splits, data)
     origin = {
         "title": "Optical recognition of handwritten digits (scikit-learn's copy of the test part)",
         "homepage": "https://archive.ics.uci.edu/dataset/80",
@@ -50,22 +42,19 @@ def read_digits(data: "Data") -> Source:
         "num_levels": 17,
         "split": division(data),
     }
-    images = loaded.images.astype(np.uint8)[:, None]
-    return Source([Batch(images[order], 17, loaded.target[order])], splits, origin)
+    return Source("digits", [Batch(loaded.images.astype(np.uint8)[:, None], 17, loaded.target)], origin)
 
 
 def read_published(data: "Data", source: Path | None, downloads: Path) -> Source:
     """Return the published set that the parameters name, from its publisher or from the publisher's files in `source`.
 
     Files are downloaded and unpacked in a folder below `downloads`, which is removed.  Raises UserError: exit 5 for a
-    file that is missing, truncated or differs from the published one, 2 for ImageNet without a source, 4 if the
-    validation split is empty; and NetworkError if a download fails.
+    file that is missing, truncated or differs from the published one, 2 for ImageNet without a source; and NetworkError
+    if a download fails.
     """
     from flows.images.catalogue import PUBLISHED  # torchvision: 2 s, which other sources do not need
 
     entry = PUBLISHED[data.name]
-    splits = np.repeat(np.array([TRAIN, TEST], np.int8), [entry.num_train, entry.num_test])
-    hold_out_validation(data.name, splits, data)
     batches = read_imagenet(entry, source) if entry.reader is None else read_whole(entry, source, downloads)
     origin: dict[str, Any] = {
         "title": entry.title,
@@ -78,7 +67,8 @@ def read_published(data: "Data", source: Path | None, downloads: Path) -> Source
     }
     if entry.class_names:
         origin["class_names"] = list(entry.class_names)
-    return Source(batches, splits, origin)
+    counts: dict[Split, int] = {"train": entry.num_train, "test": entry.num_test}
+    return Source(f"data.{data.name}", batches, origin, frozenset({"train", "test"}), counts)
 
 
 def read_whole(entry: "PublishedSet", source: Path | None, downloads: Path) -> list[Batch]:
@@ -92,7 +82,7 @@ def read_whole(entry: "PublishedSet", source: Path | None, downloads: Path) -> l
         try:
             return read_splits(entry, root, download=True)
         except (URLError, ConnectionError, TimeoutError, http.client.HTTPException, RuntimeError) as error:
-            advice = "try again, or set data.source in params.yaml to a folder that holds the publisher's files"
+            advice = "try again, or put the publisher's files into data/published or another folder for data.source"
             raise NetworkError(f"{entry.title} could not be downloaded: {brief(error)}; {advice}") from error
         finally:
             socket.setdefaulttimeout(None)
@@ -110,7 +100,8 @@ def read_splits(entry: "PublishedSet", root: Path, *, download: bool) -> list[Ba
         elif images.shape[1] != 3:
             images = images.transpose(0, 3, 1, 2)
         labels = split.labels if hasattr(split, "labels") else split.targets
-        batches.append(Batch(np.ascontiguousarray(images), labels=np.asarray(labels)))
+        part: Split = "train" if train else "test"
+        batches.append(Batch(np.ascontiguousarray(images), labels=np.asarray(labels), split=part))
     return batches
 
 
@@ -165,11 +156,11 @@ def read_imagenet(entry: "PublishedSet", source: Path | None) -> Iterator[Batch]
         if not (source / name).is_file():
             raise UserError(f"{source}: holds no {name}; correct data.source", Exit.MISSING)
         require_sha256(source / name, expected, str(source / name))
+    *_, last = entry.files
     for name in entry.files:
-        if name.endswith(".zip"):
-            yield from zipped_batches(source / name)
-        else:
-            yield from tarred_pictures(source / name)
+        read = zipped_batches if name.endswith(".zip") else tarred_pictures
+        for batch in read(source / name):
+            yield batch._replace(split="test" if name == last else "train")
 
 
 def zipped_batches(path: Path) -> Iterator[Batch]:

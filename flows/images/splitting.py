@@ -1,7 +1,14 @@
-"""Divide images into training, validation and test images: by the names of folders, or by seeded draws."""
+"""Divide images into training, validation and test images: by the names of folders, or by the images themselves.
 
-from collections.abc import Iterable
+The split of an image that is drawn is a function of its pixels after the transforms and of `data.split_seed`: a hash
+of both, from 0 to 1, lies below the share or not.  So adding, removing, renaming and reordering images moves none of
+them to another split, and exact copies are in one split.  The shares are approximate.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -9,18 +16,18 @@ import numpy as np
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import listed
 from flows.images.image_set import SPLITS
+from vdm.choices import Split
 
 if TYPE_CHECKING:
     from flows.core.params import Data
 
-NAMES = {
+NAMES: dict[Split, tuple[str, ...]] = {
     "train": ("train", "training"),
     "validation": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing", "eval"),
 }
 """The names of the parts of a folder, by split."""
-TRAIN, VALIDATION, TEST = range(len(SPLITS))
-"""The numbers of the splits in `Source.splits`."""
+DIGEST_BYTES = 16
 
 
 class Batch(NamedTuple):
@@ -32,74 +39,78 @@ class Batch(NamedTuple):
     """(n,) integers."""
     file: str | None = None
     """The name of the file that holds these images, in a folder of images."""
+    split: Split | None = None
+    """The split in which the source has them; None if it has no splits."""
 
 
 class Source(NamedTuple):
-    """All images of a source, to be read once, and the split of each."""
+    """All images of a source, to be read once."""
 
+    name: str
+    """For messages."""
     batches: Iterable[Batch]
-    splits: np.ndarray
-    """The number of each image's split in SPLITS, (N,) int8."""
     origin: dict[str, Any]
     """What `dataset.json` says of the source; complete when all batches were read."""
+    given: frozenset[Split] = frozenset()
+    """The splits that the source has.  Others are drawn: test images from all, validation images from the training."""
+    counts: Mapping[Split, int] = MappingProxyType({})
+    """How many images the source must have in its own splits, if that is known."""
 
 
-def held_out(source: str, count: int, fraction: float, split_seed: int, parameter: str) -> np.ndarray:
-    """Return the numbers of a seeded share of `count` images, in the order in which they were drawn.
+def digest_of(image: np.ndarray) -> bytes:
+    """Return the digest of an image's pixels, which says in which sets the image is."""
+    return hashlib.sha256(np.ascontiguousarray(image).data).digest()[:DIGEST_BYTES]
 
-    Raises UserError (exit 4), which names the source and the parameter, if a fraction above 0 draws no image or every
-    image.
+
+def place(digest: bytes, what: Split, seed: int) -> float:
+    """Return a number in [0, 1) that depends on the image, on the split that is drawn and on the seed alone."""
+    drawn = hashlib.blake2b(digest, digest_size=8, key=f"{what} {seed}".encode()).digest()
+    return int.from_bytes(drawn) / 2**64
+
+
+def split_of(digest: bytes, given: Split | None, source: Source, data: "Data") -> Split:
+    """Return the split of an image: the source's own, or the one that is drawn."""
+    if given is None and place(digest, "test", data.split_seed) < data.test_fraction:
+        return "test"
+    may_validate = given in (None, "train") and "validation" not in source.given
+    if may_validate and place(digest, "validation", data.split_seed) < data.validation_fraction:
+        return "validation"
+    return given or "train"
+
+
+def require_splits(source: Source, counts: dict[Split, int], data: "Data") -> None:
+    """Raise UserError unless every split has the images that it needs.
+
+    Its exit code is 5 if the source does not have as many images as it should, and 4 if a drawn split or what is left
+    for training is empty, or if there are more validation images than training images.
     """
-    drawn = np.random.default_rng(split_seed).permutation(count)[: round(fraction * count)]
-    if fraction and not 0 < len(drawn) < count:
-        reason = f"{len(drawn)} of {count} images would be held out ({parameter} {fraction:g})"
-        advice = "both splits need images, so add some or change the share"
-        raise UserError(f"{source}: {reason}; {advice}", Exit.INVALID_DATA)
-    return drawn
+    for split, expected in source.counts.items():
+        found = counts[split] + (counts["validation"] if split == "train" else 0)
+        if found != expected:
+            reason = f"{found:,} images for {split}, but {expected:,} were expected"
+            raise UserError(f"{source.name}: {reason}; fetch the files again", Exit.MISSING)
+    drawn: dict[Split, float] = {"test": data.test_fraction, "validation": data.validation_fraction}
+    for split, share in drawn.items():
+        if split not in source.given and share and not (counts[split] and counts["train"]):
+            reason = f"{counts[split]} {split} images and {counts['train']} training images"
+            how = f"are left by data.{split}_fraction {share:g} and data.split_seed {data.split_seed}"
+            advice = "both splits need images, so add some, or change the share or the seed"
+            raise UserError(f"{source.name}: {reason} {how}; {advice}", Exit.INVALID_DATA)
+    if "validation" in source.given and counts["validation"] > counts["train"]:
+        reason = f"{counts['validation']} validation images, but only {counts['train']} training images"
+        raise UserError(f"{source.name}: {reason}; exchange the folders, or move images", Exit.INVALID_DATA)
 
 
-def hold_out_validation(source: str, splits: np.ndarray, data: "Data") -> None:
-    """Turn a seeded share of the training images into validation images.  Raises what `held_out` raises."""
-    train = np.flatnonzero(splits == TRAIN)
-    drawn = held_out(source, len(train), data.validation_fraction, data.split_seed, "data.validation_fraction")
-    splits[train[drawn]] = VALIDATION
-
-
-def division(data: "Data", given: str | None = None) -> str:
+def division(data: "Data", given: str | None = None, *, has_validation: bool = False) -> str:
     """Describe how the images were divided; `given` says how the source divides training and test images."""
-    seed = f"with seed {data.split_seed}"
-    test = given or f"{data.test_fraction:g} held out {seed}"
-    if not data.validation_fraction:
+    how = f"by digests of pixels and seed {data.split_seed}"
+    test = given or f"a share of {data.test_fraction:g} held out {how}"
+    if has_validation or not data.validation_fraction:
         return test
-    return f"{test}; {data.validation_fraction:g} of the training images held out for validation {seed}"
+    return f"{test}; {data.validation_fraction:g} of the training images held out for validation {how}"
 
 
-def divide(
-    root: Path, names: list[str], counts: list[int], parts: dict[str, str], data: "Data"
-) -> tuple[np.ndarray, str]:
-    """Return the split of every image in a folder, TRAIN, VALIDATION or TEST as (N,) int8, and how it was chosen.
-
-    `counts` are the numbers of images in the files.  If the folder has `parts`, as `parts_of` returns them, they
-    decide.  Without parts, a seeded share is held out for the test.  Without a validation part, a seeded share of the
-    training images is held out for validation.  Raises UserError (exit 4).
-    """
-    if parts:
-        splits = np.repeat(np.array([SPLITS.index(parts[part_of(name)]) for name in names], np.int8), counts)
-    else:
-        splits = np.full(sum(counts), TRAIN, np.int8)
-        splits[held_out(str(root), len(splits), data.test_fraction, data.split_seed, "data.test_fraction")] = TEST
-    given = f"by its folders: {', '.join(f'{part} for {split}' for part, split in parts.items())}" if parts else None
-    num_train, num_validation, _ = np.bincount(splits, minlength=len(SPLITS)).tolist()
-    if num_validation > num_train:
-        reason = f"{num_validation} validation images, but only {num_train} training images"
-        raise UserError(f"{root}: {reason}; exchange the folders, or move images", Exit.INVALID_DATA)
-    if given and num_validation:
-        return splits, given
-    hold_out_validation(str(root), splits, data)
-    return splits, division(data, given)
-
-
-def parts_of(root: Path, names: list[str]) -> dict[str, str]:
+def parts_of(root: Path, names: list[str]) -> dict[str, Split]:
     """Return the split of each part of a folder, such as {"train": "train", "val": "test"}; {} if it has no parts.
 
     A validation part is the test split if the only other part is a training part, as in ImageNet.  Raises UserError
@@ -108,24 +119,24 @@ def parts_of(root: Path, names: list[str]) -> dict[str, str]:
     if root.is_file():  # its name says nothing
         return {}
     parts = {part: split_named(part) for part in sorted({part_of(name) for name in names})}
-    splits = set(parts.values())
+    splits, named = set(parts.values()), {part: split for part, split in parts.items() if split}
     folders = sorted(path.name for path in root.iterdir() if path.is_dir())
-    if empty := [folder for folder in folders if split_named(part_of(folder)) not in {"", *splits}]:
+    if empty := [folder for folder in folders if split_named(part_of(folder)) not in {None, *splits}]:
         raise UserError(f"{root}: no images in {listed(empty)}; add them, or remove that folder", Exit.INVALID_DATA)
-    if splits == {""}:
+    if not named:
         return {}
-    if "train" not in splits or "" in splits or not 2 <= len(parts) == len(splits):
+    if "train" not in splits or None in splits or not 2 <= len(parts) == len(splits):
         train, validation, test = (", ".join(NAMES[split]) for split in SPLITS)
         found = sorted({name.partition("/")[0] for name in names})
         wanted = f"parts for training ({train}), test ({test}) and perhaps validation ({validation}), and no others"
         advice = "name one part as the source, or add, rename or remove parts"
         raise UserError(f"{root}: needs {wanted}; there is {listed(found[:5])}; {advice}", Exit.INVALID_DATA)
-    return {part: split if split == "train" or "test" in splits else "test" for part, split in parts.items()}
+    return {part: split if split == "train" or "test" in splits else "test" for part, split in named.items()}
 
 
-def split_named(part: str) -> str:
-    """Return the split that a part of a folder is named after, or ""."""
-    return next((split for split, names in NAMES.items() if part in names), "")
+def split_named(part: str) -> Split | None:
+    """Return the split that a part of a folder is named after."""
+    return next((split for split, names in NAMES.items() if part in names), None)
 
 
 def part_of(name: str) -> str:

@@ -35,11 +35,13 @@ class Deployments(Document):
 class Entry(Document):
     """An automation in the format of `prefect automation create`, for a server whose ids nobody knows yet.
 
-    Its actions use the block TYPE/NAME if it names one.  An action may name a deployment, such as `train-vdm`.
+    Its actions use the block TYPE/NAME if it names one.  An action may name a deployment, such as `train-vdm`.  With
+    `enabled: false` it is off until somebody switches it on at the server.
     """
 
     name: str = Field(min_length=1)
     block: Annotated[str, Field(pattern=r"^[^/]+/[^/]+$")] | None = None
+    enabled: bool = True
     trigger: dict[str, Any]
     actions: list[dict[str, Any]]
 

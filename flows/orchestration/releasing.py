@@ -24,11 +24,12 @@ from flows.registry.versions import Version
 
 
 class Release(NamedTuple):
-    """A version, the branch of its run, and the evidence of the decision about it."""
+    """A version, the branch of its run, the evidence of the decision about it, and what is said of its images."""
 
     version: Version
     branch: str
     evidence: Evidence
+    images: str = ""
 
     @property
     def decision(self) -> str:
@@ -38,7 +39,8 @@ class Release(NamedTuple):
     def __str__(self) -> str:
         tag, reason = self.evidence.tag, self.evidence.reason
         done = f"promoted as {tag}" if tag else "not promoted"
-        return f"{self.version.name}, commit {self.version.commit[:12]} on branch {self.branch}, {done}: {reason}"
+        made = f"{self.version.name}, commit {self.version.commit[:12]} on branch {self.branch}"
+        return f"{made}, {done}: {reason}{self.images}"
 
 
 def is_network(task: Any, run: Any, state: State[Any]) -> bool:

@@ -17,15 +17,15 @@ from dvc.logger import set_loggers_level
 from prefect import get_run_logger
 from ruamel.yaml import YAML
 
-from flows.core import layout
-from flows.core.errors import NetworkError, of_remote
+from flows.core import bounded_yaml, layout
+from flows.core.errors import Exit, NetworkError, UserError, of_remote
+from flows.orchestration.looking import results
 from flows.orchestration.workspace import Workspace
 from flows.registry.git import content_of, git, git_text
 from flows.registry.storage import dvc_repository
-from flows.registry.versions import MODEL
 
 DOWNLOAD = "download"
-"""The stage that the run cache never has, since its output persists."""
+"""The stage that reads the source."""
 
 
 def stages(repo: Any) -> list[Any]:
@@ -35,8 +35,10 @@ def stages(repo: Any) -> list[Any]:
     return [stage for stage in networkx.lexicographical_topological_sort(graph, key=str) if stage.cmd]
 
 
-def restore(place: Workspace, *, shared: bool) -> bool:
+def restore(place: Workspace, *, shared: bool, recorded: bool = False) -> bool:
     """Restore what can be restored of the outputs; return whether these are all, so that no stage must run.
+
+    With `recorded`, the images are those in dvc.lock, whatever became of their source.
 
     Raises NetworkError (exit 5) if machines share versions and DVC's remote does not answer: another machine may have
     made what would take hours here, or if it fails later.
@@ -45,8 +47,6 @@ def restore(place: Workspace, *, shared: bool) -> bool:
         check_out(repo)
         if not repo.status():
             return True
-        know_the_images(place, repo)
-    with dvc_repository(place.folder) as repo:  # with the new dvc.lock
         if answers := bool(repo.config["core"].get("remote")):
             try:
                 pull(repo)
@@ -57,11 +57,11 @@ def restore(place: Workspace, *, shared: bool) -> bool:
                 get_run_logger().warning("%s; what this machine's cache lacks is made again", error)
         check_out(repo)
         for stage in stages(repo):
-            if stage.name != DOWNLOAD and not stage.outs_cached():
+            if not stage.outs_cached() and not (recorded and stage.name == DOWNLOAD):
                 stage.dvcfile._lockfile.remove_stage(stage)
     # DVC makes the stages of its run cache in the working directory.
     with contextlib.chdir(place.folder), dvc_repository(place.folder) as repo, repo.lock:
-        complete = restored(repo, pull=answers)
+        complete = restored(repo, pull=answers, recorded=recorded)
     git_text(place.folder, "add", "--all")
     return complete
 
@@ -72,7 +72,7 @@ def check_out(repo: Any) -> None:
         repo.checkout(force=True, allow_missing=True)
 
 
-def restored(repo: Any, *, pull: bool) -> bool:
+def restored(repo: Any, *, pull: bool, recorded: bool) -> bool:
     """Restore what the run cache has, stage by stage, until one must run; return whether none must.
 
     With `pull`, their outputs may come from the remote.  Raises NetworkError.
@@ -80,7 +80,7 @@ def restored(repo: Any, *, pull: bool) -> bool:
     done: list[Any] = []
     complete = True
     for stage in stages(repo):
-        if not stage.changed():
+        if not stage.changed() or (recorded and stage.name == DOWNLOAD):
             continue
         complete = is_in_run_cache(repo, stage, pull=pull)
         if not complete:
@@ -142,36 +142,67 @@ def push_run_cache(root: Path) -> None:
             raise of_remote("DVC's remote takes no run cache", error) from error
 
 
-def know_the_images(place: Workspace, repo: Any) -> None:
-    """Record in dvc.lock the images of the newest run with the same `data:`, unless it records those of this run.
-
-    `download` would read the source anew, which may take hours.
-    """
-    download = next(stage for stage in stages(repo) if stage.name == DOWNLOAD)
-    if not download.changed_stage() and download.deps_cached():
-        return
+def record_images(place: Workspace, commit: str) -> None:
+    """Record in the run's dvc.lock the images of an earlier run, for a machine that lacks their source."""
     yaml, path = YAML(), place.folder / layout.DVC_LOCK
     lock: Any = yaml.load(path) if path.exists() else {"schema": "2.0", "stages": {}}
-    data = yaml.load(place.folder / layout.PARAMS)["data"]
-    for commit in results(place):
-        theirs = yaml.load(content_of(place.root, f"{commit}:{layout.DVC_LOCK}") or b"{}") or {}
-        known = theirs.get("stages", {}).get(DOWNLOAD)
-        if known and known["params"][str(layout.PARAMS)]["data"] == data:
-            lock["stages"][DOWNLOAD] = known
-            yaml.dump(lock, path)
+    theirs = yaml.load(content_of(place.root, f"{commit}:{layout.DVC_LOCK}") or b"{}") or {}
+    lock["stages"][DOWNLOAD] = theirs["stages"][DOWNLOAD]
+    yaml.dump(lock, path)
+
+
+def update_import(place: Workspace, source: Path, newest: str | None) -> None:
+    """Bring the import of a source up to date in the run's folder, from where the newest run left it.
+
+    Thus nothing is downloaded if nothing changed since.  An import from elsewhere, which is newer, stays.
+    Raises NetworkError (exit 5) if where it comes from does not answer.
+    """
+    file = place.folder / f"{source}.dvc"
+    left = content_of(place.root, f"{newest}:{source}.dvc") if newest else None
+    if left and origin(left) == origin(file.read_bytes()):
+        file.write_bytes(left)
+    with contextlib.chdir(place.folder), dvc_repository(place.folder) as repo:
+        try:
+            repo.update([str(file.relative_to(place.folder))])
+        except Exception as error:  # each kind of remote raises its own errors
+            raise of_remote(f"{source} cannot be brought up to date", error) from error
+    git_text(place.folder, "add", "--all")
+
+
+def check_out_source(place: Workspace, source: Path) -> None:
+    """Check out a source that `dvc add` made files of the project.
+
+    Raises UserError (exit 5) if it is neither in DVC's cache nor in its remote, NetworkError if that does not answer.
+    """
+    target = f"{source}.dvc"
+    with contextlib.chdir(place.folder), dvc_repository(place.folder) as repo:
+        with suppress(CheckoutError):
+            repo.checkout([target], force=True)
             return
+        try:
+            repo.fetch([target])
+            repo.checkout([target], force=True)
+        except DvcException as error:
+            reason = f"data.source: not all files of {source} are in DVC's cache or its default remote"
+            raise UserError(f"{reason}; `dvc push {target}` where they are", Exit.MISSING) from error
+        except Exception as error:  # each kind of remote raises its own errors
+            raise of_remote(f"data.source: {source} cannot be fetched", error) from error
 
 
-def results(place: Workspace) -> list[str]:
-    """Return the commits of runs and versions, newest first."""
-    form = "--format=%(if)%(*objectname)%(then)%(*objectname)%(else)%(objectname)%(end)"
-    refs = (f"refs/heads/{layout.RUN_BRANCHES}", f"refs/tags/{MODEL}@*")
-    return list(dict.fromkeys(git_text(place.root, "for-each-ref", "--sort=-creatordate", form, *refs).split()))
+def is_tracked(place: Workspace, source: Path) -> bool:
+    """Whether a source consists of files of the project that DVC tracks: by `dvc import-url` or `dvc add`."""
+    return not source.is_absolute() and (place.folder / f"{source}.dvc").is_file()
+
+
+def origin(import_file: bytes) -> list[Any]:
+    """Return from where a `.dvc` file imports, without what was found there; [] if it is no import."""
+    found = bounded_yaml.sections(import_file).get("deps", [])
+    return [(each.get("path"), each.get("fs_config"), each.get("repo", {}).get("url")) for each in found]
 
 
 def made_before(place: Workspace) -> str | None:
     """Return the commit that has the results in the workspace: the one from which it started, or an earlier run's."""
     here = git_text(place.folder, "hash-object", str(layout.DVC_LOCK))
-    names = [f"{commit}:{layout.DVC_LOCK}" for commit in (place.base, *results(place))]
+    names = [f"{commit}:{layout.DVC_LOCK}" for commit in (place.base, *results(place.root))]
     found = git(place.root, "cat-file", "--batch-check=%(objectname)", stdin=names).decode().split("\n")
     return next((name[:40] for name, digest in zip(names, found, strict=False) if digest == here), None)

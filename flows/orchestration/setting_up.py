@@ -134,5 +134,7 @@ def automate(client: SyncPrefectClient) -> list[str]:
         except HTTPStatusError as error:
             wrong.append(f"{layout.AUTOMATIONS}: {entry.name}: the server refuses it: {brief(error.response.text)}")
         else:
-            say_on_stderr(f"{entry.name}: on" + (f", since the block {entry.block} exists" if entry.block else ""))
+            since = f", since the block {entry.block} exists" if entry.block else ""
+            off = f"off; `prefect automation resume '{entry.name}'` switches it on"
+            say_on_stderr(f"{entry.name}: {f'on{since}' if entry.enabled else off}")
     return wrong

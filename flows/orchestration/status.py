@@ -30,6 +30,7 @@ def status(root: Path) -> Entry:
             "devices": devices(),
             "worktrees": worktrees(root),
             "registry": registered.result(),
+            "images": images(root),
             "disk_bytes": disk(root),
             "disk_free_bytes": shutil.disk_usage(root).free,
         }
@@ -77,7 +78,7 @@ def loop(client: Any) -> Entry:
     following = {run.deployment_id: run.expected_start_time for run in reversed(planned)}
     ended = (StateType.COMPLETED, StateType.FAILED, StateType.CRASHED)
     last = runs(*ended, sort=FlowRunSort.END_TIME_DESC, limit=1)
-    cancelled = runs(StateType.CANCELLED, sort=FlowRunSort.END_TIME_DESC, limit=1)
+    cancelled = runs(StateType.CANCELLED, sort=FlowRunSort.END_TIME_DESC)
     return {
         "deployments": [each.name for each in deployments],
         "workers": [{"name": each.name, "status": str(each.status.value)} for each in workers],
@@ -104,7 +105,7 @@ def loop(client: Any) -> Entry:
         # Prefect cancels a run of a deployment while another one of it is unfinished.
         "dropped": [
             ending(run) for run in cancelled if is_dropped(run) and not (last and last[0].end_time > run.end_time)
-        ],
+        ][:1],
     }
 
 
@@ -115,8 +116,12 @@ def when_of(schedule: Any) -> str:
 
 
 def is_dropped(run: Any) -> bool:
-    """Whether a run was cancelled by its deployment's limit, and not by a person."""
-    return "concurrency limit" in (run.state.message or "")
+    """Whether a run was cancelled by its deployment's limit, and not by a person.
+
+    One that an event had started does not count: what arrived is found by the next run.
+    """
+    by_event = run.created_by is not None and run.created_by.type == "AUTOMATION"
+    return not by_event and "concurrency limit" in (run.state.message or "")
 
 
 def time_of(time: datetime | None) -> str | None:
@@ -158,6 +163,16 @@ def registry(root: Path) -> Entry:
         "unpublished": unpublished,
         "unfetched": unfetched,
     }
+
+
+def images(root: Path) -> Entry:
+    """Return what a run would find at its source of images, or why none would start."""
+    from flows.orchestration.looking import found_now
+
+    try:
+        return found_now(root)
+    except (OSError, UserError) as error:
+        return {"problem": str(error)}
 
 
 def differing(root: Path) -> tuple[list[str], list[str]]:
@@ -218,6 +233,8 @@ def problems(found: Entry) -> Iterator[str]:
         yield f"{server['url'] or found['folder']}: {server['reason']}"
     else:
         yield from problems_of_loop(server)
+    if "problem" in found["images"]:
+        yield found["images"]["problem"]
     if "problem" in registry:
         yield registry["problem"]
         return

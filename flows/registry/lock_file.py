@@ -43,13 +43,15 @@ class Lock(NamedTuple):
 
     `outputs` maps paths to md5 digests, which end in `.dir` for a folder; `code` does so for the dependencies that are
     not outputs of a stage.  `parameters` maps sections to their values.  `contradictions` names the paths and sections
-    that differ between stages.
+    that differ between stages.  `source` is the path and the md5 of `data.source`, which is neither code nor output; it
+    is None in a dvc.lock of an earlier version.
     """
 
     outputs: dict[str, str]
     code: dict[str, str]
     parameters: dict[str, Any]
     contradictions: list[str]
+    source: tuple[str, str] | None = None
 
 
 def read_lock(root: Path, version: Version | Tag) -> Lock:
@@ -85,8 +87,10 @@ def lock_of(content: bytes, graph: bytes, name: str) -> Lock:
         for section, values in stage.params.get(str(layout.PARAMS), {}).items():
             if parameters.setdefault(section, values) != values:
                 differing.add(section)
-    code = {path: md5 for path, md5 in digests.items() if path not in outputs}
-    return Lock(outputs, code, parameters, sorted(differing))
+    source = str(parameters.get("data", {}).get("source")).rstrip("/")
+    code = {path: md5 for path, md5 in digests.items() if path not in (*outputs, source)}
+    read = (source, digests[source]) if source in digests else None
+    return Lock(outputs, code, parameters, sorted(differing), read)
 
 
 def values_of(content: bytes, name: str) -> dict[str, Any]:
@@ -150,6 +154,7 @@ class Lineage(NamedTuple):
             "stages": list(version.stages),
             "commit": version.commit,
             "parameters": lock.parameters,
+            "source": {"path": lock.source[0], "md5": lock.source[1]} if lock.source else None,
             "data": {"path": images, "md5": lock.outputs.get(images), "sha256": version.metrics.data_sha256},
             "validation": {"path": validation, "md5": lock.outputs.get(validation)},
             "code": lock.code,

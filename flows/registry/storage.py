@@ -140,6 +140,12 @@ def get(files: DVCFileSystem, path: str, digest: str, folder: Path) -> None:
         raise DamagedVersionError(f"{path} differs from its md5 in dvc.lock")
 
 
+def content_in(files: DVCFileSystem, path: Path) -> bytes | None:
+    """Return the content of a file of a commit; None if the commit has none.  Raises what `readable` raises."""
+    with readable(str(path)):
+        return bytes(files.cat_file(str(path))) if files.exists(str(path)) else None
+
+
 @contextmanager
 def readable(path: str) -> Iterator[None]:
     """Turn errors of reading a version's file or folder into UserError (exit 5).
@@ -162,13 +168,16 @@ def readable(path: str) -> Iterator[None]:
 
 
 @contextmanager
-def files_of(root: Path, version: Version, *, link: bool = False) -> Iterator[DVCFileSystem]:
+def files_of(root: Path, version: Version | Tag, *, link: bool = False, remote: bool = True) -> Iterator[DVCFileSystem]:
     """Open the files at a version's commit; with `link`, `get` links those in the cache and copies no bytes.
 
+    Without `remote`, files that the cache lacks are missing.
     Errors inside the block name the version.
     """
     with dvc_repository(root) as repo:
         config = repo.config | {"cache": repo.config["cache"] | {"type": ["symlink" if link else "reflink", "copy"]}}
+        if not remote:
+            config |= {"core": {key: value for key, value in config["core"].items() if key != "remote"}}
         try:
             yield DVCFileSystem(str(root), rev=version.commit, config=config)
         except UserError as error:

@@ -112,6 +112,8 @@ def reproduction(root: Path) -> Reproduction:
     inputs = [path for path, md5 in ours.code.items() if theirs.code.get(path) != md5]
     sections = [name for name, values in ours.parameters.items() if theirs.parameters.get(name) != values]
     inputs += [f"{layout.PARAMS} {name}" for name in sections]
+    if ours.source and theirs.source and ours.source != theirs.source:
+        inputs.append(ours.source[0])
     reason = "with the same inputs, so the images' source, libraries or the processor differ"
     if inputs:
         reason = f"because the inputs differ: {', '.join(sorted(inputs))}"

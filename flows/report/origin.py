@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flows.core import bounded_yaml
+from flows.core.params import PUBLISHED_FOLDER
 from flows.core.params_file import preset_names, read_preset
 from flows.report.words import changed, value
 
@@ -34,7 +35,7 @@ def origin_here(folder: Path, parameters: Mapping[str, Any]) -> Origin:
 
 def restoring_images(parameters: Mapping[str, Any]) -> list[str]:
     """Return the commands that restore images from a `data.source`, which `make repro` would read anew."""
-    if not parameters.get("data", {}).get("source"):
+    if parameters.get("data", {}).get("source") in (None, PUBLISHED_FOLDER):
         return []
     dvc = ".venv/bin/dvc"
     restore = f"{dvc} checkout data/images || {dvc} pull data/images    # data.source may hold other images by now"

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,13 +20,15 @@ from flows.core.escaping import visible
 from flows.core.model import arguments_of
 from flows.core.params import Model, Params, Train
 from flows.core.params_file import parse_params, read_preset
-from flows.images.folder import ImageFiles, class_labels
-from flows.images.image_set import FEWEST_COMPARED
-from flows.images.splitting import divide, parts_of
+from flows.images.download import divided
+from flows.images.folder import ImageFiles, class_labels, read_folder
+from flows.images.image_set import FEWEST_COMPARED, SPLITS
+from flows.images.splitting import parts_of, require_splits
 from flows.images.transforms import levels_left
 from flows.process.locks import claim
 from flows.training.distributed import any_process, launch, local_rank, process_group
 from flows.training.fitting import build, resolve
+from vdm.choices import Split
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +90,13 @@ def of_images(preset: Params, source: Path) -> tuple[Values, tuple[int, ...], in
         ranges = " by ".join(f"{side.min()} to {side.max()}" for side in sides)
         data["resize"] = size, f"they have {ranges} pixels; larger images show more and take longer"
     parts = parts_of(source, files.names)
-    splits = np.bincount(divide(source, files.names, files.counts(), parts, preset.data)[0], minlength=3).tolist()
+    planned_data = preset.data.model_copy(update={name: value for name, (value, _) in data.items()})
+    counts: Counter[Split] = Counter()
+    divisible = read_folder(source, planned_data)
+    for part in divided(divisible, planned_data):
+        counts[part.split] += len(part.images)
+    require_splits(divisible, counts, planned_data)
+    splits = [counts[split] for split in SPLITS]
     if splits[-1] < FEWEST_COMPARED:
         reason = f"{splits[-1]} test images, but samples are compared with at least {FEWEST_COMPARED}"
         raise UserError(f"{source}: {reason}; add images", Exit.INVALID_DATA)

@@ -51,7 +51,7 @@ ROOMS = {
     "compression": "core process images evaluation",
     "report": "core process images contract evaluation",
     "registry": "core process images contract evaluation",
-    "orchestration": "core process contract evaluation report registry",
+    "orchestration": "core process images contract evaluation report registry",
     "commands": "core process images contract training evaluation sampling compression report registry orchestration",
 }
 DOORS = {"api", "cli", "train_vdm"}

@@ -129,7 +129,7 @@ def test_all_bad_files_are_named_in_groups_after_one_pass(folder: Path) -> None:
     ("names", "empty", "code", "message"),
     [
         ([], "cat", Exit.MISSING, "holds no .jpeg, "),
-        (["one.png"], "", Exit.INVALID_DATA, "0 of 1 images would be held out"),
+        (["one.png"], "", Exit.INVALID_DATA, "0 test images and 1 training images are left by data.test_fraction 0.25"),
         (["test.npy"], "cat", Exit.INVALID_DATA, 'there is "test.npy"; name one part as the source'),
         (["train/1.png", "test/1.png", "a/1.png"], "", Exit.INVALID_DATA, 'there is "a", "test", "train"; name'),
         (["train/1.png", "val/1.png"], "test", Exit.INVALID_DATA, 'no images in "test"; add them'),
@@ -153,15 +153,16 @@ def test_folders_without_sets_are_refused(
 
 def test_sources_that_are_no_folders_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkfifo(tmp_path / "pipe.npy")
-    for name in ("gone", "pipe.npy"):
-        with pytest.raises(UserError, match="does not exist, or is not a folder of images") as error:
+    for name, message in (("gone", "does not exist in "), ("pipe.npy", "is not a folder of images")):
+        with pytest.raises(UserError, match=message) as error:
             load(tmp_path / name)
         assert error.value.code is Exit.MISSING
+    np.savez(tmp_path / "images.npz", noise(3, 1, 4, 4))
     with pytest.raises(UserError, match=r"\.npz files are not read; save the array of images as \.npy") as refused:
         load(tmp_path / "images.npz")
     assert refused.value.code is Exit.INVALID_DATA
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=f"pictures does not exist in {tmp_path}; name its absolute path"):
+    with pytest.raises(UserError, match=f"pictures does not exist in {tmp_path}; correct the path"):
         load(Path("pictures"))
 
 

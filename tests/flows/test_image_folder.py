@@ -13,6 +13,7 @@ from PIL import Image
 from flows.images import image_set
 from flows.images.image_set import chunks, files_of, fitting, load_array, open_images
 from flows.images.picture_files import read_images
+from flows.images.splitting import digest_of, place
 
 
 def write(folder: Path, *names: str, pixels: np.ndarray | None = None) -> Path:
@@ -29,14 +30,15 @@ def names_of(folder: Path, split: str) -> list[str]:
 
 def test_seeded_shares_are_held_out_for_test_and_validation(folder: Path) -> None:
     first = load(folder)
-    assert (first["train"].shape, first["test"].shape, first.num_levels) == ((6, 1, 6, 5), (2, 1, 6, 5), 256)
-    assert first.description.split == "0.25 held out with seed 0"
+    assert (first["train"].shape[1:], first["test"].shape[1:], first.num_levels) == ((1, 6, 5), (1, 6, 5), 256)
+    assert first.description.split == "a share of 0.25 held out by digests of pixels and seed 0"
     test = np.array(first["test"])
     divided = load(folder, validation_fraction=0.5)
     assert np.array_equal(divided["test"], test)
     every = np.concatenate([divided["train"], divided["validation"], divided["test"]])
     assert {image.tobytes() for image in every} == {noise(6, 5, seed=i).tobytes() for i in range(8)}
-    expected = "0.25 held out with seed 0; 0.5 of the training images held out for validation with seed 0"
+    how = "by digests of pixels and seed 0"
+    expected = f"a share of 0.25 held out {how}; 0.5 of the training images held out for validation {how}"
     assert divided.description.split == expected
     assert not np.array_equal(load(folder, split_seed=1)["test"], test)
 
@@ -64,42 +66,46 @@ def test_a_folder_may_have_three_parts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["png", "webp", "tif", "npy"])
 def test_lossless_formats_give_the_same_bytes_and_lossy_ones_are_recorded(suffix: str, tmp_path: Path) -> None:
-    (tmp_path / "set").mkdir()
-    for i in range(2):
-        path, pixels = tmp_path / "set" / f"{i}.{suffix}", noise(8, 7, 3, seed=i)
+    for i, split in enumerate(("train", "test")):
+        (tmp_path / "set" / split).mkdir(parents=True)
+        path, pixels = tmp_path / "set" / split / f"{i}.{suffix}", noise(8, 7, 3, seed=i)
         if suffix == "npy":
             np.save(path, pixels.transpose(2, 0, 1))
         else:
             Image.fromarray(pixels).save(path, lossless=True)
-    images = load(tmp_path / "set", test_fraction=0.5)
+    images = load(tmp_path / "set")
     both = {image.tobytes() for image in np.concatenate([images["train"], images["test"]])}
     assert both == {noise(8, 7, 3, seed=i).transpose(2, 0, 1).tobytes() for i in range(2)}
     assert images.description.formats == f"2 {suffix.upper().replace('TIF', 'TIFF')}"
     if suffix == "webp":
         Image.fromarray(noise(8, 7, 3)).save(path)
-        assert load(tmp_path / "set", test_fraction=0.5).description.formats == "1 WEBP, 1 lossy WEBP"
+        assert load(tmp_path / "set").description.formats == "1 WEBP, 1 lossy WEBP"
 
 
 @pytest.mark.parametrize("dtype", ["|b1", "|u1", ">u2", "<i8"])
 @pytest.mark.parametrize("fortran", [False, True])
 def test_arrays_of_any_integers_in_any_order_are_read(fortran: bool, dtype: str, tmp_path: Path) -> None:
+    shift = 8 if dtype.endswith("u2") else 0
     levels = np.random.default_rng(0).integers(0, 2, (2500, 5, 4, 6)).astype(dtype)
+    levels = levels << shift if shift else levels
     np.save(tmp_path / "a.npy", np.asfortranarray(levels) if fortran else levels)
     images = load(tmp_path / "a.npy")
-    assert (len(images["train"]), len(images["test"])) == (1875, 625)
-    shift = 8 if dtype.endswith("u2") else 0
-    chosen = np.isin(np.arange(2500), np.random.default_rng(0).permutation(2500)[:625])
-    assert np.array_equal(images["train"], levels[~chosen].astype(np.uint16) >> shift)
+    expected = levels.astype(np.uint16) >> shift
+    digests = [digest_of(image.astype(np.uint8)) for image in expected]
+    chosen = np.array([place(digest, "test", 0) < 0.25 for digest in digests])
+    assert 500 < chosen.sum() < 750
+    assert np.array_equal(images["train"], expected[~chosen])
+    assert np.array_equal(images["test"], expected[chosen])
     assert images.num_levels == (2 if dtype == "|b1" else 256)
 
 
 @pytest.mark.parametrize(("bits", "levels"), [(1, 2), (2, 4), (4, 16), (16, 256)])
 def test_levels_are_those_stored_and_more_than_8_bits_are_shifted(bits: int, levels: int, tmp_path: Path) -> None:
-    (tmp_path / "set").mkdir()
     pixels = np.random.default_rng(0).integers(0, 2**bits, (9, 8)).astype(np.uint16)
-    for i in range(2):
-        (tmp_path / "set" / f"{i}.png").write_bytes(png(np.roll(pixels, i), bits))
-    images = load(tmp_path / "set", test_fraction=0.5)
+    for i, split in enumerate(("train", "test")):
+        (tmp_path / "set" / split).mkdir(parents=True)
+        (tmp_path / "set" / split / f"{i}.png").write_bytes(png(np.roll(pixels, i), bits))
+    images = load(tmp_path / "set")
     assert images.num_levels == levels
     assert images.description.transforms == ("16 bits shifted to 8" if bits == 16 else "none")
     both = np.concatenate([images["train"], images["test"]])[:, 0].tolist()

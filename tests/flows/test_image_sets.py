@@ -31,11 +31,10 @@ from flows.core.params import Data
 from flows.images.catalogue import PUBLISHED
 from flows.images.download import download
 from flows.images.image_set import ImageSet, open_images, save_images
-from flows.images.publishers import read_digits
-from flows.images.splitting import TRAIN, VALIDATION, Source, held_out
+from flows.images.splitting import digest_of, place
 
 TAR = "cifar-10-python.tar.gz"
-DIGEST = "ca7b86f443f26ea22ae7d5fd66134a3ceb1bc95f5ee099dd8f2089afd9c339f7"
+DIGEST = "c377f3ed7f8b8c6a84fcd84396b347e1e0df19000b0554e3f413aabf3e3c785b"
 
 
 def sha256(content: bytes) -> str:
@@ -207,8 +206,9 @@ def test_publishers_files_are_read(name: str, publish: Publish) -> None:
 def test_validation_images_are_training_images_with_their_labels(publish: Publish) -> None:
     images = load("imagenet32", publish("imagenet32"), validation_fraction=0.2)
     count = len(images["train"]) + len(images["validation"])
-    drawn = held_out("x", count, 0.2, 0, "data.validation_fraction")
-    everything, chosen = noise(count, *images.image_shape), np.isin(np.arange(count), drawn)
+    everything = noise(count, *images.image_shape)
+    chosen = np.array([place(digest_of(image), "validation", 0) < 0.2 for image in everything])
+    assert 0.15 < chosen.mean() < 0.25
     assert np.array_equal(images["validation"], everything[chosen])
     assert np.array_equal(images["train"], everything[~chosen])
     numbers = np.r_[:1200, :100]
@@ -289,7 +289,7 @@ def test_bad_files_are_named(
 
 def test_a_missing_source_and_other_counts_are_refused(publish: Publish, monkeypatch: pytest.MonkeyPatch) -> None:
     source = publish("fashion_mnist")
-    with pytest.raises(UserError, match=r"data\.source: .*gone is not a folder"):
+    with pytest.raises(UserError, match=r"data\.source: .*gone does not exist"):
         load("fashion_mnist", source / "gone")
     with pytest.raises(
         UserError, match=r"set data\.source in params\.yaml to a folder with Imagenet32_train"
@@ -299,7 +299,8 @@ def test_a_missing_source_and_other_counts_are_refused(publish: Publish, monkeyp
     entry = PUBLISHED["fashion_mnist"]
     for count in (9, 11):
         monkeypatch.setitem(PUBLISHED, "fashion_mnist", replace(entry, num_train=count))
-        with pytest.raises(UserError, match=rf"data\.fashion_mnist: 13 images, but {count + 3} were expected") as error:
+        message = rf"data\.fashion_mnist: 10 images for train, but {count} were expected"
+        with pytest.raises(UserError, match=message) as error:
             load("fashion_mnist", source)
         assert error.value.code is Exit.MISSING
     assert not IMAGES.exists()
@@ -346,7 +347,8 @@ def test_a_download_that_fails(trouble: str, publish: Publish, server: str, monk
     at("http://127.0.0.1:9/" if trouble == "no answer" else server, monkeypatch)
     for path in source.iterdir():
         cut(path) if trouble == "cut short" else path.unlink()
-    with pytest.raises(NetworkError, match=r"could not be downloaded: .*; try again, or set data\.source") as error:
+    message = r"could not be downloaded: .*; try again, or put the publisher's files into data/published"
+    with pytest.raises(NetworkError, match=message) as error:
         load("cifar10", None)
     assert error.value.code is Exit.MISSING
     assert not IMAGES.exists()
@@ -367,34 +369,22 @@ def test_a_server_that_stops_sending_ends_the_download(publish: Publish, monkeyp
     gc.collect()
 
 
-def digits(**changes: Any) -> Source:
-    data = {"name": "digits", "source": None, "test_fraction": 0.2, "validation_fraction": 0.1} | changes
-    return read_digits(settings(Path("x")).model_copy(update=data))
-
-
-def pixels(source: Source) -> np.ndarray:
-    return next(iter(source.batches)).images
-
-
-def test_digits_are_split_by_the_seed() -> None:
-    """The test images do not depend on the validation split.  The digest below shows that the split stays."""
-    first, other, whole = digits(), digits(split_seed=1), digits(validation_fraction=0)
-    assert np.bincount(first.splits).tolist() == [1294, 144, 359]
-    assert not np.array_equal(pixels(first), pixels(other))
-    assert np.array_equal(pixels(first), pixels(whole))
-    assert np.array_equal(whole.splits, np.where(first.splits == VALIDATION, TRAIN, first.splits))
-    images, _, labels, _ = next(iter(first.batches))
-    assert labels is not None
+def test_digits_are_those_of_scikit_learn_with_their_labels() -> None:
+    """Each image is in one split, and the validation split takes no test image."""
+    images = load("digits", None, test_fraction=0.2, validation_fraction=0.1)
     loaded = load_digits()
     known = {image.astype(np.uint8).tobytes(): label for image, label in zip(loaded.images, loaded.target, strict=True)}
-    assert len(known) == len({image.tobytes() for image in images}) == 1797
-    assert [known[image.tobytes()] for image in images] == labels.tolist()
-
-
-@pytest.mark.parametrize(("seed", "drawn"), [(0, [9, 2, 7]), (7, [4, 6, 10])])
-def test_a_seed_holds_out_the_same_images_in_every_version(seed: int, drawn: list[int]) -> None:
-    """Else a model would be tested on images to which an older version fitted it."""
-    assert held_out("x", 12, 0.25, seed, "data.test_fraction").tolist() == drawn
+    labels = {split: np.asarray(images.labels(split)) for split in images.splits}
+    pairs = [pair for split in images.splits for pair in zip(images[split], labels[split], strict=True)]
+    assert len(pairs) == len(known) == 1797
+    assert {image.tobytes(): label for image, label in pairs} == known
+    assert [len(images[split]) for split in images.splits] == [1269, 163, 365]
+    test = np.array(images["test"])
+    whole = load("digits", None, test_fraction=0.2, validation_fraction=0)
+    assert np.array_equal(whole["test"], test)
+    assert not np.array_equal(
+        load("digits", None, test_fraction=0.2, validation_fraction=0, split_seed=1)["test"], test
+    )
 
 
 def test_the_digits_of_the_default_run_have_the_digest_of_versions_that_are_registered() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -20,8 +21,9 @@ from flows.orchestration.files import Entry, read_automations, read_deployments
 from flows.orchestration.runs import INTERRUPTED
 from flows.orchestration.setting_up import ENDS, automate, deploy, make_pool, silent_runs
 from flows.orchestration.status import wrong_files
-from flows.train_vdm import DRIFTED, train_vdm
+from flows.train_vdm import DRIFTED, NEW_IMAGES, train_vdm
 
+MINUTE = timedelta(minutes=1)
 ENTRIES = read_automations(ROOT).automations
 TRIGGER = "trigger: {type: event, posture: Reactive, threshold: 1}"
 RETRAIN = f"""automations:
@@ -33,15 +35,18 @@ RETRAIN = f"""automations:
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 def test_prefect_accepts_every_notification(entry: Entry) -> None:
-    actions = [{**action, "block_document_id": str(UUID(int=0))} for action in entry.actions]
+    ids = {"send-notification": "block_document_id", "run-deployment": "deployment_id"}
+    actions = [{**action, ids[action["type"]]: str(UUID(int=0))} for action in entry.actions]
+    for action in actions:
+        action.pop("deployment", None)
     given = entry.model_dump(exclude={"block"})
     assert AutomationCore.model_validate(given | {"actions": actions}, extra="forbid").name == entry.name
 
 
 def test_every_state_of_which_somebody_is_told_exists() -> None:
-    told = {event.rpartition(".")[2] for entry in ENTRIES for event in entry.trigger["expect"]}
-    assert told <= {*ENDS, "Pending", "Running"}
-    assert {"Promoted", "Refused", "Failed", DRIFTED, "Crashed", INTERRUPTED} <= told
+    told = {event.rpartition(".")[2] for entry in ENTRIES if entry.block for event in entry.trigger["expect"]}
+    assert told <= {*ENDS, NEW_IMAGES, "Pending", "Running"}
+    assert {"Promoted", "Refused", "Failed", DRIFTED, NEW_IMAGES, "Crashed", INTERRUPTED} <= told
     assert all(name in str(train_vdm.description) for name in ("Promoted", "Refused", "NothingToDo", DRIFTED))
 
 
@@ -92,6 +97,22 @@ def test_an_automation_that_needs_no_block_has_the_ids_of_its_deployments(
     assert automate(client) == ["automations.yaml: retrain: the server refuses it: no such trigger"]
 
 
+def test_the_run_by_an_event_is_off_and_waits_for_the_end_of_the_minute(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    client = Mock(read_automations_by_name=Mock(return_value=[]))
+    client.read_block_document_by_name.side_effect = ObjectNotFound(Exception())
+    client.read_deployment_by_name.return_value.id = UUID(int=5)
+    assert automate(client) == []
+    (made,) = client.create_automation.call_args.args
+    (action,) = made.actions
+    assert (made.enabled, made.trigger.within, action.schedule_after) == (False, MINUTE, MINUTE)
+    assert action.deployment_id == UUID(int=5)
+    off = "vdm: run when images arrived: off; `prefect automation resume 'vdm: run when images arrived'` switches it on"
+    assert capsys.readouterr().err == f"{off}\n"
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -104,6 +125,10 @@ def test_an_automation_that_needs_no_block_has_the_ids_of_its_deployments(
         (
             f"automations:\n- {{name: x, block: vdm, {TRIGGER}, actions: []}}",
             "automations.0.block: String should match",
+        ),
+        (
+            f"automations:\n- {{name: x, enabled: off, {TRIGGER}, actions: []}}",
+            "automations.0.enabled: Input should be a valid boolean",
         ),
         ("automations:\n- {name: x, block: a/b, trigger: 7, actions: []}", "automations.0.trigger: Input should be"),
         (

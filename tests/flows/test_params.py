@@ -15,6 +15,7 @@ from flows.core.errors import Exit, UserError
 from flows.core.params import Params
 from flows.core.params_file import parse_params, read_params
 
+HOME = Path.home()
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
 DIGITS = (ROOT / "presets" / "digits.yaml").read_text()
 BOMB = "a0: &a0 [x]\n" + "".join(f"a{n + 1}: &a{n + 1} [*a{n}, *a{n}]\n" for n in range(30))
@@ -46,7 +47,7 @@ def test_numbers_are_read_as_dvc_reads_them() -> None:
         ("gamma_0: -9.0", "gamma_0: 7.0", "model: gamma_0 must lie below gamma_1, got 7.0 and 5.0"),
         ("clip: true", "clip: yes", "sample.clip: input should be a valid boolean, got 'yes'"),
         ("name: digits", "name: image_folder", "data: image_folder needs source: the folder of images"),
-        ("source: null", "source: http://a.b/c", "data.source: must name a folder or a file of this machine, got 'h"),
+        ("source: data/published", "source: http://a.b/c", "data.source: must name a folder or a file of this machine"),
         ("betas: [0.9, 0.99]", "betas: [0.9, 1.5]", "train.betas.1: input should be less than 1, got 1.5"),
         ("num_devices: 2", "num_devices: 3", "train: batch_size must be a multiple of num_devices x accumulation = 3"),
         ("device: cpu ", "device: cuda:1 ", "train: device cuda:1 is one device, but num_devices is 2"),
@@ -63,6 +64,12 @@ def test_numbers_are_read_as_dvc_reads_them() -> None:
 def test_an_error_names_the_key_and_what_is_wrong(old: str, new: str, message: str) -> None:
     assert old in DIGITS
     assert refusal(DIGITS.replace(old, new, 1)).startswith(f"params.yaml: {message}")
+
+
+def test_a_source_in_the_home_folder_is_refused_with_its_path() -> None:
+    """DVC would seek a folder named ~."""
+    text = DIGITS.replace("name: digits", "name: image_folder").replace("source: data/published", "source: ~/pictures")
+    assert f"data.source must be a path as DVC reads it; write {HOME}/pictures" in refusal(text)
 
 
 def test_missing_parameters_are_counted_and_the_files_that_have_them_are_named() -> None:

@@ -129,7 +129,7 @@ def test_a_preset_for_a_folder_suits_its_images_and_minutes(mine: Path, caplog: 
     assert (params.model.gamma_0, params.model.fourier_exponents) == (-13.3, [5, 6])
     assert params.sample.num_images <= 12  # the test images
     assert {params.train.precision, params.evaluate.precision, params.sample.precision} == {"auto"}
-    assert "mine: images of 3x6x5 with 256 levels; 43 for training, 5 for validation, 12 test images" in caplog.text
+    assert "mine: images of 3x6x5 with 256 levels; 43 for training, 4 for validation, 13 test images" in caplog.text
     assert "s a step of 64 images" in caplog.text
     text = Path("params.yaml").read_text()
     assert text.startswith('# The preset digits for the images in "mine": 1 min of training here\n')
@@ -191,7 +191,7 @@ def test_steps_and_validations_take_the_minutes(seconds: float, splits: list[int
         (["--images=mine", "--minutes=1e-5"], Exit.USAGE, "--minutes are too few: a step takes "),
         (["--images=none"], Exit.MISSING, "none does not exist, or is not a folder of images"),
         (["--images=presets"], Exit.MISSING, "presets: holds no .jpeg,"),
-        (["--images=few"], Exit.INVALID_DATA, "few: 4 test images, but samples are compared with at least 10"),
+        (["--images=few"], Exit.INVALID_DATA, "few: 5 test images, but samples are compared with at least 10"),
     ],
 )
 def test_images_and_minutes_that_make_no_parameters_are_refused(
@@ -199,7 +199,7 @@ def test_images_and_minutes_that_make_no_parameters_are_refused(
 ) -> None:
     Path("few").mkdir()
     draw(mine, 60, (6, 5))
-    draw(Path("few"), 20, (6, 5))
+    draw(Path("few"), 30, (6, 5))
     assert run(["preset", "digits", *arguments]) == code
     assert message in capsys.readouterr().err
     assert not Path("params.yaml").exists()

@@ -13,6 +13,7 @@ from prefect.states import Cancelled, Completed, Crashed, Failed, State
 from project import Project, one_line
 from servers import OWN
 
+import flows.orchestration.looking  # noqa: F401
 from flows.commands import operating
 from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError
@@ -33,7 +34,8 @@ ENDED = {"name": "elk", "state": "Failed", "ended": "T", "reason": "no space"}
 
 
 def said(server: dict[str, Any] = WELL, registry: dict[str, Any] = REGISTRY, free: int = 10**9) -> list[str]:
-    found = {"server": {"url": OWN} | server, "registry": registry, "folder": "/here", "disk_free_bytes": free}
+    found = {"server": {"url": OWN} | server, "registry": registry, "images": {}, "folder": "/here"}
+    found["disk_free_bytes"] = free
     return list(problems(found))
 
 
@@ -110,12 +112,14 @@ def test_a_run_that_ended_badly_has_a_reason(state: State[None], reason: str | N
 
 
 def test_a_run_that_the_limit_cancelled_was_dropped() -> None:
-    assert is_dropped(Mock(state=Cancelled(message="Deployment concurrency limit reached.")))
-    assert not is_dropped(Mock(state=Cancelled()))
+    limit: State[None] = Cancelled(message="Deployment concurrency limit reached.")
+    assert is_dropped(Mock(state=limit, created_by=None))
+    assert not is_dropped(Mock(state=Cancelled(), created_by=None))
+    assert not is_dropped(Mock(state=limit, created_by=Mock(type="AUTOMATION")))
 
 
 def test_a_folder_that_is_not_served_says_so_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prefect's import, which other tests have paid for, may take one of the three."""
+    """The imports of Prefect and DVC are paid for already."""
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     project = Project(tmp_path / "project")
     began = time.monotonic()

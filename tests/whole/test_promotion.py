@@ -116,7 +116,7 @@ def test_the_evidence_is_the_paired_difference_on_the_challengers_images(copied:
     copied.dvc("pull", "--force")
     old, new = (per_image(copied, name, tmp_path / name) for name in ("v1.0.0", "v1.1.0"))
     difference, error = (new - old).mean(), (new - old).std(ddof=1) / math.sqrt(len(new))
-    assert (evidence.split, compared.split, compared.num_images, len(new)) == ("validation", "validation", 144, 144)
+    assert (evidence.split, compared.split, compared.num_images, len(new)) == ("validation", "validation", 163, 163)
     assert compared.difference_bpd == pytest.approx(difference, abs=1e-6)
     assert compared.difference_standard_error == pytest.approx(error, abs=1e-6)
     half = stats.t.ppf(0.95, len(new) - 1) * error
@@ -231,7 +231,7 @@ def test_versions_without_validation_images_or_fitted_to_them(copied: Project) -
         assign(copied.folder, REFUSED, version, fitted.message("Refuse"))
     assert version.name not in judged_by(copied.folder, fitted.validation_sha256)
     assert unvalidated.comparison
-    assert (unvalidated.split, unvalidated.comparison.num_images, unvalidated.num_judged) == ("test", 359, None)
+    assert (unvalidated.split, unvalidated.comparison.num_images, unvalidated.num_judged) == ("test", 365, None)
     assert "on test images, for lack of validation images" in unvalidated.reason
     assert unvalidated.comparison == unvalidated.test_comparison
     assert (unvalidated.champion_fitted_to, unvalidated.challenger_fitted_to) == ("train", "train")

@@ -1,6 +1,8 @@
 """Results that were made before are restored by DVC's cache and run cache; no stage is repeated for them."""
 
 import logging
+import shutil
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -8,9 +10,16 @@ from project import Project, cached
 from ruamel.yaml import YAML
 
 from flows.core import layout
-from flows.core.errors import NetworkError
+from flows.core.errors import Exit, NetworkError, UserError
 from flows.orchestration import restoring
-from flows.orchestration.restoring import made_before, restore, restore_stage
+from flows.orchestration.restoring import (
+    check_out_source,
+    is_tracked,
+    made_before,
+    restore,
+    restore_stage,
+    update_import,
+)
 from flows.orchestration.workspace import Workspace, commit, compose_params, workspace
 
 # The versions are trained when the first test asks for them.
@@ -127,6 +136,60 @@ def test_a_stage_that_another_machine_made_is_restored_and_an_outage_is_an_error
         Project.at(place.folder).dvc("remote", "modify", "--local", "store", "url", "/dev/null")
         with pytest.raises(NetworkError, match="DVC's remote cannot be read: "):
             restore_stage(place.folder, "train")
+
+
+def test_a_source_that_dvc_tracks_is_there_or_said_to_be_missing(copied: Project) -> None:
+    """Also on a machine whose cache lacks it."""
+    pictures = copied.folder / "data" / "pictures"
+    pictures.mkdir()
+    (pictures / "a.png").write_bytes(b"a")
+    copied.dvc("add", "data/pictures")
+    copied.dvc("push", "data/pictures.dvc")
+    copied.git("add", "data")
+    copied.git("commit", "--quiet", "--message=Pictures")
+    source, cache = Path("data/pictures"), copied.folder / ".dvc" / "cache"
+    with workspace(copied.folder, copied.git("show", "HEAD:params.yaml"), "HEAD") as place:
+        assert is_tracked(place, source)
+        assert not is_tracked(place, Path("data/published"))
+        for _ in ("from the cache", "from the remote"):
+            check_out_source(place, source)
+            assert (place.folder / source / "a.png").read_bytes() == b"a"
+            shutil.rmtree(place.folder / source)
+            shutil.rmtree(cache)
+        Project.at(place.folder).dvc("remote", "modify", "--local", "store", "url", str(cache))
+        with pytest.raises(
+            UserError, match=r"^data.source: not all files of data/pictures .*; `dvc push data/"
+        ) as raised:
+            check_out_source(place, source)
+        assert raised.value.code is Exit.MISSING
+
+
+def test_an_import_goes_on_from_where_the_newest_run_left_it_unless_it_is_another_one(copied: Project) -> None:
+    """The second update downloads nothing; a person's import from elsewhere stays."""
+    parent = copied.folder.parent
+    for name, content in (("there", b"a"), ("elsewhere", b"b")):
+        (parent / name).mkdir()
+        (parent / name / "a.png").write_bytes(content)
+    source, params = Path("data/pictures"), copied.git("show", "HEAD:params.yaml")
+    copied.dvc("import-url", str(parent / "there"), "data/pictures")
+    copied.git("add", "data")
+    copied.git("commit", "--quiet", "--message=Pictures")
+    (parent / "there" / "b.png").write_bytes(b"c")
+    with workspace(copied.folder, params, "HEAD") as place:
+        update_import(place, source, None)
+        newest = commit(place, "Retrain: 1.0")
+    assert copied.git("diff", "--name-only", "HEAD", newest).split() == ["data/pictures.dvc"]
+    with workspace(copied.folder, params, "HEAD") as place:
+        update_import(place, source, newest)
+        left = copied.git("show", f"{newest}:data/pictures.dvc")
+        assert (place.folder / "data" / "pictures.dvc").read_text() == left
+        assert (place.folder / source / "b.png").read_bytes() == b"c"
+    shutil.rmtree(copied.folder / source)
+    copied.dvc("import-url", "--force", str(parent / "elsewhere"), "data/pictures")
+    copied.git("commit", "--quiet", "--all", "--message=Others")
+    with workspace(copied.folder, params, "HEAD") as place:
+        update_import(place, source, newest)
+        assert (place.folder / source / "a.png").read_bytes() == b"b"
 
 
 def test_a_change_of_the_parameters_is_committed_although_dvc_writes_gits_index(copied: Project) -> None:

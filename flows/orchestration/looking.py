@@ -1,0 +1,196 @@
+"""What a run would find: whether code, parameters or images are other than those of the newest run.
+
+The images are looked at in the main checkout, where DVC keeps in its state which files it has hashed: an unchanged
+folder costs a listing, and only changed files are read.
+"""
+
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from dvc.fs import LocalFileSystem
+from dvc_data.hashfile.build import build
+
+from flows.core import bounded_yaml, layout
+from flows.core.errors import Exit, UserError
+from flows.core.files import parse_json
+from flows.evaluation.results import Metrics
+from flows.images.folder import find_images
+from flows.images.image_set import DESCRIPTION, SPLITS, ImageSet, digests_of, labels_of
+from flows.images.image_set import files_of as names_of
+from flows.orchestration.workspace import compose_params
+from flows.process.inputs import content
+from flows.registry.git import content_of, git, git_text
+from flows.registry.lock_file import Lock, read_lock
+from flows.registry.storage import content_in, dvc_repository, files_of
+from flows.registry.versions import MODEL, Tag, found_in, versions
+
+
+class Look(NamedTuple):
+    """The newest run, and what differs from it."""
+
+    source: Path
+    newest: str | None
+    """The commit of the newest run; None in a project without runs."""
+    same_code: bool = False
+    same_parameters: bool = False
+    images: Literal["same", "changed", "missing", "imported"] = "changed"
+    """Those of the source.  An import is looked at in the run's folder, where it is brought up to date."""
+
+    @property
+    def finds_nothing(self) -> bool:
+        """Whether a run would repeat the newest one; on a machine without the source, with the recorded images."""
+        return self.same_code and self.same_parameters and self.images in ("same", "missing")
+
+
+class Arrived(NamedTuple):
+    """How many images of a run are not among those of an earlier one, and how many of those are gone."""
+
+    added: int
+    removed: int
+    since: str
+
+    def __str__(self) -> str:
+        return f"{self.added:,} added and {self.removed:,} removed since {self.since}"
+
+
+def found_now(root: Path) -> dict[str, Any]:
+    """Return what a run of the newest commit would find at its source, as a JSON object.
+
+    `state` is "same", "changed", "missing" or "imported".  If the source is a folder, and the files of the newest run
+    are on this machine, `added` and `removed` count names of pictures, and `since` is the run's version or commit.
+    Raises UserError.
+    """
+    base = git_text(root, "rev-parse", "HEAD").strip()
+    found = look(root, base, bounded_yaml.parse(compose_params(root, base, None, {})))
+    state: dict[str, Any] = {"source": str(found.source), "state": found.images}
+    counts: dict[str, int | str | None] = {"added": None, "removed": None, "since": None}
+    if found.newest is None:
+        return state | counts
+    counts["since"] = name_of(root, found.newest)
+    if found.images == "same":
+        return state | counts | {"added": 0, "removed": 0}
+    if (root / found.source).is_dir() and (known := recorded_names(root, found.newest)):
+        names = set(find_images(root / found.source)[1])
+        counts |= {"added": len(names - known), "removed": len(known - names)}
+    return state | counts
+
+
+def recorded_names(root: Path, commit: str) -> set[str]:
+    """Return the names of the pictures of a run, or none if its files are not in DVC's cache here."""
+    found = set[str]()
+    with files_of(root, Tag("the newest run", commit), remote=False) as files, suppress(UserError):
+        for split in SPLITS:
+            lines = content_in(files, names_of(layout.IMAGES, split)) or b""
+            found.update(str(parse_json(line)) for line in lines.splitlines())
+    return found
+
+
+def results(root: Path) -> list[str]:
+    """Return the commits of runs and versions, newest first."""
+    form = "--format=%(if)%(*objectname)%(then)%(*objectname)%(else)%(objectname)%(end)"
+    refs = (f"refs/heads/{layout.RUN_BRANCHES}", f"refs/tags/{MODEL}@*")
+    return list(dict.fromkeys(git_text(root, "for-each-ref", "--sort=-creatordate", form, *refs).split()))
+
+
+def look(root: Path, base: str, parameters: dict[str, Any]) -> Look:
+    """Return what differs from the newest run in the code of the commit `base`, the parameters and the images.
+
+    Raises UserError (exit 5) for a relative source that neither git nor DVC tracks, since a run would not have it.
+    """
+    source = Path(str(parameters["data"]["source"]))
+    newest = next(iter(results(root)), None)
+    recorded = None
+    if newest:
+        with suppress(UserError):  # of a version that was made by hand
+            recorded = read_lock(root, Tag("the newest run", newest))
+    images = compared(root, base, source, recorded.source if recorded else None)
+    if newest is None or recorded is None:
+        return Look(source, newest, images=images)
+    return Look(
+        source,
+        newest,
+        same_code=code_at(root, base, recorded) == code_at(root, newest, recorded),
+        same_parameters=all(parameters.get(name) == values for name, values in recorded.parameters.items()),
+        images=images,
+    )
+
+
+def code_at(root: Path, commit: str, lock: Lock) -> list[str]:
+    """Return git's digests of the graph and of the files and folders that it names as code, at a commit."""
+    names = [f"{commit}:{path}" for path in (str(layout.DVC_GRAPH), *sorted(lock.code))]
+    found = git(root, "cat-file", "--batch-check=%(objectname)", stdin=names).decode().splitlines()
+    return [line.replace(commit, "") for line in found]
+
+
+def compared(
+    root: Path, base: str, source: Path, recorded: tuple[str, str] | None
+) -> Literal["same", "changed", "missing", "imported"]:
+    """Return whether the source at a commit is as a run recorded it, given its path and digest.  Raises UserError."""
+    if tracked := tracked_by_dvc(root, base, source):
+        if tracked.get("deps"):
+            return "imported"
+        digest = str(tracked["outs"][0].get("md5"))
+    else:
+        require_tracked(root, base, source)
+        place = root / source
+        if not place.exists():
+            return "missing"
+        digest = md5_of(root, place) if recorded else ""
+    return "same" if recorded == (str(source), digest) else "changed"
+
+
+def tracked_by_dvc(root: Path, commit: str, source: Path) -> dict[str, Any]:
+    """Return the content of the `.dvc` file of a source at a commit; {} if DVC does not track it there."""
+    return {} if source.is_absolute() else bounded_yaml.sections(content_of(root, f"{commit}:{source}.dvc"))
+
+
+def md5_of(root: Path, path: Path) -> str:
+    """Return DVC's digest of a file or a folder.  Raises OSError."""
+    with dvc_repository(root) as repo:
+        _, _, found = build(repo.cache.local, str(path), LocalFileSystem(), "md5", ignore=repo.dvcignore, dry_run=True)
+        return str(found.hash_info.value)
+
+
+def require_tracked(root: Path, base: str, source: Path) -> None:
+    """Raise UserError (exit 5) for a relative source that git does not track at a commit."""
+    if source.is_absolute():
+        return
+    (found,) = git(root, "cat-file", "--batch-check", stdin=[f"{base}:{source}"]).decode().splitlines()
+    if found.endswith("missing"):
+        reason = f"data.source: neither git nor DVC tracks {source} in commit {base[:12]}, so a run does not have it"
+        raise UserError(f"{reason}; name its absolute path, or `dvc add {source}` and commit", Exit.MISSING)
+
+
+def same_images(images: ImageSet, root: Path, commit: str) -> bool:
+    """Whether the images are those of an earlier run, in pixels, splits, labels and names of classes."""
+    metrics, _ = found_in(Metrics, content_of(root, f"{commit}:{layout.METRICS}"), layout.METRICS)
+    if metrics is None or metrics.data_sha256 != images.data_sha256:
+        return False
+    with files_of(root, Tag("an earlier run", commit)) as files:
+        described = bounded_yaml.sections(content_in(files, layout.IMAGES / DESCRIPTION))
+        return described.get("class_names") == images.class_names and all(
+            content_in(files, labels_of(layout.IMAGES, split)) == content(labels_of(images.folder, split))
+            for split in images.splits
+        )
+
+
+def arrived(images: ImageSet, root: Path, commit: str) -> Arrived | None:
+    """Return how many images of a set are new since an earlier run; None if that run kept no digests of its images."""
+    ours: set[bytes] = set()
+    theirs: set[bytes] = set()
+    with files_of(root, Tag("an earlier run", commit)) as files:
+        for split in images.splits:
+            known, recorded = images.digests(split), content_in(files, digests_of(layout.IMAGES, split))
+            if known is None or recorded is None:
+                return None
+            ours |= known
+            theirs |= set(map(bytes, np.load(BytesIO(recorded), allow_pickle=False)))
+    return Arrived(len(ours - theirs), len(theirs - ours), name_of(root, commit))
+
+
+def name_of(root: Path, commit: str) -> str:
+    """Return the version of a commit, or if it has none, its first digits."""
+    return next((version.name for version in versions(root) if version.commit == commit), commit[:12])
