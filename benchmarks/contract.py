@@ -25,7 +25,7 @@ from scipy.ndimage import gaussian_filter
 from sklearn.datasets import load_sample_images
 
 from benchmarks import explained, new_parser, positive, show
-from flows.contract.duplicates import lookalikes, search
+from flows.contract.duplicates import QUERIES, lookalikes, search
 from flows.contract.facts import measure
 from flows.contract.findings import Findings, Profile
 from flows.contract.inspection import inspect_images
@@ -353,7 +353,8 @@ def recall(known: CleanSet) -> dict[str, str]:
 
 def found(known: CleanSet, copies: np.ndarray) -> float:
     """Return the share of the copies that the contract names when they are added to the test images."""
-    train, test = known.images["train"], np.concatenate([known.images["test"], copies])
+    # All of them are searched for.
+    train, test = known.images["train"], np.concatenate([known.images["test"][: QUERIES - len(copies)], copies])
     splits: dict[Split, np.ndarray] = {"train": train, "test": test}
     counts: dict[str, Any] = {f"num_{split}": len(images) for split, images in splits.items()}
     shape = list(train.shape[1:])

@@ -36,12 +36,12 @@ from flows.orchestration.workspace import Workspace, commit, compose_params, pru
 from flows.process.ending import fail
 from flows.process.groups import settle
 from flows.process.lifeline import end_with_parent, end_with_starters, hold_what_starts
-from flows.registry import versions as registry
 from flows.registry.git import first_commit, git_lines, git_text, require_identity
 from flows.registry.lock_file import read_lock
 from flows.registry.publishing import is_own, require_remotes
 from flows.registry.storage import DamagedVersionError, dvc_repository, fetch, fetch_files
 from flows.registry.verification import require_sound
+from flows.registry.versions import open_registry
 
 # A stage that takes longer is assumed to hang, and is ended.  `train` has no limit.
 TIMEOUT_HOURS = {
@@ -139,10 +139,8 @@ def retrain(
     note = f"; {found.source} is not on this machine, so the images are those of the newest run" if lacking else ""
     for name in prune(root):
         logger.info("removed the worktree of run %s, which ended early", name)
-    undecided = (
-        bool(found.newest) and is_own(root, str(found.newest)) and not registry.is_decided(root, str(found.newest))
-    )
-    if found.finds_nothing and not force and not undecided:
+    interrupted = found.newest is not None and is_undecided(root, found.newest)
+    if found.finds_nothing and not force and not interrupted:
         return nothing_to_do(root, str(found.newest)) + note
     with workspace(root, params, base) as place:
         if restoring.is_tracked(place, found.source):
@@ -151,8 +149,8 @@ def retrain(
             restoring.record_images(place, str(found.newest))
         complete = not force and result_of(restore(place, lacking, return_state=True), "restore")
         if complete and (made := restoring.made_before(place)):
-            if is_own(root, made) and not registry.is_decided(root, made):
-                return release(place, made)  # its run was killed before the model was promoted or refused
+            if is_undecided(root, made):
+                return release(place, made)
             return nothing_to_do(root, made) + note
         result_of(check_champion(place.folder, return_state=True), "champion")
         logger.info("run %s of commit %s in %s", place.folder.name, place.base[:12], place.folder)
@@ -163,13 +161,18 @@ def retrain(
             run_stage(stage, place, force=force, wait_hours=wait_hours)
             if stage == restoring.DOWNLOAD and found.newest:
                 read_now = open_images(place.folder / layout.IMAGES)
-                repeats = found.same_code and found.same_parameters and not (force or undecided)
+                repeats = found.same_code and found.same_parameters and not (force or interrupted)
                 if repeats and same_images(read_now, root, found.newest):
                     return nothing_to_do(root, found.newest)
                 if new := result_of(compare(root, place.folder, found.newest, return_state=True), "images"):
                     images = f"; images: {new}"
         artifacts.show_results(place.folder, place.reports)
         return record(place, images + note)
+
+
+def is_undecided(root: Path, commit: str) -> bool:
+    """Whether a run of this repository was killed before its model was promoted or refused."""
+    return is_own(root, commit) and not open_registry(root).is_decided(commit)
 
 
 def nothing_to_do(root: Path, commit: str) -> str:
@@ -270,7 +273,7 @@ def findings_of_champion(root: Path, folder: Path) -> Path | None:
     None without a champion or such a file, or if the images in `folder` are the same.  Raises UserError (exit 5).
     """
     images = read(Verdict, folder / layout.VALIDATION).data_sha256
-    champion = registry.champion(root)
+    champion = open_registry(root).champion
     if champion is None or champion.metrics.data_sha256 == images:
         return None
     path = str(layout.VALIDATION)
@@ -303,7 +306,7 @@ def check_champion(folder: Path) -> None:
     Another folder may still know what DVC's remote has lost.  Raises UserError (exit 5).
     """
     try:
-        if champion := registry.champion(folder):
+        if champion := open_registry(folder).champion:
             require_sound(folder, champion)
             fetch(folder, champion)
     except UserError as error:

@@ -19,7 +19,7 @@ from flows.evaluation.results import Comparison, ModelFigures
 from flows.images.image_set import open_images, save_images
 from flows.registry.evidence import PROMOTE, REFUSE, Evidence
 from flows.registry.git import registry_lock
-from flows.registry.versions import CHAMPION, REFUSED, assign, resolve
+from flows.registry.versions import CHAMPION, REFUSED, Version, assign, open_registry
 from vdm.model import VDM
 
 METRICS = str(layout.METRICS)
@@ -160,6 +160,10 @@ class Forge:
         self.git("tag", "--annotate", f"--message=Version {number}", f"vdm@{number}", made)
         return f"vdm@{number}"
 
+    def resolve(self, reference: str) -> Version:
+        """Return a version by its name, or the champion."""
+        return open_registry(self.root).resolve(reference)
+
     def damage(self, digest: str) -> None:
         """Change the last byte of an object in DVC's cache."""
         path = self.cached(digest)
@@ -194,7 +198,8 @@ def crown(project: Project, *references: str) -> None:
     for reference in references:
         with registry_lock(project.folder):
             message = Evidence(decision=PROMOTE, reason="better", challenger=reference).message("Promote")
-            assign(project.folder, CHAMPION, resolve(project.folder, reference), message)
+            registry = open_registry(project.folder)
+            assign(registry, CHAMPION, registry.resolve(reference), message)
 
 
 def refuse(project: Project, *references: str, reason: str = "worse") -> None:
@@ -202,12 +207,13 @@ def refuse(project: Project, *references: str, reason: str = "worse") -> None:
     for reference in references:
         with registry_lock(project.folder):
             message = Evidence(decision=REFUSE, reason=reason, challenger=reference).message("Refuse")
-            assign(project.folder, REFUSED, resolve(project.folder, reference), message)
+            registry = open_registry(project.folder)
+            assign(registry, REFUSED, registry.resolve(reference), message)
 
 
 def champion(project: Project) -> str:
     """Return the name of the champion."""
-    return resolve(project.folder, "champion").name
+    return open_registry(project.folder).resolve("champion").name
 
 
 def history(project: Project) -> list[str]:

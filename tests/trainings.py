@@ -1,11 +1,13 @@
 """Short training runs for tests of the library `vdm`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
 from vdm.model import VDM
+from vdm.training.log import TrainingRecord
 from vdm.training.settings import TrainingSettings
 from vdm.training.trainer import Trainer
 
@@ -31,12 +33,25 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def start(model: VDM, pixels: np.ndarray, **settings: Any) -> Trainer:
+class Recorded(Trainer):
+    """A run that keeps the lines of its log."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.records: list[TrainingRecord] = []
+
+    def step(self, stop: Callable[[], bool] = lambda: False) -> TrainingRecord | None:
+        if line := super().step(stop):
+            self.records.append(line)
+        return line
+
+
+def start(model: VDM, pixels: np.ndarray, **settings: Any) -> Recorded:
     """Return a run before its first step."""
-    return Trainer(model, torch.from_numpy(pixels), TrainingSettings(**settings))
+    return Recorded(model, torch.from_numpy(pixels), TrainingSettings(**settings))
 
 
-def fit(model: VDM, pixels: np.ndarray, **settings: Any) -> Trainer:
+def fit(model: VDM, pixels: np.ndarray, **settings: Any) -> Recorded:
     """Return a run after its last step."""
     trainer = start(model, pixels, **settings)
     for _ in range(settings["steps"]):

@@ -63,9 +63,9 @@ def verdict() -> "Verdict":
 
 def version_of(model: str) -> "Version | None":
     """Return the version that the text names, as `champion` does; None for the path of a folder, as `./champion`."""
-    from flows.registry.versions import REFERENCE, resolve
+    from flows.registry.versions import REFERENCE, open_registry
 
-    return resolve(ROOT, model) if REFERENCE.fullmatch(model) else None
+    return open_registry(ROOT).resolve(model) if REFERENCE.fullmatch(model) else None
 
 
 def named_model(model: str | None, device: str = "cpu") -> "TrainedModel":

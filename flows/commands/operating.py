@@ -91,10 +91,10 @@ def status(
 def champion_problems() -> list[str]:
     """Return the checks of the champion that fail, or why it cannot be checked."""
     from flows.registry.verification import verify
-    from flows.registry.versions import CHAMPION, resolve
+    from flows.registry.versions import CHAMPION, open_registry
 
     try:
-        reigning = resolve(ROOT, CHAMPION)
+        reigning = open_registry(ROOT).resolve(CHAMPION)
         checks = verify(ROOT, reigning)
     except NetworkError as error:
         return [f"the champion cannot be verified now: {error}"]

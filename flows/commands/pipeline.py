@@ -75,7 +75,7 @@ def validate(
         if out:
             write_findings(inspection, out)
     if as_json:
-        say_json(inspection.findings.model_dump())
+        say_json(inspection.findings.model_dump(exclude_unset=True))
     require_success(inspection.findings, str(path), out)
 
 

@@ -24,9 +24,9 @@ def models(as_json: AsJson = False) -> None:
     The distance is fid, or else fd_<8 hex>: of the samples, and in brackets that of held-out images. 0 is best.
     """
     from flows.commands.summary import table
-    from flows.registry.versions import no_version, versions
+    from flows.registry.versions import no_version, open_registry
 
-    rows = [row_of(version) for version in versions(ROOT)]
+    rows = [row_of(version) for version in open_registry(ROOT).versions]
     if as_json:
         say_json({"versions": rows})
     elif not rows:
@@ -41,9 +41,10 @@ def lineage(model: VersionArgument, as_json: AsJson = False) -> None:
     """Show the origin of a version: tag, commit, parameters, data, validation report, code, outputs, with digests."""
     from flows.core import bounded_yaml
     from flows.registry.lock_file import lineage
-    from flows.registry.versions import resolve
+    from flows.registry.versions import open_registry
 
-    found = lineage(ROOT, resolve(ROOT, model)).as_json()
+    registry = open_registry(ROOT)
+    found = lineage(registry, registry.resolve(model)).as_json()
     say_result(found, bounded_yaml.dump(found).rstrip(), as_json)  # YAML is easier to read
 
 
@@ -52,9 +53,9 @@ def verify(model: VersionArgument, as_json: AsJson = False) -> None:
     """Recompute every digest of a version: code, parameters, outputs, model, images; exit 5 if one differs."""
     from flows.commands.summary import table
     from flows.registry.verification import verify
-    from flows.registry.versions import resolve
+    from flows.registry.versions import open_registry
 
-    version = resolve(ROOT, model)
+    version = open_registry(ROOT).resolve(model)
     checks = verify(ROOT, version)
     problems = [check for check in checks if check.problem]
     text = f"{version.name}: all {len(checks)} digests agree"
@@ -80,13 +81,14 @@ def promote(
     must show an improvement of more than promote.min_improvement_bpd.  If there is no champion, a version with correct
     digests and finite bits/dim becomes the champion.
     """
-    from flows.registry.versions import newest, resolve
+    from flows.registry.versions import open_registry
 
     params = parameters()
-    version = resolve(ROOT, model) if model else newest(ROOT)
+    registry = open_registry(ROOT)
+    version = registry.resolve(model) if model else registry.newest()
     from flows.registry.promotion import challenge, promote
 
-    evidence = challenge(ROOT, version, settings=params.evaluate, rule=params.promote)
+    evidence = challenge(registry, version, settings=params.evaluate, rule=params.promote)
     try:
         evidence = evidence.model_copy(update={"tag": promote(ROOT, evidence)})
     finally:

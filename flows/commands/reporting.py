@@ -14,7 +14,7 @@ from flows.core.files import scratch_folder, write_whole
 from flows.evaluation.results import Metrics
 from flows.registry.lock_file import Lineage, lineage, lock_here, output_at, require_no_outputs
 from flows.registry.storage import fetch_files, fetch_images, fetch_model
-from flows.registry.versions import Version
+from flows.registry.versions import Version, open_registry
 from flows.report.origin import Origin, beside_preset, origin_here, restoring_images
 from flows.report.page import page, report
 from flows.report.results import Files, Results, opened_images, opened_model, read_results
@@ -55,7 +55,7 @@ def write_page(models: list[str], out: Path, *, force: bool) -> None:
 
 def of_version(version: Version) -> Results:
     """Return the results of a version.  Raises UserError (exit 5) if one is damaged or cannot be fetched."""
-    chain = lineage(ROOT, version)
+    chain = lineage(open_registry(ROOT), version)
     if version.problem:
         raise UserError(f"{version.name}: {version.problem}", Exit.MISSING)
     outputs = chain.lock.outputs

@@ -20,6 +20,8 @@ from vdm.choices import Split
 
 PROBES = 2000
 """Images of a split that are compared with the other images of the same split, evenly spread."""
+QUERIES = 10_000
+"""Images of a split that are compared with those of another one, at most, evenly spread."""
 TAIL, FEWEST_IN_TAIL = 0.05, 10
 LEAST_CONTRAST = 0.03
 """Added to the standard deviation of the pixels, as a share of the range, for images that are almost plain."""
@@ -40,8 +42,9 @@ def repeats(digests: np.ndarray) -> np.ndarray:
 def search(image_set: ImageSet, facts: dict[Split, Facts]) -> Pairs:
     """Return the most similar image of the first split for each image of the second, by pair of splits.
 
-    A pair is in the order of the splits.  A split is also compared with itself: `PROBES` images of it.  Images that are
-    equal to one of the first split are left out.  `distance` is the mean absolute difference of the pixels as a share
+    A pair is in the order of the splits.  Of more than `QUERIES` images of the second, as many are searched for.  A
+    split is also compared with itself: `PROBES` images of it.  Images that are equal to one of the first split are left
+    out.  `distance` is the mean absolute difference of the pixels as a share
     of the range, and `relative` that distance relative to the contrast of the image found.  Frames are empty for splits
     without images, or with images of different shapes.
     """
@@ -49,10 +52,8 @@ def search(image_set: ImageSet, facts: dict[Split, Facts]) -> Pairs:
     for first, second in combinations_with_replacement(facts, 2):
         images, others = image_set[first], image_set[second]
         known = np.flatnonzero(~repeats(facts[first].digest))
-        if first == second:
-            queries = known[np.linspace(0, len(known) - 1, min(len(known), PROBES)).astype(int)]
-        else:
-            queries = np.flatnonzero(~np.isin(facts[second].digest, facts[first].digest))
+        queries, most = (known, PROBES) if first == second else (others_of(facts, first, second), QUERIES)
+        queries = queries[np.linspace(0, len(queries) - 1, min(len(queries), most)).astype(int)]
         comparable = is_image(images) and is_image(others) and images.shape[1:] == others.shape[1:]
         found[first, second] = pd.DataFrame(columns=COLUMNS, dtype=float)
         if comparable and len(known) > 1 and len(queries):
@@ -64,6 +65,20 @@ def search(image_set: ImageSet, facts: dict[Split, Facts]) -> Pairs:
                 dict(zip(COLUMNS, (queries, of, moved, distance, distance / contrast), strict=True))
             )
     return found
+
+
+def others_of(facts: dict[Split, Facts], first: Split, second: Split) -> np.ndarray:
+    """Return the numbers of the images of the second split that equal none of the first (n,)."""
+    return np.flatnonzero(~np.isin(facts[second].digest, facts[first].digest))
+
+
+def searched(facts: dict[Split, Facts], found: Pairs) -> dict[tuple[Split, Split], int]:
+    """Return how many images `search` compared, by pair of splits of which it compared only a part."""
+    return {
+        (first, second): len(pairs)
+        for (first, second), pairs in found.items()
+        if first != second and 0 < len(pairs) < len(others_of(facts, first, second))
+    }
 
 
 def nearest(first: Facts, known: np.ndarray, second: Facts, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -5,10 +5,11 @@ compressed with loss, and if no image is in two splits.  `flows.contract.checkin
 columns are.  An expectation of level `warning` is reported and does not stop the pipeline.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from flows.images.image_set import ImageSet
+from vdm.choices import Split
 
 if TYPE_CHECKING:
     from flows.core.params import Contract
@@ -41,8 +42,16 @@ class Expected(NamedTuple):
     reason: str
 
 
-def contract(image_set: ImageSet, settings: "Contract", unjudged: Collection[str] = ()) -> dict[str, list[Expected]]:
-    """Return the contract by table: `settings` are the thresholds in `contract:`, `unjudged` columns say nothing."""
+def contract(
+    image_set: ImageSet,
+    settings: "Contract",
+    unjudged: Collection[str] = (),
+    searched: Mapping[tuple[Split, Split], int] | None = None,
+) -> dict[str, list[Expected]]:
+    """Return the contract by table: `settings` are the thresholds in `contract:`, `unjudged` columns say nothing.
+
+    `searched` says of how many images similar ones were searched for, by pair of splits, where not of all.
+    """
     splits, num_levels = image_set.splits, image_set.num_levels
     num_images = sum(getattr(image_set.description, f"num_{split}") for split in splits)
     num_pixels = sum(image_set[split].size for split in splits)
@@ -52,6 +61,10 @@ def contract(image_set: ImageSet, settings: "Contract", unjudged: Collection[str
     smooth = WARNING if "resized" in image_set.description.transforms or num_levels <= FEW_LEVELS else ERROR
     lossy = WARNING if from_lossy_files(image_set) else ERROR
     drift = WARNING if settings.on_drift == "warn" else ERROR
+    parts = [
+        f"{count:,} of {second} were searched for in {first}" for (first, second), count in (searched or {}).items()
+    ]
+    sample = f" (of a sample: {'; '.join(parts)})" if parts else ""
     # fmt: off
     tables: dict[str, list[tuple[str | None, Rule, Level, str, str]]] = {
         # One row per image.
@@ -73,7 +86,8 @@ def contract(image_set: ImageSet, settings: "Contract", unjudged: Collection[str
             ("duplicates", never(settings.max_duplicates), ERROR,
              "no image is twice in a split", "it counts twice, and errors of means are understated"),
             ("looks_like_earlier_split", never(), WARNING,
-             "images look like one of an earlier split no more often than by chance", "the model may know them"),
+             f"images look like one of an earlier split no more often than by chance{sample}",
+             "the model may know them"),
             ("constant", never(settings.max_constant), ERROR,
              "no image is of one level", "it holds no picture, and costs hardly any bits"),
         ],

@@ -74,6 +74,8 @@ class Alike(Document):
     """How many of the closest ones chance does not explain."""
     pairs: list[dict[str, Any]]
     """The closest ones, with how many would be as close by chance."""
+    searched: int | None = None
+    """How many images of the second split were searched for, if these are a sample.  `found` and `excess` are of it."""
 
 
 class Difference(Document):

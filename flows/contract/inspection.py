@@ -15,7 +15,7 @@ import pandas as pd
 
 from flows.contract.checking import Checker, difference_rows, histogram_rows, image_rows, split_rows, with_files
 from flows.contract.drift import REFERENCE, agreement, differences, profile
-from flows.contract.duplicates import lookalikes, search
+from flows.contract.duplicates import lookalikes, search, searched
 from flows.contract.expected import UNJUDGED, contract, relaxed
 from flows.contract.facts import measure
 from flows.contract.findings import FINDINGS, Alike, Findings, Profile
@@ -73,7 +73,8 @@ def inspect_images(settings: "Contract", images: ImageSet, reference: Profile | 
     profiles = {split: profile(facts[split], labels[split], agreements[split, split]) for split in images.splits}
     differ = differences(profiles, agreements, reference, settings)
     levels, ignored = histogram_rows(facts, settings)
-    checker, rows = Checker(), contract(images, settings, ignored)
+    samples = searched(facts, found)
+    checker, rows = Checker(), contract(images, settings, ignored, samples)
     checker.check("images", image_rows(images, facts, alike), rows["images"], ["split", "image"], "images")
     checker.check("splits", split_rows(images, facts, labels), rows["splits"], ["split"], "splits")
     checker.check("histogram", levels, rows["histogram"], ["split", "level"], "levels")
@@ -90,14 +91,17 @@ def inspect_images(settings: "Contract", images: ImageSet, reference: Profile | 
             result.model_copy(update={"rows": with_files(result.rows, images)}) for result in checker.results
         ],
         profile=profiles["train"],
-        alike=[entry(pair, pairs, images) for pair, pairs in alike.items()],
+        alike=[entry(pair, pairs, images, samples.get(pair)) for pair, pairs in alike.items()],
         differences=differ,
     )
     return Inspection(findings, images, {split: known.histogram for split, known in facts.items()}, checker)
 
 
-def entry(pair: tuple[Split, Split], found: pd.DataFrame, images: ImageSet) -> Alike:
-    """Return what the findings say of the images that look alike in two splits, with at most 500 pairs."""
+def entry(pair: tuple[Split, Split], found: pd.DataFrame, images: ImageSet, sample: int | None) -> Alike:
+    """Return what the findings say of the images that look alike in two splits, with at most 500 pairs.
+
+    `sample` is the number of the images that were searched for, None for all.
+    """
     rows = found.head(MOST_PAIRS).assign(split=pair[1], of_split=pair[0])
     rows = rows.round({"distance": 6, "by_chance": 4}).astype({"image": int, "of_image": int})
     shown = ["split", "image", "of_split", "of_image", "moved", "distance", "by_chance"]
@@ -107,6 +111,7 @@ def entry(pair: tuple[Split, Split], found: pd.DataFrame, images: ImageSet) -> A
         found=len(found),
         excess=int(found["excess"].sum()),
         pairs=with_files(rows[shown].to_dict("records"), images),
+        **({} if sample is None else {"searched": sample}),
     )
 
 
@@ -118,7 +123,7 @@ def write_findings(inspection: Inspection, out: Path) -> None:
     """
     findings, images, histograms, checker = inspection
     write_whole(out / PICTURE, draw(images, histograms, findings))
-    write_whole(out / FINDINGS, json.dumps(findings.model_dump(), indent=2, sort_keys=True) + "\n")
+    write_whole(out / FINDINGS, json.dumps(findings.model_dump(exclude_unset=True), indent=2, sort_keys=True) + "\n")
     checker.build_site(out / DATA_DOCS)
 
 

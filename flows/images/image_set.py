@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 SPLITS: tuple[Split, ...] = get_args(Split)
 DESCRIPTION = "dataset.json"
 MOST_CHUNK_BYTES = 2**25
+COMPUTED = ("array_sha256", "data_sha256", "labels_sha256")
+"""What another process need not compute again."""
 # The quality of samples cannot be estimated with fewer samples and test images.
 FEWEST_COMPARED = 10
 
@@ -74,7 +76,7 @@ class ImageSet:
     """An opened image set: its arrays, mapped into memory, its labels, and digests that are computed once.
 
     `images["train"]` is an array (N,C,H,W); that of a split without images is empty.  Processes that share work get the
-    path and open it again: that is how this object is pickled.
+    path and open it again, and the digests that are known: that is how this object is pickled.
     """
 
     def __init__(self, folder: Path, name: str, description: Description, arrays: Mapping[Split, np.ndarray]) -> None:
@@ -85,8 +87,9 @@ class ImageSet:
         self.valid: set[Split] = set()
         """The splits that `require_valid` found valid."""
 
-    def __reduce__(self) -> tuple[Any, tuple[Path, str]]:
-        return open_images, (self.folder, self.name)
+    def __reduce__(self) -> tuple[Any, tuple[Path, str], dict[str, Any]]:
+        known = {key: self.__dict__[key] for key in COMPUTED if key in self.__dict__}
+        return open_images, (self.folder, self.name), known
 
     def __getitem__(self, split: Split) -> np.ndarray:
         return self.arrays.get(split, self.arrays["train"][:0])

@@ -25,7 +25,7 @@ from flows.process.inputs import content
 from flows.registry.git import content_of, git, git_text
 from flows.registry.lock_file import Lock, read_lock
 from flows.registry.storage import content_in, dvc_repository, files_of
-from flows.registry.versions import MODEL, Tag, found_in, versions
+from flows.registry.versions import MODEL, Tag, found_in, open_registry
 
 
 class Look(NamedTuple):
@@ -193,4 +193,4 @@ def arrived(images: ImageSet, root: Path, commit: str) -> Arrived | None:
 
 def name_of(root: Path, commit: str) -> str:
     """Return the version of a commit, or if it has none, its first digits."""
-    return next((version.name for version in versions(root) if version.commit == commit), commit[:12])
+    return next((version.name for version in open_registry(root).versions if version.commit == commit), commit[:12])

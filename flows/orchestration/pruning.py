@@ -22,7 +22,7 @@ from flows.process.locks import folder_of_devices, held_locks
 from flows.registry.git import REMOTE, git, git_lines, refs_of, registry_lock, require_top
 from flows.registry.publishing import HEADS, RUNS, TAGS, run_of
 from flows.registry.storage import digests, dvc_repository, lacking, used_at
-from flows.registry.versions import CHAMPION, FORMER, MODEL, REFUSED, Version, model_tags, versions
+from flows.registry.versions import CHAMPION, FORMER, MODEL, REFUSED, Registry, open_registry
 
 OLD = 14 * 24 * 3600.0
 """Seconds after which what nobody wrote to is abandoned: a weekly schedule had two chances to continue a training."""
@@ -50,8 +50,9 @@ def prune(root: Path, *, keep: int, dry_run: bool) -> Entry:
         except LockError as error:
             raise UserError(f"{root}: another DVC command is running; wait for it", Exit.BUSY) from error
         stack.enter_context(registry_lock(root))
-        known, refs = versions(root), refs_of(root)
-        kept = reasons_to_keep(repo, root, known, keep)
+        registry, refs = open_registry(root), refs_of(root)
+        known = registry.versions
+        kept, used = reasons_to_keep(repo, registry, keep)
         gone = {version.commit for version in known if version.name not in kept}
         tags = [TAGS + version.name for version in known if version.name not in kept]
         branches = [
@@ -66,9 +67,10 @@ def prune(root: Path, *, keep: int, dry_run: bool) -> Entry:
             if name not in (*tags, *branches) and not (name.startswith(f"{TAGS}{MODEL}#") and target.commit in gone)
         }
         for version in known:
-            if version.name in kept:
-                used_at(repo, version)  # or refuse: nobody knows what a lost listing needs
-        files = unused(repo, root, others, needed)
+            if version.name in kept and version.commit not in used:
+                used[version.commit] = used_at(repo, version)  # or refuse: nobody knows what a lost listing needs
+        used = {commit: found for commit, found in used.items() if commit in needed}
+        files = unused(repo, root, others, needed - used.keys(), set[str]().union(*used.values()))
         left = sorted(workspace.left_behind(root))
         runs = {run_of(root, each.commit) for each in known if each.name in kept}
         folders = {kind: old_folders(root / place) for kind, place in BY_AGE.items()}
@@ -110,14 +112,16 @@ def require_idle(folders: list[Path]) -> None:
                 raise UserError(f"process {process} works in {place}; prune when it has ended", Exit.BUSY)
 
 
-def reasons_to_keep(repo: Any, root: Path, known: list[Version], keep: int) -> dict[str, str]:
-    """Return the names of the versions that stay, with the reason.
+def reasons_to_keep(repo: Any, registry: Registry, keep: int) -> tuple[dict[str, str], dict[str, set[str]]]:
+    """Return the names of the versions that stay, with the reason, and the files of those whose files were looked at.
 
-    Raises NetworkError (exit 5) when a remote does not answer.
+    The latter are digests by commit.  Raises NetworkError (exit 5) when a remote does not answer.
     """
+    root, known = registry.root, registry.versions
     theirs = refs_of(root, REMOTE) if REMOTE in git_lines(root, "remote") else None
-    staged = {tag.commit for tag in model_tags(root) if tag.stage not in (None, CHAMPION, REFUSED)}
-    reasons = {}
+    staged = {tag.commit for tag in registry.tags if tag.stage not in (None, CHAMPION, REFUSED)}
+    reasons, used = dict[str, str](), dict[str, set[str]]()
+    with_remote = bool(repo.config["core"].get("remote"))
     for version in known:
         if version in known[-keep:]:
             reasons[version.name] = "among the newest"
@@ -129,16 +133,19 @@ def reasons_to_keep(repo: Any, root: Path, known: list[Version], keep: int) -> d
             reasons[version.name] = "neither promoted nor refused"
         elif theirs is not None and version.commit != getattr(theirs.get(TAGS + version.name), "commit", None):
             reasons[version.name] = f"not on {REMOTE}"
-        elif repo.config["core"].get("remote") and lacking(repo, used_at(repo, version)):
-            reasons[version.name] = "the DVC remote lacks its files"
-    return reasons
+        elif with_remote:
+            used[version.commit] = used_at(repo, version)
+            if lacking(repo, used[version.commit]):
+                reasons[version.name] = "the DVC remote lacks its files"
+    return reasons, used
 
 
-def unused(repo: Any, root: Path, others: list[Path], commits: set[str]) -> list[Path]:
+def unused(repo: Any, root: Path, others: list[Path], commits: set[str], used: set[str]) -> list[Path]:
     """Return the files in DVC's cache that nothing needs, listings of folders first.
 
-    Needed is what the commits name, DVC's experiments, the worktrees, and young entries of DVC's run cache, from which
-    a run that failed after its training continues.  Raises UserError (exit 2) for a cache that other projects may use.
+    Needed are the digests `used`, what the commits name, DVC's experiments, the worktrees, and young entries of DVC's
+    run cache, from which a run that failed after its training continues.  Raises UserError (exit 2) for a cache that
+    other projects may use.
     """
     cache = Path(repo.cache.local_cache_dir).resolve()
     if not any(cache.is_relative_to(folder) for folder in (root, *others)):
@@ -147,7 +154,7 @@ def unused(repo: Any, root: Path, others: list[Path], commits: set[str]) -> list
     entries = Path(repo.stage_cache.cache_dir).glob("*/*/*")
     young = [(path.parent.name, path.name) for path in entries if path.stat().st_mtime > time.time() - OLD]
     with chdir(root):  # DVC takes the stages in its run cache for those of the working directory
-        used = digests(repo.used_objs(revs=sorted(commits), all_experiments=True, used_run_cache=young, force=True))
+        used |= digests(repo.used_objs(revs=sorted(commits), all_experiments=True, used_run_cache=young, force=True))
     for other in others:
         with dvc_repository(other) as another:
             used |= digests(another.used_objs(force=True))

@@ -17,10 +17,9 @@ from flows.orchestration import artifacts, restoring
 from flows.orchestration.streaming import result_of, stream
 from flows.orchestration.workspace import Workspace, workspace
 from flows.registry import publishing
-from flows.registry import versions as registry
 from flows.registry.evidence import Evidence
 from flows.registry.git import git_text
-from flows.registry.versions import Version
+from flows.registry.versions import Version, add_version, open_registry
 
 
 class Release(NamedTuple):
@@ -99,9 +98,10 @@ def fetch_versions(root: Path) -> list[str]:
 
 def release(place: Workspace, made: str) -> Release:
     """Make a commit a version, and the champion if it is better."""
-    known = [version for version in registry.versions(place.root) if version.commit == made]
-    version = known[-1] if known else registry.add_version(place.root, made, subject(place.root, made))
-    before = registry.champion(place.root)
+    registry = open_registry(place.root)
+    known = [version for version in registry.versions if version.commit == made]
+    version = known[-1] if known else add_version(place.root, made, subject(place.root, made))
+    before = registry.champion
     deciding = promote(version.name, place.folder, return_state=True)
     evidence: Evidence = result_of(deciding, "promote")
     compared = [version, before] if before else [version]
@@ -134,7 +134,7 @@ def catch_up(root: Path, made: str | None = None) -> Release | None:
     ours = None
     withdrawn: list[str] = result_of(fetch_versions(root, return_state=True), "fetch")
     for commit in withdrawn:  # before anything can fail: no later run would find a commit without a number
-        registry.add_version(root, commit, subject(root, commit))
+        add_version(root, commit, subject(root, commit))
     for commit in withdrawn:
         with workspace(root, git_text(root, "show", f"{commit}:{layout.PARAMS}") + "\n", commit) as place:
             again = release(place, commit)

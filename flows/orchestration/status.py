@@ -13,7 +13,7 @@ from flows.core import layout
 from flows.core.errors import UserError
 from flows.process.locks import folder_of_devices, held_locks
 from flows.registry.git import REMOTE, git, git_lines
-from flows.registry.versions import ANSWER_SECONDS, MODEL, REFUSED, champion, model_tags, numbers_of, versions
+from flows.registry.versions import ANSWER_SECONDS, MODEL, REFUSED, Registry, numbers_of, open_registry
 
 LEAST_BYTES = 100 * 10**6
 """A disk with less free space is full: a model and its training states may not fit."""
@@ -152,8 +152,9 @@ def worktrees(root: Path) -> list[Entry]:
 def registry(root: Path) -> Entry:
     """Return the number of versions, the champion, and which tags only this repository or only the remote has."""
     try:
-        known, reigning = versions(root), champion(root)
-        unpublished, unfetched = differing(root) if REMOTE in git_lines(root, "remote") else (None, None)
+        opened = open_registry(root)
+        known, reigning = opened.versions, opened.champion
+        unpublished, unfetched = differing(opened) if REMOTE in git_lines(root, "remote") else (None, None)
     except UserError as error:
         return {"problem": str(error)}
     return {
@@ -175,11 +176,12 @@ def images(root: Path) -> Entry:
         return {"problem": str(error)}
 
 
-def differing(root: Path) -> tuple[list[str], list[str]]:
+def differing(registry: Registry) -> tuple[list[str], list[str]]:
     """Return the tags that the git remote lacks, by its own list, and its versions that this repository lacks.
 
     A refused version that `vdmctl prune` removed is not missing.  Raises UserError (exit 5) without an answer.
     """
+    root = registry.root
     here = git_lines(root, "tag", "--list", f"{MODEL}@*", f"{MODEL}#*")
     try:
         listed = git(root, "ls-remote", "--tags", REMOTE, seconds=ANSWER_SECONDS).decode(errors="replace")
@@ -189,7 +191,7 @@ def differing(root: Path) -> tuple[list[str], list[str]]:
     for line in listed.splitlines():
         commit, _, ref = line.partition("\t")
         commits[ref.removeprefix("refs/tags/").removesuffix("^{}")] = commit  # an annotated tag's commit comes last
-    refused = {tag.commit for tag in model_tags(root) if tag.stage == REFUSED}
+    refused = {tag.commit for tag in registry.tags if tag.stage == REFUSED}
     given_up = {name.partition("!")[0] for name in commits if "!" in name}  # as GTO marks them
     missing = [
         name

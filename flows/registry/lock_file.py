@@ -14,7 +14,7 @@ from flows.core.errors import Exit, UserError
 from flows.core.files import read_bounded
 from flows.registry.evidence import Evidence, evidence_of
 from flows.registry.git import git
-from flows.registry.versions import CHAMPION, Tag, Version, model_tags, refusal
+from flows.registry.versions import CHAMPION, Registry, Tag, Version
 
 
 class Entry(Document):
@@ -173,7 +173,7 @@ def fields(evidence: Evidence | None) -> dict[str, Any] | None:
     return evidence.model_dump(exclude_unset=True) if evidence else None
 
 
-def lineage(root: Path, version: Version) -> Lineage:
+def lineage(registry: Registry, version: Version) -> Lineage:
     """Return the lineage of a version.  Raises UserError (exit 5) if its dvc.lock is missing or damaged."""
-    promotions = [tag for tag in model_tags(root) if tag.stage == CHAMPION and tag.commit == version.commit]
-    return Lineage(version, read_lock(root, version), promotions, refusal(root, version.commit))
+    promotions = [tag for tag in registry.tags if tag.stage == CHAMPION and tag.commit == version.commit]
+    return Lineage(version, read_lock(registry.root, version), promotions, registry.refusal(version.commit))

@@ -28,28 +28,25 @@ from flows.registry.verification import require_sound
 from flows.registry.versions import (
     CHAMPION,
     REFUSED,
+    Registry,
     Version,
     assign,
-    champion_tag,
-    judged_by,
-    previous_champion,
-    resolve,
+    open_registry,
 )
 
 if TYPE_CHECKING:
     from flows.core.params import Evaluate, Promote
 
 
-def challenge(root: Path, challenger: Version, *, settings: "Evaluate", rule: "Promote") -> Evidence:
+def challenge(registry: Registry, challenger: Version, *, settings: "Evaluate", rule: "Promote") -> Evidence:
     """Compare the challenger with the champion; return the evidence, with the decision that `promote` carries out.
 
     Raises UserError: exit 5 when a digest of the challenger does not verify or the champion's files cannot be fetched,
     2 without a git identity, which a promotion needs.
     """
-    require_identity(root)  # checked first, since the evaluation may take hours
-    require_sound(root, challenger)
-    tag = champion_tag(root)
-    champion = resolve(root, CHAMPION) if tag else None
+    require_identity(registry.root)  # checked first, since the evaluation may take hours
+    require_sound(registry.root, challenger)
+    tag, champion = registry.champion_tag, registry.champion
     evidence = Evidence(
         decision="",  # follows from the rest
         reason="",
@@ -61,22 +58,23 @@ def challenge(root: Path, challenger: Version, *, settings: "Evaluate", rule: "P
         data_sha256=challenger.metrics.data_sha256,
         data_changed=champion is not None and champion.metrics.data_sha256 != challenger.metrics.data_sha256,
         min_improvement_bpd=rule.min_improvement_bpd,
-        **evaluated(root, challenger, champion, settings=settings, rule=rule),
+        **evaluated(registry, challenger, champion, settings=settings, rule=rule),
     )
     decision, reason = decide(evidence)
     return evidence.model_copy(update={"decision": decision, "reason": reason})
 
 
 def evaluated(
-    root: Path, challenger: Version, champion: Version | None, *, settings: "Evaluate", rule: "Promote"
+    registry: Registry, challenger: Version, champion: Version | None, *, settings: "Evaluate", rule: "Promote"
 ) -> dict[str, Any]:
     """Return the figures of both models on the challenger's images, or the challenger's if there is no champion.
 
     They are fields of Evidence.  There are none when the challenger is the champion already or was fitted to the
     validation images, or when the champion is a model of images of another shape or number of levels.
     """
+    root = registry.root
     images, model = fetch_images(root, challenger), fetch_model(root, challenger)
-    found = deciding_images(root, challenger, images) | {"challenger_fitted_to": model.fitted_to or "train"}
+    found = deciding_images(registry, challenger, images) | {"challenger_fitted_to": model.fitted_to or "train"}
     deciding = Chosen(images, found["split"])
     places = {"": deciding, "test_": replace(deciding, split="test")}
     if champion is None:
@@ -99,12 +97,12 @@ def evaluated(
     return found | {f"{place}comparison": compared[each.split] for place, each in places.items()}
 
 
-def deciding_images(root: Path, challenger: Version, images: ImageSet) -> dict[str, Any]:
+def deciding_images(registry: Registry, challenger: Version, images: ImageSet) -> dict[str, Any]:
     """Return which images decide, and how many challengers they have judged.  The keys are fields of Evidence."""
     if not len(images["validation"]):
         return {"split": "test"}
     digest = images.array_sha256["validation"]
-    num_judged = len(judged_by(root, digest) | {challenger.name})
+    num_judged = len(registry.judged_by(digest) | {challenger.name})
     return {"split": "validation", "validation_sha256": digest, "num_judged": num_judged}
 
 
@@ -154,14 +152,15 @@ def promote(root: Path, evidence: Evidence) -> str:
     comparison, 5 when its tag is gone, 2 without a git identity.
     """
     with registry_lock(root):
-        challenger = resolve(root, str(evidence.challenger))
+        registry = open_registry(root)
+        challenger = registry.resolve(str(evidence.challenger))
         if challenger.commit != evidence.challenger_commit:
             reason = f"{challenger.name} names another commit now"
             raise UserError(f"{reason}; `vdmctl promote {challenger.name}` compares that", Exit.BUSY)
-        tag = champion_tag(root)
+        tag = registry.champion_tag
         found = (tag.name, tag.commit) if tag else (None, None)  # another machine's tag may have taken the name
         if found != (evidence.champion_tag, evidence.champion_commit):
-            now = resolve(root, CHAMPION).name if tag else "none"
+            now = registry.resolve(CHAMPION).name if tag else "none"
             before = evidence.champion or "none"
             raise UserError(
                 f"{challenger.name} is not promoted: it was compared with the champion {before}, but now the champion "
@@ -170,9 +169,9 @@ def promote(root: Path, evidence: Evidence) -> str:
             )
         if evidence.decision == PROMOTE:
             finish()
-            return assign(root, CHAMPION, challenger, evidence.message(f"Promote {challenger.name}"))
+            return assign(registry, CHAMPION, challenger, evidence.message(f"Promote {challenger.name}"))
         if challenger.name != evidence.champion:
-            assign(root, REFUSED, challenger, evidence.message(f"Refuse {challenger.name}"))
+            assign(registry, REFUSED, challenger, evidence.message(f"Refuse {challenger.name}"))
     raise UserError(f"not promoted: {evidence.reason}", Exit.NOT_PROMOTED)
 
 
@@ -182,7 +181,8 @@ def rollback(root: Path) -> Evidence:
     Raises UserError: exit 5 when there is no earlier champion or its digests do not verify, 2 without a git identity,
     6 when the champion changed meanwhile.
     """
-    before, earlier = champion_tag(root), previous_champion(root)
+    registry = open_registry(root)
+    before, earlier = registry.champion_tag, registry.previous_champion()
     try:
         require_sound(root, earlier)  # this may take long, so the lock is not held yet
     except DamagedVersionError as error:
@@ -191,13 +191,14 @@ def rollback(root: Path) -> Evidence:
         raise DamagedVersionError(f"{error}; {advice}") from error
     evidence = Evidence(
         decision=ROLL_BACK,
-        reason=f"rolled back from {resolve(root, CHAMPION).name} to {earlier.name}",
+        reason=f"rolled back from {registry.resolve(CHAMPION).name} to {earlier.name}",
         champion=earlier.name,
         champion_tag=before.name if before else None,
     )
     with registry_lock(root):
-        if champion_tag(root) != before:
+        registry = open_registry(root)
+        if registry.champion_tag != before or registry.previous_champion().commit != earlier.commit:
             raise UserError("not rolled back: the champion changed meanwhile; see `vdmctl models`", Exit.BUSY)
         finish()
-        tag = assign(root, CHAMPION, earlier, evidence.message(f"Roll back to {earlier.name}"))
+        tag = assign(registry, CHAMPION, earlier, evidence.message(f"Roll back to {earlier.name}"))
     return evidence.model_copy(update={"tag": tag})

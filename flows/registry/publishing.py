@@ -12,7 +12,7 @@ from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError, of_remote
 from flows.registry.git import REMOTE, Target, ask, git, git_lines, git_text, refs_of, registry_lock
 from flows.registry.storage import dvc_repository, lacking, lost, require_remote, used_at
-from flows.registry.versions import MODEL, Tag, model_tags, registered
+from flows.registry.versions import MODEL, Tag, open_registry, registered
 
 TAGS, HEADS = "refs/tags/", "refs/heads/"
 RUNS = f"{HEADS}{layout.RUN_BRANCHES}"
@@ -42,7 +42,7 @@ def publish(root: Path) -> list[str]:
     """
     require_remotes(root)
     try:
-        there, tags = refs_of(root, REMOTE), model_tags(root)
+        there, tags = refs_of(root, REMOTE), open_registry(root).tags
         require_free(root, tags, there)
         new = [tag for tag in tags if TAGS + tag.name not in there]
         push_files(root, registered(new))
@@ -119,7 +119,7 @@ def fetch_versions(root: Path) -> tuple[list[str], list[str]]:
     # Of tags, only the objects.
     ask(root, "fetch", "--quiet", "--prune", "--no-tags", REMOTE, f"+{HEADS}*:refs/remotes/{REMOTE}/*", *new)
     with registry_lock(root):
-        mine, tags = refs_of(root), model_tags(root)  # a run may have made some while this one fetched
+        mine, tags = refs_of(root), open_registry(root).tags  # a run may have made some while this one fetched
         withdrawn = to_withdraw(root, tags, there)
         gone = {TAGS + tag.name for tag in tags if tag.commit in withdrawn} & mine.keys()
         taken = [name for name in sorted(there) if name not in mine or name in gone]

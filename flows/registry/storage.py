@@ -228,11 +228,13 @@ def used_at(repo: Any, version: Version | Tag) -> set[str]:
     """
     cache = repo.cache.local
     try:
-        with repo.switch(version.commit):
+        with repo.switch(version.commit):  # DVC takes 0.1 s to read the graph of a commit
             folders = [out for out in repo.index.outs if out.use_cache and out.is_dir_checksum]
+            missing = [out for out in folders if not cache.exists(out.hash_info.value)]
+            if not missing:
+                return digests(repo.index.used_objs(force=True))
     except DvcException as error:
         raise lost(version, brief(error)) from error
-    missing = [out for out in folders if not cache.exists(out.hash_info.value)]
     if missing and repo.config["core"].get("remote"):
         try:
             repo.cloud.pull([out.hash_info for out in missing])

@@ -6,22 +6,20 @@ history.  The message of such a tag holds the evidence as JSON: a file with it w
 one that was evaluated.
 """
 
-import os
 import re
-from contextlib import closing, suppress
-from datetime import UTC
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import gto.api
-from gto.exceptions import GTOException
-from scmrepo.exceptions import SCMError
-from scmrepo.git import Git
-from scmrepo.git.objects import GitTag
+from gto.constants import Action
+from gto.tag import parse_name
 
 from flows.core import layout
 from flows.core.documents import DocumentType, parse
-from flows.core.errors import Exit, UserError, brief
+from flows.core.errors import Exit, UserError
 from flows.evaluation.results import Metrics, SampleMetrics
 from flows.registry.evidence import Evidence, evidence_of
 from flows.registry.git import (
@@ -43,6 +41,15 @@ ANSWER_SECONDS = 3.0
 """How long the git remote may take to list its tags for whoever waits."""
 NUMBERS = r"v(\d{1,9})\.(\d{1,9})\.(\d{1,9})"
 REFERENCE = re.compile(rf"{CHAMPION}|{MODEL}#{CHAMPION}|({MODEL}@)?{NUMBERS}")
+FIELDS = ("object", "creatordate:unix", "contents", "contents:signature")
+"""What git prints of a tag besides its name."""
+EVENTS = {
+    Action.REGISTER: "registration",
+    Action.DEREGISTER: "deregistration",
+    Action.ASSIGN: "assignment",
+    Action.UNASSIGN: "unassignment",
+}
+"""GTO's words for what a tag does."""
 
 
 class Tag(NamedTuple):
@@ -84,56 +91,130 @@ class Version(NamedTuple):
     state: str = ""
 
 
-def model_tags(root: Path) -> list[Tag]:
-    """Return the tags of versions and stages, oldest first; those of a stage are in the order of their numbers.
+@dataclass(frozen=True)
+class Registry:
+    """The versions and stages of a repository at one moment: its tags were read once, by `open_registry`.
 
-    The times of tags have only whole seconds.  Raises UserError: exit 5 outside a git repository, 2 below its top.
+    `tags` are those of versions and stages, oldest first; those of a stage are in the order of their numbers.  `last`
+    is the highest number of GTO's tags of the model.
     """
-    require_top(root)
-    found = [
-        Tag(
-            name=each["ref"],
-            commit=each["commit"],
-            created=each["timestamp"].astimezone(UTC).isoformat(),
-            message=each["message"],
-            event=each["event"],
-            stage=each["stage"],
-        )
-        for each in asked(root, gto.api.history, MODEL, ascending=True)
-    ]
-    ours = [tag for tag in found if tag.stage or numbers_of(tag.name)]
-    return sorted(ours, key=lambda tag: tag.number if tag.stage else 0)
 
+    root: Path
+    tags: list[Tag]
+    last: int
 
-class Repository(Git):
-    """A repository in which GTO can read every tag: scmrepo fails for a message or a name that is not UTF-8."""
-
-    def get_tag(self, name: str) -> str | GitTag | None:
-        """Return a tag, a commit if the tag is lightweight, or None; what is not UTF-8 becomes U+FFFD."""
-        try:
-            return super().get_tag(name)  # type: ignore[no-any-return]
-        except UnicodeDecodeError:
-            tag = self.dulwich.repo[os.fsencode(f"refs/tags/{name}")]
-            tagger, _, email = tag.tagger.decode(errors="replace").rstrip(">").rpartition(" <")
-            return GitTag(
-                name=name,
-                hexsha=tag.id.decode(),
-                target=tag.object[1].decode(),
-                tagger_name=tagger,
-                tagger_email=email,
-                tag_time=tag.tag_time,
-                tag_time_offset=tag.tag_timezone,
-                message=tag.message.decode(errors="replace"),
+    @cached_property
+    def versions(self) -> list[Version]:
+        """Every version, sorted by number.  Raises UserError (exit 5)."""
+        known = registered(self.tags)
+        reigning = [tag.commit for tag in reign(self.tags)][-1:]
+        crowned, refused = given(self.tags, CHAMPION), given(self.tags, REFUSED)
+        paths = [f"{tag.commit}:{path}" for tag in known for path in (layout.METRICS, layout.SAMPLE_METRICS)]
+        files = contents(self.root, paths) if paths else {}
+        found = []
+        for tag in known:
+            metrics, problem = found_in(Metrics, files[f"{tag.commit}:{layout.METRICS}"], layout.METRICS)
+            samples, _ = found_in(SampleMetrics, files[f"{tag.commit}:{layout.SAMPLE_METRICS}"], layout.SAMPLE_METRICS)
+            state = FORMER if tag.commit in crowned else REFUSED if tag.commit in refused else ""
+            stages = (CHAMPION,) if tag.commit in reigning else ()
+            details = tag.name, tag.commit, tag.created, tag.message
+            found.append(
+                Version(*details, stages, metrics or Metrics(), problem, samples, CHAMPION if stages else state)
             )
+        return found
+
+    def resolve(self, reference: str) -> Version:
+        """Return the version named `champion`, `vdm@v1.2.0` or `v1.2.0`.
+
+        Raises UserError: exit 2 for text that is not the name of a version, 5 if there is no such version.
+        """
+        if not REFERENCE.fullmatch(reference):
+            raise UserError(f"{reference}: not a version such as {MODEL}@v1.2.0, nor `{CHAMPION}`", Exit.USAGE)
+        if reference.endswith(CHAMPION):
+            if found := self.champion:
+                return found
+            no_champion = "no version is the champion; `vdmctl promote` makes the first"
+            raise UserError(no_champion if self.versions else no_version(self.root), Exit.MISSING)
+        name = reference if "@" in reference else f"{MODEL}@{reference}"
+        for version in self.versions:
+            if version.name == name:
+                return version
+        raise UserError(f"there is no version {name}; `vdmctl models` lists them", Exit.MISSING)
+
+    def newest(self) -> Version:
+        """Return the version with the highest number.  Raises UserError (exit 5) in a project without versions."""
+        if not self.versions:
+            raise UserError(no_version(self.root), Exit.MISSING)
+        return self.versions[-1]
+
+    @property
+    def champion(self) -> Version | None:
+        """The champion, or None.  Raises UserError (exit 5) when its version's tag is gone."""
+        return self.version_of(self.champion_tag) if self.champion_tag else None
+
+    @property
+    def champion_tag(self) -> Tag | None:
+        """The tag of the present champion, or None."""
+        reigning = reign(self.tags)
+        return reigning[-1] if reigning else None
+
+    def previous_champion(self) -> Version:
+        """Return the version that a roll-back makes the champion.  Raises UserError (exit 5) without an earlier one."""
+        reigning = reign(self.tags)
+        if len(reigning) > 1:
+            return self.version_of(reigning[-2])
+        present = self.resolve(CHAMPION).name.replace("@", " ")
+        advice = f"`gto deprecate {present} {CHAMPION}` leaves the project without a champion"
+        raise UserError(f"there is no earlier champion to go back to; {advice}", Exit.MISSING)
+
+    def version_of(self, tag: Tag) -> Version:
+        """Return the version that a champion's tag names.  Raises UserError (exit 5) if its own tag is gone."""
+        for version in self.versions:
+            if version.commit == tag.commit:
+                return version
+        other = f"choose another with `gto assign {MODEL} --version vX.Y.Z --stage {CHAMPION} --force`"
+        raise UserError(f"{tag.name}: its version's tag is gone; run `git fetch --tags`, or {other}", Exit.MISSING)
+
+    def is_decided(self, commit: str) -> bool:
+        """Whether the commit has a version that was promoted, refused, or that GTO deregistered."""
+        return commit in given(self.tags, CHAMPION) | given(self.tags, REFUSED) | deregistered(self.tags)
+
+    def refusal(self, commit: str) -> Evidence | None:
+        """Return the evidence of the last refusal of a commit's version; None if it was never refused."""
+        tags = [tag for tag in self.tags if tag.stage == REFUSED and tag.commit == commit]
+        return evidence_of(tags[-1].message) if tags else None
+
+    def judged_by(self, validation_sha256: str) -> set[str]:
+        """Return the names of the challengers that were evaluated on the validation images with this digest."""
+        messages = [tag.message for tag in self.tags if tag.stage in (CHAMPION, REFUSED)]
+        judged = [one for message in messages if (one := evidence_of(message)) and one.is_measured]
+        return {str(one.challenger) for one in judged if one.challenger and one.validation_sha256 == validation_sha256}
 
 
-def asked(root: Path, action: Any, *arguments: Any, **options: Any) -> Any:
-    """Return what a function of GTO returns.  Raises UserError (exit 5) with GTO's reason if it fails."""
-    try:
-        with closing(Repository(str(root))) as repository:
-            return action(repository, *arguments, **options)
-    except (GTOException, SCMError) as error:
-        raise UserError(f"gto: {brief(error)}", Exit.MISSING) from error
+def open_registry(root: Path) -> Registry:
+    """Read the tags of versions and stages.  Raises UserError: exit 5 outside a git repository, 2 below its top."""
+    require_top(root)
+    # Not `gto.api.history`: it reads each tag by itself, two seconds for 600.
+    form = "".join(f"%({field})%00" for field in ("refname:lstrip=2", *FIELDS))
+    listed = git(root, "for-each-ref", f"--format={form}", "--sort=creatordate", "refs/tags")
+    values = listed.decode(errors="replace").split("\0")
+    count = 1 + len(FIELDS)
+    found, last = [], 0
+    for first in range(0, len(values) - count, count):
+        name, commit, made, message, signature = values[first : first + count]
+        name = name.lstrip("\n")  # the end of the line before
+        parsed = parse_name(name, raise_on_fail=False)
+        if parsed.get("name") != MODEL:
+            continue
+        last = max(last, parsed.get("counter", 0))
+        stage = parsed.get("stage")
+        if not commit or not (stage or numbers_of(name)):  # a lightweight tag is none to GTO either
+            continue
+        created = datetime.fromtimestamp(int(made or 0), UTC).isoformat()
+        message = message.removesuffix(signature).strip()
+        found.append(Tag(name, commit, created, message, EVENTS[parsed["action"]], stage))
+    # The times of tags have only whole seconds.
+    return Registry(root, sorted(found, key=lambda tag: tag.number if tag.stage else 0), last)
 
 
 def numbers_of(name: str) -> tuple[int, int, int] | None:
@@ -179,25 +260,6 @@ def reign(tags: list[Tag]) -> list[Tag]:
     return [tag for tag in stack.values() if tag.commit not in gone]
 
 
-def versions(root: Path) -> list[Version]:
-    """Return every version, sorted by number.  Raises UserError: exit 5 outside a git repository, 2 below its top."""
-    tags = model_tags(root)
-    known = registered(tags)
-    reigning = [tag.commit for tag in reign(tags)][-1:]
-    crowned, refused = given(tags, CHAMPION), given(tags, REFUSED)
-    paths = [f"{tag.commit}:{path}" for tag in known for path in (layout.METRICS, layout.SAMPLE_METRICS)]
-    files = contents(root, paths) if paths else {}
-    found = []
-    for tag in known:
-        metrics, problem = found_in(Metrics, files[f"{tag.commit}:{layout.METRICS}"], layout.METRICS)
-        samples, _ = found_in(SampleMetrics, files[f"{tag.commit}:{layout.SAMPLE_METRICS}"], layout.SAMPLE_METRICS)
-        state = FORMER if tag.commit in crowned else REFUSED if tag.commit in refused else ""
-        stages = (CHAMPION,) if tag.commit in reigning else ()
-        details = tag.name, tag.commit, tag.created, tag.message
-        found.append(Version(*details, stages, metrics or Metrics(), problem, samples, CHAMPION if stages else state))
-    return found
-
-
 def found_in(model: type[DocumentType], content: bytes | None, path: Path) -> tuple[DocumentType | None, str]:
     """Return the document in a commit's file, or None and why it is missing or unreadable."""
     if content is None:
@@ -208,89 +270,12 @@ def found_in(model: type[DocumentType], content: bytes | None, path: Path) -> tu
         return None, str(error)
 
 
-def resolve(root: Path, reference: str) -> Version:
-    """Return the version named `champion`, `vdm@v1.2.0` or `v1.2.0`.
-
-    Raises UserError: exit 2 for text that is not the name of a version, 5 if there is no such version.
-    """
-    if not REFERENCE.fullmatch(reference):
-        raise UserError(f"{reference}: not a version such as {MODEL}@v1.2.0, nor `{CHAMPION}`", Exit.USAGE)
-    if reference.endswith(CHAMPION):
-        if found := champion(root):
-            return found
-        no_champion = "no version is the champion; `vdmctl promote` makes the first"
-        raise UserError(no_champion if versions(root) else no_version(root), Exit.MISSING)
-    name = reference if "@" in reference else f"{MODEL}@{reference}"
-    for version in versions(root):
-        if version.name == name:
-            return version
-    raise UserError(f"there is no version {name}; `vdmctl models` lists them", Exit.MISSING)
-
-
-def newest(root: Path) -> Version:
-    """Return the version with the highest number.  Raises UserError (exit 5) in a project without versions."""
-    known = versions(root)
-    if not known:
-        raise UserError(no_version(root), Exit.MISSING)
-    return known[-1]
-
-
 def no_version(root: Path) -> str:
     """Return what to do in a project without versions, which may be a clone without the tags of the git remote."""
     with suppress(UserError):  # there is no remote, or it does not answer
         if git(root, "ls-remote", "--tags", REMOTE, f"{MODEL}@v*", seconds=ANSWER_SECONDS):
             return f"the versions of {MODEL} at {REMOTE} are not here; `git fetch --tags` brings them"
     return f"there is no version of {MODEL} yet; commit a run, then `gto register {MODEL} --version v1.0.0`"
-
-
-def champion(root: Path) -> Version | None:
-    """Return the champion, or None.  Raises UserError (exit 5) when its version's tag is gone."""
-    tag = champion_tag(root)
-    return version_of(root, tag) if tag else None
-
-
-def champion_tag(root: Path) -> Tag | None:
-    """Return the tag of the present champion, or None."""
-    reigning = reign(model_tags(root))
-    return reigning[-1] if reigning else None
-
-
-def previous_champion(root: Path) -> Version:
-    """Return the version that a roll-back makes the champion.  Raises UserError (exit 5) if no earlier one is left."""
-    reigning = reign(model_tags(root))
-    if len(reigning) > 1:
-        return version_of(root, reigning[-2])
-    present = resolve(root, CHAMPION).name.replace("@", " ")
-    advice = f"`gto deprecate {present} {CHAMPION}` leaves the project without a champion"
-    raise UserError(f"there is no earlier champion to go back to; {advice}", Exit.MISSING)
-
-
-def version_of(root: Path, tag: Tag) -> Version:
-    """Return the version that a champion's tag names.  Raises UserError (exit 5) if its own tag is gone."""
-    for version in versions(root):
-        if version.commit == tag.commit:
-            return version
-    other = f"choose another with `gto assign {MODEL} --version vX.Y.Z --stage {CHAMPION} --force`"
-    raise UserError(f"{tag.name}: its version's tag is gone; run `git fetch --tags`, or {other}", Exit.MISSING)
-
-
-def is_decided(root: Path, commit: str) -> bool:
-    """Whether the commit has a version that was promoted, refused, or that GTO deregistered."""
-    tags = model_tags(root)
-    return commit in given(tags, CHAMPION) | given(tags, REFUSED) | deregistered(tags)
-
-
-def refusal(root: Path, commit: str) -> Evidence | None:
-    """Return the evidence of the last refusal of a commit's version; None if it was never refused."""
-    tags = [tag for tag in model_tags(root) if tag.stage == REFUSED and tag.commit == commit]
-    return evidence_of(tags[-1].message) if tags else None
-
-
-def judged_by(root: Path, validation_sha256: str) -> set[str]:
-    """Return the names of the challengers that were evaluated on the validation images with this digest."""
-    messages = [tag.message for tag in model_tags(root) if tag.stage in (CHAMPION, REFUSED)]
-    judged = [one for message in messages if (one := evidence_of(message)) and one.is_measured]
-    return {str(one.challenger) for one in judged if one.challenger and one.validation_sha256 == validation_sha256}
 
 
 def add_version(root: Path, commit: str, message: str) -> Version:
@@ -305,22 +290,30 @@ def add_version(root: Path, commit: str, message: str) -> Version:
         raise UserError(f"commit {commit[:12]}: {problem}; run the pipeline and commit its results", Exit.MISSING)
     require_identity(root)
     with registry_lock(root):
-        tags = model_tags(root)
+        tags = open_registry(root).tags
         for tag in registered(tags):
             if tag.commit == commit:
                 raise UserError(f"commit {commit[:12]} is {tag.name} already", Exit.USAGE)
         major, minor, _ = max((numbers for tag in tags if (numbers := numbers_of(tag.name))), default=(1, -1, 0))
-        number = f"v{major}.{minor + 1}.0"
-        asked(root, gto.api.register, MODEL, commit, version=number, message=message)
-    return resolve(root, number)
+        name = f"{MODEL}@v{major}.{minor + 1}.0"
+        write_tag(root, name, commit, message)
+    return open_registry(root).resolve(name)
 
 
-def assign(root: Path, stage: str, version: Version, message: str) -> str:
+def assign(registry: Registry, stage: str, version: Version, message: str) -> str:
     """Assign a stage to a version by the next tag, with the evidence as its message; return the tag's name.
 
-    The caller holds the registry's lock.  Raises UserError (exit 2) without a git identity.
+    The caller holds the registry's lock, under which it opened the registry.  Raises UserError: exit 2 without a git
+    identity, 5 if git fails.
     """
-    require_identity(root)
-    number = version.name.partition("@")[2]
-    done = asked(root, gto.api.assign, MODEL, stage, version=number, message=message.strip(), force=True)
-    return str(done.tag)
+    require_identity(registry.root)
+    name = f"{MODEL}#{stage}#{registry.last + 1}"
+    write_tag(registry.root, name, version.commit, message)
+    return name
+
+
+def write_tag(root: Path, name: str, commit: str, message: str) -> None:
+    """Write an annotated tag, as GTO does.  Raises UserError (exit 5) if it exists."""
+    # The evidence stays as it is, also a line that git takes for a comment.
+    options = ("--annotate", "--no-sign", "--cleanup=verbatim", "--file=-")
+    git(root, "tag", *options, name, commit, stdin=[message.strip()])

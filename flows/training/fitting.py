@@ -27,7 +27,7 @@ from flows.process.locks import claim
 from flows.process.progress import TrainingProgress, tell
 from flows.process.streams import bar
 from flows.training.distributed import Poll, from_first, is_first, launch, local_rank, out_of_memory, process_group
-from flows.training.runs import Run, add_to_curves, fingerprint, start_curves, tracking
+from flows.training.runs import Run, add_lines, fingerprint, start_curves, tracking
 from vdm.choices import Precision, TrainingImages
 from vdm.errors import TrainingDiverged
 from vdm.model import VDM, count_parameters
@@ -226,6 +226,8 @@ def restore(trainer: Trainer, run: Run) -> None:
     """Continue from the newest state of the run, if there is one; log which."""
     if state := from_first(run.newest() if is_first() else None):
         trainer.load_state(state)
+        if is_first() and (records := state.get("records")):  # of an earlier version, which kept all lines in it
+            add_lines(run.log, *records)
         log.info("continuing from step %d of %d", trainer.done, trainer.settings.steps)
     else:
         log.info("no saved state of these parameters, data and code in %s; from the first step", run.folder.parent)
@@ -248,7 +250,7 @@ def fit(
     typical = trainer.done + (2 if trainer.settings.compile else 1)  # the first step that does not wait for a compiler
     track = tracking(train.tracker if is_first() else None, run.folder, trainer.done)
     if is_first():
-        start_curves(curves, trainer.records)
+        start_curves(curves, run.lines(trainer.log.last, trainer.log.lines))
         for picture in [] if trainer.done else curves.parent.glob("samples-*.png"):
             picture.unlink()  # of another run
     training, validating = Poll(asked_to_stop), Poll(asked_to_stop)  # each at its own pace
@@ -266,7 +268,8 @@ def fit(
         now = time.monotonic()
         if record:
             if is_first():
-                add_to_curves(curves, record)
+                for file in (run.log, curves):
+                    add_lines(file, record)
             track(record)
             seconds = (now - began) / (trainer.done - first) * (steps - trainer.done)
             pace = f"{record.images_per_second:.0f} images/s, {timedelta(seconds=round(seconds))} left"

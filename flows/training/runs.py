@@ -1,5 +1,9 @@
 """A training run on this machine: its saved states and its training log, also in a tracker.
 
+A state holds what the next step needs.  The lines of the log are in a file beside the states, which only grows: before
+a state is saved, its lines are on disk.  A run that continues takes the lines up to its state; those after it, of steps
+that were lost, are written again.  Of two lines of a step the later one counts.
+
 DVC deletes a stage's outputs before it runs the stage, so states are kept elsewhere.  The name of their folder is a
 digest of parameters, data and code: a run that differs in one of them uses another folder.  The last state stays until
 the model is registered: if DVC cannot record the outputs of a finished run, the run is repeated from that state.
@@ -20,6 +24,7 @@ import torch
 import vdm
 from flows.core.errors import CheckpointError, Exit, UserError, brief
 from flows.core.files import naming, read_bounded, write_whole
+from flows.core.files import save as sync
 from vdm.training.log import TrainingRecord
 
 log = logging.getLogger(__name__)
@@ -27,6 +32,9 @@ log = logging.getLogger(__name__)
 CODE = [Path(vdm.__file__).parent, Path(__file__).parent]
 """The folders with the code that determines the result of a training run."""
 MODEL = "model_sha256"
+LOG = "log.csv"
+END = b"\r\n"
+"""The end of a line of a CSV file."""
 
 
 class DamagedStateError(CheckpointError):
@@ -37,18 +45,21 @@ class Run:
     """The saved states of one run, of which the newest `keep` are kept."""
 
     def __init__(self, folder: Path, *, keep: int) -> None:
-        self.folder, self.keep = folder, keep
+        self.folder, self.keep, self.log = folder, keep, folder / LOG
 
     def states(self) -> list[Path]:
         """Return the files with states, oldest first."""
         return sorted(self.folder.glob("step-*.state"))
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write a state, and delete all but the newest `keep`.
+        """Write a state after the lines of the log, and delete all but the newest `keep`.
 
         Raises OSError that names the file if it cannot be written; then the older states stay.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self.log.exists():
+            with naming(self.log, self.log), self.log.open("ab") as file:
+                sync(file)
         save_state(self.folder / f"step-{step:09d}.state", state)
         for path in self.states()[: -self.keep]:
             path.unlink()
@@ -66,6 +77,22 @@ class Run:
                 log.warning("%s; falling back to the state before, and keeping this one as %s", error, aside.name)
                 path.replace(aside)
         return None
+
+    def lines(self, last: int, count: int) -> bytes:
+        """Return the `count` lines of the log up to the step `last`, and be ready for those that follow.
+
+        Raises CheckpointError if there are not as many, and OSError that names the file.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = self.log.read_bytes() if self.log.exists() else b""
+        if content and not content.endswith(END):  # of a full disk or a power cut
+            with naming(self.log, self.log), self.log.open("ab") as file:
+                file.write(END)
+        found = {step: line for line in content.split(END) if 0 < (step := step_of(line)) <= last}
+        if len(found) != count:
+            reason = f"has {len(found)} of the {count} lines up to step {last}"
+            raise CheckpointError(f"{self.log}: {reason}; move {self.folder} away to train from the first step")
+        return b"".join(found[step] + END for step in sorted(found))
 
     def finish(self, model: str) -> None:
         """Delete all states but the newest, and note for `forget` the sha256 of the model that the run has written."""
@@ -120,13 +147,21 @@ def fingerprint(**dependencies: Any) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
-def start_curves(path: Path, records: Sequence[TrainingRecord]) -> None:
-    """Write the records to a new CSV file.  Raises OSError that names it."""
+def step_of(line: bytes) -> int:
+    """Return the step of a line of the log, 0 if the line is not whole."""
+    step, *others = line.split(b",")
+    return int(step) if step.isdigit() and len(others) == len(TrainingRecord._fields) - 2 else 0
+
+
+def start_curves(path: Path, lines: bytes = b"") -> None:
+    """Write a new CSV file with a header and these lines.  Raises OSError that names it."""
     path.unlink(missing_ok=True)  # it may share its bytes with DVC's cache
-    add_to_curves(path, TrainingRecord._fields, *records)
+    add_lines(path, TrainingRecord._fields)
+    with naming(path, path), path.open("ab") as file:
+        file.write(lines)
 
 
-def add_to_curves(path: Path, *rows: Sequence[Any]) -> None:
+def add_lines(path: Path, *rows: Sequence[Any]) -> None:
     """Append rows to the CSV file, without their last field, the images per second: equal runs write equal bytes.
 
     Raises OSError that names the file.

@@ -1,5 +1,6 @@
 """Copies of images in another split are found although they were changed, and images that are similar by chance not."""
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from pictures import set_of
 from benchmarks import contract as change
 from flows.contract.duplicates import Pairs, lookalikes, search, shares_by_chance
 from flows.contract.facts import measure
+from flows.contract.inspection import inspect_images
 from flows.images.image_set import ImageSet, open_images, save_images
 
 pytestmark = pytest.mark.usefixtures("space_of_one_image")  # which is not compared here
@@ -80,6 +82,36 @@ def test_one_mirrored_copy_in_any_pair_of_splits_is_found(digits: np.ndarray, tm
     found = of_set(open_images(tmp_path))
     flagged = {pair: alike["image"][alike["excess"]].tolist() for pair, alike in found.items()}
     assert flagged == {("train", "validation"): [5], ("train", "test"): [4], ("validation", "test"): [3]}
+
+
+def test_of_many_images_a_sample_is_searched_for_and_said_so(
+    digits: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, validation, test = (np.array(part) for part in np.split(digits[:1200], [600, 620]))
+    test[:20], test[5] = train[:20], train[30, :, :, ::-1]  # 19 are equal, which the digests find
+    splits = {"train": train, "validation": validation, "test": test}
+    save_images(tmp_path, splits, {"name": "x", "num_levels": 17})
+    images, settings = open_images(tmp_path), change.PARAMS.contract.model_copy(update={"max_leaked": 1.0})
+    whole = inspect_images(settings, images, None).findings
+    assert "searched" not in json.dumps(whole.model_dump(exclude_unset=True))
+    monkeypatch.setattr("flows.contract.duplicates.QUERIES", 50)
+    facts = {split: measure(images[split], 17) for split in images.splits}
+    pairs = search(images, facts)
+    assert [len(pairs[pair]) for pair in (("train", "validation"), ("train", "test"))] == [20, 50]
+    chosen = pairs["train", "test"]["image"].to_numpy()
+    assert (chosen[0], chosen[-1]) == (5, 579)  # the first and the last that equal no training image
+    assert np.ptp(np.diff(chosen[1:])) <= 1
+    findings = inspect_images(settings, images, None).findings
+    found = {(each.first, each.second): each for each in findings.alike}
+    assert {pair: each.searched for pair, each in found.items()} == {
+        ("train", "validation"): None,
+        ("train", "test"): 50,
+        ("validation", "test"): 50,
+    }
+    assert found["train", "test"].excess == 1
+    (warning,) = [each.words for each in findings.failed("warning") if "look like" in each.meaning]
+    said = "(of a sample: 50 of test were searched for in train; 50 of test were searched for in validation)"
+    assert f"no more often than by chance {said}: 1 of 1200 images" in warning
 
 
 def test_an_image_in_a_set_that_repeats_itself_is_expected(digits: np.ndarray) -> None:

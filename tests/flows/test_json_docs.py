@@ -3,6 +3,7 @@
 import json
 import re
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import typer
@@ -63,8 +64,8 @@ def test_the_keys_of_objects_that_are_no_documents(
     require_named("evaluate", sweep.keys())
     assert [each.keys() for each in sweep["sweep"]] == [BoundMetrics.model_fields.keys()] * 2
     require_named("sample", printed(capsys, "sample", "models/vdm", "-n", "1", "--steps", "1", "--out", "one.npy"))
-    monkeypatch.setattr("flows.registry.versions.versions", lambda root: [VERSION])
-    monkeypatch.setattr("flows.registry.versions.resolve", lambda root, name: VERSION)
+    registry = Mock(versions=[VERSION], resolve=lambda name: VERSION)
+    monkeypatch.setattr("flows.registry.versions.open_registry", lambda root: registry)
     monkeypatch.setattr("flows.registry.verification.verify", lambda root, version: [Check("models/vdm", "")])
     monkeypatch.setattr("flows.registry.verification.reproduction", lambda root: Reproduction(True, "equal", []))
     require_named("models", keys_in(printed(capsys, "models")))

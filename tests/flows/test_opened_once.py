@@ -48,12 +48,14 @@ def test_each_array_is_hashed_once(
         json.loads(capsys.readouterr().out)
 
 
-def test_another_process_opens_the_set_again(small: Small) -> None:
+def test_another_process_opens_the_set_again_and_hashes_nothing_again(small: Small, hashed: Counter[str]) -> None:
     from pickle import dumps, loads
 
     chosen = Chosen(open_images(Path("data/images")), "test", 3)
+    assert len(chosen.set.data_sha256) == 64
     content = dumps(chosen)
     assert len(content) < 1000, "the path travels, and not the arrays"
     again = loads(content)
     assert (again.pixels == chosen.pixels).all()
     assert again.set.data_sha256 == chosen.set.data_sha256
+    assert hashed == dict.fromkeys(ARRAYS, 1)

@@ -29,7 +29,7 @@ from flows.orchestration.workspace import workspace
 from flows.registry.evidence import Evidence
 from flows.registry.storage import DamagedVersionError, fetch, readable
 from flows.registry.verification import require_sound
-from flows.registry.versions import resolve
+from flows.registry.versions import open_registry
 from flows.train_vdm import DRIFTED, Drifted, check_champion, drift, reproduce, restore, stages, while_busy
 
 ARTIFACTS = "flows.orchestration.artifacts"
@@ -275,7 +275,7 @@ def test_only_images_that_differ_have_drifted(small: Small, monkeypatch: pytest.
 
 
 def test_only_a_damaged_champion_is_a_reason_to_roll_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.train_vdm.registry.champion", lambda root: Mock())
+    monkeypatch.setattr("flows.train_vdm.open_registry", lambda root: Mock())
     for error, advised in (
         (DamagedVersionError("vdm@v1.0.0 does not verify: models/vdm: differs", Exit.MISSING), True),
         (NetworkError("the remote does not answer"), False),
@@ -293,7 +293,7 @@ def test_a_champion_that_was_checked_is_the_one_that_is_compared(emptied: str, t
     forge = Forge(tmp_path)
     forge.version("v1.0.0")
     crown(forge.project, "v1.0.0")
-    require_sound(forge.root, resolve(forge.root, "champion"))
+    require_sound(forge.root, forge.resolve("champion"))
     params = forge.git("show", "HEAD:params.yaml")
     with workspace(forge.root, params, forge.git("rev-parse", "HEAD").strip()) as place:
         if emptied == "after":
@@ -301,9 +301,10 @@ def test_a_champion_that_was_checked_is_the_one_that_is_compared(emptied: str, t
         for listing in forge.cache.rglob("*.dir"):
             listing.unlink()
         shutil.rmtree(forge.remote)
-        require_sound(forge.root, resolve(forge.root, "champion"))
+        require_sound(forge.root, forge.resolve("champion"))
         if emptied == "after":
-            assert (fetch(place.folder, resolve(place.folder, "champion")) / "weights.safetensors").is_file()
+            reigning = open_registry(place.folder).resolve("champion")
+            assert (fetch(place.folder, reigning) / "weights.safetensors").is_file()
         else:
             with pytest.raises(UserError, match=r"^no comparison .*: vdm@v1.0.0: .* is neither in DVC's cache nor in"):
                 check_champion.fn(place.folder)

@@ -25,14 +25,14 @@ from trainings import same_bits
 from flows.cli import run as run_command
 from flows.core import layout
 from flows.core.device import keep_on_device
-from flows.core.errors import Exit, UserError
+from flows.core.errors import CheckpointError, Exit, UserError
 from flows.core.model import CONFIG, WEIGHTS, config_sha256, inputs_sha256, open_model
 from flows.core.params import Train
 from flows.core.params_file import read_params
 from flows.training import fitting, runs
 from flows.training.distributed import local_rank, out_of_memory
 from flows.training.fitting import fit
-from flows.training.runs import Run, add_to_curves, forget, start_curves, tracking
+from flows.training.runs import Run, add_lines, forget, start_curves, tracking
 from vdm.model import VDM
 from vdm.training.log import TrainingRecord
 from vdm.training.trainer import Trainer
@@ -80,15 +80,117 @@ def test_curves_are_a_new_file(tmp_path: Path) -> None:
     path, cached = tmp_path / "curves.csv", tmp_path / "cached"
     cached.write_text("old")
     path.hardlink_to(cached)
-    start_curves(path, [RECORD])
-    add_to_curves(path, RECORD)
+    start_curves(path, b"5,3.0,1\r\n")
+    add_lines(path, RECORD)
     assert cached.read_text() == "old"
-    assert path.read_text().count("\n5,3.0,") == 2
-    assert len({line.count(",") for line in path.read_text().splitlines()}) == 1  # without the images per second
+    header, given, line = path.read_text().splitlines()
+    assert given == "5,3.0,1"
+    assert line.startswith("5,3.0,")
+    assert line.count(",") == header.count(",") == len(RECORD) - 2  # without the images per second
 
 
 def trainer_of(model: VDM, train: Train) -> Trainer:
     return Trainer(model, torch.zeros(64, 1, 8, 8, dtype=torch.uint8), fitting.resolve(train, CPU))
+
+
+def test_a_save_costs_the_same_at_step_100_and_after_ten_million(
+    tmp_path: Path, tiny_model: Callable[..., VDM]
+) -> None:
+    """Of 200,000 lines of the log the state has none, and continuing takes them from the file."""
+    train, sizes = parameters(steps=10_000_000), []
+    for lines in (2, 200_000):
+        run, trainer = Run(tmp_path / str(lines), keep=2), trainer_of(tiny_model(), train)
+        run.folder.mkdir()
+        add_lines(run.log, RECORD)
+        of_step = run.log.read_bytes().removeprefix(b"5")
+        run.log.write_bytes(b"".join(b"%d%b" % (50 * line, of_step) for line in range(1, lines + 1)))
+        trainer.done = trainer.log.last = 50 * lines
+        trainer.log.lines = lines
+        run.save(trainer.done, trainer.state())
+        sizes.append(run.states()[0].stat().st_size)
+        continued = trainer_of(tiny_model(), train)
+        fitting.restore(continued, run)
+        assert continued.done == 50 * lines
+        assert run.lines(continued.log.last, continued.log.lines) == run.log.read_bytes()
+    assert abs(sizes[1] - sizes[0]) < 200
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_moment_of_its_writing_continues_to_the_same_curves(
+    tmp_path: Path, tiny_model: Callable[..., VDM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends after each write: of a line to the log, of a part of it, of a line to the curves, and of a state."""
+    train = parameters(steps=4, log_every=1, checkpoint_every_steps=2)
+    curves, moment = tmp_path / "curves.csv", [0]
+
+    class Killed(Exception):
+        pass
+
+    def dying(action: Callable[..., None], *, torn: bool = False) -> Callable[..., None]:
+        def act(*arguments: Any) -> None:
+            if torn and moment[0] == 1:
+                with arguments[0].open("ab") as file:
+                    file.write(b"9,0.5")
+                raise Killed
+            action(*arguments)
+            moment[0] -= 1
+            if moment[0] == 0:
+                raise Killed
+
+        return act
+
+    def continued(run: Run) -> Trainer:
+        trainer = trainer_of(tiny_model(dropout=0.3), train)
+        fitting.restore(trainer, run)
+        fit(trainer, run, curves, train, lambda: False)
+        return trainer
+
+    whole = continued(Run(tmp_path / "whole", keep=2))
+    expected = curves.read_bytes()
+    assert expected.count(b"\n") == 5
+    moments = [(False, number) for number in range(1, 11)]  # 4 lines in two files, 2 states
+    for torn, last in [*moments, (True, 3), (True, 6)]:
+        run = Run(tmp_path / f"{torn}-{last}", keep=2)
+        moment[0] = last
+        with monkeypatch.context() as patch:
+            patch.setattr(fitting, "add_lines", dying(add_lines, torn=torn))
+            patch.setattr(runs, "save_state", dying(runs.save_state))
+            with pytest.raises(Killed):
+                continued(run)
+        trainer = continued(run)
+        assert curves.read_bytes() == expected
+        assert same_bits(trainer.averaged.state_dict(), whole.averaged.state_dict())
+
+
+def test_a_run_continues_from_a_state_of_an_earlier_version_which_holds_all_lines(
+    tmp_path: Path, tiny_model: Callable[..., VDM]
+) -> None:
+    train, curves = parameters(steps=6, log_every=2), tmp_path / "curves.csv"
+    whole, run = trainer_of(tiny_model(), train), Run(tmp_path / "run", keep=2)
+    records = []
+    while whole.done < 5:
+        records += [line for line in [whole.step()] if line]
+    state = whole.state() | {"records": [list(record) for record in records]}
+    state["log"] = {key: state["log"][key] for key in ("sums", "count")}
+    run.save(5, state)
+    for _ in range(2):  # also when it is killed before its next state
+        trainer = trainer_of(tiny_model(), train)
+        fitting.restore(trainer, run)
+        fit(trainer, Mock(wraps=run, log=run.log, folder=run.folder, save=Mock()), curves, train, lambda: False)
+    assert [line.partition(",")[0] for line in curves.read_text().splitlines()] == ["step", "2", "4", "6"]
+    assert curves.read_text().splitlines()[1].split(",")[1] == str(records[0].bpd)
+    assert run.log.read_bytes().count(b"\n6,") == 2  # of which the later one counts
+
+
+def test_lines_of_the_log_that_are_lost_are_named(tmp_path: Path, tiny_model: Callable[..., VDM]) -> None:
+    train, run = parameters(steps=4, log_every=1), Run(tmp_path / "run", keep=2)
+    fit(trainer_of(tiny_model(), train), run, tmp_path / "curves.csv", train, lambda: False)
+    run.log.write_bytes(run.log.read_bytes().replace(b"\n2,", b"\nx,"))
+    trainer = trainer_of(tiny_model(), train)
+    fitting.restore(trainer, run)
+    reason = f"{run.log}: has 3 of the 4 lines up to step 4; move {run.folder} away to train from the first step"
+    with pytest.raises(CheckpointError, match=f"^{re.escape(reason)}$"):
+        fit(trainer, run, tmp_path / "curves.csv", train, lambda: False)
 
 
 def test_a_state_is_saved_when_the_minutes_are_over(
@@ -96,7 +198,7 @@ def test_a_state_is_saved_when_the_minutes_are_over(
 ) -> None:
     """Every look at the clock is 40 seconds after the one before."""
     train = parameters(steps=6, checkpoint_every_minutes=1.0)
-    clock, run = count(0.0, 40.0), Mock()
+    clock, run = count(0.0, 40.0), Mock(log=tmp_path / "log.csv", lines=Mock(return_value=b""))
     monkeypatch.setattr(fitting, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     fit(trainer_of(tiny_model(), train), run, tmp_path / "curves.csv", train, lambda: False)
     assert [call.args[0] for call in run.save.call_args_list] == [2, 4, 6]

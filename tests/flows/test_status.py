@@ -147,5 +147,5 @@ def test_a_champion_that_cannot_be_verified_is_a_problem(monkeypatch: pytest.Mon
         (NetworkError("no answer"), "the champion cannot be verified now: no answer"),
         (UserError("gone", Exit.MISSING), "the champion does not verify: gone"),
     ):
-        monkeypatch.setattr("flows.registry.versions.resolve", Mock(side_effect=error))
+        monkeypatch.setattr("flows.registry.versions.open_registry", Mock(side_effect=error))
         assert operating.champion_problems() == [line]

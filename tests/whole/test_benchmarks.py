@@ -40,6 +40,7 @@ def small(tmp_path: Path, digits: np.ndarray) -> Path:
             for what in ("variance", "error")
         ),
         ["compression", "--model", "model", "--images", "images", "--count", "5", "--steps", "1"],
+        ["registry", "--versions", "2", "--commands", "models"],
         ["contract", "--sets", "digits", "--rows", "a class missing, test"],
         ["gpu_day", *QUICK, "--rows", "evaluate", "train, bfloat16, graphs", "--minutes", "0.001", "--out", "day"],
     ],

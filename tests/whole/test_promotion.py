@@ -33,11 +33,7 @@ from flows.registry.versions import (
     REFUSED,
     add_version,
     assign,
-    champion_tag,
-    is_decided,
-    judged_by,
-    refusal,
-    resolve,
+    open_registry,
 )
 
 # The versions are trained when the first test asks for them.
@@ -46,8 +42,9 @@ pytestmark = pytest.mark.timeout(1800)
 
 def evidence_for(project: Project, reference: str, rule: Promote | None = None) -> Evidence:
     params = read_params(project.folder / "params.yaml")
-    version = resolve(project.folder, reference)
-    return challenge(project.folder, version, settings=params.evaluate, rule=rule or params.promote)
+    registry = open_registry(project.folder)
+    version = registry.resolve(reference)
+    return challenge(registry, version, settings=params.evaluate, rule=rule or params.promote)
 
 
 def per_image(project: Project, reference: str, folder: Path) -> np.ndarray:
@@ -65,7 +62,7 @@ def test_first_better_worse_and_other_data(copied: Project, tmp_path: Path) -> N
     evidence = json.loads(first.stdout)
     assert (evidence["decision"], evidence["champion"], evidence["tag"]) == ("promote", None, "vdm#champion#1")
     assert (evidence["split"], evidence["num_judged"]) == ("validation", 1)
-    assert evidence["test_evaluation"]["bpd"] == resolve(copied.folder, "v1.0.0").metrics.bpd
+    assert evidence["test_evaluation"]["bpd"] == open_registry(copied.folder).resolve("v1.0.0").metrics.bpd
     assert evidence["evaluation"]["bpd"] != evidence["test_evaluation"]["bpd"]
 
     better = copied.vdmctl("promote", "v1.1.0")
@@ -85,16 +82,16 @@ def test_first_better_worse_and_other_data(copied: Project, tmp_path: Path) -> N
     assert newest.returncode == 0, newest.stderr
     evidence = json.loads(newest.stdout)
     assert evidence["data_changed"]
-    assert evidence["data_sha256"] == resolve(copied.folder, "v1.2.0").metrics.data_sha256
+    assert evidence["data_sha256"] == open_registry(copied.folder).resolve("v1.2.0").metrics.data_sha256
     # The champion's figures are those on the new images, in the working tree, and not those of its own run.
     on_new = per_image(copied, "v1.1.0", tmp_path / "on_new")
     (reigning, _), tested = evidence["comparison"]["models"], evidence["test_comparison"]["models"]
     assert (reigning["model"], reigning["bpd"]) == ("vdm@v1.1.0", pytest.approx(on_new.mean(), abs=1e-6))
-    assert tested[0]["bpd"] != resolve(copied.folder, "v1.1.0").metrics.bpd
-    assert tested[1]["bpd"] == resolve(copied.folder, "v1.2.0").metrics.bpd
+    assert tested[0]["bpd"] != open_registry(copied.folder).resolve("v1.1.0").metrics.bpd
+    assert tested[1]["bpd"] == open_registry(copied.folder).resolve("v1.2.0").metrics.bpd
     assert evidence["num_judged"] == 1  # by these validation images
 
-    tag = champion_tag(copied.folder)
+    tag = open_registry(copied.folder).champion_tag
     assert tag is not None
     assert tag.message.startswith("Promote vdm@v1.2.0\n\n{")
     written = evidence_of(tag.message)
@@ -125,7 +122,7 @@ def test_the_evidence_is_the_paired_difference_on_the_challengers_images(copied:
     assert not evidence.data_changed
     assert [model.model for model in compared.models] == ["vdm@v1.0.0", "vdm@v1.1.0"]
     assert [model.bpd for model in tested.models] == [
-        resolve(copied.folder, name).metrics.bpd for name in ("v1.0.0", "v1.1.0")
+        open_registry(copied.folder).resolve(name).metrics.bpd for name in ("v1.0.0", "v1.1.0")
     ]
     assert [model.bpd for model in compared.models] == pytest.approx([old.mean(), new.mean()], abs=1e-6)
 
@@ -226,10 +223,10 @@ def test_versions_without_validation_images_or_fitted_to_them(copied: Project) -
     assert not fitted.is_measured
     assert "they cannot judge it" in fitted.reason
     assert fitted.validation_sha256
-    version = resolve(copied.folder, str(fitted.challenger))
+    version = open_registry(copied.folder).resolve(str(fitted.challenger))
     with registry_lock(copied.folder):
-        assign(copied.folder, REFUSED, version, fitted.message("Refuse"))
-    assert version.name not in judged_by(copied.folder, fitted.validation_sha256)
+        assign(open_registry(copied.folder), REFUSED, version, fitted.message("Refuse"))
+    assert version.name not in open_registry(copied.folder).judged_by(fitted.validation_sha256)
     assert unvalidated.comparison
     assert (unvalidated.split, unvalidated.comparison.num_images, unvalidated.num_judged) == ("test", 365, None)
     assert "on test images, for lack of validation images" in unvalidated.reason
@@ -250,13 +247,14 @@ def test_a_champion_of_other_images_is_not_compared(
     forge: Forge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     params, found = read_params(forge.root / "params.yaml"), []
-    versions = [resolve(forge.root, name) for name in ("v1.1.0", "v1.0.0")]
+    registry = open_registry(forge.root)
+    versions = [registry.resolve(name) for name in ("v1.1.0", "v1.0.0")]
     monkeypatch.setattr(promotion, "compare", Mock(return_value=comparison()))
     for shape, levels in (((1, 8, 8), 17), ((1, 8, 8), 256), ((3, 8, 8), 17)):
         pixels = np.zeros((2, *shape), np.uint8)
         save_images(tmp_path / "other", {"train": pixels, "test": pixels}, {"name": "x", "num_levels": levels})
         monkeypatch.setattr(promotion, "fetch_images", lambda *_: open_images(tmp_path / "other"))
-        figures = evaluated(forge.root, *versions, settings=params.evaluate, rule=params.promote)
+        figures = evaluated(registry, *versions, settings=params.evaluate, rule=params.promote)
         found.append({"comparison", "test_comparison", "champion_fitted_to"} <= figures.keys())
         assert "evaluation" not in figures
     assert found == [True, False, False]
@@ -344,13 +342,14 @@ def test_evidence_of_the_flat_form_is_read() -> None:
 
 def compared(forge: Forge, reference: str, decision: str = PROMOTE) -> Evidence:
     """Return the evidence of a comparison with the present champion."""
-    version, tag = resolve(forge.root, reference), champion_tag(forge.root)
+    registry = open_registry(forge.root)
+    version, tag = registry.resolve(reference), registry.champion_tag
     return Evidence(
         decision=decision,
         reason="measured",
         challenger=version.name,
         challenger_commit=version.commit,
-        champion=resolve(forge.root, "champion").name if tag else None,
+        champion=registry.resolve("champion").name if tag else None,
         champion_tag=tag.name if tag else None,
         champion_commit=tag.commit if tag else None,
     )
@@ -365,10 +364,11 @@ def test_a_refusal_is_a_stage_of_gto_with_the_evidence_as_its_message(forge: For
     message = forge.git("for-each-ref", "--format=%(contents)", "refs/tags/vdm#refused#2")
     assert message.startswith("Refuse vdm@v1.1.0\n\n{")
     assert evidence_of(message) == evidence
-    assert refusal(forge.root, resolve(forge.root, "v1.1.0").commit) == evidence
+    registry = open_registry(forge.root)
+    assert registry.refusal(registry.resolve("v1.1.0").commit) == evidence
     shown = json.loads(forge.project.run("gto", "show", "vdm#refused", "--json").stdout)
     assert [each["version"] for each in shown] == ["v1.1.0"]
-    assert [is_decided(forge.root, resolve(forge.root, name).commit) for name in ("v1.1.0", "v1.2.0")] == [True, False]
+    assert [registry.is_decided(registry.resolve(name).commit) for name in ("v1.1.0", "v1.2.0")] == [True, False]
 
 
 def test_the_challengers_that_the_same_images_judged_are_counted(forge: Forge) -> None:
@@ -377,8 +377,9 @@ def test_the_challengers_that_the_same_images_judged_are_counted(forge: Forge) -
     for name, changes in {"v1.0.0": measured, "v1.1.0": measured, "v1.2.0": others}.items():
         with registry_lock(forge.root):
             message = compared(forge, name).model_copy(update=changes).message("Compared")
-            assign(forge.root, CHAMPION if name == "v1.0.0" else REFUSED, resolve(forge.root, name), message)
-    assert judged_by(forge.root, "a" * 64) == {"vdm@v1.0.0", "vdm@v1.1.0"}
+            registry = open_registry(forge.root)
+            assign(registry, CHAMPION if name == "v1.0.0" else REFUSED, registry.resolve(name), message)
+    assert open_registry(forge.root).judged_by("a" * 64) == {"vdm@v1.0.0", "vdm@v1.1.0"}
 
 
 def test_a_damaged_challenger_or_champion_stops_the_challenge(forge: Forge) -> None:

@@ -21,7 +21,7 @@ from flows.process.locks import holder_of, lock_file
 from flows.registry.evidence import REFUSE, Evidence
 from flows.registry.publishing import publish
 from flows.registry.verification import verify
-from flows.registry.versions import judged_by, resolve
+from flows.registry.versions import open_registry
 
 pytestmark = pytest.mark.usefixtures("no_server")
 
@@ -104,7 +104,7 @@ def test_what_a_refused_version_alone_needs_goes(forge: Forge) -> None:
     assert found["removed"]["cached_files"]["bytes"] > len("v1.0.0")
     assert [path.exists() for path in (refused, champion, newest)] == [False, True, True]
     for version in ("champion", "v1.2.0"):
-        assert not [check for check in verify(forge.root, resolve(forge.root, version)) if check.problem]
+        assert not [check for check in verify(forge.root, forge.resolve(version)) if check.problem]
     # Why it was refused stays.
     assert forge.git("tag").split() == ["vdm#champion#3", "vdm#refused#1", "vdm#refused#2", "vdm@v1.1.0", "vdm@v1.2.0"]
     assert forge.git("branch", "--format=%(refname:short)").split() == ["main", f"runs/{MADE}"]
@@ -118,7 +118,7 @@ def test_the_images_go_on_counting_the_challengers_that_were_pruned(forge: Forge
     message = refused.message("Refuse")
     forge.git("tag", "--annotate", f"--message={message}", "vdm#refused#9", "vdm@v1.0.0^{commit}")
     assert names(prune(forge.project))["versions"] == ["vdm@v1.0.0"]
-    assert judged_by(forge.root, "a") == {"x"}
+    assert open_registry(forge.root).judged_by("a") == {"x"}
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from flows.core.errors import Exit, NetworkError, UserError
 from flows.registry import git, publishing
 from flows.registry.publishing import Outrun, fetch_versions, is_own, publish, require_remotes, run_of
 from flows.registry.verification import verify
-from flows.registry.versions import add_version, newest, refusal, resolve, versions
+from flows.registry.versions import add_version, open_registry
 
 RUN = "20260101-000000-bbbb"
 
@@ -52,12 +52,12 @@ def test_a_clone_of_what_was_published_verifies(forge: Forge, other: Forge) -> N
     assert "aaaa" not in forge.git("ls-remote", "origin")
     assert fetch_versions(other.root) == (sorted(expected[1:]), [])
     assert fetch_versions(other.root) == ([], [])
-    assert [version.state for version in versions(other.root)] == ["champion", "refused"]
-    evidence = refusal(other.root, resolve(other.root, "v1.1.0").commit)
+    assert [version.state for version in open_registry(other.root).versions] == ["champion", "refused"]
+    evidence = open_registry(other.root).refusal(other.resolve("v1.1.0").commit)
     assert evidence
     assert evidence.reason == "no better"
     assert f"origin/runs/{RUN}" in other.git("branch", "--remotes")
-    assert [check for check in verify(other.root, resolve(other.root, "v1.1.0")) if check.problem] == []
+    assert [check for check in verify(other.root, other.resolve("v1.1.0")) if check.problem] == []
 
 
 def test_two_that_finish_together(forge: Forge, other: Forge) -> None:
@@ -77,7 +77,7 @@ def test_two_that_finish_together(forge: Forge, other: Forge) -> None:
     assert other.project.published() == before
     assert fetch_versions(other.root) == (["vdm#champion#1", "vdm@v1.1.0"], mine)
     assert other.git("tag").split() == ["vdm#champion#1", "vdm-paper", "vdm@v1.0.0", theirs]
-    assert resolve(other.root, "champion").commit == resolve(forge.root, "champion").commit
+    assert other.resolve("champion").commit == forge.resolve("champion").commit
     assert [add_version(other.root, commit, "Again").name for commit in mine] == ["vdm@v1.2.0", "vdm@v1.3.0"]
     crown(other.project, "v1.2.0")
     refuse(other.project, "v1.3.0")
@@ -219,4 +219,5 @@ def test_the_commit_of_a_run_is_told_from_a_copy_of_it(forge: Forge) -> None:
     assert not is_own(forge.root, made)
     add_version(forge.root, made, "Retrained")
     assert is_own(forge.root, made)
-    assert json.loads(forge.vdmctl("models", "--json").stdout)["versions"][-1]["version"] == newest(forge.root).name
+    newest = open_registry(forge.root).newest().name
+    assert json.loads(forge.vdmctl("models", "--json").stdout)["versions"][-1]["version"] == newest

@@ -4,10 +4,12 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gto.tag
 import pytest
 from forge import METRICS, Forge, champion, crown, refuse
 from project import Project, cached, metrics_at, one_line, run_vdmctl
@@ -23,20 +25,16 @@ from flows.registry.verification import reproduction, require_sound, verify
 from flows.registry.versions import (
     Tag,
     add_version,
-    is_decided,
-    newest,
     numbers_of,
-    previous_champion,
+    open_registry,
     reign,
-    resolve,
-    versions,
 )
 
 pytestmark = pytest.mark.timeout(1800)  # the versions of `registry` are trained when the first test asks for them
 
 
 def problems(forge: Forge, name: str) -> dict[str, str]:
-    return {check.subject: check.problem for check in verify(forge.root, resolve(forge.root, name)) if check.problem}
+    return {check.subject: check.problem for check in verify(forge.root, forge.resolve(name)) if check.problem}
 
 
 def test_models_lists_versions_with_state_figures_data_and_commit(forge: Forge) -> None:
@@ -51,7 +49,7 @@ def test_models_lists_versions_with_state_figures_data_and_commit(forge: Forge) 
     assert [row["bpd"] for row in rows] == [2.0, 2.0, 2.0, None]
     assert METRICS in rows[3]["problem"]
     with pytest.raises(UserError, match=METRICS):
-        fetch(forge.root, resolve(forge.root, "v1.10.0"))
+        fetch(forge.root, forge.resolve("v1.10.0"))
     text = forge.vdmctl("models").stdout.splitlines()
     assert text[2].split()[:4] == ["vdm@v1.1.0", "champion", "2.0000", "+-"]
     assert "unreadable" in text[4]
@@ -65,17 +63,44 @@ def test_versions_count_up_and_gto_lists_the_same(forge: Forge) -> None:
     shown = forge.project.run("gto", "show", "vdm", "--json").stdout
     assert [each["version"] for each in json.loads(shown)] == ["v1.3.0", "v1.2.0", "v1.1.0", "v1.0.0"]
     forge.project.gto("deprecate", "vdm", "v1.3.0")
-    assert newest(forge.root).name == "vdm@v1.2.0"
-    assert is_decided(forge.root, commit)
+    assert open_registry(forge.root).newest().name == "vdm@v1.2.0"
+    assert open_registry(forge.root).is_decided(commit)
     forge.commit("after")
     assert add_version(forge.root, "HEAD", "Retrained").name == "vdm@v1.4.0"  # no number is used again
+
+
+@pytest.mark.parametrize(
+    ("command", "times"),
+    [
+        (["models"], 1),
+        (["status"], 1),
+        (["lineage", "champion"], 1),
+        (["verify", "champion"], 1),
+        (["prune", "--dry-run"], 1),
+        (["promote", "v1.2.0"], 2),  # again under the registry's lock
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_command_reads_the_tags_once(
+    command: list[str], times: int, forge: Forge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crown(forge.project, "v1.0.0", "v1.1.0")
+    refuse(forge.project, "v1.2.0")
+    monkeypatch.setattr("flows.registry.promotion.evaluated", lambda *_, **__: {})
+    ran, run = [], subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda given, **options: ran.append(given) or run(given, **options))
+    monkeypatch.setattr(gto.tag, "find", lambda *_, **__: pytest.fail("GTO reads every tag by itself"))
+    result = forge.vdmctl(*command)
+    assert result.returncode != Exit.BUG, result.stderr
+    listed = [given for given in ran if {"for-each-ref", "refs/tags"} <= set(given)]
+    assert len(listed) == times
 
 
 def test_other_tags_that_begin_alike_are_no_versions(forge: Forge) -> None:
     for name in ("vdm-paper", "vdm@paper", "vdm@v1.9.0-rc1", "other@v2.0.0"):
         forge.git("tag", "--annotate", "--message=Mine", name)
     forge.git("tag", "vdm@v2.0.0")  # lightweight, so no version to GTO either
-    assert newest(forge.root).name == "vdm@v1.2.0"
+    assert open_registry(forge.root).newest().name == "vdm@v1.2.0"
     assert [numbers_of(name) for name in ("vdm@v1.2.0", "vdm@v1.2.0!#4", "vdm@v1.2.0-rc1")] == [(1, 2, 0)] * 2 + [None]
 
 
@@ -86,7 +111,7 @@ def test_messages_and_names_that_are_not_utf_8(forge: Forge, tmp_path: Path) -> 
     (tmp_path / "message").write_bytes(b"Gr\xfcn\n\nl\xe4nger\n")
     for name, target in {"vdm@v1.3.0": forge.commit("v1.3.0"), "vdm#champion#1": "vdm@v1.0.0^{commit}"}.items():
         forge.git("tag", "--annotate", f"--file={tmp_path / 'message'}", name, target)
-    assert resolve(forge.root, "v1.3.0").message == "Gr\ufffdn\n\nl\ufffdnger"
+    assert forge.resolve("v1.3.0").message == "Gr\ufffdn\n\nl\ufffdnger"
     assert champion(forge.project) == "vdm@v1.0.0"
     assert json.loads(forge.vdmctl("lineage", "champion", "--json").stdout)["promotions"][0]["evidence"] == {}
     with pytest.raises(UserError, match=r"git needs an identity: .*, in UTF-8$"):
@@ -112,8 +137,8 @@ def test_what_is_written_is_utf_8_whatever_git_is_told(forge: Forge) -> None:
     assert forge.git("log", "-1", "--format=%s", "--encoding=UTF-8").strip() == "Gr\xfcn"
     forge.commit("v1.3.0")
     add_version(forge.root, "HEAD", "Gr\xfcn")
-    assert resolve(forge.root, "v1.3.0").message == "Gr\xfcn"
-    assert forge.git("cat-file", "tag", "vdm@v1.3.0").endswith("\n\nGr\xfcn")
+    assert forge.resolve("v1.3.0").message == "Gr\xfcn"
+    assert forge.git("cat-file", "tag", "vdm@v1.3.0").endswith("\n\nGr\xfcn\n")
 
 
 def test_a_commit_that_cannot_be_a_version(forge: Forge) -> None:
@@ -161,7 +186,7 @@ def test_outside_and_below_the_top_of_a_repository(forge: Forge, tmp_path: Path)
     result = run_vdmctl(tmp_path, os.environ | {"GIT_CEILING_DIRECTORIES": str(tmp_path.parent)}, "models")
     assert (result.returncode, "not a git repository" in one_line(result)) == (Exit.MISSING, True)
     with pytest.raises(UserError, match="not the top folder of its git repository") as raised:
-        versions(forge.root / "reports")
+        open_registry(forge.root / "reports")
     assert raised.value.code is Exit.USAGE
 
 
@@ -194,7 +219,7 @@ def test_lineage_lists_promotions_in_their_order_and_the_refusal(forge: Forge) -
     for name in ("vdm#champion#2", "vdm#champion!#3", "vdm#champion#10"):
         forge.git("tag", "--annotate", "--message=By hand", name, "vdm@v1.0.0^{commit}")
     refuse(forge.project, "v1.0.0", reason="too slow")
-    chain = lineage(forge.root, resolve(forge.root, "v1.0.0"))
+    chain = lineage(open_registry(forge.root), forge.resolve("v1.0.0"))
     assert [tag.number for tag in chain.promotions] == [2, 3, 10]
     text = forge.vdmctl("lineage", "v1.0.0").stdout
     assert "- tag: vdm#champion!#3" in text
@@ -221,7 +246,7 @@ def test_the_stack_of_champions() -> None:
 def test_gto_withdraws_a_champion_or_its_version(stage: tuple[str, ...], forge: Forge) -> None:
     crown(forge.project, "v1.0.0", "v1.1.0", "v1.2.0")
     forge.project.gto("deprecate", "vdm", "v1.1.0", *stage)
-    assert previous_champion(forge.root).name == "vdm@v1.0.0"
+    assert open_registry(forge.root).previous_champion().name == "vdm@v1.0.0"
     forge.project.gto("deprecate", "vdm", "v1.2.0", *stage)
     assert champion(forge.project) == "vdm@v1.0.0"
 
@@ -246,7 +271,7 @@ def test_a_version_is_evaluated_from_the_remote_when_the_cache_is_gone(copied: P
 
 
 def test_a_fetched_model_is_reused_and_never_trusted_blindly(forge: Forge) -> None:
-    version = resolve(forge.root, "v1.0.0")
+    version = forge.resolve("v1.0.0")
     folder = fetch(forge.root, version)
     assert (folder / "README.md").read_text() == "v1.0.0"
     assert not (folder / "weights.safetensors").is_symlink()
@@ -263,7 +288,7 @@ def test_a_fetched_model_is_reused_and_never_trusted_blindly(forge: Forge) -> No
 
 
 def test_images_are_those_of_the_working_tree_or_fetched(forge: Forge) -> None:
-    version = resolve(forge.root, "v1.0.0")
+    version = forge.resolve("v1.0.0")
     folder = fetch_images(forge.root, version).folder
     assert folder.parent == forge.root / layout.FETCHED
     (folder / "train.npy").unlink()
@@ -283,16 +308,16 @@ def test_bytes_that_nobody_has_say_nothing_about_a_version(forge: Forge) -> None
     assert one_line(result).startswith(f"vdmctl: vdm@v1.1.0: {message}")
     assert list((forge.root / ".vdm").glob("models/*")) == []
     with pytest.raises(UserError, match="is neither in DVC's cache nor in its default remote") as raised:
-        require_sound(forge.root, resolve(forge.root, "v1.1.0"))
+        require_sound(forge.root, forge.resolve("v1.1.0"))
     assert type(raised.value) is UserError
     forge.project.dvc("remote", "modify", "store", "url", "/dev/null")
     with pytest.raises(NetworkError, match=r"^vdm@v1\.0\.0: \S+ cannot be read now: "):
-        verify(forge.root, resolve(forge.root, "v1.0.0"))
+        verify(forge.root, forge.resolve("v1.0.0"))
 
 
 def test_an_untouched_version_verifies_from_cache_or_remote(forge: Forge) -> None:
     for _ in range(2):
-        checks = verify(forge.root, resolve(forge.root, "v1.0.0"))
+        checks = verify(forge.root, forge.resolve("v1.0.0"))
         subjects = {check.subject for check in checks}
         assert {"models/vdm", "models/vdm sha256", "data/images sha256", "code.py", METRICS} <= subjects
         assert [check for check in checks if check.problem] == []
@@ -310,7 +335,7 @@ def test_a_damaged_file_is_named_wherever_it_is_read(forge: Forge) -> None:
     assert advice in one_line(result)
     assert advice in one_line(forge.vdmctl("evaluate", "v1.0.0"))
     with pytest.raises(DamagedVersionError, match=r"vdm@v1.0.0 does not verify: models/vdm: "):
-        require_sound(forge.root, resolve(forge.root, "v1.0.0"))
+        require_sound(forge.root, forge.resolve("v1.0.0"))
     forge.cached(digest).unlink()
     assert problems(forge, "vdm@v1.0.0") == {}
 
@@ -345,7 +370,7 @@ def test_code_that_the_commit_lacks_is_named(digest: str, forge: Forge) -> None:
     problem = "the commit lacks new.py, which dvc.lock lists"
     assert problems(forge, name) == {"new.py": problem}
     with pytest.raises(DamagedVersionError, match=f"^{name} does not verify: new.py: {problem}$"):
-        require_sound(forge.root, resolve(forge.root, name))
+        require_sound(forge.root, forge.resolve(name))
     result = forge.vdmctl("verify", name)
     assert (result.returncode, one_line(result).endswith(problem)) == (Exit.MISSING, True)
 
@@ -363,7 +388,7 @@ def test_stages_that_dvc_yaml_no_longer_has_do_not_count(forge: Forge) -> None:
     lock["stages"]["removed"] = {"cmd": "true", "outs": [{"path": "models/old", "md5": f"{'f' * 32}.dir"}]}
     name = forge.version("v1.3.0", lock)
     assert problems(forge, name) == {}
-    assert "models/old" not in lineage(forge.root, resolve(forge.root, name)).lock.outputs
+    assert "models/old" not in lineage(open_registry(forge.root), forge.resolve(name)).lock.outputs
 
 
 def test_a_reproduction_is_compared_with_the_commit(forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -400,7 +425,7 @@ def test_a_reproduction_is_compared_with_the_commit(forge: Forge, monkeypatch: p
 @pytest.mark.parametrize("relpath", ["../../escaped", "/escaped"])
 def test_a_listing_that_leads_out_of_its_folder_is_refused(relpath: str, forge: Forge) -> None:
     entries = [*forge.listing("models/vdm"), {"md5": forge.store(b"hostile"), "relpath": relpath}]
-    version = resolve(forge.root, forge.version("v1.3.0", forge.lock("v1.3.0", json.dumps(entries).encode())))
+    version = forge.resolve(forge.version("v1.3.0", forge.lock("v1.3.0", json.dumps(entries).encode())))
     before = {path for path in forge.folder.rglob("*") if "escaped" in path.name}
     for action in (fetch, require_sound):
         with pytest.raises(UserError) as raised:
@@ -426,7 +451,7 @@ def test_a_registered_model_whose_description_is_damaged(config: bytes, reason: 
     (forge.files / "models/vdm/config.json").write_bytes(config)
     forge.version("v1.3.0")
     with pytest.raises(DamagedVersionError, match=rf"^vdm@v1.3.0 does not verify: .*/config.json: damaged: {reason}"):
-        require_sound(forge.root, resolve(forge.root, "v1.3.0"))
+        require_sound(forge.root, forge.resolve("v1.3.0"))
     crown(forge.project, "v1.3.0")
     for command in (
         ["verify", "champion"],
@@ -450,9 +475,10 @@ def test_a_registered_model_whose_description_is_damaged(config: bytes, reason: 
 def test_a_damaged_lock_is_one_line(forge: Forge) -> None:
     lock = '{"stages": {"all": {"outs": [{"path": "models/vdm", "md5": "../up"}]}}}'
     name, reason = forge.version("v1.3.0", documents={"dvc.lock": lock}), "damaged: stages.all.outs.0.md5: "
-    for action in (lineage, verify, fetch):
+    registry = open_registry(forge.root)
+    for action, place in ((lineage, registry), (verify, forge.root), (fetch, forge.root)):
         with pytest.raises(UserError, match=rf"^vdm@v1.3.0: dvc.lock at \w{{12}}: {reason}") as raised:
-            action(forge.root, resolve(forge.root, name))
+            action(place, registry.resolve(name))
         assert raised.value.code is Exit.MISSING
 
 

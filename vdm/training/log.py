@@ -33,11 +33,13 @@ class TrainingRecord(NamedTuple):
 class TrainingLog:
     """Sums of the three losses in bits/dim and of the gradient's norm over the steps since the last line.
 
-    They stay on the device until they are read, so that no step waits for them.
+    They stay on the device until they are read, so that no step waits for them.  `last` is the step of the last line,
+    and `lines` how many there are; whoever gets the lines keeps them.
     """
 
     def __init__(self, device: torch.device | str) -> None:
         self.device = device
+        self.last = self.lines = 0
         self.restart([0.0] * 4, 0)
 
     def restart(self, sums: list[float], count: int) -> None:
@@ -75,6 +77,7 @@ class TrainingLog:
         prior, reconstruction, diffusion, norm = (total / self.count for total in self.read(step))
         rate = self.timed * batch_size / (time.perf_counter() - self.started)
         self.restart([0.0] * 4, 0)
+        self.last, self.lines = step, self.lines + 1
         bpd = prior + reconstruction + diffusion
         validation_bpd, validation_error = validation or (None, None)
         losses = bpd, prior, reconstruction, diffusion
@@ -82,9 +85,10 @@ class TrainingLog:
 
     def state(self, step: int) -> dict[str, Any]:
         """Return the sums after `step`, without the clock.  Raises TrainingDiverged if one is not finite."""
-        return {"sums": self.read(step), "count": self.count}
+        return {"sums": self.read(step), "count": self.count, "last": self.last, "lines": self.lines}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from a result of `state`.  Raises ValueError, LookupError or TypeError for anything else."""
         prior, reconstruction, diffusion, norm = map(float, state["sums"])
         self.restart([prior, reconstruction, diffusion, norm], int(state["count"]))
+        self.last, self.lines = int(state["last"]), int(state["lines"])

@@ -85,7 +85,6 @@ class Trainer:
                 parameter.grad = torch.zeros_like(parameter)
         self.on_bound = [*model.network.parameters(), *model.schedule.end_points()]
         self.done = 0
-        self.records: list[TrainingRecord] = []
         self.log = TrainingLog(self.device)
 
     @property
@@ -101,8 +100,11 @@ class Trainer:
     @property
     def unvalidated(self) -> bool:
         """Whether the log lacks the validation that follows the last step taken."""
-        unlogged = not self.records or self.records[-1].step < self.done
-        return self.validation is not None and unlogged and self.validation.due(self.done, steps=self.settings.steps)
+        return (
+            self.validation is not None
+            and self.log.last < self.done
+            and self.validation.due(self.done, steps=self.settings.steps)
+        )
 
     @property
     def finished(self) -> bool:
@@ -172,16 +174,14 @@ class Trainer:
         return losses
 
     def record(self, validated: tuple[float, float] | None = None) -> TrainingRecord:
-        """Add a line to the log, and return it."""
-        line = self.log.line(
+        """Return the next line of the log."""
+        return self.log.line(
             self.done,
             ends=(self.model.schedule.gamma_0.item(), self.model.schedule.gamma_1.item()),
             learning_rate=self.learning_rate(self.done - 1),
             batch_size=self.settings.batch_size,
             validation=validated,
         )
-        self.records.append(line)
-        return line
 
     def draw(self) -> Batch:
         """Draw the whole batch of the next step, and seed the dropout of this process."""
@@ -225,7 +225,7 @@ class Trainer:
             value.copy_(mean.view_as(value))
 
     def state(self) -> dict[str, Any]:
-        """Return everything that the next step depends on, as tensors and plain values.
+        """Return everything that the next step depends on, as tensors and plain values, without the lines of the log.
 
         The tensors are the trainer's, so save or copy them before the next step.  Raises TrainingDiverged if a loss so
         far was not finite.
@@ -236,7 +236,6 @@ class Trainer:
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "records": [list(record) for record in self.records],
             "validation": self.validation.state() if self.validation else None,
         }
 
@@ -246,13 +245,19 @@ class Trainer:
         self.average.load_state_dict(state["average"])
         for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(values)
-        self.log.load_state(state["log"])
-        self.records = [TrainingRecord(*values) for values in state["records"]]
+        self.log.load_state(state["log"] | counted(state))
         if self.validation:
             self.validation.load_state(state["validation"])
         elif state["validation"] is not None:
             raise ValueError("the state is of a run with validation")
         self.done = int(state["done"])
+
+
+def counted(state: dict[str, Any]) -> dict[str, int]:
+    """Return the last step and the number of the lines in a state of earlier versions, which held all; else {}."""
+    if (records := state.get("records")) is None:
+        return {}
+    return {"last": int(records[-1][0]) if records else 0, "lines": len(records)}
 
 
 def prepare(model: VDM, settings: TrainingSettings) -> torch.nn.Module:
