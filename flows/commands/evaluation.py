@@ -122,7 +122,9 @@ def evaluate(
     given_images = images and open_given(images, split, evaluated, num_images)
     with given_images or nullcontext(images_for(split or "test", model, most=num_images)) as to_evaluate:
         if protocol == "ode":
-            show(ode(of_ode, evaluated, to_evaluate), as_json)
+            of_flow = ode(of_ode, evaluated, to_evaluate)
+            show(of_flow, as_json)
+            compare_with_png([of_flow.bpd], to_evaluate)
             return
         steps = timesteps(num_timesteps) if num_timesteps else [params.evaluate.num_timesteps]
         if len(steps) > 1:
@@ -137,11 +139,21 @@ def evaluate(
         results = [
             evaluate(settings, evaluated, to_evaluate, requirements=layout.REQUIREMENTS, out=out) for settings in sweep
         ]
-    if len(results) == 1:
-        show(results[0], as_json)
-    else:
-        swept = {"protocol": "vlb", "sweep": [result.model_dump() for result in results]}
-        say_result(swept, "\n".join(map(summary, results)), as_json)
+        if len(results) == 1:
+            show(results[0], as_json)
+        else:
+            swept = {"protocol": "vlb", "sweep": [result.model_dump() for result in results]}
+            say_result(swept, "\n".join(map(summary, results)), as_json)
+        compare_with_png([result.bpd for result in results], to_evaluate)
+
+
+def compare_with_png(figures: "list[float | None]", images: "Chosen") -> None:
+    """Warn if none of a model's figures of the images in bits/dim is as good as what they take in a PNG."""
+    from flows.images.as_png import in_one_png
+
+    png = in_one_png(images.pixels)
+    if all(map(png.is_better, figures)):
+        log.warning("worse than PNG: train longer; in one PNG %s take %.4f bits/dim", png.words, png.bpd)
 
 
 def timesteps(text: str) -> list[int | None]:

@@ -193,17 +193,21 @@ def preset(
     minutes: Annotated[
         float | None, typer.Option(help="With --images: minutes of training on this machine.", show_default="10")
     ] = None,
+    classes: Annotated[
+        bool, typer.Option("--classes", help="With --images: a model that is given the class, a folder for each.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a params.yaml that is no preset.")] = False,
 ) -> None:
     """Write params.yaml for a preset: presets/digits.yaml with the values that presets/NAME.yaml names.
 
-    With --images, the values suit a folder of images and so many minutes of training: training steps are measured, and
-    photographs, or images of several sizes, are resized. Each value that differs from the preset has its reason.
+    With --images, the values suit a folder of images and so many minutes of training: training steps are measured,
+    transparency gets a background, and photographs, or images of several sizes, are cropped and resized. Each value
+    that differs from the preset has its reason.
     """
     from flows.core.params_file import preset_names, read_preset
 
-    if images is None and minutes is not None:
-        raise UserError("--minutes needs --images FOLDER", Exit.USAGE)
+    if images is None and (classes or minutes is not None):
+        raise UserError(f"{'--classes' if classes else '--minutes'} needs --images FOLDER", Exit.USAGE)
     text = read_preset(name)
     if not force and layout.PARAMS.exists():
         present = layout.PARAMS.read_text(encoding="utf-8")
@@ -212,6 +216,6 @@ def preset(
     if images is not None:
         from flows.training.planning import plan
 
-        text = plan(name, images, 10 if minutes is None else minutes)
+        text = plan(name, images, 10 if minutes is None else minutes, classes=classes)
     write_whole(layout.PARAMS, text)
     say(f"{layout.PARAMS}: the preset {name}; `dvc repro` runs the pipeline with it")

@@ -39,6 +39,13 @@ def local_path(text: str) -> str:
     return text
 
 
+def colour(text: str) -> str:
+    """Return the text.  Raises ValueError unless it is white, black or #rrggbb."""
+    if not re.fullmatch(r"white|black|#[0-9a-fA-F]{6}", text):
+        raise ValueError(f'must be white, black or "#rrggbb", got {brief(text, 60)!r}')
+    return text
+
+
 def require_devices(device: str, num_devices: int) -> None:
     """Raise ValueError if `device` names one card and `num_devices` is above 1."""
     if num_devices > 1 and ":" in device:
@@ -74,7 +81,11 @@ class Data(Section):
     test_fraction: Annotated[float, Field(gt=0, lt=1)]
     validation_fraction: Annotated[float, Field(ge=0, le=0.5)]
     split_seed: NonNegative
+    # Cards and parameters of earlier versions lack the fields with a default.
+    background: Annotated[str, AfterValidator(colour)] | None = None
     grayscale: bool
+    gray_as_rgb: bool = False
+    crop: Literal["center"] | None = None
     resize: Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=2, max_length=2)] | None
     pad: Annotated[int, Field(ge=0, le=1024)]
     num_bits: Annotated[int, Field(ge=1, le=8)]
@@ -85,7 +96,25 @@ class Data(Section):
             raise ValueError(f"digits needs source: {PUBLISHED_FOLDER}")
         if self.name == "image_folder" and self.is_published:
             raise ValueError("image_folder needs source: the folder of images")
+        if self.background and self.name != "image_folder":
+            raise ValueError("background needs name: image_folder, since published sets have no transparency")
+        if self.grayscale and self.gray_as_rgb:
+            raise ValueError("grayscale and gray_as_rgb exclude each other; set one to false")
         return self
+
+    @property
+    def background_hex(self) -> str | None:
+        """The background as #rrggbb, in which a colour is written in one way only."""
+        named = {"white": "#ffffff", "black": "#000000"}
+        return self.background and named.get(self.background, self.background.lower())
+
+    @property
+    def background_colour(self) -> tuple[int, int, int] | None:
+        """The background as red, green and blue, 0 to 255."""
+        if self.background_hex is None:
+            return None
+        red, green, blue = bytes.fromhex(self.background_hex[1:])
+        return red, green, blue
 
     @property
     def is_published(self) -> bool:

@@ -6,8 +6,9 @@ download       the stage: read the source that `data:` names and write an image 
 folder         any folder of images as a source, in one pass
 picture_files  one file of images, with its exact levels
 splitting      which images are for training, validation and test
-transforms     changes of the pixels: gray, resize, pad, fewer bits
+transforms     changes of the pixels: gray or RGB, crop, resize, pad, fewer bits
 catalogue      the published sets: source, licence, counts, checksums
 publishers     download or take the publishers' files, and read them
 grids          images of levels as 8-bit pixels, and grids of them
+as_png         the bits/dim that images take in a PNG file
 """

@@ -16,6 +16,7 @@ from flows.core.files import contains
 from flows.images.image_set import chunks
 from flows.images.picture_files import BadImageError, Images, levels, read_images
 from flows.images.splitting import Batch, Source, division, part_of, parts_of
+from flows.images.transforms import shape_of
 
 if TYPE_CHECKING:
     from flows.core.params import Data
@@ -70,18 +71,21 @@ def give_up(error: OSError) -> NoReturn:
 class ImageFiles:
     """The files of images in a folder, or one file, and what a pass over them finds."""
 
-    def __init__(self, source: Path, *, grayscale: bool = False, resized: bool = False) -> None:
-        """Find the files; transforms may remove differences in colour or size.  Raises what `find_images` raises."""
+    def __init__(self, source: Path, data: "Data | None" = None) -> None:
+        """Find the files; the transforms of `data` may remove differences.  Raises what `find_images` raises."""
         self.source = source
         self.folder, self.names = find_images(source)
-        self.grayscale, self.resized = grayscale, resized
+        self.data = data
         self.num_levels = 0
         """K of the files that were read: their levels are 0..K-1."""
         self.formats: Counter[str] = Counter()
+        self.lightness: list[float] = []
+        """Of each picture with transparency that was read."""
 
     def read(self) -> Iterator[tuple[str, np.ndarray]]:
         """Yield the images of every file, (n,C,H,W) uint8 or uint16 and at most ROWS at a time, with its name.
 
+        Of the transforms, only the background is applied.
         Images that the transforms do not make like those of the first file are left out.  Raises UserError after the
         last file if there are any, or files that could not be used, and names them: exit 5 if one is damaged, else 4.
         """
@@ -89,7 +93,7 @@ class ImageFiles:
         found: dict[Kind, list[str]] = {}
         for name in tqdm(self.names, "reading images", disable=None, leave=False):
             try:
-                images = read_images(self.folder / name)
+                images = read_images(self.folder / name, self.data.background_colour if self.data else None)
                 found.setdefault(kind := self.kind_of(images), []).append(name)
                 if kind != next(iter(found)):
                     continue
@@ -97,6 +101,7 @@ class ImageFiles:
                 for _, pixels in chunks(images.pixels, ROWS):
                     yield name, levels(pixels, images.num_bits)
                 self.formats[images.format] += 1
+                self.lightness += [] if images.lightness is None else [images.lightness]
             except BadImageError as error:
                 bad[name] = error
         if bad := bad | unlike(found):
@@ -105,10 +110,17 @@ class ImageFiles:
             raise UserError(f"{self.source}: {reason}", Exit.MISSING if damaged else Exit.INVALID_DATA)
 
     def kind_of(self, images: Images) -> "Kind":
-        """Return what the images of all files must have in common, as the transforms leave it."""
-        _, channels, height, width = images.pixels.shape
-        size = "" if self.resized else f"{height}x{width}"
-        return Kind(1 if self.grayscale and channels == 3 else channels, images.num_bits, size)
+        """Return what the images of all files must have in common, as the transforms leave it.
+
+        Raises BadImageError if a crop would leave nothing but a pixel.
+        """
+        shape = images.pixels.shape[1:]
+        channels, height, width = shape_of(shape, self.data) if self.data else shape
+        if height == width == 1 < max(shape[1:]):
+            advice = "remove, or leave out data.crop, which would leave one pixel"
+            raise BadImageError("a pixel wide or high", advice)
+        size = "" if self.data and self.data.resize else f"{height}x{width}"
+        return Kind(channels, images.num_bits, size)
 
 
 class Kind(NamedTuple):
@@ -135,7 +147,7 @@ def unlike(found: dict[Kind, list[str]]) -> dict[str, BadImageError]:
             what.append({1: "gray", 3: "in colour"}.get(kind.channels, f"of {kind.channels} channels"))
         if kind.channels != usual.channels:
             wanted.append({1: "gray levels", 3: "RGB"}.get(usual.channels, f"{usual.channels} channels"))
-            parameters += ["data.grayscale"] if {kind.channels, usual.channels} == {1, 3} else []
+            parameters += ["data.grayscale (or data.gray_as_rgb)"] if {kind.channels, usual.channels} == {1, 3} else []
         if kind.num_bits != usual.num_bits:
             what.append(f"with {kind.num_bits} bit{'' if kind.num_bits == 1 else 's'}")
             wanted.append(f"{usual.num_bits} bits")
@@ -170,7 +182,7 @@ def read_folder(source: Path, data: "Data") -> Source:
 
     Raises what `find_images` and `parts_of` raise, and what `ImageFiles.read` raises when the batches are read.
     """
-    files = ImageFiles(source, grayscale=data.grayscale, resized=data.resize is not None)
+    files = ImageFiles(source, data)
     parts = parts_of(source, files.names)
     labels, classes = class_labels(source, files.names, 1 if parts else 0)
     given = f"by its folders: {', '.join(f'{part} for {split}' for part, split in parts.items())}" if parts else None

@@ -50,8 +50,7 @@ def open_given(
         return
     if split:
         raise UserError(f"{path} is not an image set, so it has no splits; leave out --split", Exit.USAGE)
-    stated = bounded_yaml.sections(model.parameters).get("data") if transformed else None
-    read = read_files(path, checked(Data, stated, f"{model.folder}/README.md: data") if stated else None)
+    read = read_files(path, stated_transforms(model) if transformed else None)
     require_fitting(read, str(path), model)
     described = {"name": "image_folder", "num_levels": model.num_levels}
     described |= {"transforms": read.transforms, "pictures": read.pictures}
@@ -61,12 +60,18 @@ def open_given(
         yield Chosen(open_images(folder, str(path)), "test", most)
 
 
+def stated_transforms(model: "TrainedModel") -> Data | None:
+    """Return what the card of a model says of the transforms of its images, if it says it.  Raises UserError."""
+    stated = bounded_yaml.sections(model.parameters).get("data")
+    return checked(Data, stated, f"{model.folder}/README.md: data") if stated else None
+
+
 def read_files(path: Path, data: Data | None) -> Read:
     """Return the images in a folder of pictures and arrays, in the order of their names, or in one file.
 
     `data` names the transforms, if any.  Raises UserError.
     """
-    files = ImageFiles(path, grayscale=bool(data and data.grayscale), resized=bool(data and data.resize))
+    files = ImageFiles(path, data)
     read = [(name, transform(part, files.num_levels, data) if data else part) for name, part in files.read()]
     names = [name for name, part in read for _ in part]
     levels, transforms = files.num_levels, "none"

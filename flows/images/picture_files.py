@@ -1,4 +1,7 @@
-"""Read one file of images, with its levels exactly as they are stored, or say why it cannot be used."""
+"""Read one file of images, with its levels exactly as they are stored, or say why it cannot be used.
+
+A picture with transparency has no levels of its own.  Laid over a background it has 8 bits.
+"""
 
 import warnings
 from pathlib import Path
@@ -13,7 +16,12 @@ from flows.images.image_set import map_array
 
 FORMATS = ["PNG", "JPEG", "WEBP", "TIFF"]
 BITS = {"1": 1, "L;2": 2, "L;4": 4, "L": 8, "RGB": 8, "I;16": 16, "I;16B": 16}
-"""Bits per level by Pillow's name for how a file stores its pixels.  What is stored otherwise is refused."""
+"""Bits per level by Pillow's name for how a file stores its pixels.
+
+The other ways in which pixels may be stored are palettes and, of 8 and 16 bits, gray levels and RGB beside alpha.
+"""
+Colour = tuple[int, int, int]
+"""Red, green and blue, 0 to 255."""
 
 
 class BadImageError(Exception):
@@ -35,14 +43,19 @@ class Images(NamedTuple):
     num_bits: int
     format: str
     """`NPY`, or the format of a picture: `PNG`, `JPEG`, `WEBP`, `TIFF`, `lossy WEBP` or `lossy TIFF`."""
+    lightness: float | None = None
+    """Of a picture with transparency, the mean gray level of what it shows, 0 to 255."""
 
 
-def read_images(path: Path) -> Images:
-    """Return the images in a file.  Raises BadImageError if it is damaged, too large, or does not hold levels."""
+def read_images(path: Path, background: Colour | None = None) -> Images:
+    """Return the images in a file; pictures with transparency are laid over the background.
+
+    Raises BadImageError if the file is damaged, too large, or does not hold levels.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return read_array(path) if path.suffix.lower() == ".npy" else read_picture(path)
+            return read_array(path) if path.suffix.lower() == ".npy" else read_picture(path, background)
     except BadImageError:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError, MemoryError) as error:
@@ -81,8 +94,8 @@ def read_array(path: Path) -> Images:
     return Images(array.reshape((1,) * (4 - len(shape)) + shape), num_bits, "NPY")
 
 
-def read_picture(path: Path) -> Images:
-    """Return a picture, turned as EXIF says."""
+def read_picture(path: Path, background: Colour | None) -> Images:
+    """Return a picture, turned as EXIF says, without an alpha channel."""
     # Given a path, Pillow would map a TIFF file into memory and misread one that is to be turned.
     with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
         # A JPEG file that also holds a preview or a gain map is "MPO"; its first frame is the photograph.
@@ -92,27 +105,61 @@ def read_picture(path: Path) -> Images:
         tile: Any = getattr(image, "tile", None)
         arguments = tile[0][3] if tile else image.mode
         stored = arguments[0] if isinstance(arguments, tuple) else arguments
-        if stored not in BITS or image.has_transparency_data:
+        if stored not in BITS and image.mode not in ("LA", "P", "PA", "RGBA"):
             raise refusal(image, stored)
         found = format_of(image, file)
         ImageOps.exif_transpose(image, in_place=True)
-        pixels = np.asarray(image.convert("L") if stored == "1" else image)
-    if (num_bits := BITS[stored]) < 8:
+        if image.has_transparency_data:
+            colours, alpha = apart(image, stored)
+            if background is None and alpha.min() < 255:
+                shown_as = 'white, black or "#rrggbb"'
+                advice = f"set data.background ({shown_as}), or lay them over a colour and save them without alpha"
+                warning = 'an image editor\'s "convert to RGB" may show colours that transparency hides'
+                raise BadImageError("with transparency", f"{advice}; {warning}")
+            if background is None and "16" in stored:
+                raise refusal(image, stored)
+            if alpha.min() < 255 and background is not None:
+                pixels = laid_over(colours, alpha, background).transpose(2, 0, 1)
+                return Images(pixels[None], 8, found, float(np.average(colours.mean(2), weights=alpha + 1e-9)))
+            pixels = colours
+        elif image.mode == "P":
+            pixels = np.asarray(image.convert("RGB"))
+        else:
+            pixels = np.asarray(image.convert("L") if stored == "1" else image)
+    if (num_bits := BITS.get(stored, 8)) < 8:
         pixels = pixels // np.uint8(255 // (2**num_bits - 1))  # Pillow scales these levels to 0..255
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     return Images(pixels[None], num_bits, found)
 
 
+def apart(image: Image.Image, stored: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the colours (H,W,1) or (H,W,3) and the opacity (H,W) of a picture with transparency, uint8.
+
+    Of pixels of 16 bits these are the upper 8.  Raises BadImageError if a transparent colour of 16 bits is named.
+    """
+    has_alpha = image.mode in ("LA", "PA", "RGBA")
+    if "16" in stored and not has_alpha:
+        raise refusal(image, stored)
+    if stored in ("L;2", "L;4"):  # Pillow scales the levels, but not the level that is transparent
+        image.info["transparency"] *= 255 // (2 ** BITS[stored] - 1)
+    pixels = np.asarray(image.convert("RGBA"))
+    is_gray = stored.startswith("LA") or image.mode in ("1", "L", "LA")
+    return pixels[..., : 1 if is_gray else 3], pixels[..., 3]
+
+
+def laid_over(colours: np.ndarray, alpha: np.ndarray, background: Colour) -> np.ndarray:
+    """Return the colours (H,W,1) or (H,W,3) over the background, rounded; gray ones are RGB if that is not gray."""
+    is_gray = colours.shape[2] == 1 and len({*background}) == 1
+    under, opacity = np.array(background[:1] if is_gray else background, np.uint32), alpha[..., None].astype(np.uint32)
+    return np.asarray((colours * opacity + under * (255 - opacity) + 127) // 255, np.uint8)
+
+
 def refusal(image: Image.Image, stored: str) -> BadImageError:
-    """Return why a picture cannot be used whose pixels are `stored` in another way than `BITS` names."""
+    """Return why a picture cannot be used whose pixels are `stored` in another way than can be read."""
     match image.mode:
-        case _ if image.has_transparency_data:
-            return BadImageError("with transparency", "put on a background, and save as RGB or gray levels")
-        case "P":
-            return BadImageError("with a palette", "convert to RGB")
         case "CMYK":
             return BadImageError("in CMYK", "convert to RGB")
-        case "RGB" if "16" in stored:
+        case "RGB" | "RGBA" if "16" in stored:
             return BadImageError("in colour with 16 bits", "convert to 8 bits, or save as .npy, (C,H,W)")
     advice = "convert to gray levels or RGB of 8 bits, or save as .npy, (C,H,W)"
     return BadImageError("in an unusual pixel format", advice)

@@ -1,6 +1,7 @@
 """Transform the pixels of a source.  Each transform changes the bits/dim, so each is declared and recorded.
 
-The order: more than 8 bits down to 8, grayscale, resize, pad, down to `num_bits`.
+The order: background, more than 8 bits down to 8, grayscale or gray_as_rgb, crop, resize, pad, down to `num_bits`.
+`flows.images.picture_files` lays pictures over the background.
 """
 
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ def parts(images: np.ndarray, data: "Data") -> Iterator[slice]:
 
     Raises UserError for images that are too large after the transforms: exit 2 if resize or pad is set, else 4.
     """
-    channels, *sides = images.shape[1:]
+    channels, *sides = shape_of(images.shape[1:], data)
     height, width = (side + 2 * data.pad for side in data.resize or sides)
     if channels * height * width > MOST_DIMS:
         reason = f"images of {channels}x{height}x{width} have more than {MOST_DIMS:,} levels"
@@ -32,6 +33,18 @@ def parts(images: np.ndarray, data: "Data") -> Iterator[slice]:
     step = fitting(len(images), max(images[0].nbytes, channels * height * width))
     for first in range(0, len(images), step):
         yield slice(first, first + step)
+
+
+def shape_of(shape: tuple[int, ...], data: "Data") -> tuple[int, int, int]:
+    """Return the shape (C,H,W) of images before they are resized."""
+    channels, height, width = shape
+    if data.grayscale and channels == 3:
+        channels = 1
+    if data.gray_as_rgb and channels == 1:
+        channels = 3
+    if data.crop:
+        height = width = min(height, width)
+    return channels, height, width
 
 
 def transform(images: np.ndarray, num_levels: int, data: "Data") -> np.ndarray:
@@ -43,6 +56,10 @@ def transform(images: np.ndarray, num_levels: int, data: "Data") -> np.ndarray:
     num_levels = levels_left(num_levels, 8)
     if data.grayscale and images.shape[1] != 1:
         images = gray(images)
+    if data.gray_as_rgb and images.shape[1] == 1:
+        images = images.repeat(3, axis=1)
+    if data.crop:
+        images = middle(images)
     if data.resize and list(images.shape[2:]) != data.resize:
         images = resized(images, data.resize, num_levels)
     if data.pad:
@@ -57,6 +74,14 @@ def gray(images: np.ndarray) -> np.ndarray:
         raise UserError(reason, Exit.USAGE)
     red, green, blue = images.astype(np.uint32).swapaxes(0, 1)
     return np.asarray((299 * red + 587 * green + 114 * blue + 500) // 1000, np.uint8)[:, None]
+
+
+def middle(images: np.ndarray) -> np.ndarray:
+    """Return the middle square of (N,C,H,W); of an odd number of rows or columns too many, one more at the end goes."""
+    height, width = images.shape[2:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return images[..., top : top + side, left : left + side]
 
 
 def resized(images: np.ndarray, size: list[int], num_levels: int) -> np.ndarray:
@@ -93,7 +118,10 @@ def describe(num_levels: int, data: "Data") -> str:
     """Return the transforms in words, for `dataset.json`, the digest and the model card; `none` without any."""
     bits = (num_levels - 1).bit_length()
     steps = [
+        f"transparency laid over {data.background_hex}, in 8 bits" if data.background else "",
         "grayscale (ITU-R 601, rounded)" if data.grayscale else "",
+        "gray as RGB" if data.gray_as_rgb else "",
+        "cropped to the middle square" if data.crop else "",
         f"resized to {data.resize[0]}x{data.resize[1]} (bicubic, antialiased)" if data.resize else "",
         f"padded by {data.pad}" if data.pad else "",
         f"{bits} bits shifted to {data.num_bits}" if bits > data.num_bits else "",

@@ -1,13 +1,13 @@
 """Where results come from: the parameters, the preset that is most like them, and how to make them again."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from flows.core import bounded_yaml
 from flows.core.params import PUBLISHED_FOLDER
 from flows.core.params_file import preset_names, read_preset
-from flows.report.words import changed, value
+from flows.report.words import changed
 
 
 class Origin(NamedTuple):
@@ -18,7 +18,9 @@ class Origin(NamedTuple):
     lineage: Mapping[str, str]
     commands: list[str]
     preset: str = ""
-    """The preset that is most like the parameters, and what differs from it, in words."""
+    """The preset that is most like the parameters."""
+    changes: Sequence[tuple[str, Any, Any]] = ()
+    """The parameters that differ from the preset: name, the preset's value, and the value here."""
 
 
 def origin_here(folder: Path, parameters: Mapping[str, Any]) -> Origin:
@@ -44,10 +46,12 @@ def restoring_images(parameters: Mapping[str, Any]) -> list[str]:
 
 def beside_preset(origin: Origin) -> Origin:
     """Return the origin with the preset that differs least from its parameters, if it states those of the training."""
-    found = []
+    found: list[tuple[int, str, list[tuple[str, Any, Any]]]] = []
     for name in preset_names() if "train" in origin.parameters else []:
         preset = bounded_yaml.parse(read_preset(name))
         differing = [change for change in changed(preset, origin.parameters) if "not set" not in change]
-        changes = "; ".join(f"{key} {value(here)} instead of {value(there)}" for key, there, here in differing)
-        found.append((len(differing), f"{name}, with {changes}" if changes else name))
-    return origin._replace(preset=min(found, default=(0, ""))[1])
+        found.append((len(differing), name, differing))
+    if not found:
+        return origin
+    _, name, differing = min(found, key=lambda one: one[:2])
+    return origin._replace(preset=name, changes=differing)

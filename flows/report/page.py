@@ -5,17 +5,16 @@ All text is escaped when the template is filled in: names of files and of data s
 
 import math
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from PIL import Image
 
 from flows.core.escaping import visible
 from flows.core.files import write_whole, writing_folder, written_last
+from flows.images.as_png import InPng, in_one_png
 from flows.images.image_set import SPLITS, ImageSet, spread
 from flows.report import charts
 from flows.report.charts import Chart, ending
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
 
 CONFIDENCE = 0.95
 MOST_EXTREMES, MOST_NEIGHBOURS, MOST_SHOWN, MOST_CLASSES = 8, 8, 10, 20
-MOST_BYTES = 2**23
-"""Of the images that are written as a PNG, which takes some seconds."""
 
 
 def report(
@@ -95,6 +92,7 @@ def view(name: str, results: Results) -> dict[str, Any]:
     """Return what the page shows of a model, next to its results."""
     expectations = sorted(results.validation.expectations if results.validation else [], key=lambda one: one.success)
     broken = [one for one in expectations if not one.success]
+    png = png_of(results)
     return {
         "name": name,
         "results": results,
@@ -102,7 +100,9 @@ def view(name: str, results: Results) -> dict[str, Any]:
         "uniform": math.log2(results.images.num_levels) if results.images else None,
         "extremes": extremes(results),
         "classified": classified(results),
-        "facts": list(facts(results)),
+        "facts": list(facts(results, png)),
+        "png": png,
+        "strip_width": int.from_bytes(results.denoising[16:20]) if results.denoising else 0,
         "grids": grids(results),
         "classes": classes(results),
         "sampler": sampler(results.sample_metrics.sampler) if results.sample_metrics else "",
@@ -261,7 +261,15 @@ def figure(number: float | None, error: float | None = None, form: str = ".4f") 
     return Markup(shown if error is None else f"{shown}&nbsp;± {figure(error)}")
 
 
-def facts(results: Results) -> Iterator[tuple[str, str]]:
+def png_of(results: Results) -> InPng | None:
+    """Return what the evaluated images take in a PNG; None if they are not here."""
+    metrics = results.metrics
+    if not results.images or metrics.split == "given":
+        return None
+    return in_one_png(spread(results.images[metrics.split], metrics.num_images))
+
+
+def facts(results: Results, png: InPng | None) -> Iterator[tuple[str, str]]:
     """Yield the names of the facts that are known, with their values in words."""
     origin, metrics, curves, model = results.origin, results.metrics, results.curves, results.model
     if model:
@@ -280,21 +288,11 @@ def facts(results: Results) -> Iterator[tuple[str, str]]:
             taken += f"; weights of step {int(curves['step'][validated.idxmin()]):,}, the best on the validation images"
         yield "Training", taken
     if origin.preset:
-        yield "Preset", origin.preset
-    if results.images and metrics.split != "given":
-        yield in_one_png(spread(results.images[metrics.split], metrics.num_images))
+        noun = "change" if len(origin.changes) == 1 else "changes"
+        yield "Preset", origin.preset + (f", with {len(origin.changes)} {noun}" if origin.changes else "")
+    if png:
+        yield f"{png.words[0].upper()}{png.words[1:]} in one PNG", f"{png.bpd:.4f} bits/dim"
     if results.validation:
         yield "Data validation", results.validation.words
     if metrics.environment:
         yield "Evaluated on", f"{metrics.environment.processor}, torch {metrics.environment.torch}"
-
-
-def in_one_png(images: np.ndarray) -> tuple[str, str]:
-    """Return the fact how many bits/dim the images (N,C,H,W) take, evenly spread if many, below each other in a PNG."""
-    chosen = np.ascontiguousarray(spread(images, max(1, MOST_BYTES // images[0].nbytes)))
-    _, channels, _, width = chosen.shape
-    rows = chosen.transpose(0, 2, 3, 1).reshape(-1, width, 3) if channels == 3 else chosen.reshape(-1, width)
-    file = BytesIO()
-    Image.fromarray(rows).save(file, format="png", compress_level=9)
-    of = "The same images" if len(chosen) == len(images) else f"{len(chosen):,} of these images"
-    return f"{of} in one PNG", f"{8 * file.tell() / chosen.size:.4f} bits/dim"

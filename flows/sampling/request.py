@@ -14,9 +14,10 @@ from PIL import Image
 from flows.core.errors import Exit, UserError
 from flows.core.files import naming, require_replaceable, write_whole, writing_folder, written_last
 from flows.core.model import TrainedModel
+from flows.images.given import stated_transforms
 from flows.images.grids import grid, png, rows_of, shown
 from flows.images.image_set import class_numbers, write_array
-from flows.images.picture_files import BadImageError, levels, read_images
+from flows.images.picture_files import BadImageError, Colour, levels, read_images
 from flows.sampling import film
 from flows.sampling.drawing import Drawing, draw
 from vdm.model import VDM
@@ -53,7 +54,9 @@ def answer(request: Request) -> dict[str, Any]:
     drawing = Drawing(model, request.settings.model_copy(update={"classes": classes}))
     beside = list[np.ndarray]()
     if request.known and request.mask:
-        known, missing = read_known(request.known, vdm), read_mask(request.mask, vdm)
+        stated = stated_transforms(model)
+        known = read_known(request.known, vdm, stated.background_colour if stated else None)
+        missing = read_mask(request.mask, vdm)
         drawing = drawing._replace(known=known, missing=missing)
         beside = [known.numpy(), np.where(missing, vdm.num_levels - 1, 0 * known)]
     begin = perf_counter()
@@ -123,13 +126,14 @@ def write(path: Path, images: np.ndarray, num_levels: int, beside: Sequence[np.n
                         Image.fromarray(image).save(file, optimize=True)
 
 
-def read_known(path: Path, vdm: VDM) -> torch.Tensor:
+def read_known(path: Path, vdm: VDM, background: Colour | None) -> torch.Tensor:
     """Return a picture, or an array of levels in an .npy file, as levels (C,H,W) of the model.
 
-    Black and white of a picture are the first and the last level.  Raises UserError: exit 5 for a file that cannot be
+    Black and white of a picture are the first and the last level; where it is transparent, it shows the background of
+    the model's images.  Raises UserError: exit 5 for a file that cannot be
     read, 4 for one that is no picture of levels, 2 for another size or other levels than the model's.
     """
-    levels, white = read(path)
+    levels, white = read(path, background)
     highest = vdm.num_levels - 1
     if path.suffix.lower() != ".npy":
         levels = np.rint(levels * (highest / white))
@@ -152,13 +156,13 @@ def read_mask(path: Path, vdm: VDM) -> torch.Tensor:
     return torch.from_numpy(missing)
 
 
-def read(path: Path) -> tuple[np.ndarray, int]:
+def read(path: Path, background: Colour | None = None) -> tuple[np.ndarray, int]:
     """Return the image in a file, (C,H,W) of an unsigned type, and the highest level of its bits.
 
     Raises UserError: exit 2 for several images, 4 or 5 for a file that holds none.
     """
     try:
-        images = read_images(path)
+        images = read_images(path, background)
         first = levels(images.pixels[0], images.num_bits)
     except BadImageError as error:
         raise UserError(f"{path}: {error}", error.code) from error

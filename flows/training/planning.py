@@ -3,12 +3,13 @@
 import json
 import logging
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,12 +19,12 @@ from flows.core.device import find_device
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import visible
 from flows.core.model import arguments_of
-from flows.core.params import Model, Params, Train
+from flows.core.params import Data, Model, Params, Train
 from flows.core.params_file import parse_params, read_preset
 from flows.images.download import divided
-from flows.images.folder import ImageFiles, class_labels, read_folder
+from flows.images.folder import ImageFiles, read_folder
 from flows.images.image_set import FEWEST_COMPARED, SPLITS
-from flows.images.splitting import parts_of, require_splits
+from flows.images.splitting import require_splits
 from flows.images.transforms import levels_left
 from flows.process.locks import claim
 from flows.training.distributed import any_process, launch, local_rank, process_group
@@ -34,6 +35,11 @@ log = logging.getLogger(__name__)
 
 MOST_SIDE, RESIZED_SIDE = 64, 32
 """Images of one size and at most this side are trained on as they are, others are resized to the second side."""
+OF_ANY_KIND = {"background": "white", "grayscale": True, "gray_as_rgb": False, "resize": [1, 1]}
+"""Transforms with which images of all colours and sizes are read."""
+MOST_STRETCH = 1.05
+"""Images are cropped, not stretched, if the ratios of their sides differ by more than this factor."""
+MOST_NAMED = 10
 FEWEST_STEPS, SMALLEST_BATCH = 1000, 16
 """Batches are halved down to the smallest one while the minutes have fewer steps."""
 MEASURED_SECONDS = 5.0
@@ -46,8 +52,11 @@ Values = dict[str, dict[str, tuple[Any, str]]]
 """New values of parameters, and their reasons, by section and name."""
 
 
-def plan(name: str, source: Path, minutes: float) -> str:
+def plan(name: str, source: Path, minutes: float, *, classes: bool = False) -> str:
     """Return a whole params.yaml: the preset for the images in `source`, with `minutes` of training on this machine.
+
+    With `classes` the model is given the class, which is the folder.  Warns if the minutes may not be what they seem:
+    steps measured on a busy machine, or too few to see each image.
 
     Raises UserError: exit 2 for other than positive minutes, and for a preset that does not suit the images, such as
     one with classes for images without; 4 for too few images; 6 if another training holds the device; and what
@@ -56,10 +65,22 @@ def plan(name: str, source: Path, minutes: float) -> str:
     if not 0 < minutes < math.inf:
         raise UserError(f"--minutes must be above 0, got {minutes:g}", Exit.USAGE)
     preset = parse_params(read_preset(name, layout.PRESETS, AUTOMATIC), name)
-    planned, shape, num_levels, classes, splits = of_images(preset, source)
+    planned, shape, num_levels, num_classes, splits = of_images(preset, source, classes=classes)
     new_values = {key: value for key, (value, _) in planned["model"].items()}
-    model = preset.model.model_copy(update=new_values | {"classes": classes})
-    planned |= of_minutes(preset, 60 * minutes, partial(measured, model, shape, num_levels), splits)
+    model = preset.model.model_copy(update=new_values | {"classes": num_classes})
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    measure = partial(measured, model, shape, num_levels)
+    planned |= of_minutes(preset, 60 * minutes, measure, splits, num_classes)
+    load = max(load, os.getloadavg()[0])
+    if load > cores:
+        text = (
+            "the machine was busy while steps were measured: a load of %.1f on %d cores; alone, it takes fewer minutes"
+        )
+        log.warning(text, load, cores)
+    seen = planned["train"]["steps"][0] * planned["train"]["batch_size"][0]
+    if seen < splits[0]:
+        text = "%g min are less than an epoch: %d of %d training images are seen, once each; give more minutes"
+        log.warning(text, minutes, seen, splits[0])
     lines = [f"# The preset {name} for the images in {json.dumps(str(source))}: {minutes:g} min of training here"]
     for section, values in planned.items():
         before = getattr(preset, section).model_dump()
@@ -70,58 +91,108 @@ def plan(name: str, source: Path, minutes: float) -> str:
     return text
 
 
-def of_images(preset: Params, source: Path) -> tuple[Values, tuple[int, ...], int, int | None, list[int]]:
-    """Return the parameters for the images in `source`, and then their shape, levels, classes and number in each split.
+class Found(NamedTuple):
+    """Parameters for images, and what was found: the shape that they get, K, the number of classes and of each split.
 
-    The number of classes is None for a preset without classes.
+    The number of classes is None for parameters without classes.
     """
-    files = ImageFiles(source, grayscale=True, resized=True)
-    shapes, coloured = [], False
-    for _, images in files.read():
-        shapes.append(images.shape[1:])
-        coloured = coloured or bool((images != images[:, :1]).any())
-    channels, *sides = np.array(shapes).T
-    depth, size = int(channels.max()), [int(np.median(side)) for side in sides]
-    data: dict[str, tuple[Any, str]] = {"name": ("image_folder", "yours"), "source": (str(source), "yours")}
-    if len({*channels}) > 1 or (depth == 3 and not coloured):
-        depth, data["grayscale"] = 1, (True, "images without colours are among them")
-    if max(size) > MOST_SIDE or any(len({*side}) > 1 for side in sides):
-        size = [max(1, round(side * min(1, RESIZED_SIDE / max(size)))) for side in size]
-        ranges = " by ".join(f"{side.min()} to {side.max()}" for side in sides)
-        data["resize"] = size, f"they have {ranges} pixels; larger images show more and take longer"
-    parts = parts_of(source, files.names)
+
+    planned: Values
+    shape: tuple[int, int, int]
+    num_levels: int
+    num_classes: int | None
+    splits: list[int]
+
+
+def of_images(preset: Params, source: Path, *, classes: bool) -> Found:
+    """Return the parameters for the images in `source`; with `classes`, of a model that is given their class."""
+    data, (depth, *sides), num_levels = like(preset.data, source)
     planned_data = preset.data.model_copy(update={name: value for name, (value, _) in data.items()})
     counts: Counter[Split] = Counter()
+    labels: Counter[int] = Counter()
     divisible = read_folder(source, planned_data)
     for part in divided(divisible, planned_data):
         counts[part.split] += len(part.images)
+        labels.update([] if part.labels is None else part.labels.tolist())
     require_splits(divisible, counts, planned_data)
     splits = [counts[split] for split in SPLITS]
     if splits[-1] < FEWEST_COMPARED:
         reason = f"{splits[-1]} test images, but samples are compared with at least {FEWEST_COMPARED}"
         raise UserError(f"{source}: {reason}; add images", Exit.INVALID_DATA)
-    classes = preset.model.classes
-    if classes is not None:
-        _, names = class_labels(source, files.names, 1 if parts else 0)
-        if len(names) < 2:
-            reason = "the preset has classes, which need two or more folders with the images of a class each"
-            raise UserError(f"{source}: {reason}; make them, or choose a preset without classes", Exit.USAGE)
-        classes = len(names) if classes == "auto" else classes
-    num_levels = levels_left(files.num_levels, preset.data.num_bits)
-    found = f"{depth}x{size[0]}x{size[1]} with {num_levels} levels"
+    num_levels = levels_left(num_levels, preset.data.num_bits)
+    found = f"{depth}x{sides[0]}x{sides[1]} with {num_levels} levels"
     log.info("%s: images of %s; %d for training, %d for validation, %d test images", visible(source), found, *splits)
     planned: Values = {"data": data, "model": {}}
+    num_classes = preset.model.classes
+    names = divisible.origin.get("class_names", [])
+    if classes or num_classes is not None:
+        if len(names) < 2:
+            who = "--classes needs" if classes else "the preset has classes, which need"
+            advice = "make them, or leave out --classes" if classes else "make them, or choose a preset without classes"
+            raise UserError(
+                f"{source}: {who} two or more folders with the images of a class each; {advice}", Exit.USAGE
+            )
+        num_classes = len(names) if classes or num_classes == "auto" else num_classes
+    if classes:
+        planned["model"]["classes"] = "auto", f"{len(names)} folders"
+    if len(names) > 1:
+        largest = [f"{names[label]} {count:,}" for label, count in labels.most_common(MOST_NAMED)]
+        more = [f"and {len(names) - MOST_NAMED} more"] if len(names) > MOST_NAMED else []
+        how = "" if num_classes else "; --classes makes a model that is given the class"
+        log.info("%s: %d classes: %s%s", visible(source), len(names), ", ".join(largest + more), how)
     gamma_0, finest = round(-2 * math.log(3 * num_levels), 1), max(1, (num_levels - 1).bit_length() - 2)
     if gamma_0 != preset.model.gamma_0:
         reason = f"for {num_levels} levels"
-        planned["model"] = {"gamma_0": (gamma_0, reason), "fourier_exponents": ([finest - 1, finest], reason)}
-    return planned, (depth, *size), num_levels, classes, splits
+        planned["model"] |= {"gamma_0": (gamma_0, reason), "fourier_exponents": ([finest - 1, finest], reason)}
+    return Found(planned, (depth, sides[0], sides[1]), num_levels, num_classes, splits)
+
+
+def like(preset: Data, source: Path) -> tuple[dict[str, tuple[Any, str]], tuple[int, int, int], int]:
+    """Return the transforms that make the images in `source` alike, the shape that they get, and K."""
+    files = ImageFiles(source, preset.model_copy(update=OF_ANY_KIND))
+    shapes: list[tuple[int, ...]] = []
+    colourless = 0
+    for _, images in files.read():
+        shapes += [images.shape[1:]] * len(images)
+        colourless += int((images == images[:, :1]).all((1, 2, 3)).sum())
+    data: dict[str, tuple[Any, str]] = {"name": ("image_folder", "yours"), "source": (str(source), "yours")}
+    if files.lightness:
+        light = float(np.mean(files.lightness))
+        background, looks = ("white", "dark") if light < 128 else ("black", "light")
+        which = f"{len(files.lightness):,} of {len(shapes):,} are transparent in places"
+        data["background"] = background, f"{which}, and {looks}: a mean level of {light:.0f}"
+    channels, *sides = np.array(shapes).T
+    depth = int(channels.max())
+    if len({*channels}) > 1 or (depth == 3 and colourless == len(shapes)):
+        if 2 * colourless > len(shapes):
+            depth, data["grayscale"] = 1, (True, f"{colourless:,} of {len(shapes):,} images have no colours")
+        else:
+            depth, data["gray_as_rgb"] = 3, (True, f"{(channels == 1).sum():,} of {len(shapes):,} images are gray")
+    ratios = sides[1] / sides[0]
+    if ratios.max() > MOST_STRETCH * ratios.min():
+        square = np.minimum(*sides)
+        left_out = 1 - (square**2).sum() / (sides[0] * sides[1]).sum()
+        data["crop"] = "center", f"their sides differ; it leaves out {left_out:.0%} of the pixels"
+        sides = [square, square]
+    size = [int(np.median(side)) for side in sides]
+    if max(size) > MOST_SIDE or any(len({*side}) > 1 for side in sides):
+        size = [max(1, round(side * min(1, RESIZED_SIDE / max(size)))) for side in size]
+        ranges = " by ".join(" to ".join(f"{length}" for length in sorted({side.min(), side.max()})) for side in sides)
+        data["resize"] = size, f"they have {ranges} pixels; larger images show more and take longer"
+    return data, (depth, size[0], size[1]), files.num_levels
 
 
 def of_minutes(
-    preset: Params, seconds: float, measure: Callable[[Train], tuple[float, float]], splits: list[int]
+    preset: Params,
+    seconds: float,
+    measure: Callable[[Train], tuple[float, float]],
+    splits: list[int],
+    num_classes: int | None = None,
 ) -> Values:
-    """Return the parameters for so many seconds of training, and a quarter each for the evaluation and for samples."""
+    """Return the parameters for so many seconds of training, and a quarter each for other computations.
+
+    These are the evaluation, the samples and, of a model with classes, the classification.
+    """
     train, parts = preset.train, preset.train.num_devices * preset.train.accumulation
     first, step = measure(train)
     size, longest = train.batch_size, (seconds - first) / FEWEST_STEPS
@@ -138,9 +209,17 @@ def of_minutes(
         raise UserError(f"--minutes are too few: a step takes {step:.2g} s; choose a smaller preset", Exit.USAGE)
     samples = max(FEWEST_COMPARED, int(seconds / 4 * calls / preset.sample.num_timesteps))
     samples = min(preset.sample.num_images, num_test, samples)
-    evaluations = max(2, int(seconds / 4 * calls / (2 * num_test + num_validation)))
+    evaluated = (2 if num_classes is None else 3) * num_test + num_validation  # also without the class
+    evaluations = max(2, int(seconds / 4 * calls / evaluated))
     evaluations = min(preset.evaluate.times_per_image, evaluations)
     few = "for so few minutes"
+    evaluate: dict[str, tuple[Any, str]] = {"times_per_image": (evaluations, few)}
+    if num_classes is not None:
+        at_once = int(seconds / 4 * calls / num_classes)  # images at one time each
+        class_images = num_test if preset.evaluate.class_images is None else preset.evaluate.class_images
+        class_images = min(class_images, num_test, max(1, at_once // 2))
+        class_times = min(preset.evaluate.class_times, max(2, at_once // max(1, class_images)))
+        evaluate |= {"class_images": (class_images, few), "class_times": (class_times, few)}
     return {
         "train": {
             "steps": (steps, f"{seconds / 60:g} min at {step:.3g} s a step, as measured"),
@@ -151,7 +230,7 @@ def of_minutes(
             "validate_every_steps": (math.ceil(steps / validations), f"{validations} times"),
             "validation_times": (times, f"{num_validation} images, in a tenth of the minutes"),
         },
-        "evaluate": {"times_per_image": (evaluations, few)},
+        "evaluate": evaluate,
         "sample": {"num_images": (samples, f"to compare with {num_test} test images")},
         "features": {"steps": (min(preset.features.steps, max(100, round(5 * seconds))), few)},
     }

@@ -17,11 +17,17 @@ from flows.images.image_set import open_images
 
 DEEP = png(noise(6, 15), 16, 2, size=(6, 5))
 ICON = png(noise(6, 20), 8, 6, size=(6, 5))
+DEEP_ICON = png(noise(6, 20).astype(np.uint16), 16, 6, size=(6, 5))
 
 
 def animated(path: Path) -> None:
     frames = [Image.fromarray(noise(6, 5, seed=i)) for i in range(2)]
     frames[0].save(path.with_suffix(".webp"), save_all=True, append_images=frames[1:])
+
+
+def animated_png(path: Path) -> None:
+    frames = [Image.fromarray(noise(6, 5, seed=i)) for i in range(2)]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
 
 
 def out_of_the_folder(path: Path) -> None:
@@ -59,8 +65,13 @@ def content(data: bytes) -> Callable[[Path], object]:
             '1 too large ("bad.png": Image si',
         ),
         (content(DEEP), Exit.INVALID_DATA, '1 in colour with 16 bits ("bad.png"): convert to 8 bits, or save as .npy'),
-        (mode("RGBA"), Exit.INVALID_DATA, '1 with transparency ("bad.png"): put on a background'),
-        (mode("P"), Exit.INVALID_DATA, '1 with a palette ("bad.png"): convert to RGB'),
+        (
+            content(ICON),
+            Exit.INVALID_DATA,
+            '1 with transparency ("bad.png"): set data.background (white, black or "#rr',
+        ),
+        (content(DEEP_ICON), Exit.INVALID_DATA, '1 with transparency ("bad.png"): set data.background'),
+        (animated_png, Exit.INVALID_DATA, '1 with several frames ("bad.png"): save each frame as a file'),
         (tiff("CMYK"), Exit.INVALID_DATA, '1 in CMYK ("bad.tif"): convert to RGB'),
         (
             tiff("F"),
@@ -68,7 +79,7 @@ def content(data: bytes) -> Callable[[Path], object]:
             '1 in an unusual pixel format ("bad.tif"): convert to gray levels or RGB of 8 bits',
         ),
         (animated, Exit.INVALID_DATA, '1 with several frames ("bad.webp"): save each frame as a file'),
-        (mode("RGB"), Exit.INVALID_DATA, '1 in colour ("bad.png"): convert to gray levels, or set data.grayscale for'),
+        (mode("RGB"), Exit.INVALID_DATA, '1 in colour ("bad.png"): convert to gray levels, or set data.grayscale ('),
         (array(np.array([[{}]]), allow_pickle=True), Exit.MISSING, '1 damaged ("bad.npy": '),
         (array(np.full((6, 5), np.nan)), Exit.INVALID_DATA, '1 of float64, not levels ("bad.npy"): save the integers'),
         (array(np.full((6, 5), 256)), Exit.INVALID_DATA, '1 with levels outside 0..255 ("bad.npy": 256 of int64): '),
@@ -114,14 +125,15 @@ def test_all_bad_files_are_named_in_groups_after_one_pass(folder: Path) -> None:
     assert str(error.value) == (
         f"{folder}: 1,183 of 1,203 files cannot be used: "
         '1,170 with transparency ("icon0000.png", "icon0001.png", "icon0002.png", "icon0003.png", "icon0004.png", and'
-        " 1,165 more): put on a background, and save as RGB or gray levels; "
-        '7 gray ("1.png", "2.png", "3.png", "4.png", "5.png", and 2 more): convert to RGB, or set data.grayscale for'
-        " the pipeline; "
+        ' 1,165 more): set data.background (white, black or "#rrggbb"), or lay them over a colour and save them without'
+        ' alpha; an image editor\'s "convert to RGB" may show colours that transparency hides; '
+        '7 gray ("1.png", "2.png", "3.png", "4.png", "5.png", and 2 more): convert to RGB, or set data.grayscale (or'
+        " data.gray_as_rgb) for the pipeline; "
         '3 gray with 16 bits ("0.png", "deep0.png", "deep1.png"): convert to RGB and 8 bits; '
         '2 damaged ("x.png": not a PNG, JPEG, WEBP or TIFF file, "y.png": not a PNG, JPEG, WEBP or TIFF file): replace'
         " or remove; "
-        '1 gray of another size than 6x5 ("tall.png"): convert to RGB and 6x5, or set data.grayscale and'
-        " data.resize for the pipeline"
+        '1 gray of another size than 6x5 ("tall.png"): convert to RGB and 6x5, or set data.grayscale (or'
+        " data.gray_as_rgb) and data.resize for the pipeline"
     )
 
 

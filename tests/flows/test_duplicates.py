@@ -84,6 +84,7 @@ def test_one_mirrored_copy_in_any_pair_of_splits_is_found(digits: np.ndarray, tm
     assert flagged == {("train", "validation"): [5], ("train", "test"): [4], ("validation", "test"): [3]}
 
 
+@pytest.mark.filterwarnings("ignore")  # Great Expectations and its libraries warn on import
 def test_of_many_images_a_sample_is_searched_for_and_said_so(
     digits: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ from small import Small
 from flows.cli import run
 from flows.core.errors import Exit
 from flows.core.model import open_model, read_config, save_model
+from flows.images.as_png import in_one_png
 from flows.images.image_set import open_images, save_images
 from flows.images.transforms import transform
 from flows.training.card import TEXT
@@ -65,6 +66,21 @@ def test_options_of_the_bound_replace_its_parameters_also_with_zero(
         found = printed(capsys, "evaluate", MODEL, *given)
         for each, number in zip(found.get("sweep", [found]), steps, strict=True):
             assert (each["seed"], each["times_per_image"], each["num_timesteps"]) == (0, 1, int(number))
+
+
+def test_a_model_that_is_worse_than_png_is_named(
+    small: Small, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    printed(capsys, "evaluate", MODEL, "--times-per-image=1")
+    taken = in_one_png(open_images(Path("data/images"))["test"])
+    said = "worse than PNG: train longer; in one PNG"
+    assert f"{said} the same images take {taken.bpd:.4f} bits/dim" in caplog.text
+    caplog.clear()
+    printed(capsys, "evaluate", MODEL, "--times-per-image=1", "--images=data/images/test.npy", "--num-images=3")
+    assert said in caplog.text
+    assert taken.is_better(taken.bpd + 1e-6)
+    assert not taken.is_better(taken.bpd - 1e-6)
+    assert not taken.is_better(None)
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])

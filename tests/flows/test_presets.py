@@ -1,11 +1,13 @@
 """A preset names what differs from digits.yaml; `vdmctl preset` writes a whole file with its comments."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pictures import noise
 from PIL import Image
 from project import ROOT, TINY_PARAMS
 from ruamel.yaml import YAML
@@ -14,6 +16,7 @@ from flows.cli import run
 from flows.core.errors import Exit, UserError
 from flows.core.params import Params, Train
 from flows.core.params_file import WHOLE, compose, parse_params, preset_names, read_params, read_preset
+from flows.images.image_set import open_images
 from flows.process.locks import claim
 from flows.training.planning import of_minutes
 
@@ -157,12 +160,77 @@ def test_a_preset_with_classes_takes_those_of_the_folder(mine: Path, capsys: pyt
 @pytest.mark.slow
 def test_images_of_several_sizes_are_resized_and_those_without_colours_are_gray(mine: Path) -> None:
     draw(mine, 40, (40, 80), (50, 100))
-    draw(mine, 20, (40, 90, 3), first=40)
-    assert planned().data.resize == [14, 32]
-    assert planned("--force").data.grayscale
-    assert (
-        "  resize: [14, 32]      # [height, width]; they have 40 to 50 by 80 to 100" in Path("params.yaml").read_text()
-    )
+    draw(mine, 20, (40, 80, 3), first=40)
+    data = planned().data
+    assert (data.resize, data.crop, data.grayscale, data.gray_as_rgb) == ([16, 32], None, True, False)
+    text = Path("params.yaml").read_text()
+    assert "  resize: [16, 32]      # [height, width]; they have 40 to 50 by 80 to 100" in text
+    assert "colours become gray; 40 of 60 images have no colours" in text
+
+
+@pytest.mark.slow
+def test_transparency_gets_a_background_and_sides_that_differ_are_cropped(mine: Path) -> None:
+    draw(mine, 80, (40, 80, 3), (50, 50, 3))
+    for number in range(40):
+        pixels = noise(40, 40, 4, seed=number)
+        pixels[..., :3] //= 8
+        Image.fromarray(pixels).convert("LA" if number < 10 else "RGBA").save(mine / f"icon{number}.png")
+    data = planned().data
+    assert (data.background, data.gray_as_rgb, data.grayscale) == ("white", True, False)
+    assert (data.crop, data.resize) == ("center", [32, 32])
+    text = Path("params.yaml").read_text()
+    assert "40 of 120 are transparent in places, and dark: a mean level of 1" in text
+    assert "10 of 120 images are gray" in text
+    left_out = 40 * 40 * 40 / (40 * 40 * 80 + 40 * 50 * 50 + 40 * 40 * 40)
+    assert f"their sides differ; it leaves out {left_out:.0%} of the pixels" in text
+    assert run(["download"]) == Exit.DONE
+    assert open_images(Path("data/images")).image_shape == (3, 32, 32)
+
+
+@pytest.fixture
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Let a first step take a second and others half a second, in place of networks that take minutes here."""
+    seconds = {"first": 1.0, "step": 0.5}
+    monkeypatch.setattr("flows.training.planning.measured", lambda *_: (seconds["first"], seconds["step"]))
+    return seconds
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [WHOLE, *OTHERS])
+def test_class_folders_are_counted_and_any_preset_takes_them(
+    name: str, mine: Path, unmeasured: dict[str, float], caplog: pytest.LogCaptureFixture
+) -> None:
+    for kind, count in (("circle", 160), ("square", 120), ("star", 80)):
+        (mine / kind).mkdir()
+        draw(mine / kind, count, (6, 5), first=1000 * count)
+    (Path("presets") / f"{name}.yaml").write_text((PRESETS / f"{name}.yaml").read_text())
+    classed = parse_params(read_preset(name), name).model.classes is not None
+    assert run(["preset", name, "--images=mine", "--minutes=9"]) == Exit.DONE
+    how = "" if classed else "; --classes makes a model that is given the class"
+    assert f"mine: 3 classes: circle 160, square 120, star 80{how}\n" in caplog.text
+    assert read_params(Path("params.yaml")).model.classes == ("auto" if classed else None)
+    assert run(["preset", name, "--images=mine", "--minutes=9", "--classes", "--force"]) == Exit.DONE
+    params = read_params(Path("params.yaml"))
+    assert params.model.classes == "auto"
+    batch_size, evaluate = params.train.batch_size, params.evaluate
+    assert evaluate.class_images
+    calls = 3 * evaluate.class_images * evaluate.class_times
+    assert calls <= max(9 * 60 / 4 * 3 * batch_size / 0.5, 6)
+
+
+def test_minutes_are_doubted_on_a_busy_machine_and_below_an_epoch(
+    mine: Path, unmeasured: dict[str, float], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    draw(mine, 300, (6, 5))
+    cores = os.cpu_count() or 1
+    for load in (cores - 0.5, cores + 0.5):
+        monkeypatch.setattr("os.getloadavg", lambda load=load: (load, 0.0, 0.0))
+        for unmeasured["step"] in (0.1, 5.0):
+            caplog.clear()
+            planned("--force")
+            busy = f"the machine was busy while steps were measured: a load of {load:.1f} on {cores} cores"
+            assert (busy in caplog.text) == (load > cores)
+            assert ("1 min are less than an epoch: " in caplog.text) == (unmeasured["step"] == 5.0)
 
 
 @pytest.mark.parametrize("seconds", [0.001, 0.05])
@@ -187,6 +255,8 @@ def test_steps_and_validations_take_the_minutes(seconds: float, splits: list[int
     ("arguments", "code", "message"),
     [
         (["--minutes=1"], Exit.USAGE, "--minutes needs --images FOLDER"),
+        (["--classes"], Exit.USAGE, "--classes needs --images FOLDER"),
+        (["--images=mine", "--classes"], Exit.USAGE, "mine: --classes needs two or more folders with the images of a"),
         (["--images=mine", "--minutes=0"], Exit.USAGE, "--minutes must be above 0, got 0"),
         (["--images=mine", "--minutes=1e-5"], Exit.USAGE, "--minutes are too few: a step takes "),
         (["--images=none"], Exit.MISSING, "none does not exist, or is not a folder of images"),

@@ -28,11 +28,12 @@ from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.core.model import open_model, save_model
 from flows.evaluation.results import BoundMetrics, SampleMetrics
+from flows.images.as_png import in_one_png
 from flows.images.grids import shades
 from flows.images.image_set import spread
 from flows.report import charts, markdown
 from flows.report.origin import origin_here
-from flows.report.page import Page, alike, difference, extremes, facts, in_one_png, page, report
+from flows.report.page import Page, alike, difference, extremes, page, png_of, report
 from flows.report.pictures import grids, in_rows
 from flows.report.results import Files, disagreements, opened_images, opened_model, read_results
 from flows.report.words import cautions
@@ -79,7 +80,7 @@ def test_the_page_says_everything_in_the_order_of_its_readers_questions(whole: P
         "16 test images",
         "Learned end points gamma -8.50 to 3.50; at first -7 to 5",
         "30 steps of 12 images, 6.0 epochs; weights of step 20, the best on the validation images",
-        "digits, with train.steps 30 instead of 2300",
+        "digits, with 1 change",
         "The same images in one PNG",
         "From noise to images",
         "with seed 0",
@@ -373,13 +374,35 @@ def test_the_png_has_the_evaluated_images(files: Files, tmp_path: Path) -> None:
     results = read_results(files, ORIGIN, *opened(tmp_path))
     assert results.images
     few = results._replace(metrics=results.metrics.model_copy(update={"num_images": 4}))
-    assert in_one_png(spread(results.images["test"], 4)) in [*facts(few)]
+    assert png_of(few) == in_one_png(spread(results.images["test"], 4))
+
+
+@pytest.mark.parametrize("bpd", [0.01, 100.0])
+def test_a_model_that_is_worse_than_png_is_told_to_train_longer(bpd: float, files: Files, tmp_path: Path) -> None:
+    content = json.loads(files.metrics.read_text()) | {"bpd": bpd}
+    files.metrics.write_text(json.dumps(content))
+    text = shown(files, tmp_path)
+    assert "The same images in one PNG" in text
+    assert ("Worse than PNG: train longer. In one PNG the same images take" in text) == (bpd > 8)
+
+
+@pytest.mark.slow
+def test_what_differs_from_the_preset_is_a_table(whole: Page) -> None:
+    text = words(Document(whole.html).text)
+    assert "What differs from the preset digits parameter here digits train.steps 30 2300" in text
+
+
+@pytest.mark.slow
+def test_a_window_that_is_narrower_than_the_strip_says_that_it_scrolls(whole: Page) -> None:
+    """The strip of these results is 128 pixels wide."""
+    assert "@container (max-width: 127px) { .hint1 { display: block; } }" in whole.html
+    assert "Scroll the strip sideways" in Document(whole.html).text
 
 
 def test_a_png_takes_at_least_the_bits_of_noise() -> None:
     """Noise of 4 bits costs at least 4 bits/dim, and images of one level almost nothing."""
     images = np.random.default_rng(0).integers(0, 16, (200, 3, 8, 8), dtype=np.uint8)
-    noise, plain = (float(in_one_png(each)[1].split()[0]) for each in (images, images * 0))
+    noise, plain = (in_one_png(each).bpd for each in (images, images * 0))
     assert 4 < noise < 6
     assert plain < 0.3
 

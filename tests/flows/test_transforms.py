@@ -81,7 +81,32 @@ def test_every_channel_is_resized_as_a_gray_image(channels: int, size: list[int]
     assert np.abs(done[:, 0].astype(int) - np.stack([np.asarray(each) for each in gray])).max() <= 1
 
 
-@pytest.mark.parametrize("change", [{"num_bits": 4}, {"pad": 1}, {"resize": [8, 9]}, {"split_seed": 1}])
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (8, 13), (12, 7), (1, 1)])
+def test_a_crop_is_the_middle_square(height: int, width: int) -> None:
+    images = noise(2, 3, height, width).astype(np.uint8)
+    done = transform(images, 256, declared(crop="center"))
+    side = min(height, width)
+    assert done.shape == (2, 3, side, side)
+    top, left = (height - side) // 2, (width - side) // 2
+    assert np.array_equal(done, images[:, :, top : top + side, left : left + side])
+    assert abs(height - side - 2 * top) <= 1
+    assert abs(width - side - 2 * left) <= 1
+
+
+def test_the_crop_is_taken_before_images_are_resized_and_padded() -> None:
+    settings = declared(gray_as_rgb=True, crop="center", resize=[4, 6], pad=1)
+    images = noise(2, 1, 8, 30).astype(np.uint8)
+    square = images[..., 11:19]
+    expected = transform(square, 256, declared(resize=[4, 6], pad=1)).repeat(3, axis=1)
+    assert np.array_equal(transform(images, 256, settings), expected)
+    words = "gray as RGB, cropped to the middle square, resized to 4x6 (bicubic, antialiased), padded by 1"
+    assert describe(256, settings) == words
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"num_bits": 4}, {"pad": 1}, {"resize": [8, 9]}, {"split_seed": 1}, {"gray_as_rgb": True}, {"crop": "center"}],
+)
 def test_each_declaration_changes_the_digest_and_is_recorded(change: dict[str, Any], tmp_path: Path) -> None:
     for name, settings in (("plain", DIGITS), ("changed", declared(**change))):
         download(settings, out=tmp_path / name, downloads=tmp_path / "downloads")
@@ -96,6 +121,7 @@ def test_each_declaration_changes_the_digest_and_is_recorded(change: dict[str, A
         ((3, 9000, 9000), {}, "3x9000x9000 have more than .* levels; set data.resize to a", Exit.INVALID_DATA),
         ((3, 8, 8), {"resize": [4096, 4096]}, "3x4096x4096 have more than .* or lower data.pad", Exit.USAGE),
         ((1000, 4, 4), {"pad": 1024}, "1000x2052x2052", Exit.USAGE),
+        ((1, 4000, 8000), {"gray_as_rgb": True, "crop": "center"}, "3x4000x4000 have more", Exit.INVALID_DATA),
         ((2, 4, 4), {"grayscale": True}, "needs 1 or 3 channels, but the images have 2", Exit.USAGE),
     ],
 )
