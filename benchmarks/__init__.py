@@ -7,6 +7,7 @@ samplers       the quality of samples against their cost
 compression    our files and those of general codecs
 contract       corruptions of images that the data contract finds
 registry       the processor seconds of commands in a project with hundreds of versions
+serving        the app: its start, many requests, and a training beside it
 gpu_day        everything about one card, in ten minutes
 
 What they share is here: options, presets, the machine, figures as text or JSON, charts.

@@ -18,7 +18,6 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks import chart, explained, new_parser, positive, show
-from flows.commands.sampling import SOLVERS
 from flows.core import layout
 from flows.core.model import TrainedModel, open_model
 from flows.core.params import Sample
@@ -27,6 +26,7 @@ from flows.images.image_set import Chosen, open_images
 from flows.sampling.distances import frechet_distance, precision, recall, with_error
 from flows.sampling.drawing import Drawing, draw
 from flows.sampling.features import Classifier, embed, open_features
+from flows.sampling.samplers import SOLVERS
 
 BEST, MOST_STEPS, RESAMPLES = "sde-dpm-solver++", 1000, 20
 SHARES = {"precision": precision, "recall": recall}

@@ -75,7 +75,8 @@ def status(
     """Show the state of the retraining loop; exit 5 if there is a problem.
 
     It shows the server, its workers, schedules, unfinished runs and the run that ended last; who trains on which
-    device; the worktrees of runs; the champion; and the disk usage. The last lines say what is wrong and what to do.
+    device; the apps and what they serve; the worktrees of runs; the champion; and the disk usage. The last lines say
+    what is wrong and what to do.
     """
     from flows.commands.summary import counted, table
     from flows.orchestration.status import status
@@ -120,6 +121,9 @@ def rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "last run", f"{last['name']} {last['state'].lower()}, ended {last['ended']}"
     for device in found["devices"]:
         yield "device", f"{device['device']}: {device['holder']}"
+    for app in found["apps"]:
+        follows = ", follows the champion" if app["follows_champion"] else ""
+        yield "app", f"{app['url']} serves {app['model'] or 'nothing'}{follows}"
     for worktree in found["worktrees"]:
         state = "in use" if worktree["in_use"] else "left behind; the next run removes it"
         yield "worktree", f"{worktree['name']} {state}"

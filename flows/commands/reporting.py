@@ -49,8 +49,13 @@ def write_page(models: list[str], out: Path, *, force: bool) -> None:
     require_no_outputs(ROOT, out)
     if out.exists() and not force:
         raise UserError(f"{out} exists; --force overwrites it", Exit.USAGE)
-    found = [of_version(version) if (version := version_of(name)) else of_folder(Path(name)) for name in models]
+    found = [results_of(name) for name in models]
     write_whole(out, page(*found or [of_workspace(layout.REGISTERED)]).html)
+
+
+def results_of(model: str) -> Results:
+    """Return the results of the model that the text names.  Raises what `of_version` and `of_folder` raise."""
+    return of_version(version) if (version := version_of(model)) else of_folder(Path(model))
 
 
 def of_version(version: Version) -> Results:

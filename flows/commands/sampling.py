@@ -1,7 +1,7 @@
 """Commands about samples: draw them, measure them, and train the features that compare them."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -9,20 +9,11 @@ from flows.commands.arguments import MODEL_HELP, ROOT, AsJson, ForceOption, name
 from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.process.streams import say_result
+from flows.sampling.samplers import SOLVERS, Sampler
 
 commands = typer.Typer()
 
 DRAWN, OUT = 64, Path("samples.png")
-
-Sampler = Literal["ancestral", "ddim", "dpm-solver++", "sde-dpm-solver++"]
-"""The samplers, by their usual names."""
-SOLVERS: dict[Sampler, dict[str, float]] = {
-    "ancestral": {"order": 1, "eta": 1.0},
-    "ddim": {"order": 1, "eta": 0.0},
-    "dpm-solver++": {"order": 2, "eta": 0.0},
-    "sde-dpm-solver++": {"order": 2, "eta": 1.0},
-}
-
 
 SAMPLER_HELP = (
     "ancestral: as in the paper, but with `sample.grid` and `sample.clip`. ddim, dpm-solver++: without noise, of first"

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from flows.commands import compression, evaluation, operating, pipeline, registry, sampling
+from flows.commands import compression, evaluation, operating, pipeline, registry, sampling, serving
 from flows.process.streams import say
 
 
@@ -64,6 +64,7 @@ GROUPS = {
     "Evaluation": evaluation.commands,
     "Samples": sampling.commands,
     "Compression": compression.commands,
+    "Serving": serving.commands,
     "Registry": registry.commands,
     "Retraining loop": operating.commands,
 }

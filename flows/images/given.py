@@ -14,7 +14,7 @@ from flows.core.files import scratch_folder, write_whole
 from flows.core.params import Data
 from flows.images.download import line_of
 from flows.images.folder import ImageFiles
-from flows.images.image_set import Chosen, files_of, is_image_set, kind, open_images, save_images
+from flows.images.image_set import Chosen, ImageSet, files_of, is_image_set, kind, open_images, save_images
 from flows.images.transforms import describe, levels_left, transform
 from vdm.choices import Split
 
@@ -50,20 +50,27 @@ def open_given(
         return
     if split:
         raise UserError(f"{path} is not an image set, so it has no splits; leave out --split", Exit.USAGE)
-    read = read_files(path, stated_transforms(model) if transformed else None)
+    read = read_files(path, transforms_of(model) if transformed else None)
     require_fitting(read, str(path), model)
+    with made_a_set(read, str(path), model) as images:
+        yield Chosen(images, "test", most)
+
+
+def transforms_of(model: "TrainedModel") -> Data | None:
+    """Return how the images of the model were transformed, if its card says it.  Raises UserError (exit 5)."""
+    stated = bounded_yaml.sections(model.parameters).get("data")
+    return checked(Data, stated, f"{model.folder}/README.md: data") if stated else None
+
+
+@contextmanager
+def made_a_set(read: Read, name: str, model: "TrainedModel") -> Iterator[ImageSet]:
+    """Yield images that fit the model as the test images of a set, which exists while the block runs."""
     described = {"name": "image_folder", "num_levels": model.num_levels}
     described |= {"transforms": read.transforms, "pictures": read.pictures}
     with scratch_folder() as folder:
         save_images(folder, {"train": read.array[:0], "test": read.array}, described)
         write_whole(files_of(folder, "test"), "".join(f"{line_of(name)}\n" for name in read.names))
-        yield Chosen(open_images(folder, str(path)), "test", most)
-
-
-def stated_transforms(model: "TrainedModel") -> Data | None:
-    """Return what the card of a model says of the transforms of its images, if it says it.  Raises UserError."""
-    stated = bounded_yaml.sections(model.parameters).get("data")
-    return checked(Data, stated, f"{model.folder}/README.md: data") if stated else None
+        yield open_images(folder, name)
 
 
 def read_files(path: Path, data: Data | None) -> Read:

@@ -31,11 +31,11 @@ from flows.orchestration.server import (
     configure,
     connected,
     find_address,
-    is_loopback,
     owning_database,
     require_project,
 )
 from flows.orchestration.setting_up import POOL, automate, make_pool, set_up
+from flows.process.addresses import is_loopback
 from flows.process.ending import STOP
 from flows.process.groups import search_path, signal_with_parent, stop_group
 from flows.process.lifeline import hold_what_starts

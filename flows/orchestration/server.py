@@ -4,7 +4,6 @@ prefect.toml has the server's settings.
 """
 
 import hashlib
-import ipaddress
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from prefect.settings import get_current_settings
 
 from flows.core import layout
 from flows.core.errors import Exit, UserError, brief
+from flows.process.addresses import is_loopback, reached_here
 from flows.process.locks import folder_of_devices, holder_of, lock_file
 
 LOOPBACK, PORT = "127.0.0.1", 4200
@@ -48,18 +48,10 @@ def find_address(host: str | None, port: int | None) -> Address:
         )
     if host or port or not settings.api.url:
         host, port = host or LOOPBACK, port or PORT
-        reached = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(host, host)
-        return Address(str(httpx.URL(scheme="http", host=reached, port=port, path="/api")), host, port)
+        url = httpx.URL(scheme="http", host=reached_here(host), port=port, path="/api")
+        return Address(str(url), host, port)
     url = httpx.URL(settings.api.url)
     return Address(settings.api.url.rstrip("/"), url.host, url.port or 80)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the host.  False for every host name other than localhost."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def configure(url: str) -> None:

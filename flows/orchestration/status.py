@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from flows.core import layout
-from flows.core.errors import UserError
+from flows.core.errors import UserError, brief
+from flows.process.apps import apps_of
 from flows.process.locks import folder_of_devices, held_locks
 from flows.registry.git import REMOTE, git, git_lines
 from flows.registry.versions import ANSWER_SECONDS, MODEL, REFUSED, Registry, numbers_of, open_registry
@@ -28,6 +29,7 @@ def status(root: Path) -> Entry:
             "folder": str(root.absolute()),
             "server": server(root),
             "devices": devices(),
+            "apps": apps(root),
             "worktrees": worktrees(root),
             "registry": registered.result(),
             "images": images(root),
@@ -142,6 +144,21 @@ def devices() -> list[Entry]:
     return [{"device": Path(name).stem, "holder": holder} for name, holder in held]
 
 
+def apps(root: Path) -> list[Entry]:
+    """Return the apps of `vdmctl app` that run for the folder, by what each answers about itself."""
+    import httpx
+
+    found = []
+    for process, url in apps_of(root):
+        try:
+            health = httpx.get(f"{url}/health", timeout=ANSWER_SECONDS, trust_env=False).json()
+            about = {key: health[key] for key in ("model", "follows_champion", "problem")}
+        except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
+            about = {"model": None, "follows_champion": None, "problem": f"does not answer: {brief(error)}"}
+        found.append({"process": process, "url": url, **about})
+    return found
+
+
 def worktrees(root: Path) -> list[Entry]:
     """Return the worktrees of runs, and whether their run holds their lock; if not, the next run removes them."""
     folder = root / layout.WORKTREES
@@ -231,6 +248,9 @@ def problems(found: Entry) -> Iterator[str]:
     if found["disk_free_bytes"] < LEAST_BYTES:
         free = f"{found['disk_free_bytes'] / 1e6:,.1f} MB"
         yield f"{found['folder']}: no space is left on the disk ({free}); `vdmctl prune` removes what nothing needs"
+    for app in found["apps"]:
+        if app["problem"]:
+            yield f"the app at {app['url']}: {app['problem']}"
     if "reason" in server:
         yield f"{server['url'] or found['folder']}: {server['reason']}"
     else:

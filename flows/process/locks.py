@@ -86,15 +86,20 @@ def claim(device: "torch.device") -> Iterator[None]:
 
     Raises UserError: exit 6 that names the process which holds it, 2 if VDM_LOCK_DIR is relative.
     """
+    path = lock_of(device)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with lock_file(path, f"process {os.getpid()} in {Path.cwd()}") as other:
+        if other:
+            raise UserError(f"{device} is busy: {other} trains on it; wait for it or stop it", Exit.BUSY)
+        yield
+
+
+def lock_of(device: "torch.device") -> Path:
+    """Return the file of the lock of a device.  Raises UserError (exit 2) if VDM_LOCK_DIR is relative."""
     name = device.type
     if device.type == "cuda":
         import torch
 
         # CUDA_VISIBLE_DEVICES changes a card's number, and not its UUID.
         name = f"cuda-{getattr(torch.cuda.get_device_properties(device), 'uuid', device.index or 0)}"
-    folder = folder_of_devices()
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with lock_file(folder / f"{name}.lock", f"process {os.getpid()} in {Path.cwd()}") as other:
-        if other:
-            raise UserError(f"{device} is busy: {other} trains on it; wait for it or stop it", Exit.BUSY)
-        yield
+    return folder_of_devices() / f"{name}.lock"

@@ -133,6 +133,19 @@ def fetch_versions(root: Path) -> tuple[list[str], list[str]]:
     return [name.removeprefix(TAGS) for name in taken], withdrawn
 
 
+def fetch_tags(root: Path) -> list[str]:
+    """Fetch the versions and stages that are not here yet, and change nothing else; return the names of their tags.
+
+    A tag that the remote has for another commit stays as it is here, and nothing is withdrawn: that is for the runs,
+    by `fetch_versions`.  Raises UserError (exit 5), which is a NetworkError if the remote does not answer.
+    """
+    listed, before = refs_of(root, REMOTE), refs_of(root)
+    new = [name for name in listed if name.startswith((f"{TAGS}{MODEL}@", f"{TAGS}{MODEL}#")) and name not in before]
+    if new:
+        ask(root, "fetch", "--quiet", "--no-tags", REMOTE, *(f"{name}:{name}" for name in sorted(new)))
+    return [name.removeprefix(TAGS) for name in sorted(new)]
+
+
 def run_of(root: Path, commit: str) -> str:
     """Return the name of the run that made a commit; '' if no run did."""
     return git_text(root, "log", "-1", "--format=%(trailers:key=Run,valueonly)", commit)

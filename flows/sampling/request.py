@@ -14,7 +14,7 @@ from PIL import Image
 from flows.core.errors import Exit, UserError
 from flows.core.files import naming, require_replaceable, write_whole, writing_folder, written_last
 from flows.core.model import TrainedModel
-from flows.images.given import stated_transforms
+from flows.images.given import transforms_of
 from flows.images.grids import grid, png, rows_of, shown
 from flows.images.image_set import class_numbers, write_array
 from flows.images.picture_files import BadImageError, Colour, levels, read_images
@@ -54,7 +54,7 @@ def answer(request: Request) -> dict[str, Any]:
     drawing = Drawing(model, request.settings.model_copy(update={"classes": classes}))
     beside = list[np.ndarray]()
     if request.known and request.mask:
-        stated = stated_transforms(model)
+        stated = transforms_of(model)
         known = read_known(request.known, vdm, stated.background_colour if stated else None)
         missing = read_mask(request.mask, vdm)
         drawing = drawing._replace(known=known, missing=missing)

@@ -52,7 +52,9 @@ ROOMS = {
     "report": "core process images contract evaluation",
     "registry": "core process images contract evaluation",
     "orchestration": "core process images contract evaluation report registry",
-    "commands": "core process images contract training evaluation sampling compression report registry orchestration",
+    "serving": "core process images evaluation sampling report registry",
+    "commands": "core process images contract training evaluation sampling compression report registry orchestration"
+    " serving",
 }
 DOORS = {"api", "cli", "train_vdm"}
 STAGES = {
@@ -222,9 +224,10 @@ def test_params_yaml_is_the_whole_preset() -> None:
 
 
 def test_the_pages_are_part_of_the_package() -> None:
-    files = {path.suffix for path in (ROOT / "flows/report").iterdir() if path.is_file()} - {".py"}
     packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    assert files == {Path(pattern).suffix for pattern in packaged["flows.report"]}
+    for room, folder in (("report", "report"), ("serving", "serving/page")):
+        files = {path.suffix for path in (ROOT / "flows" / folder).iterdir() if path.is_file()} - {".py"}
+        assert files == {Path(pattern).suffix for pattern in packaged[f"flows.{room}"]}
 
 
 @pytest.mark.processes

@@ -22,11 +22,11 @@ from flows.orchestration.server import (
     configure,
     connected,
     find_address,
-    is_loopback,
     owning_database,
     served_at,
 )
 from flows.orchestration.status import devices
+from flows.process.addresses import is_loopback
 
 
 @pytest.fixture(autouse=True)

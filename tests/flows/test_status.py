@@ -34,7 +34,7 @@ ENDED = {"name": "elk", "state": "Failed", "ended": "T", "reason": "no space"}
 
 
 def said(server: dict[str, Any] = WELL, registry: dict[str, Any] = REGISTRY, free: int = 10**9) -> list[str]:
-    found = {"server": {"url": OWN} | server, "registry": registry, "images": {}, "folder": "/here"}
+    found = {"server": {"url": OWN} | server, "registry": registry, "images": {}, "apps": [], "folder": "/here"}
     found["disk_free_bytes"] = free
     return list(problems(found))
 

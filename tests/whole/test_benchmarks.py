@@ -42,6 +42,7 @@ def small(tmp_path: Path, digits: np.ndarray) -> Path:
         ["compression", "--model", "model", "--images", "images", "--count", "5", "--steps", "1"],
         ["registry", "--versions", "2", "--commands", "models"],
         ["contract", "--sets", "digits", "--rows", "a class missing, test"],
+        ["serving", "--requests", "4", "--clients", "2", "--steps", "2", "--seconds", "0"],
         ["gpu_day", *QUICK, "--rows", "evaluate", "train, bfloat16, graphs", "--minutes", "0.001", "--out", "day"],
     ],
     ids=" ".join,
@@ -50,7 +51,7 @@ def test_a_benchmark_prints_its_figures_and_the_machine(
     command: list[str], small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module, *options = command
-    monkeypatch.chdir(ROOT if module == "contract" else small)
+    monkeypatch.chdir(ROOT if module in ("contract", "serving") else small)
     monkeypatch.setattr(sys, "argv", [module, *options, "--json"])
     import_module(f"benchmarks.{module}").main()
     assert json.loads(capsys.readouterr().out).keys() > MACHINE

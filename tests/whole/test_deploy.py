@@ -21,12 +21,14 @@ from ruamel.yaml import YAML
 from servers import answering
 
 from flows.cli import run
+from flows.commands.serving import PORT
 from flows.core import layout
 from flows.core.device import find_compile
 from flows.core.errors import Exit, UserError
 from flows.orchestration import serve
 from flows.process import groups
 from flows.process.lifeline import KILL_SECONDS
+from flows.serving import listening
 
 DEPLOY = ROOT / "deploy"
 COMPOSE = YAML(typ="safe").load(DEPLOY / "compose.yaml")
@@ -34,9 +36,9 @@ COMPOSE = YAML(typ="safe").load(DEPLOY / "compose.yaml")
 LONGEST_STOP = KILL_SECONDS + 2 * groups.STOP_SECONDS + 4 * serve.STOP_SECONDS
 
 
-def unit() -> dict[str, str]:
-    """Return the settings of the unit; their names are the same in no two sections."""
-    pairs = re.findall(r"^(\w+)=(.*)$", (DEPLOY / "vdm.service").read_text(), re.MULTILINE)
+def unit(name: str = "vdm") -> dict[str, str]:
+    """Return the settings of a unit; their names are the same in no two sections."""
+    pairs = re.findall(r"^(\w+)=(.*)$", (DEPLOY / f"{name}.service").read_text(), re.MULTILINE)
     assert len(dict(pairs)) == len(pairs)
     return dict(pairs)
 
@@ -60,10 +62,11 @@ def variables(text: str) -> dict[str, str]:
 
 
 def test_the_commands_and_their_options_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    program, *arguments = shlex.split(unit()["ExecStart"])
+    (program, *arguments), (same, *app) = (shlex.split(unit(name)["ExecStart"]) for name in ("vdm", "vdm-app"))
     assert Path(program).name == "vdmctl"
+    assert same == program
     assert ast.literal_eval(instruction("ENTRYPOINT")) == ["vdmctl"]
-    for command in (arguments, ast.literal_eval(instruction("CMD"))):
+    for command in (arguments, app, COMPOSE["services"]["app"]["command"], ast.literal_eval(instruction("CMD"))):
         assert run([*command, "--help"]) == 0, capsys.readouterr().err
 
 
@@ -83,13 +86,23 @@ def test_a_stop_may_take_as_long_as_serve_does() -> None:
     minutes = re.fullmatch(r"(\d+)m", COMPOSE["services"]["vdm"]["stop_grace_period"])
     assert minutes
     assert 60 * int(minutes[1]) > LONGEST_STOP
+    assert int(unit("vdm-app")["TimeoutStopSec"]) > listening.STOP_SECONDS
+
+
+def test_the_app_answers_at_the_port_that_the_container_of_the_loop_publishes() -> None:
+    app, loop = COMPOSE["services"]["app"], COMPOSE["services"]["vdm"]
+    assert app["network_mode"] == "service:vdm"
+    assert loop["ports"][-1].endswith(f":{PORT}")
+    assert f"127.0.0.1:{PORT}/health" in app["healthcheck"]["test"][-1]
+    assert app["environment"] == {listening.PASSWORD: loop["environment"]["PREFECT_API_AUTH_STRING"]}
 
 
 def test_locks_are_where_all_trainers_find_them() -> None:
     """The default is in /tmp, and the service's own /tmp is seen by nobody else."""
-    assert unit()["PrivateTmp"] == "yes"
-    assert unit()["StateDirectory"] == "vdm"
-    assert variables(unit()["Environment"])["VDM_LOCK_DIR"] == "%S/vdm/locks"
+    for found in (unit(), unit("vdm-app")):
+        assert found["PrivateTmp"] == "yes"
+        assert found["StateDirectory"] == "vdm"
+        assert variables(found["Environment"])["VDM_LOCK_DIR"] == "%S/vdm/locks"
     for path in variables(instruction("ENV")).values():
         inside = PurePosixPath(path).relative_to(instruction("WORKDIR"))
         assert inside.parts[0] == str(layout.PRIVATE)
@@ -134,12 +147,13 @@ def test_the_health_check_tells_a_server_that_answers_from_none() -> None:
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
-def test_systemd_understands_the_unit(tmp_path: Path) -> None:
-    path = tmp_path / "vdm.service"
-    path.write_text((DEPLOY / "vdm.service").read_text().replace(unit()["ExecStart"], "/bin/true"))
+@pytest.mark.parametrize("name", ["vdm", "vdm-app"])
+def test_systemd_understands_the_unit(tmp_path: Path, name: str) -> None:
+    path = tmp_path / f"{name}.service"
+    path.write_text((DEPLOY / f"{name}.service").read_text().replace(unit(name)["ExecStart"], "/bin/true"))
     done = subprocess.run(["systemd-analyze", "verify", str(path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert [line for line in done.stderr.splitlines() if fnmatch(line, "*vdm.service*")] == []
+    assert [line for line in done.stderr.splitlines() if fnmatch(line, f"*{name}.service*")] == []
 
 
 def test_nothing_is_compiled_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

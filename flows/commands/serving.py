@@ -1,0 +1,86 @@
+"""The command that serves a model in a browser and over HTTP."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.commands.arguments import MODEL_HELP, ROOT, named_model, override, parameters, version_of
+from flows.process.streams import say_on_stderr
+
+if TYPE_CHECKING:
+    from flows.registry.versions import Version
+
+PORT = 4210
+DEVICE_HELP = "auto, cpu, cuda or cuda:N. auto is the GPU, unless a training has it."
+
+commands = typer.Typer()
+
+
+@commands.command()
+def app(
+    model: Annotated[str | None, typer.Argument(help=MODEL_HELP, show_default="champion, else models/vdm")] = None,
+    host: Annotated[
+        str, typer.Option(help="The address to listen on; 0.0.0.0 is all interfaces, which need a password.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port to listen on.")] = PORT,
+    device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
+    share: Annotated[
+        bool, typer.Option("--share", help="Look for new champions at origin, too, as workers publish them.")
+    ] = False,
+) -> None:
+    """Serve a model as a page and over HTTP: draw, score, fill in, classify. Ctrl-C stops it.
+
+    The champion is followed: a new one answers within a minute, after its digests were checked. VDM_APP_AUTH_STRING is
+    the USER:PASSWORD that the app asks for; an address that other machines reach needs one. /docs explains the HTTP
+    interface. No request changes a file of the project.
+
+    One request at a time is worked on, with the sections `evaluate:` and `sample:` of params.yaml; while a training has
+    the CPU, with one thread.
+    """
+    params = parameters()
+    from flows.serving.listening import listen, open_socket, require_password
+
+    password = require_password(host)
+    follows = model in (None, "champion") and Path(".git").exists()
+    version = version_of(model) if model else champion_if_any() if follows else None
+    if share:
+        from flows.registry.publishing import require_remotes
+
+        require_remotes(ROOT)
+    with open_socket(host, port) as at:
+        chosen = device_for(device)
+        opened = named_model(version.name if version else model, chosen)
+        from flows.commands.reporting import results_of
+        from flows.serving.application import Settings, application
+        from flows.serving.champion import Following
+        from flows.serving.line import Line
+
+        given = {"device": chosen}
+        settings = Settings(override(params.evaluate, given), override(params.sample, given))
+        following = Following(ROOT, opened, version, results_of, follows=follows, share=share)
+        served = application(following, settings, Line(opened.device), password)
+        listen(served, at, host, ROOT, f"{opened.name} on {opened.device}")
+
+
+def champion_if_any() -> "Version | None":
+    """Return the champion; None in a project that has none yet."""
+    from flows.registry.versions import open_registry
+
+    return open_registry(ROOT).champion
+
+
+def device_for(name: str) -> str:
+    """Return the name of the device; for `auto` the GPU, unless a training has it, which is said."""
+    if name != "auto":
+        return name
+    import torch
+
+    from flows.process.locks import holder_of, lock_of
+
+    if not torch.cuda.is_available():
+        return "cpu"
+    if holder := holder_of(lock_of(torch.device("cuda"))):
+        say_on_stderr(f"{holder} trains on the GPU, so the app takes the CPU; --device cuda shares the GPU")
+        return "cpu"
+    return "cuda"

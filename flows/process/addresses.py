@@ -1,0 +1,16 @@
+"""Addresses at which programs of the project listen."""
+
+import ipaddress
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the host.  False for every host name other than localhost."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def reached_here(host: str) -> str:
+    """Return the host at which this machine reaches a program that listens on `host`, which may be all interfaces."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)

@@ -1,0 +1,177 @@
+"""What the app answers: documents, which docs/json.md lists.  An image is the base64 of a PNG file."""
+
+from typing import Any, Literal
+
+from flows.core.documents import Count, Document, Figure, Sha256
+from flows.evaluation.results import BoundMetrics, SampleMetrics
+from vdm.choices import Given, Grid, Precision
+
+
+class Refused(Document):
+    """A picture that does not fit the model, and why."""
+
+    name: str
+    error: str
+
+
+class ScoredImage(Document):
+    """The bound of an image, and what the model saw of it."""
+
+    name: str
+    """The file that was sent."""
+    number: Count
+    """Of the image in its file."""
+    seen: str
+    """The image as the model sees it."""
+    bpd: Figure
+    bpd_standard_error: Figure
+    """From the draws of times and noise; null if it is not known."""
+    prior_bpd: Figure
+    reconstruction_bpd: Figure
+    diffusion_bpd: Figure
+    more_surprising_than: Figure
+    """The share of the test images with fewer bits/dim; null if those are not known."""
+    png_bpd: Figure
+    """Bits/dim of a PNG file of the image; null unless it is gray or in colour."""
+    gamma: list[Figure]
+    """The noise levels at which it was evaluated."""
+    level_bpd: list[Figure]
+    """The diffusion term at each noise level, in bits/dim per unit of time; its mean is `diffusion_bpd`."""
+
+
+class Scores(Document):
+    """The bounds of the images that were sent."""
+
+    model: str
+    model_sha256: Sha256
+    given: Given
+    seed: Count
+    times_per_image: Count
+    num_timesteps: Count | None
+    transforms: str
+    """How the pixels were changed, in words, as the model's card says."""
+    num_test_images: Count | None
+    """With how many `more_surprising_than` compares; null if their figures are not with the model."""
+    images: list[ScoredImage]
+    refused: list[Refused]
+
+
+class ClassifiedImage(Document):
+    """The class of an image by its likelihood given each class."""
+
+    name: str
+    number: Count
+    seen: str
+    best: Count
+    class_name: str
+    """The name of the best class, or its number if classes have no names."""
+    probabilities: list[Figure]
+    log_likelihoods: list[Figure]
+    margin: Figure
+    margin_standard_error: Figure
+    times: Count
+    """Noise levels that were needed."""
+    sure: bool
+    """Whether the margin is at least 3 standard errors."""
+
+
+class Classes(Document):
+    """The classes of the images that were sent."""
+
+    model: str
+    model_sha256: Sha256
+    seed: Count
+    num_timesteps: Count | None
+    images: list[ClassifiedImage]
+    refused: list[Refused]
+
+
+class Frame(Document):
+    """A step on the way from noise to the images; of some steps also z_t and x_hat(z_t), of the first images."""
+
+    event: Literal["step"] = "step"
+    step: Count
+    steps: Count
+    gamma: Figure
+    """After the step."""
+    z: list[str] | None
+    x_hat: list[str] | None
+
+
+class Drawn(Document):
+    """Images that were drawn, or filled in."""
+
+    model: str
+    model_sha256: Sha256
+    num_images: Count
+    seed: Count
+    num_timesteps: Count
+    order: Count
+    eta: Figure
+    grid: Grid
+    clip: bool
+    precision: Precision
+    classes: list[Count] | None
+    guidance: Figure
+    approximate: bool
+    """Whether known pixels were filled in around."""
+    seconds: Figure
+    images: list[str]
+    """With shades from black to white."""
+    npy: str
+    """The base64 of an .npy file of levels, (N,C,H,W)."""
+
+
+class Schedule(Document):
+    """The noise schedule at even times."""
+
+    t: list[Figure]
+    gamma: list[Figure]
+
+
+class About(Document):
+    """The model that answers."""
+
+    name: str
+    """The version, or the folder."""
+    model_sha256: Sha256
+    num_parameters: Count
+    image_shape: list[Count]
+    """Channels, height and width."""
+    num_levels: Count
+    num_classes: Count | None
+    class_names: list[str] | None
+    card: str | None
+    """Its card, in Markdown."""
+    lineage: dict[str, Any] | None
+    """Of a version, as `vdmctl lineage --json` prints it."""
+    figures: BoundMetrics | None
+    """Its evaluation, if that is with the model."""
+    samples: SampleMetrics | None
+    """The quality of its samples, if that is with the model."""
+    problem: str | None
+    """Why results of the model cannot be shown."""
+    schedule: Schedule
+    report: bool
+    """Whether `GET /report` has the report page."""
+    num_test_images: Count | None
+    device: str
+    defaults: dict[str, Any]
+    """What a request may leave out."""
+    samplers: list[str]
+    limits: dict[str, Count]
+    """The most that a request may ask: `images`, `steps`, `pictures`, `times`, `bytes`."""
+
+
+class Health(Document):
+    """Whether the app answers, and with which model."""
+
+    status: Literal["ok"] = "ok"
+    model: str
+    model_sha256: Sha256
+    follows_champion: bool
+    problem: str | None
+    """Why the app does not change to the present champion."""
+    waiting: Count
+    """Requests that wait or are worked on."""
+    device: str

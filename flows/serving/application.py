@@ -1,0 +1,151 @@
+"""The routes of the app: the page, and the same over HTTP."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fastapi import FastAPI, HTTPException, Request
+from starlette.responses import FileResponse, HTMLResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from flows.core.params import Evaluate, Sample
+from flows.report.page import page
+from flows.sampling.samplers import SOLVERS
+from flows.serving import work
+from flows.serving.answers import About, Classes, Drawn, Health, Scores
+from flows.serving.champion import Following
+from flows.serving.guard import Guard
+from flows.serving.line import Line
+from flows.serving.questions import (
+    MOST_BYTES,
+    MOST_IMAGES,
+    MOST_PICTURES,
+    MOST_STEPS,
+    MOST_TIMES,
+    ToClassify,
+    ToFillIn,
+    ToSample,
+    ToScore,
+)
+from flows.serving.replies import answer_errors, streamed, whole
+
+PAGE = Path(__file__).parent / "page"
+LIMITS = {
+    "images": MOST_IMAGES,
+    "steps": MOST_STEPS,
+    "pictures": MOST_PICTURES,
+    "times": MOST_TIMES,
+    "bytes": MOST_BYTES,
+}
+# Of a report, which runs no script and has its styles and pictures inside.
+REPORT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; frame-ancestors 'self'"
+STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {"description": "A document; with `stream` a line of JSON for each step, then one with `done` or `error`."}
+}
+
+
+class Settings(NamedTuple):
+    """What requests leave out, as in params.yaml, for the device of the app."""
+
+    evaluate: Evaluate
+    sample: Sample
+
+
+def application(following: Following, settings: Settings, line: Line, password: str | None = None) -> FastAPI:
+    """Return the app.  `password` is USER:PASSWORD, without which only this machine may ask."""
+
+    @asynccontextmanager
+    async def alive(_: FastAPI) -> AsyncIterator[None]:
+        looking = asyncio.create_task(following.keep_looking())
+        yield
+        line.close()
+        looking.cancel()
+        with suppress(asyncio.CancelledError):
+            await looking
+
+    writing_report = asyncio.Lock()
+    app = FastAPI(title="vdm", lifespan=alive, docs_url=None, redoc_url=None)
+    app.add_middleware(Guard, password=password)
+    app.mount("/page", StaticFiles(directory=PAGE))
+    answer_errors(app)
+
+    @app.get("/", include_in_schema=False)
+    async def index() -> FileResponse:
+        return FileResponse(PAGE / "index.html")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> FileResponse:
+        return FileResponse(PAGE / "docs.html")
+
+    @app.get("/health")
+    async def health() -> Health:
+        """Whether the app answers, and with which model.  It needs no password."""
+        model = following.served.model
+        return Health(
+            model=model.name,
+            model_sha256=model.sha256,
+            follows_champion=following.follows,
+            problem=following.problem,
+            waiting=line.length,
+            device=str(model.device),
+        )
+
+    @app.get("/model")
+    async def about_model() -> About:
+        """The model that answers: card, lineage, figures, noise schedule, and what a request may ask."""
+        return following.served.about(defaults=defaults(settings), samplers=list(SOLVERS), limits=LIMITS)
+
+    @app.get("/report", response_class=HTMLResponse)
+    async def report() -> Response:
+        """The report page about the model."""
+        served = following.served
+        if not (results := served.results):
+            raise HTTPException(HTTPStatus.NOT_FOUND, served.problem or "the results are still being read")
+        async with writing_report:  # once for all who ask
+            if served.report is None:
+                served.report = (await asyncio.to_thread(page, results)).html
+        return HTMLResponse(served.report, headers={"Content-Security-Policy": REPORT_POLICY})
+
+    @app.post("/sample", response_model=Drawn, responses=STREAMED)
+    async def sample(asked: ToSample, request: Request) -> Response:
+        """Draw images.  Image i of a seed is the same picture, however many are drawn."""
+        begin = partial(work.sample, following.served.model, settings.sample, asked)
+        return await (streamed(line, begin) if asked.stream else whole(line, request, begin))
+
+    @app.post("/fill-in", response_model=Drawn, responses=STREAMED)
+    async def fill_in(asked: ToFillIn, request: Request) -> Response:
+        """Fill in a picture where its mask is bright: an approximation, ten times slower than drawing."""
+        begin = partial(work.fill_in, following.served.model, settings.sample, asked)
+        return await (streamed(line, begin) if asked.stream else whole(line, request, begin))
+
+    @app.post("/score", response_model=Scores)
+    async def score(asked: ToScore, request: Request) -> Response:
+        """Evaluate the bits/dim of pictures, without their class."""
+        served = following.served
+        return await whole(line, request, partial(work.score, served.model, settings.evaluate, asked, served.test_bpd))
+
+    @app.post("/classify", response_model=Classes)
+    async def classify(asked: ToClassify, request: Request) -> Response:
+        """Classify pictures by their likelihood given each class."""
+        begin = partial(work.classified, following.served.model, settings.evaluate, asked)
+        return await whole(line, request, begin)
+
+    return app
+
+
+def defaults(settings: Settings) -> dict[str, Any]:
+    """Return what a request may leave out."""
+    drawn, evaluated = settings.sample, settings.evaluate
+    samplers = [name for name, values in SOLVERS.items() if values == {"order": drawn.order, "eta": drawn.eta}]
+    return {
+        "num_images": ToSample().num_images,
+        "steps": drawn.num_timesteps,
+        "sampler": samplers[0] if samplers else None,
+        "seed": drawn.seed,
+        "guidance": drawn.guidance,
+        "times": evaluated.times_per_image,
+    }

@@ -1,0 +1,139 @@
+"""Which model answers, and the change to a new champion between two requests.
+
+The champion's tag is looked at in the git repository.  The files of a new one are fetched, and their digests checked,
+before it answers; one that does not check is not switched to.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from flows.core.errors import UserError, of_file
+from flows.core.files import read_bounded
+from flows.core.model import CARD, TrainedModel
+from flows.registry.lock_file import lineage
+from flows.registry.publishing import fetch_tags
+from flows.registry.storage import fetch_model
+from flows.registry.versions import CHAMPION, Version, open_registry
+from flows.report.results import Results
+from flows.serving.answers import About, Schedule
+
+LOOK_SECONDS = 30.0
+log = logging.getLogger(__name__)
+
+
+class Served:
+    """A model that answers, with what its folder and the registry say of it, read once: its files may vanish."""
+
+    def __init__(self, root: Path, model: TrainedModel, version: Version | None) -> None:
+        self.model, self.version = model, version
+        card = model.folder / CARD
+        self.card = read_bounded(card).decode(errors="replace") if card.is_file() else None
+        self.has_parameters = bool(model.parameters)  # which reads them, for the transforms of pictures
+        self.lineage = lineage(open_registry(root), version).as_json() if version else None
+        self.results: Results | None = None
+        self.problem: str | None = None
+        self.report: str | None = None
+        """The report page, once somebody has asked for it."""
+
+    def read_results(self, results_of: Callable[[str], Results]) -> None:
+        """Read the results of the model, which takes seconds; what is wrong with them is their `problem`."""
+        try:
+            found = results_of(self.model.name)
+            self.results = found if found.metrics.model_sha256 == self.model.sha256 else None
+            self.problem = None if self.results else "the results are of another model"
+        except (UserError, OSError) as error:
+            self.problem = of_file(error) if isinstance(error, OSError) else str(error)
+
+    @property
+    def test_bpd(self) -> np.ndarray | None:
+        """The rising bits/dim of p(x) of the test images; None if they are not known."""
+        if not self.results or self.results.per_image is None or self.results.metrics.split != "test":
+            return None
+        table = self.results.per_image
+        column = "without_bpd" if self.results.metrics.given == "class" else "bpd"
+        if column not in table or table[column].isna().any():
+            return None
+        return np.sort(table[column].to_numpy(float))
+
+    def about(self, **more: object) -> About:
+        """Return what is known about the model."""
+        model, results, t = self.model, self.results, torch.linspace(0, 1, 101)
+        with torch.inference_mode():
+            gamma = model.vdm.schedule(t.to(model.device)).cpu()
+        return About.model_validate(
+            {
+                "name": model.name,
+                "model_sha256": model.sha256,
+                "num_parameters": sum(p.numel() for p in model.vdm.parameters()),
+                "image_shape": list(model.image_shape),
+                "num_levels": model.num_levels,
+                "num_classes": model.num_classes,
+                "class_names": model.class_names,
+                "card": self.card,
+                "lineage": self.lineage,
+                "figures": results and results.metrics,
+                "samples": results and results.sample_metrics,
+                "problem": self.problem,
+                "schedule": Schedule(t=t.tolist(), gamma=gamma.tolist()),
+                "report": results is not None,
+                "num_test_images": None if (known := self.test_bpd) is None else len(known),
+                "device": str(model.device),
+                **more,
+            }
+        )
+
+
+class Following:
+    """The model that answers, and whether the present champion takes its place."""
+
+    def __init__(
+        self,
+        root: Path,
+        model: TrainedModel,
+        version: Version | None,
+        results_of: Callable[[str], Results],
+        *,
+        follows: bool,
+        share: bool,
+    ) -> None:
+        self.root, self.results_of = root, results_of
+        self.device = model.device
+        self.follows, self.share = follows, share
+        self.served = Served(root, model, version)
+        self.problem: str | None = None
+        """Why the present champion does not answer."""
+
+    def look(self) -> None:
+        """Change to the present champion if it is another version, and checks."""
+        problem = None
+        try:
+            if self.share:
+                fetch_tags(self.root)
+        except UserError as error:
+            problem = str(error)
+        try:
+            registry, present = open_registry(self.root), self.served.version
+            tag = registry.champion_tag
+            if tag and (present is None or tag.commit != present.commit):
+                version = registry.resolve(CHAMPION)
+                served = Served(self.root, fetch_model(self.root, version).on(self.device), version)
+                self.served = served
+                log.info("%s answers from now on", version.name)
+                served.read_results(self.results_of)  # which may fetch images, for its report
+        except (UserError, OSError) as error:
+            problem = of_file(error) if isinstance(error, OSError) else str(error)
+        if problem and problem != self.problem:
+            log.warning("%s goes on: %s", self.served.model.name, problem)
+        self.problem = problem
+
+    async def keep_looking(self) -> None:
+        """Read the results of the model, then look for a new champion every `LOOK_SECONDS`, in a thread."""
+        await asyncio.to_thread(self.served.read_results, self.results_of)
+        while self.follows:
+            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.to_thread(self.look)

@@ -1,0 +1,103 @@
+"""Listen at an address until Ctrl-C or SIGTERM, and tell `vdmctl status` that the app runs."""
+
+import asyncio
+import logging
+import os
+import resource
+import socket
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from flows.core.errors import Exit, UserError
+from flows.process.addresses import is_loopback, reached_here
+from flows.process.apps import announced
+from flows.process.ending import on_stop
+from flows.process.streams import say_on_stderr
+
+PASSWORD = "VDM_APP_AUTH_STRING"
+SILENT_SECONDS = 5.0
+"""How long a connection may take to ask something."""
+STOP_SECONDS = 5
+"""How long answers that are being sent may take when the app is stopped."""
+MOST_FILES = 65_536
+
+
+class Impatient(H11Protocol):
+    """HTTP for connections that ask something soon: one that sends nothing is closed."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.loop.call_later(SILENT_SECONDS, self.close_if_silent)
+
+    def close_if_silent(self) -> None:
+        """Close the connection if no request has begun."""
+        if self.cycle is None:
+            self.transport.close()
+
+
+def require_password(host: str) -> str | None:
+    """Return the USER:PASSWORD of the app, if it is set.
+
+    Raises UserError (exit 2) for a host that other machines can reach when it is not set, or is no such text.
+    """
+    password = os.environ.get(PASSWORD)
+    if not password and not is_loopback(host):
+        raise UserError(f"--host {host} lets other machines in; set {PASSWORD}=USER:PASSWORD", Exit.USAGE)
+    if password and not all(password.partition(":")):
+        raise UserError(f"{PASSWORD} must be USER:PASSWORD", Exit.USAGE)
+    return password
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """Return a socket that listens at the address.  Raises UserError (exit 2) if that cannot be."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        reason = f"{error.strerror or error}; --port picks another port, --host another address"
+        raise UserError(f"the app cannot listen at {host}, port {port}: {reason}", Exit.USAGE) from error
+
+
+def listen(app: FastAPI, at: socket.socket, host: str, folder: Path, said: str) -> None:
+    """Answer until a signal of STOP.  `said` is what answers, for the line on stderr."""
+    allow_many_connections()
+    port = at.getsockname()[1]
+    here = reached_here(host)
+    url = f"http://{f'[{here}]' if ':' in here else here}:{port}"
+    server = server_of(app)
+
+    def stop(*_: Any) -> None:
+        server.should_exit = True
+
+    with on_stop(stop), announced(url, folder), at:
+        say_on_stderr(f"{said} answers at {url}; Ctrl-C stops it")
+        server.run(sockets=[at])
+    say_on_stderr("stopped")
+
+
+def server_of(app: FastAPI) -> uvicorn.Server:
+    """Return the server of the app, which logs no request."""
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # requests that are no HTTP are no news
+    config = uvicorn.Config(
+        app,
+        http=Impatient,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=STOP_SECONDS,
+    )
+    return uvicorn.Server(config)
+
+
+def allow_many_connections() -> None:
+    """Let this process have as many open files as it may: a connection is one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -1,0 +1,102 @@
+"""The pictures in a request, read as `vdmctl evaluate --images` reads them; images on their way back."""
+
+import base64
+import binascii
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from flows.core.errors import Exit, UserError
+from flows.core.escaping import visible
+from flows.core.files import scratch_folder
+from flows.core.model import TrainedModel
+from flows.images.folder import ENDINGS
+from flows.images.given import Read, read_files, require_fitting, transforms_of
+from flows.images.grids import png, shown
+from flows.serving.answers import Refused
+from flows.serving.questions import MOST_IMAGES, Sent
+
+
+class Fitting(NamedTuple):
+    """The images that fit the model, the file and the number in it of each, and the files that do not fit."""
+
+    read: Read
+    sources: list[tuple[str, int]]
+    refused: list[Refused]
+
+
+class NothingFits(UserError):
+    """None of the pictures fits the model (exit 4)."""
+
+    def __init__(self, message: str, code: Exit = Exit.INVALID_DATA, refused: Sequence[Refused] = ()) -> None:
+        super().__init__(message, code)
+        self.refused = refused
+
+
+def read_sent(sent: Sequence[Sent], model: TrainedModel) -> Generator[None, None, Fitting]:
+    """Yield after each file, and return the images, transformed as the model's card says.
+
+    Raises NothingFits, and UserError (exit 5) for a card that is damaged.
+    """
+    transforms = transforms_of(model)
+    found: list[Read] = []
+    sources: list[tuple[str, int]] = []
+    refused = []
+    for one in sent:
+        try:
+            with a_file(one) as path:
+                read = read_files(path, transforms)
+                require_fitting(read, str(path), model)
+            if len(sources) + len(read.array) > MOST_IMAGES:
+                raise UserError(f"a request takes {MOST_IMAGES} images at most; send the others in another", Exit.USAGE)
+            found.append(read)
+            sources += [(one.name, number) for number in range(len(read.array))]
+        except UserError as error:
+            refused.append(Refused(name=one.name, error=str(error)))
+        yield
+    if not found:
+        reason, more = refused[0].error, len(refused) - 1
+        raise NothingFits(f"{reason}; and {more} more" if more else reason, refused=refused)
+    array = np.concatenate([each.array for each in found])
+    return Fitting(found[0]._replace(array=array, names=[name for name, _ in sources]), sources, refused)
+
+
+@contextmanager
+def a_file(sent: Sent) -> Iterator[Path]:
+    """Yield a file of this content, which exists while the block runs; errors inside the block name what was sent.
+
+    All of them are of exit 4, also that of another ending than those of images, and of text that is no base64.
+    """
+    name, ending = visible(sent.name), Path(sent.name).suffix.lower()
+    if ending not in ENDINGS:
+        raise UserError(f"{name}: not a picture by its name, which must end in {', '.join(ENDINGS)}", Exit.INVALID_DATA)
+    try:
+        content = base64.b64decode(sent.data, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise UserError(f"{name}: its data is no base64", Exit.INVALID_DATA) from error
+    with scratch_folder() as folder:
+        path = folder / f"image{ending}"
+        path.write_bytes(content)
+        try:
+            yield path
+        except UserError as error:
+            # Of a single file, the reader of folders would count it and name it once more.
+            reason = str(error).removeprefix(f"{path}: 1 of 1 files cannot be used: 1 ").removeprefix(f"{path}: ")
+            reason = reason.replace(f'"{path.name}": ', "").replace(f' ("{path.name}")', "").replace(str(path), name)
+            raise UserError(f"{name}: {reason}", Exit.INVALID_DATA) from error
+
+
+def png_base64(image: np.ndarray, num_levels: int) -> str:
+    """Return an image (C,H,W) of levels as a PNG file in base64."""
+    return base64.b64encode(png(shown(image[None], num_levels)[0])).decode()
+
+
+def npy_base64(images: np.ndarray) -> str:
+    """Return an array as an .npy file in base64."""
+    content = BytesIO()
+    np.save(content, images, allow_pickle=False)
+    return base64.b64encode(content.getvalue()).decode()

@@ -1,0 +1,131 @@
+"""How the work of a request becomes an answer: one document, or lines of JSON while it is done; errors are one line."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from flows.core.documents import Document
+from flows.core.errors import Exit, UserError, brief, of_file
+from flows.core.escaping import visible
+from flows.serving.answers import Frame
+from flows.serving.guard import refused
+from flows.serving.line import Line, LineIsFull
+from flows.serving.pictures import NothingFits
+from flows.serving.work import Work
+
+RETRY_SECONDS = 5
+GIVEN_UP = 499
+"""The status of an answer that nobody waits for."""
+
+
+async def whole(line: Line, request: Request, begin: Callable[[], Work]) -> Response:
+    """Return the last document of the work.  If the client goes away first, the work is given up."""
+    answering = asyncio.create_task(last(line, begin))
+    leaving = asyncio.create_task(left(request))
+    try:
+        await asyncio.wait([answering, leaving], return_when=asyncio.FIRST_COMPLETED)
+        if answering.done():
+            return JSONResponse(answering.result().model_dump())
+        return Response(status_code=GIVEN_UP)
+    finally:
+        answering.cancel()
+        leaving.cancel()
+        await asyncio.gather(answering, leaving, return_exceptions=True)
+
+
+async def last(line: Line, begin: Callable[[], Work]) -> Document:
+    """Return the last document of the work."""
+    found: Document | None = None
+    async with aclosing(line.answers(begin)) as answers:
+        async for answer in answers:
+            if isinstance(answer, Document):
+                found = answer
+    if found is None:
+        raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "the app is being stopped")
+    return found
+
+
+async def left(request: Request) -> None:
+    """Wait until the client is gone; the body has been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def streamed(line: Line, begin: Callable[[], Work]) -> Response:
+    """Return a stream of lines of JSON; a full line, and work that cannot begin, still has its own status."""
+    answers = line.answers(begin)
+    first = await anext(answers, None)
+
+    async def lines() -> AsyncIterator[str]:
+        async with aclosing(answers):
+            try:
+                if first is not None:
+                    yield as_line(first)
+                async for answer in answers:
+                    yield as_line(answer)
+            except Exception as error:  # the status is sent already
+                status, reason, _ = explained(error)
+                yield json.dumps({"event": "error", "status": status, "error": reason}) + "\n"
+                if status == HTTPStatus.INTERNAL_SERVER_ERROR:
+                    raise
+
+    return StreamingResponse(lines(), media_type="application/x-ndjson")
+
+
+def as_line(answer: Document | int) -> str:
+    """Return what the work yields as a line: requests that are ahead, a step, or the result."""
+    if isinstance(answer, int):
+        event: dict[str, Any] = {"event": "waiting", "ahead": answer}
+    elif isinstance(answer, Frame):
+        event = answer.model_dump()
+    else:
+        event = {"event": "done", "result": answer.model_dump()}
+    return json.dumps(event, allow_nan=False) + "\n"
+
+
+def explained(error: Exception) -> tuple[int, str, dict[str, Any]]:
+    """Return the status of an error, its line, and further keys of the answer."""
+    match error:
+        case HTTPException():
+            return error.status_code, visible(error.detail), {}
+        case RequestValidationError():
+            first = error.errors()[0]
+            place = ".".join(brief(part, 60) for part in first["loc"] if part != "body")
+            if first["type"] == "json_invalid":
+                return HTTPStatus.BAD_REQUEST, f"the body is no JSON: {brief(first['ctx']['error'])}", {}
+            return HTTPStatus.UNPROCESSABLE_ENTITY, visible(f"{place}: {brief(first['msg'])}".removeprefix(": ")), {}
+        case LineIsFull():
+            return HTTPStatus.TOO_MANY_REQUESTS, "many requests wait already; try again later", {}
+        case NothingFits():
+            refused_ones = [one.model_dump() for one in error.refused]
+            return HTTPStatus.UNPROCESSABLE_ENTITY, str(error), {"refused": refused_ones}
+        case UserError():
+            ours = error.code is Exit.MISSING
+            return HTTPStatus.SERVICE_UNAVAILABLE if ours else HTTPStatus.UNPROCESSABLE_ENTITY, str(error), {}
+        case OSError():
+            return HTTPStatus.SERVICE_UNAVAILABLE, of_file(error), {}
+        case MemoryError():
+            return HTTPStatus.SERVICE_UNAVAILABLE, "there is too little memory for this; ask for less", {}
+        case RuntimeError() if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error):
+            return HTTPStatus.SERVICE_UNAVAILABLE, "there is too little memory for this; ask for less", {}
+    return HTTPStatus.INTERNAL_SERVER_ERROR, "a bug; the app's own output says where", {}
+
+
+def answer_errors(app: FastAPI) -> None:
+    """Make every error one line of JSON."""
+
+    async def one_line(_: Request, error: Exception) -> Response:
+        status, reason, more = explained(error)
+        headers = {"Retry-After": str(RETRY_SECONDS)} if status == HTTPStatus.TOO_MANY_REQUESTS else None
+        return refused(HTTPStatus(status), reason, headers, **more)
+
+    for kind in (HTTPException, RequestValidationError, LineIsFull, UserError, OSError, MemoryError, Exception):
+        app.add_exception_handler(kind, one_line)

@@ -1,0 +1,216 @@
+"""What a request makes the device do: scores, drawings and classes, by the functions behind the commands.
+
+Each is a generator.  It yields None or a frame between two pieces of work, where it may be given up, and at last its
+answer.
+"""
+
+import math
+from collections.abc import Generator, Iterator
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+
+from flows.core.documents import Document
+from flows.core.errors import Exit, UserError
+from flows.core.model import TrainedModel
+from flows.core.params import Evaluate, Sample
+from flows.evaluation.classes import SURE, classify
+from flows.evaluation.terms import terms
+from flows.images.given import made_a_set, transforms_of
+from flows.images.grids import png, shown
+from flows.images.image_set import Chosen
+from flows.sampling.drawing import Drawing
+from flows.sampling.film import pixels
+from flows.sampling.request import read_known, read_mask
+from flows.sampling.samplers import SOLVERS
+from flows.serving.answers import Classes, ClassifiedImage, Drawn, Frame, ScoredImage, Scores
+from flows.serving.pictures import a_file, npy_base64, png_base64, read_sent
+from flows.serving.questions import HowToDraw, ToClassify, ToFillIn, ToSample, ToScore
+from vdm.evaluation import Evaluation, stratified_times, terms_of_set
+from vdm.sampling import Step, decode, noise_levels
+from vdm.vlb import grid_times
+
+MOST_FRAMES, MOST_SHOWN = 30, 64
+"""How many steps of a drawing are shown, and of how many images."""
+Work = Generator[Document | None]
+
+
+def sample(model: TrainedModel, settings: Sample, asked: ToSample) -> Work:
+    """Draw images."""
+    solver = SOLVERS[asked.sampler] if asked.sampler else {}
+    yield from draw(Drawing(model, with_options(model, settings, asked, asked.num_images, **solver)))
+
+
+def fill_in(model: TrainedModel, settings: Sample, asked: ToFillIn) -> Work:
+    """Fill in the pixels of a picture where its mask is bright."""
+    with a_file(asked.picture) as path:
+        stated = transforms_of(model)
+        known = read_known(path, model.vdm, stated.background_colour if stated else None)
+    with a_file(asked.mask) as path:
+        missing = read_mask(path, model.vdm)
+    yield from draw(Drawing(model, with_options(model, settings, asked, asked.num_images), known, missing))
+
+
+def with_options(model: TrainedModel, settings: Sample, asked: HowToDraw, num_images: int, **solver: Any) -> Sample:
+    """Return the settings with what was asked.  Raises UserError (exit 2) for a class that the model does not have."""
+    count = model.num_classes or 0
+    if asked.classes and not count:
+        raise UserError(f"classes: {model.name} has none; leave them out", Exit.USAGE)
+    if unknown := [each for each in asked.classes or [] if each >= count]:
+        raise UserError(f"classes: {model.name} has no class {unknown[0]}, only 0 to {count - 1}", Exit.USAGE)
+    given = {"num_timesteps": asked.steps, "seed": asked.seed, "guidance": asked.guidance, **solver}
+    given = {name: value for name, value in given.items() if value is not None}
+    classes = asked.classes or list(range(count)) or None
+    return settings.model_copy(update=given | {"classes": classes, "num_images": num_images})
+
+
+def draw(drawing: Drawing) -> Work:
+    """Yield a frame after each step, and at last the images.  Raises UserError (exit 5) for a model that draws none."""
+    model, settings, begin = drawing.model, drawing.settings, perf_counter()
+    vdm, solver = model.vdm, drawing.solver
+    firsts = range(0, settings.num_images, settings.batch_size)
+    batches = [range(first, min(first + settings.batch_size, settings.num_images)) for first in firsts]
+    parts = list[torch.Tensor]()
+    try:
+        gammas = noise_levels(vdm.schedule, solver)[1:].tolist()
+        total, every = len(batches) * len(gammas), -(-len(gammas) // MOST_FRAMES)
+        for batch in batches:
+            for number, step in enumerate(drawing.steps(batch)):
+                is_shown = batch is batches[0] and (len(gammas) - 1 - number) % every == 0
+                yield Frame(
+                    step=len(parts) * len(gammas) + number + 1,
+                    steps=total,
+                    gamma=gammas[number],
+                    z=pictures_of(step.z) if is_shown else None,
+                    x_hat=pictures_of(step.x_hat) if is_shown else None,
+                )
+            parts.append(decode(vdm, [Step(step.z, step.x_hat)]))
+    except ArithmeticError as error:
+        raise UserError(f"no images can be drawn from this model: {error}", Exit.MISSING) from error
+    images = torch.cat(parts).cpu().numpy()
+    if drawing.known is not None and drawing.missing is not None:
+        images = np.where(drawing.missing.numpy(), images, drawing.known.numpy().astype(images.dtype))
+    images = images.astype(np.uint8 if model.num_levels <= 256 else np.uint16, copy=False)
+    yield Drawn(
+        model=model.name,
+        model_sha256=model.sha256,
+        num_images=len(images),
+        seed=settings.seed,
+        **solver._asdict(),
+        approximate=drawing.known is not None,
+        seconds=perf_counter() - begin,
+        images=[png_base64(image, model.num_levels) for image in images],
+        npy=npy_base64(images),
+    )
+
+
+def pictures_of(x: torch.Tensor) -> list[str]:
+    """Return the first images of x (N,C,H,W), in [-1, 1], as PNG files."""
+    return [png_base64(image, 256) for image in pixels(x[:MOST_SHOWN])]
+
+
+def score(model: TrainedModel, settings: Evaluate, asked: ToScore, test_bpd: np.ndarray | None) -> Work:
+    """Evaluate the bound of p(x) of each picture; `test_bpd` are the rising bits/dim of test images, if known.
+
+    Raises what `read_sent` raises.
+    """
+    given: dict[str, Any] = {"times_per_image": asked.times, "seed": asked.seed}
+    settings = settings.model_copy(update={name: value for name, value in given.items() if value is not None})
+    read, sources, refused = yield from read_sent(asked.pictures, model)
+    with made_a_set(read, "what was sent", model) as images:
+        chosen, found = Chosen(images, "test"), list[np.ndarray]()
+        size = max(1, settings.batch_size // settings.times_per_image)
+        for first in range(0, len(chosen), size):
+            part = range(first, min(first + size, len(chosen)))
+            found += terms(model, chosen, settings, [None], [part])
+            yield None
+    result = terms_of_set(np.concatenate(found, axis=1))
+    yield Scores(
+        model=model.name,
+        model_sha256=model.sha256,
+        given="nothing",
+        seed=settings.seed,
+        times_per_image=settings.times_per_image,
+        num_timesteps=settings.num_timesteps,
+        transforms=read.transforms,
+        num_test_images=None if test_bpd is None else len(test_bpd),
+        images=list(scored(model, settings, read.array, sources, result, test_bpd)),
+        refused=refused,
+    )
+
+
+def scored(
+    model: TrainedModel,
+    settings: Evaluate,
+    images: np.ndarray,
+    sources: list[tuple[str, int]],
+    result: Evaluation,
+    test_bpd: np.ndarray | None,
+) -> Iterator[ScoredImage]:
+    """Yield the score of each image (N,C,H,W)."""
+    times = torch.from_numpy(stratified_times(settings.seed, range(len(images)), settings.times_per_image))
+    if settings.num_timesteps is not None:
+        times = grid_times(times, settings.num_timesteps)
+    with torch.inference_mode():
+        gamma = model.vdm.schedule(times.flatten().float().to(model.device)).reshape(times.shape).cpu().numpy()
+    errors = np.sqrt(result.diffusion_variance)
+    for place, ((name, number), bpd) in enumerate(zip(sources, result.bpd.tolist(), strict=True)):
+        content = png(shown(images[place : place + 1], model.num_levels)[0])
+        yield ScoredImage(
+            name=name,
+            number=number,
+            seen=png_base64(images[place], model.num_levels),
+            bpd=bpd,
+            bpd_standard_error=errors[place].item(),
+            prior_bpd=result.prior[place].item(),
+            reconstruction_bpd=result.reconstruction[place].item(),
+            diffusion_bpd=result.diffusion[place].item(),
+            more_surprising_than=None if test_bpd is None else np.searchsorted(test_bpd, bpd).item() / len(test_bpd),
+            png_bpd=8 * len(content) / math.prod(model.image_shape) if model.image_shape[0] in (1, 3) else None,
+            gamma=gamma[place].tolist(),
+            level_bpd=result.diffusion_draws[place].tolist(),
+        )
+
+
+def classified(model: TrainedModel, settings: Evaluate, asked: ToClassify) -> Work:
+    """Classify each picture, as if it were alone.
+
+    Raises what `read_sent` raises, and UserError (exit 2) for a model without classes.
+    """
+    if model.num_classes is None:
+        raise UserError(f"{model.name} has no classes", Exit.USAGE)
+    given: dict[str, Any] = {"class_times": asked.times, "seed": asked.seed}
+    settings = settings.model_copy(update={name: value for name, value in given.items() if value is not None})
+    read, sources, refused = yield from read_sent(asked.pictures, model)
+    found = []
+    for (name, number), image in zip(sources, read.array, strict=True):
+        alone = read._replace(array=image[None], names=[name])
+        with made_a_set(alone, name, model) as images:
+            result = classify(settings, model, Chosen(images, "test"), until_sure=asked.until_sure)
+        (best,), (margin,), (error,) = result.best, result.margin, result.margin_standard_error
+        found.append(
+            ClassifiedImage(
+                name=name,
+                number=number,
+                seen=png_base64(image, model.num_levels),
+                best=best,
+                class_name=result.names[0] if result.names else str(best),
+                probabilities=result.probabilities[0],
+                log_likelihoods=result.log_likelihoods[0],
+                margin=margin,
+                margin_standard_error=error,
+                times=result.times[0],
+                sure=margin is not None and error is not None and margin >= SURE * error,
+            )
+        )
+        yield None
+    yield Classes(
+        model=model.name,
+        model_sha256=model.sha256,
+        seed=settings.seed,
+        num_timesteps=settings.num_timesteps,
+        images=found,
+        refused=refused,
+    )

@@ -1,0 +1,106 @@
+"""An app that runs in the process of the tests, at a real address."""
+
+import base64
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from threading import Thread
+from typing import Any, NamedTuple
+
+import httpx
+import numpy as np
+from PIL import Image
+from project import ROOT
+
+from flows.commands.arguments import override
+from flows.commands.reporting import results_of
+from flows.core.model import TrainedModel, open_model
+from flows.core.params_file import read_params
+from flows.registry.versions import Version
+from flows.serving.application import Settings, application
+from flows.serving.champion import Following
+from flows.serving.line import Line
+from flows.serving.listening import open_socket, server_of
+
+DIGITS = ROOT / "pretrained/digits_classes"
+
+
+class App(NamedTuple):
+    """A client of an app, what answers there, and the requests that wait."""
+
+    client: httpx.Client
+    following: Following
+    line: Line
+
+    def post(self, path: str, **asked: Any) -> Any:
+        """Return the answer to what is asked."""
+        response = self.client.post(path, json=asked)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def wait_until_idle(self, seconds: float = 20) -> None:
+        """Wait until no request waits or is worked on."""
+        end = time.monotonic() + seconds
+        while self.client.get("/health").json()["waiting"]:
+            assert time.monotonic() < end, "a request goes on"
+            time.sleep(0.02)
+
+
+@contextmanager
+def serving(
+    model: TrainedModel | None = None,
+    version: Version | None = None,
+    *,
+    root: Path = ROOT,
+    password: str | None = None,
+    **following: bool,
+) -> Iterator[App]:
+    """Yield an app of a model, by default of the digits with classes, which few steps and times make quick."""
+    params = read_params(ROOT / "params.yaml")
+    evaluate = override(params.evaluate, {"device": "cpu", "times_per_image": 4, "class_times": 2})
+    sample = override(params.sample, {"device": "cpu", "num_timesteps": 3})
+    model = model or open_model(DIGITS, name="pretrained/digits_classes")
+    followed = Following(root, model, version, results_of, **{"follows": False, "share": False, **following})
+    line = Line(model.device)
+    server = server_of(application(followed, Settings(evaluate, sample), line, password))
+    with open_socket("127.0.0.1", 0) as at:
+        thread = Thread(target=server.run, args=([at],))
+        thread.start()
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{at.getsockname()[1]}", timeout=60) as client:
+                client.get("/health")
+                yield App(client, followed, line)
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def npy(array: Any, name: str = "images.npy") -> dict[str, str]:
+    """Return an array as a file in a request."""
+    content = BytesIO()
+    np.save(content, np.asarray(array))
+    return sent(name, content.getvalue())
+
+
+def sent(name: str, content: bytes) -> dict[str, str]:
+    """Return a file in a request."""
+    return {"name": name, "data": base64.b64encode(content).decode()}
+
+
+def png(pixels: np.ndarray, name: str = "image.png") -> dict[str, str]:
+    """Return a picture in a request."""
+    content = BytesIO()
+    Image.fromarray(pixels).save(content, "png")
+    return sent(name, content.getvalue())
+
+
+def array(text: str) -> np.ndarray:
+    """Return the array in the .npy file of an answer."""
+    return np.asarray(np.load(BytesIO(base64.b64decode(text)), allow_pickle=False))
+
+
+def picture(text: str) -> np.ndarray:
+    """Return the pixels of an image in an answer."""
+    return np.asarray(Image.open(BytesIO(base64.b64decode(text))))

@@ -1,0 +1,430 @@
+"""The app over HTTP: answers are those of the commands, bad requests cost a line, and a new champion answers."""
+
+import fcntl
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from apps import DIGITS, App, array, npy, picture, png, sent, serving
+from forge import Forge, crown
+from project import ROOT
+from small import Small
+
+from flows.api import evaluate, fill_in, load, sample
+from flows.cli import run
+from flows.commands.serving import device_for
+from flows.core.errors import Exit, UserError
+from flows.core.model import open_model
+from flows.orchestration import status
+from flows.process.apps import apps_of
+from flows.process.locks import claim, lock_of
+from flows.registry.publishing import fetch_tags
+from flows.registry.storage import fetch_model
+from flows.registry.versions import open_registry
+from flows.serving import line as waiting
+from flows.serving.listening import PASSWORD, open_socket, require_password
+from flows.serving.questions import MOST_BYTES
+from vdm.sampling import Solver
+
+pytestmark = [pytest.mark.slow, pytest.mark.processes]
+MASK = np.tri(8, dtype=np.uint8)
+TEXT = sent("text.png", b"no picture\n")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def locks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Use a folder of locks in which no trainer of this machine is."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("locks")
+        patch.setenv("VDM_LOCK_DIR", str(folder))
+        patch.chdir(ROOT)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def app(locks: Path) -> Iterator[App]:
+    with serving() as app:
+        while app.following.served.results is None:
+            assert not app.following.served.problem
+            time.sleep(0.05)
+        yield app
+
+
+def test_a_score_is_that_of_evaluate_with_its_place_and_its_levels(app: App, digits: np.ndarray) -> None:
+    images = digits[:3]
+    found = app.post("/score", pictures=[npy(images[:2]), TEXT, npy(images[2, 0], "three.npy")], times=8)
+    expected = evaluate(load(DIGITS, "cpu"), images, times_per_image=8)
+    scores = found["images"]
+    np.testing.assert_allclose([each["bpd"] for each in scores], expected.bpd, rtol=1e-5)
+    errors = np.sqrt(expected.diffusion_variance)
+    np.testing.assert_allclose([each["bpd_standard_error"] for each in scores], errors, rtol=1e-4)
+    for each in scores:
+        assert each["diffusion_bpd"] == pytest.approx(np.mean(each["level_bpd"]))
+        assert len(each["gamma"]) == 8
+        assert each["gamma"] == sorted(each["gamma"])
+        assert each["png_bpd"] > each["bpd"]
+    tested = np.genfromtxt(DIGITS / "evaluation/per_image.csv", delimiter=",", names=True)["without_bpd"]
+    assert found["num_test_images"] == len(tested)
+    places = [np.mean(tested < each["bpd"]) for each in scores]
+    np.testing.assert_allclose([each["more_surprising_than"] for each in scores], places, atol=1 / len(tested))
+    assert [(each["name"], each["number"]) for each in scores] == [
+        ("images.npy", 0),
+        ("images.npy", 1),
+        ("three.npy", 0),
+    ]
+    np.testing.assert_array_equal(picture(scores[2]["seen"]), np.rint(images[2, 0] * (255 / 16)))
+    assert found["refused"] == [{"name": "text.png", "error": found["refused"][0]["error"]}]
+    assert "damaged (not a PNG, JPEG, WEBP or TIFF file)" in found["refused"][0]["error"]
+
+
+def test_a_drawing_is_that_of_sample_and_its_steps_can_be_watched(app: App) -> None:
+    asked = {"num_images": 4, "seed": 3, "steps": 5, "classes": [7], "guidance": 1.5}
+    found = app.post("/sample", **asked)
+    solver = Solver(5, order=2, classes=[7], guidance=1.5)
+    drawn = sample(load(DIGITS, "cpu"), 4, seed=3, solver=solver)
+    np.testing.assert_array_equal(array(found["npy"]), drawn)
+    np.testing.assert_array_equal(picture(found["images"][1]), np.rint(drawn[1, 0] * (255 / 16)))
+    with app.client.stream("POST", "/sample", json=asked | {"stream": True}) as response:
+        assert response.headers["content-type"] == "application/x-ndjson"
+        *steps, done = map(json.loads, response.iter_lines())
+    assert [(each["event"], each["step"], each["steps"]) for each in steps] == [
+        ("step", step, 5) for step in range(1, 6)
+    ]
+    assert all(len(each["z"]) == len(each["x_hat"]) == 4 for each in steps)
+    np.testing.assert_array_equal(array(done["result"]["npy"]), drawn)
+    again = app.post("/score", pictures=[sent("drawn.npy", b"") | {"data": found["npy"]}])
+    assert len(again["images"]) == 4
+
+
+def test_known_pixels_stay_and_the_others_are_those_of_fill_in(app: App, digits: np.ndarray) -> None:
+    found = app.post("/fill-in", picture=npy(digits[0, 0]), mask=npy(MASK), num_images=2, seed=1)
+    assert found["approximate"]
+    filled = array(found["npy"])
+    solver = Solver(3, order=2, classes=range(10))
+    np.testing.assert_array_equal(
+        filled, fill_in(load(DIGITS, "cpu"), digits[0], MASK > 0, 2, seed=1, solver=solver._replace(order=1))
+    )
+    shades = np.rint(digits[0, 0] * (255 / 16)).astype(np.uint8)
+    by_pictures = app.post("/fill-in", picture=png(shades), mask=png(MASK * 255), num_images=2, seed=1)
+    np.testing.assert_array_equal(array(by_pictures["npy"]), filled)
+
+
+def test_classes_are_those_of_the_command(app: App, digits: np.ndarray, tmp_path: Path, capsys: Any) -> None:
+    found = app.post("/classify", pictures=[npy(digits[:2])], times=4)["images"]
+    np.save(tmp_path / "one.npy", digits[0, 0])
+    assert run(["classify", str(tmp_path / "one.npy"), str(DIGITS), "--times", "4", "--json"]) == Exit.DONE
+    alone = json.loads(capsys.readouterr().out)
+    np.testing.assert_allclose(found[0]["log_likelihoods"], alone["log_likelihoods"][0], rtol=1e-4)
+    assert found[0]["best"] == alone["best"][0]
+    assert found[0]["sure"] == (found[0]["margin"] >= 3 * found[0]["margin_standard_error"])
+    assert [each["number"] for each in found] == [0, 1]
+    longer = app.post("/classify", pictures=[npy(digits[:2])], times=4, until_sure=True)["images"]
+    assert all(each["times"] == 4 or not first["sure"] for each, first in zip(longer, found, strict=True))
+
+
+def test_the_model_says_what_it_is_and_the_schedule_of_the_interface_is_whole(app: App) -> None:
+    about = app.client.get("/model").json()
+    assert about["name"] == "pretrained/digits_classes"
+    assert (about["num_classes"], about["num_test_images"], about["report"]) == (10, 359, True)
+    assert about["card"] == (DIGITS / "README.md").read_text()
+    assert about["figures"]["bpd"] == pytest.approx(1.633, abs=1e-3)
+    assert about["schedule"]["gamma"] == sorted(about["schedule"]["gamma"])
+    assert "<h2" in app.client.get("/report").text
+    paths = app.client.get("/openapi.json").json()["paths"]
+    assert paths.keys() == {"/health", "/model", "/report", "/sample", "/fill-in", "/score", "/classify"}
+
+
+def digit(**changes: Any) -> dict[str, Any]:
+    return {"pictures": [npy(np.zeros((8, 8), np.uint8))]} | changes
+
+
+def bomb() -> dict[str, str]:
+    """Return a small file of a picture with 100 million pixels."""
+    return png(np.zeros((10_000, 10_000), np.uint8), "bomb.png")
+
+
+BAD = [
+    ("/score", lambda: digit(pictures=[TEXT]), 422, "text.png: damaged"),
+    ("/score", lambda: digit(pictures=[sent("big.png", bytes(10 * 2**20))]), 413, "larger than 8,388,608 bytes"),
+    ("/score", lambda: digit(pictures=[bomb()]), 422, "bomb.png: too large"),
+    (
+        "/score",
+        lambda: digit(pictures=[png(np.full((8, 8), 65535, np.uint16), "deep.png")]),
+        422,
+        "deep.png: image 0 holds",
+    ),
+    ("/score", lambda: digit(pictures=[png(np.zeros((9, 8), np.uint8), "tall.png")]), 422, "tall.png holds 1x9x8"),
+    ("/score", lambda: digit(pictures=[npy(np.full((8, 8), np.nan), "nan.npy")]), 422, "nan.npy: of float64"),
+    ("/score", lambda: digit(pictures=[npy(np.array([[{}]]), "object.npy")]), 422, "object.npy: damaged"),
+    ("/score", lambda: digit(pictures=[{"name": "x.png", "data": "no base64!"}]), 422, "x.png: its data is no base64"),
+    ("/score", lambda: digit(pictures=[sent("/etc/passwd", b"")]), 422, "/etc/passwd: not a picture by its name"),
+    ("/score", lambda: digit(pictures=[]), 422, "pictures: List should have at least 1 item"),
+    ("/score", lambda: digit(folder="/etc"), 422, "folder: Extra inputs are not permitted"),
+    ("/score", lambda: digit(times=1), 422, "times: .* greater than or equal to 2"),
+    ("/score", lambda: {"pictures": "/etc/passwd"}, 422, "pictures: Input should be a valid list"),
+    ("/score", lambda: digit(pictures=[npy(np.zeros((999, 1, 8, 8), np.uint8))]), 422, "256 images at most"),
+    ("/sample", lambda: {"classes": [10]}, 422, r"classes: .* has no class 10, only 0 to 9"),
+    ("/sample", lambda: {"num_images": 10**9}, 422, "num_images: .* less than or equal to 256"),
+    ("/sample", lambda: {"steps": -1}, 422, "steps: .* greater than or equal to 1"),
+    ("/sample", lambda: {"steps": "25"}, 422, "steps: Input should be a valid integer"),
+    ("/sample", lambda: {"sampler": "euler"}, 422, "sampler: Input should be 'ancestral'"),
+    ("/fill-in", lambda: {"picture": TEXT, "mask": TEXT}, 422, "text.png: damaged"),
+    ("/fill-in", lambda: {"picture": npy(MASK), "mask": npy(0 * MASK)}, 422, "no pixel of the mask is white"),
+    ("/nowhere", dict, 404, "Not Found"),
+]
+
+
+@pytest.mark.parametrize(("path", "asked", "status", "reason"), BAD)
+def test_a_bad_request_costs_one_line(app: App, path: str, asked: Any, status: int, reason: str) -> None:
+    response = app.client.post(path, json=asked())
+    error = response.json()["error"]
+    assert (response.status_code, "\n" in error) == (status, False)
+    assert re.search(reason, error), error
+    assert ".vdm-" not in error
+    assert app.client.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"[" * 10**6, 400),
+        (b"{", 400),
+        (b'{"guidance": NaN}', 422),
+        (b"\xff", 400),
+        (b"", 422),
+        (b"[" + b"{}," * 10**6 + b"{}]", 422),
+        (b'{"num_images": 1, "sampler": "\\ud800"}', 422),
+    ],
+)
+def test_bad_json_costs_one_line(app: App, body: bytes, status: int) -> None:
+    response = app.client.post("/sample", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == status, response.text
+    assert "\n" not in response.json()["error"]
+
+
+def test_a_body_without_a_length_is_bounded_too(app: App) -> None:
+    parts = (bytes(2**20) for _ in range(2 + MOST_BYTES // 2**20))
+    response = app.client.post("/score", content=parts, headers={"Content-Type": "application/json"})
+    assert response.status_code == 413
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:1"},
+        {"Host": "evil.example"},
+        {"Host": "127.0.0.1.evil.example:4210"},
+        {"Host": "[::1"},
+    ],
+)
+def test_pages_of_others_may_not_use_the_app(app: App, headers: dict[str, str]) -> None:
+    for response in (app.client.get("/model", headers=headers), app.client.post("/sample", json={}, headers=headers)):
+        assert response.status_code in (400, 403)
+        assert "access-control-allow-origin" not in response.headers
+    own = {"Origin": str(app.client.base_url).rstrip("/")}
+    assert app.client.post("/sample", json={"num_images": 1}, headers=own).status_code == 200
+
+
+def test_a_password_is_asked_for(locks: Path) -> None:
+    with serving(password="ann:secret") as app:
+        assert app.client.get("/health").status_code == 200
+        refused = app.client.get("/model")
+        assert (refused.status_code, refused.headers["www-authenticate"]) == (401, 'Basic realm="vdm"')
+        assert app.client.get("/model", auth=("ann", "wrong")).status_code == 401
+        assert app.client.get("/model", auth=("ann", "secret"), headers={"Host": "vdm.example"}).status_code == 200
+
+
+def test_an_open_address_needs_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(PASSWORD, raising=False)
+    assert require_password("127.0.0.1") is None
+    with pytest.raises(UserError, match=r"--host 0\.0\.0\.0 lets other machines in; set VDM_APP_AUTH_STRING") as error:
+        require_password("0.0.0.0")
+    assert error.value.code is Exit.USAGE
+    monkeypatch.setenv(PASSWORD, "secret")
+    with pytest.raises(UserError, match="must be USER:PASSWORD"):
+        require_password("127.0.0.1")
+    monkeypatch.setenv(PASSWORD, "ann:secret")
+    assert require_password("0.0.0.0") == "ann:secret"
+
+
+LONG = {"num_images": 64, "steps": 1000}
+
+
+def test_a_request_that_its_client_gave_up_stops(app: App) -> None:
+    """A thousand steps of 64 images take a minute."""
+    with pytest.raises(httpx.ReadTimeout):
+        app.client.post("/sample", json=LONG, timeout=1)
+    app.wait_until_idle(seconds=10)
+    with app.client.stream("POST", "/sample", json=LONG | {"stream": True}) as response:
+        assert json.loads(next(response.iter_lines()))["step"] == 1
+    app.wait_until_idle(seconds=10)
+
+
+def test_the_line_is_bounded(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "MOST_WAITING", 1)
+    long, asked = LONG | {"stream": True}, {"stream": True}
+    with app.client.stream("POST", "/sample", json=long) as first:
+        lines = first.iter_lines()  # kept, since the end of an iterator closes its stream
+        assert json.loads(next(lines))["event"] == "step"
+        with app.client.stream("POST", "/sample", json=asked) as second:
+            others = second.iter_lines()
+            assert json.loads(next(others)) == {"event": "waiting", "ahead": 1}
+            for stream in (False, True):
+                full = app.client.post("/sample", json={"stream": stream})
+                assert (full.status_code, full.headers["retry-after"]) == (429, "5")
+            assert app.client.get("/health").json()["waiting"] == 2
+    app.wait_until_idle()
+
+
+def test_a_trainer_on_the_cpu_leaves_the_app_one_thread(locks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = waiting.Line(torch.device("cpu"))
+    monkeypatch.setattr(found, "most_threads", 3)
+    monkeypatch.setattr(waiting, "LOOK_SECONDS", 0.0)
+    chosen: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    with lock_of(found.device).open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        held.write("process 1 in /somewhere")
+        held.flush()
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+        found.choose_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    found.choose_threads()
+    assert chosen == [1, 3]
+
+
+def test_a_card_that_trains_is_left_to_the_training(
+    locks: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No card is here: the name of its lock is all that is asked of it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="GPU-1"))
+    assert device_for("auto") == "cuda"
+    with claim(torch.device("cuda")):
+        assert device_for("auto") == "cpu"
+        assert "trains on the GPU, so the app takes the CPU; --device cuda shares the GPU" in capsys.readouterr().err
+        assert device_for("cuda") == "cuda"
+
+
+def test_files_may_vanish_and_none_is_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digits: Any) -> None:
+    shutil.copytree(DIGITS, tmp_path / "model")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with serving(open_model(tmp_path / "model"), root=tmp_path / "here") as app:
+        while not app.following.served.results:
+            time.sleep(0.05)
+        shutil.rmtree(tmp_path / "model")
+        app.post("/sample", num_images=1)
+        app.post("/score", pictures=[npy(digits[0, 0])])
+        app.post("/classify", pictures=[npy(digits[0, 0])])
+        app.post("/fill-in", picture=npy(digits[0, 0]), mask=npy(MASK), num_images=1)
+        assert app.client.get("/model").json()["card"].startswith("# Variational")
+        assert app.client.get("/report").status_code == 200
+    assert not list(tmp_path.rglob("*.*"))
+
+
+def test_a_promotion_changes_what_answers(forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(forge.root)
+    crown(forge.project, "v1.0.0")
+    first = open_registry(forge.root).champion
+    assert first
+    with serving(fetch_model(forge.root, first), first, root=forge.root, follows=True) as app:
+        before = app.client.get("/model").json()
+        assert (before["name"], before["lineage"]["version"]) == ("vdm@v1.0.0", "vdm@v1.0.0")
+        crown(forge.project, "v1.1.0")
+        app.following.look()
+        after = app.client.get("/model").json()
+        assert (after["name"], after["lineage"]["commit"]) == ("vdm@v1.1.0", open_registry(forge.root).champion.commit)  # type: ignore[union-attr]
+        assert app.post("/sample", num_images=1)["model"] == "vdm@v1.1.0"
+        crown(forge.project, "v1.2.0")
+        monkeypatch.setattr("flows.registry.storage.file_sha256", lambda path: "0" * 64)
+        app.following.look()
+        health = app.client.get("/health").json()
+        assert health["model"] == "vdm@v1.1.0"
+        assert "is not the model of vdm@v1.2.0" in health["problem"]
+        assert app.post("/sample", num_images=1)["model"] == "vdm@v1.1.0"
+        monkeypatch.undo()
+        monkeypatch.chdir(forge.root)
+        app.following.look()
+        assert app.client.get("/health").json() | {"model_sha256": ""} == {
+            "status": "ok",
+            "model": "vdm@v1.2.0",
+            "model_sha256": "",
+            "follows_champion": True,
+            "problem": None,
+            "waiting": 0,
+            "device": "cpu",
+        }
+
+
+def test_tags_of_other_machines_are_fetched_and_none_is_withdrawn(forge: Forge, tmp_path: Path) -> None:
+    crown(forge.project, "v1.0.0")
+    forge.git("push", "--quiet", "origin", "main", "--tags")
+    other = forge.clone(tmp_path / "other")
+    crown(forge.project, "v1.1.0")
+    forge.git("push", "--quiet", "origin", "--tags")
+    crown(other.project, "v1.2.0")  # under the number that the other machine took
+    forge.git("push", "--quiet", "origin", "main")
+    forge.version("v1.3.0")
+    crown(forge.project, "v1.3.0")
+    forge.git("push", "--quiet", "origin", "main", "--tags")
+    assert fetch_tags(other.root) == ["vdm#champion#3", "vdm@v1.3.0"]
+    assert open_registry(other.root).champion.name == "vdm@v1.3.0"  # type: ignore[union-attr]
+    assert fetch_tags(other.root) == []
+    ours = other.git("log", "-1", "--format=%D", "vdm#champion#2")
+    assert "vdm@v1.2.0" in ours
+
+
+@pytest.mark.timeout(120)
+def test_the_command_answers_1000_silent_connections_or_not_is_listed_and_ends(small: Small, capsys: Any) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    process = small.start("app", "models/vdm", "--port", str(port), "--device", "cpu")
+    try:
+        assert process.stderr
+        assert process.stderr.readline() == f"models/vdm on cpu answers at {url}; Ctrl-C stops it\n"
+        silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(1000)]
+        about = httpx.get(f"{url}/model", timeout=20).json()
+        assert about["name"] == "models/vdm"
+        drawn = httpx.post(f"{url}/sample", json={"num_images": 1, "steps": 2}, timeout=20)
+        assert drawn.status_code == 200
+        os.environ["VDM_LOCK_DIR"], before = small.environment["VDM_LOCK_DIR"], os.environ["VDM_LOCK_DIR"]
+        assert apps_of(small.folder) == [(process.pid, url)]
+        assert status.apps(small.folder) == [
+            {"process": process.pid, "url": url, "model": "models/vdm", "follows_champion": False, "problem": None}
+        ]
+        assert apps_of(ROOT) == []
+        os.environ["VDM_LOCK_DIR"] = before
+        with pytest.raises(UserError, match=f"the app cannot listen at 127.0.0.1, port {port}: Address already in use"):
+            open_socket("127.0.0.1", port)
+        silent[0].settimeout(20)
+        assert silent[0].recv(1) == b""  # closed, since it asked nothing
+        for each in silent:
+            each.close()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        assert process.stderr.read() == "stopped\n"
+    finally:
+        process.kill()
+        process.wait()
+        if process.stderr:
+            process.stderr.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
