@@ -2,6 +2,7 @@
 
 speed          a training step, an evaluation, sampling; with --peer against the PyTorch peer
 equal_minutes  bits/dim after equal minutes of training, against the peer
+continuing     training that goes on from a model when images arrive, against training anew
 likelihood     the variance and the error of the bound's estimate, the numerical error of the ODE
 samplers       the quality of samples against their cost
 compression    our files and those of general codecs

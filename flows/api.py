@@ -1,9 +1,10 @@
-"""Models in Python: load one, evaluate images, draw images, and fill in what is missing of one.
+"""Models in Python: load one, evaluate images, draw images, fill in what is missing of one, and train one further.
 
 Images are arrays (N,C,H,W) of integer levels, 0..num_levels-1.  The defaults are those of presets/digits.yaml, except
 that the network computes in float32, where `vdmctl` may take bfloat16.
 """
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from flows.sampling.drawing import REPEATS
 from vdm import evaluation, sampling
 from vdm.model import VDM
 from vdm.sampling import Solver
+from vdm.training.settings import TrainingSettings
+from vdm.training.trainer import Trainer
 
 BATCH = 400
 DEFAULT = Solver(num_timesteps=25, order=2)
@@ -55,3 +58,27 @@ def fill_in(
     known, mask = torch.tensor(image), torch.tensor(missing)
     steps = sampling.fill_in(model, known, mask, range(num_images), solver, seed=seed, repeats=REPEATS)
     return np.where(missing, sampling.decode(model, steps).cpu().numpy(), image)
+
+
+def continued(
+    model: VDM,
+    images: np.ndarray,
+    *,
+    steps: int = 1150,
+    learning_rate: float = 2e-3,
+    seed: int = 0,
+    labels: np.ndarray | None = None,
+) -> VDM:
+    """Return a new model that begins with the weights of this one and is trained on images (N,C,H,W): averaged weights.
+
+    A model with classes needs the `labels` (N,).  docs/results.md says which steps and learning rates suit continuing.
+    Raises ValueError unless they are images of the model, and TrainingDiverged.
+    """
+    model.require_images(images)
+    device = next(model.parameters()).device
+    settings = TrainingSettings(steps=steps, learning_rate=learning_rate, warmup_steps=min(100, steps // 10), seed=seed)
+    classes = None if labels is None else torch.from_numpy(labels).to(device)
+    trainer = Trainer(copy.deepcopy(model), torch.from_numpy(images).to(device), settings, labels=classes)
+    for _ in range(steps):
+        trainer.step()
+    return trainer.averaged

@@ -25,6 +25,7 @@ from flows.contract.findings import Findings, Verdict
 from flows.core import bounded_yaml, layout
 from flows.core.documents import read
 from flows.core.errors import Exit, NetworkError, UserError, brief
+from flows.core.params import CHAMPION
 from flows.evaluation.results import BoundMetrics
 from flows.images.image_set import open_images
 from flows.orchestration import artifacts, restoring
@@ -142,7 +143,7 @@ def retrain(
     interrupted = found.newest is not None and is_undecided(root, found.newest)
     if found.finds_nothing and not force and not interrupted:
         return nothing_to_do(root, str(found.newest)) + note
-    with workspace(root, params, base) as place:
+    with workspace(root, named(root, params), base) as place:
         if restoring.is_tracked(place, found.source):
             result_of(bring(place, found, return_state=True), "source")
         elif lacking:
@@ -173,6 +174,23 @@ def retrain(
 def is_undecided(root: Path, commit: str) -> bool:
     """Whether a run of this repository was killed before its model was promoted or refused."""
     return is_own(root, commit) and not open_registry(root).is_decided(commit)
+
+
+def named(root: Path, params: str) -> str:
+    """Return a run's params.yaml with the champion's version in place of `train.start_from: champion`.
+
+    Without a champion it is null, and the training begins from noise.
+    """
+    document = bounded_yaml.load(params)
+    if document["train"]["start_from"] != CHAMPION:
+        return params
+    champion = open_registry(root).champion
+    document["train"]["start_from"] = champion.name if champion else None
+    start = (
+        f"continues from the champion {champion.name}" if champion else "begins from noise: there is no champion yet"
+    )
+    get_run_logger().info("training %s", start)
+    return bounded_yaml.dump(document)
 
 
 def nothing_to_do(root: Path, commit: str) -> str:

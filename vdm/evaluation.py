@@ -75,6 +75,10 @@ class Evaluation(NamedTuple):
         part = np.sqrt(self.diffusion_variance.sum()) / len(self.bpd)
         return float(min(part, self.standard_error))  # of two, min returns the first if one is NaN
 
+    def of(self, counting: np.ndarray | None) -> "Evaluation":
+        """Return the evaluation of some of the images, those for which `counting` (N,) is true; of all for None."""
+        return self if counting is None else Evaluation(*(term[counting] for term in self))
+
     def noise_levels(self, *, seed: int, num_timesteps: int | None) -> NoiseLevels:
         """Return the diffusion term at each noise level; the arguments are those of `evaluate`.
 

@@ -2,16 +2,28 @@
 
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.commands.arguments import MODEL_HELP, ROOT, AsJson, ForceOption, parameters, verdict
+from flows.commands.arguments import (
+    MODEL_HELP,
+    ROOT,
+    AsJson,
+    ForceOption,
+    named_model,
+    parameters,
+    verdict,
+    version_of,
+)
 from flows.core import layout
 from flows.core.errors import Exit, UserError, brief
 from flows.core.escaping import visible
 from flows.core.files import scratch_folder, write_whole
 from flows.process.streams import say, say_json, say_on_stderr, say_result
+
+if TYPE_CHECKING:
+    from flows.core.model import TrainedModel
 
 commands = typer.Typer()
 log = logging.getLogger(__name__)
@@ -99,8 +111,33 @@ def train() -> None:
     from flows.training.fitting import train
 
     paths = {"out": layout.TRAINED, "curves": layout.CURVES, "runs": kept(layout.STATES)}
-    checked = verdict()
-    train(params.model, params.train, open_images(layout.IMAGES), checked, **paths)
+    checked, start = verdict(), model_to_start_from(params.train.start_from)
+    train(params.model, params.train, open_images(layout.IMAGES), checked, **paths, start=start)
+
+
+def model_to_start_from(name: str | None) -> "TrainedModel | None":
+    """Return the model that `train.start_from` names; None for null.
+
+    Raises UserError: exit 2 for an output of the pipeline, and for the champion, which is another one tomorrow; 5 for a
+    model or a version that is missing or damaged.
+    """
+    if name is None:
+        return None
+    from flows.core.params import CHAMPION
+    from flows.registry.lock_file import output_at
+
+    where = "train.start_from"
+    if "#" in name or name == CHAMPION:
+        advice = "`champion` is for runs of `vdmctl serve`; name a version, as `vdmctl models` lists them"
+        raise UserError(f"{where}: {name}: {advice}", Exit.USAGE)
+    try:
+        version = version_of(name)
+        if not version and (output := output_at(ROOT, Path(name))):
+            reason = f"{output} is an output of the pipeline, which training replaces"
+            raise UserError(f"{name}: {reason}; name a version or a copy", Exit.USAGE)
+        return named_model(version.name if version else name)
+    except UserError as error:
+        raise type(error)(f"{where}: {error}", error.code) from error
 
 
 @commands.command()
@@ -188,7 +225,9 @@ def print_results(as_json: bool) -> None:
 
 @commands.command()
 def preset(
-    name: Annotated[str, typer.Argument(help="The name of a file in presets/ without .yaml, such as digits.")],
+    name: Annotated[
+        str | None, typer.Argument(help="The name of a file in presets/ without .yaml, such as digits.")
+    ] = None,
     images: Annotated[Path | None, typer.Option(help="Your images: a folder of pictures, or an .npy file.")] = None,
     minutes: Annotated[
         float | None, typer.Option(help="With --images: minutes of training on this machine.", show_default="10")
@@ -196,18 +235,31 @@ def preset(
     classes: Annotated[
         bool, typer.Option("--classes", help="With --images: a model that is given the class, a folder for each.")
     ] = False,
+    start_from: Annotated[
+        str | None, typer.Option(help="With --images, instead of NAME: a model folder or a version to continue from.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a params.yaml that is no preset.")] = False,
 ) -> None:
     """Write params.yaml for a preset: presets/digits.yaml with the values that presets/NAME.yaml names.
 
     With --images, the values suit a folder of images and so many minutes of training: training steps are measured,
     transparency gets a background, and photographs, or images of several sizes, are cropped and resized. Each value
-    that differs from the preset has its reason.
+    that differs from the preset has its reason. With --start-from, training continues from a model: its network and its
+    transforms are taken, and learning rate and steps suit continuing.
     """
-    from flows.core.params_file import preset_names, read_preset
+    from flows.core.params_file import WHOLE, preset_names, read_preset
 
-    if images is None and (classes or minutes is not None):
-        raise UserError(f"{'--classes' if classes else '--minutes'} needs --images FOLDER", Exit.USAGE)
+    given = {"--classes": classes, "--minutes": minutes is not None, "--start-from": start_from is not None}
+    for option, is_given in given.items():
+        if images is None and is_given:
+            raise UserError(f"{option} needs --images FOLDER", Exit.USAGE)
+    if name is None and start_from is None:
+        raise UserError(f"name a preset: {', '.join(preset_names())}", Exit.USAGE)
+    if name is not None and start_from is not None:
+        raise UserError("--start-from takes the place of a preset; name one of the two", Exit.USAGE)
+    if classes and start_from is not None:
+        raise UserError("--start-from takes the classes of its model; leave out --classes", Exit.USAGE)
+    name = name or WHOLE
     text = read_preset(name)
     if not force and layout.PARAMS.exists():
         present = layout.PARAMS.read_text(encoding="utf-8")
@@ -216,6 +268,8 @@ def preset(
     if images is not None:
         from flows.training.planning import plan
 
-        text = plan(name, images, 10 if minutes is None else minutes, classes=classes)
+        start = model_to_start_from(start_from)
+        text = plan(name, images, 10 if minutes is None else minutes, start, classes=classes)
     write_whole(layout.PARAMS, text)
-    say(f"{layout.PARAMS}: the preset {name}; `dvc repro` runs the pipeline with it")
+    what = f"continuing from {start_from}" if start_from else f"the preset {name}"
+    say(f"{layout.PARAMS}: {what}; `dvc repro` runs the pipeline with it")

@@ -1,6 +1,7 @@
 """Commands of the registry: list versions, show their lineage, verify them, and change the champion."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,9 +20,10 @@ commands = typer.Typer()
 
 @commands.command()
 def models(as_json: AsJson = False) -> None:
-    """List the registry's versions: stage, bits/dim with its standard error, samples' distance, data, commit.
+    """List the registry's versions: state, bits/dim, training images and ancestor, samples' distance, data, commit.
 
-    The distance is fid, or else fd_<8 hex>: of the samples, and in brackets that of held-out images. 0 is best.
+    Bits/dim are those of the test images, and in brackets of the validation images. The distance of the samples is fid,
+    or else fd_<8 hex>, and in brackets that of held-out images. 0 is best.
     """
     from flows.commands.summary import table
     from flows.registry.versions import no_version, open_registry
@@ -32,20 +34,62 @@ def models(as_json: AsJson = False) -> None:
     elif not rows:
         say(no_version(ROOT))
     else:
-        header = ("version", "stage", "bits/dim", "samples (held-out)", "data", "commit", "created")
+        bpd = "bits/dim (validation)"
+        header = ("version", "stage", bpd, "images", "from", "samples (held-out)", "data", "commit", "created")
         say(table(header, [shown(row) for row in rows]))
 
 
 @commands.command()
-def lineage(model: VersionArgument, as_json: AsJson = False) -> None:
-    """Show the origin of a version: tag, commit, parameters, data, validation report, code, outputs, with digests."""
+def lineage(
+    model: Annotated[
+        str | None, typer.Argument(help="A version (vdm@v1.2.0, v1.2.0) or `champion`.", show_default=False)
+    ] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="Pictures, a file or a folder: list the versions that have one of them.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the origin of a version: tag, commit, parameters, data, ancestors, code, outputs, with digests.
+
+    With --image instead of MODEL, list the versions that were trained on one of these pictures, or began with a model
+    that was, and those that have one among their other images. It is found by its pixels after the transforms of each
+    version.
+    """
+    if (model is None) == (image is None):
+        raise UserError("lineage needs either a version or --image FILE", Exit.USAGE)
+    if image:
+        show_having(image, as_json)
+        return
     from flows.core import bounded_yaml
     from flows.registry.lock_file import lineage
     from flows.registry.versions import open_registry
 
     registry = open_registry(ROOT)
-    found = lineage(registry, registry.resolve(model)).as_json()
+    found = lineage(registry, registry.resolve(str(model))).as_json()
     say_result(found, bounded_yaml.dump(found).rstrip(), as_json)  # YAML is easier to read
+
+
+def show_having(image: Path, as_json: bool) -> None:
+    """Print the versions that have a picture, or a model that was trained on it in their line."""
+    from flows.commands.summary import table
+    from flows.registry.images import having
+    from flows.registry.versions import open_registry
+
+    found = having(open_registry(ROOT), image)
+    rows = [
+        (
+            each.version,
+            each.state,
+            ", ".join(each.splits) or "none",
+            ", ".join(each.through) or "none",
+            "all" if each.is_known else "not all, so it may have it",
+        )
+        for each in found
+    ]
+    text = table(("version", "stage", "in its images", "trained on it", "known images"), rows)
+    if not found:
+        text = f"no version has {image}, and all are known"
+    say_result({"image": str(image), "versions": [each._asdict() for each in found]}, text, as_json)
 
 
 @commands.command()
@@ -110,7 +154,7 @@ def rollback(as_json: AsJson = False) -> None:
 def row_of(version: "Version") -> dict[str, Any]:
     """Return a version as a JSON object of `vdmctl models`."""
     samples = version.samples and version.samples.model_dump()["figures"]
-    row = {
+    row: dict[str, Any] = {
         "version": version.name,
         "stages": list(version.stages),
         "state": version.state,
@@ -120,6 +164,13 @@ def row_of(version: "Version") -> dict[str, Any]:
     row |= version.metrics.model_dump(
         include={"bpd", "bpd_standard_error", "num_images", "data_sha256", "model_sha256", "given"}
     )
+    validation, ancestors = version.metrics.validation, version.metrics.ancestors
+    row |= {
+        "num_train": version.metrics.num_train,
+        "validation_bpd": validation and validation.bpd,
+        "validation_standard_error": validation and validation.bpd_standard_error,
+        "ancestor": ancestors[0].model_dump() if ancestors else None,
+    }
     return row | {"samples": samples} | ({"problem": version.problem} if version.problem else {})
 
 
@@ -130,10 +181,15 @@ def shown(row: Mapping[str, Any]) -> tuple[str, ...]:
     figure = "unreadable" if "problem" in row else "unknown"
     if row["bpd"] is not None:
         figure = with_error(row["bpd"], row["bpd_standard_error"])
+        if row["validation_bpd"] is not None:
+            figure += f" ({with_error(row['validation_bpd'], row['validation_standard_error'])})"
         figure += ", given the class" if row["given"] == "class" else ""
     data = (row["data_sha256"] or "unknown")[:12]
     samples = distance(row["samples"] or {})
-    return row["version"], row["state"], figure, samples, data, row["commit"][:12], row["created"]
+    images = "unknown" if row["num_train"] is None else f"{row['num_train']:,}"
+    ancestor = row["ancestor"]["name"] if row["ancestor"] else "noise"
+    line = images, ancestor
+    return row["version"], row["state"], figure, *line, samples, data, row["commit"][:12], row["created"]
 
 
 def distance(figures: Mapping[str, Mapping[str, float | None]]) -> str:

@@ -6,6 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from flows.commands.arguments import ROOT, parameters, version_of
 from flows.core import bounded_yaml, layout
 from flows.core.documents import read
@@ -74,9 +76,25 @@ def of_version(version: Version) -> Results:
         places = {path: scratch / path for path in listed}
         files = Files(*(places.get(str(path)) for path in WORKSPACE))  # type: ignore[arg-type]  # None: no such result
         try:
-            return read_results(files, beside_preset(origin_of(chain)), images, model)
+            return read_results(files, beside_preset(origin_of(chain)), images, model)._replace(line=versions_in_line())
         except UserError as error:
             raise UserError(str(error).replace(f"{scratch}/", f"{version.name}: "), error.code) from error
+
+
+def versions_in_line() -> pd.DataFrame:
+    """Return the versions with their numbers of training images, their figures of validation images and ancestors."""
+    rows = [
+        {
+            "version": version.name,
+            "state": version.state,
+            "num_train": version.metrics.num_train,
+            "bpd": version.metrics.validation and version.metrics.validation.bpd,
+            "standard_error": version.metrics.validation and version.metrics.validation.bpd_standard_error,
+            "ancestor": version.metrics.ancestors[0].name if version.metrics.ancestors else "noise",
+        }
+        for version in open_registry(ROOT).versions
+    ]
+    return pd.DataFrame(rows).astype({"num_train": float, "bpd": float, "standard_error": float})
 
 
 def origin_of(chain: Lineage) -> Origin:

@@ -7,7 +7,7 @@ from flows.evaluation.results import (
     BOTH,
     BoundMetrics,
     Comparison,
-    Metrics,
+    Likelihood,
     ModelFigures,
     OdeMetrics,
     SplitFigures,
@@ -93,7 +93,7 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def bits(result: Metrics | SplitFigures | ModelFigures) -> str:
+def bits(result: Likelihood | SplitFigures | ModelFigures) -> str:
     """Return the mean with its standard error, if there is one, as text."""
     return f"{with_error(result.bpd, result.bpd_standard_error)} bits/dim"
 

@@ -29,3 +29,8 @@ def listed(names: Iterable[str]) -> str:
 def markdown(text: object) -> str:
     """Return Markdown that shows the text in a line or in a cell of a table."""
     return MARKUP.sub(r"\\\g<0>", visible(text))
+
+
+def unescaped(text: str) -> str:
+    """Return the text of which `markdown` made this one."""
+    return re.sub(r"\\(.)", r"\1", text)

@@ -18,8 +18,10 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from flows.core.ancestry import Ancestor
 from flows.core.documents import Document, Sha256, explain, read
 from flows.core.errors import CheckpointError, Exit, UserError, brief
+from flows.core.escaping import unescaped
 from flows.core.files import MOST_BYTES, read_bounded, write_whole, written_last
 from flows.core.params import Model, Section
 from vdm.choices import ScheduleKind, TrainingImages
@@ -63,6 +65,8 @@ class Description(Document):
     fitted_to: TrainingImages | None = None
     inputs_sha256: Sha256 | None = None
     """Of everything that the training was given; see `inputs_sha256`."""
+    ancestors: list[Ancestor] | None = None
+    """The model from which the training began, then the one from which that began, back to the first."""
     class_names: list[str] | None = None
     labels_sha256: Sha256 | None = None
 
@@ -110,6 +114,13 @@ class TrainedModel:
         return self.description.fitted_to
 
     @property
+    def line(self) -> list[Ancestor]:
+        """Itself, then the models from which its training and theirs began, as a training states that begins here."""
+        licence = self.card.partition("), licence: ")[2].partition(" |\n")[0]
+        itself = Ancestor(name=self.name, model_sha256=self.sha256, licence=unescaped(licence) or None)
+        return [itself, *(self.description.ancestors or [])]
+
+    @property
     def device(self) -> torch.device:
         """Where its network is."""
         return next(self.vdm.parameters()).device
@@ -122,11 +133,15 @@ class TrainedModel:
         return self
 
     @cached_property
+    def card(self) -> str:
+        """The text of its card; "" if it has none, as an imported model."""
+        path = self.folder / CARD
+        return read_bounded(path).decode(errors="replace") if path.is_file() else ""
+
+    @property
     def parameters(self) -> bytes:
-        """The parameters in its card as JSON; b"" if it has no card, as an imported model."""
-        card = self.folder / CARD
-        text = read_bounded(card) if card.is_file() else b""
-        return text.partition(b"## Parameters\n\n```json\n")[2].partition(b"\n```")[0]
+        """The parameters in its card as JSON; b"" if it has no card."""
+        return self.card.partition("## Parameters\n\n```json\n")[2].partition("\n```")[0].encode()
 
 
 def open_model(folder: Path, device: torch.device | str = "cpu", name: str | None = None) -> TrainedModel:
@@ -176,16 +191,18 @@ def save_model(
     *,
     fitted_to: TrainingImages | None = None,
     inputs: str | None = None,
+    ancestors: Sequence[Ancestor] = (),
     **classes: Any,
 ) -> None:
     """Write a model and the arguments it was built from.  Raises OSError that names the file.
 
     A full disk leaves both old files.  `fitted_to` are the images that the model was trained on, and `inputs` is the
-    digest of all inputs of the training; both are None if they are not known.  `classes` are keys about the classes.
+    digest of all inputs of the training; both are None if they are not known.  `ancestors` is the line of the model
+    from which the training began.  `classes` are keys about the classes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = save({name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()})
-    description = {
+    description: dict[str, Any] = {
         "model": config,
         "model_sha256": config_sha256(config),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
@@ -194,6 +211,8 @@ def save_model(
         description["fitted_to"] = fitted_to
     if inputs:
         description["inputs_sha256"] = inputs
+    if ancestors:
+        description["ancestors"] = [ancestor.model_dump() for ancestor in ancestors]
     description |= classes
     with written_last(folder / CONFIG, json.dumps(description, indent=2) + "\n"):
         write_whole(folder / WEIGHTS, weights)
@@ -210,6 +229,8 @@ def inputs_sha256(
 ) -> str:
     """Return the digest of the inputs of a training: arguments of the model, parameters `train`, images and labels."""
     unused = HARMLESS if labels_sha256 else {*HARMLESS, "class_dropout"}
+    if train.get("start_from") is None:
+        unused = {*unused, "start_from"}  # as in models of earlier versions
     train = {name: value for name, value in train.items() if name not in unused}
     inputs = {"model": config, "train": train, "data": data_sha256}
     return config_sha256(inputs | ({"labels": labels_sha256} if labels_sha256 else {}))

@@ -63,6 +63,8 @@ Device = Annotated[str, AfterValidator(device_name)]
 Devices = Annotated[int, Field(ge=1, le=4096)]
 PUBLISHED_FOLDER = "data/published"
 """The folder that stands for the published files, which `vdmctl download` downloads."""
+CHAMPION = "champion"
+"""The value of `train.start_from` that a run replaces by the champion's name."""
 ImageNet = Literal["imagenet32", "imagenet64", "imagenet32_2016", "imagenet64_2016"]
 
 
@@ -171,6 +173,8 @@ class Train(Section):
     """The settings of the optimisation; see `vdm.training.trainer` and `vdm.training.validation`."""
 
     images: TrainingImages
+    start_from: Source | None
+    """A version, a model folder, or in runs `CHAMPION`; None for random weights."""
     images_on: ImagesOn
     seed: NonNegative
     device: Device

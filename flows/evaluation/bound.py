@@ -64,6 +64,9 @@ def evaluate(
         classes=about,
         model_sha256=model.sha256,
         data_sha256=images.set.data_sha256,
+        num_train=len(images.set["train"]) or None,
+        licence=images.set.description.licence or None,
+        ancestors=model.description.ancestors,
     )
     if out:
         if metrics.split == "test" and images.most is None:
@@ -102,12 +105,18 @@ def other_splits(settings: "Evaluate", tested: BoundMetrics, model: TrainedModel
 
 
 def compare(
-    settings: "Evaluate", first: TrainedModel, second: TrainedModel, images: Chosen, *, confidence: float
+    settings: "Evaluate",
+    first: TrainedModel,
+    second: TrainedModel,
+    images: Chosen,
+    *,
+    confidence: float,
+    counting: np.ndarray | None = None,
 ) -> Comparison:
     """Return the difference second - first in bits/dim over the same images, times and noise, with its interval.
 
-    With `settings.given` auto, p(x | c) is compared if both have classes, and else p(x).  Raises what
-    `flows.evaluation.terms.terms` raises.
+    `counting` (N,) says which of the images count, None that all do.  With `settings.given` auto, p(x | c) is compared
+    if both have classes, and else p(x).  Raises what `flows.evaluation.terms.terms` raises.
     """
     models = first, second
     for model in models:  # errors are reported before the first is evaluated
@@ -118,7 +127,7 @@ def compare(
         raise UserError(f"{reason}; leave out --given class", Exit.USAGE)
     given = settings.given if settings.given != "auto" else "class" if all(classed) else "nothing"
     results = [
-        bounds(model, images, settings, ["class" if known and given == "class" else None])[0]
+        bounds(model, images, settings, ["class" if known and given == "class" else None])[0].of(counting)
         for model, known in zip(models, classed, strict=True)
     ]
     figures = [

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from flows.core.ancestry import Ancestor
 from flows.core.documents import Count, Document, Figure, Number, Sha256
 from vdm.choices import Dequantisation, Given, Grid, Precision, Split, TrainingImages
 
@@ -22,8 +23,17 @@ Evaluated = Split | Literal["given"]
 """A split, or images that the user gave: files in a folder."""
 
 
-class Metrics(Document):
-    """What the registry reads from the metrics.json of any version of the pipeline."""
+class SplitFigures(Document):
+    """The variational bound on some images of a split."""
+
+    bpd: Figure
+    bpd_standard_error: Figure
+    bpd_monte_carlo_standard_error: Figure
+    num_images: Count
+
+
+class Likelihood(Document):
+    """A likelihood, of which images and of which model."""
 
     bpd: Figure = None
     bpd_standard_error: Figure = None
@@ -31,6 +41,19 @@ class Metrics(Document):
     data_sha256: Sha256 | None = None
     model_sha256: Sha256 | None = None
     given: Given = "nothing"
+
+
+class Metrics(Likelihood):
+    """What the registry reads from the metrics.json of any version of the pipeline."""
+
+    fitted_to: TrainingImages | None = None
+    validation: SplitFigures | None = None
+    num_train: Count | None = None
+    """Training images of the set; null for files that are no image set."""
+    licence: str | None = None
+    """Of the images, as their source states it."""
+    ancestors: list[Ancestor] | None = None
+    """The model from which the training began, then the one from which that began, back to the first."""
 
 
 class Environment(Document):
@@ -44,15 +67,6 @@ class Environment(Document):
     numpy: str
     processor: str
     requirements_sha256: Sha256 | None
-
-
-class SplitFigures(Document):
-    """The variational bound on some images of a split."""
-
-    bpd: Figure
-    bpd_standard_error: Figure
-    bpd_monte_carlo_standard_error: Figure
-    num_images: Count
 
 
 def split_figures(result: "Evaluation") -> SplitFigures:
@@ -109,15 +123,13 @@ class BoundMetrics(Metrics):
     num_timesteps: Count | None
     precision: Precision | None = None
     environment: Environment | None = None
-    fitted_to: TrainingImages | None = None
-    validation: SplitFigures | None = None
     training: SplitFigures | None = None
     generalisation_gap_bpd: Figure = None
     generalisation_gap_standard_error: Figure = None
     classes: ClassFigures | None = None
 
 
-class OdeMetrics(Metrics):
+class OdeMetrics(Likelihood):
     """The likelihood of the probability-flow ODE on images of a split.
 
     `bpd_numerical_error` is what the solver's tolerance adds to `bpd`; a negative error flatters the model.  It is

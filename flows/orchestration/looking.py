@@ -113,9 +113,16 @@ def look(root: Path, base: str, parameters: dict[str, Any]) -> Look:
         source,
         newest,
         same_code=code_at(root, base, recorded) == code_at(root, newest, recorded),
-        same_parameters=all(parameters.get(name) == values for name, values in recorded.parameters.items()),
+        same_parameters=all(
+            of_result(parameters.get(name, {})) == of_result(values) for name, values in recorded.parameters.items()
+        ),
         images=images,
     )
+
+
+def of_result(section: dict[str, Any]) -> dict[str, Any]:
+    """Return a section's parameters without `start_from`: after a promotion, `champion` always is another model."""
+    return {name: value for name, value in section.items() if name != "start_from"}
 
 
 def code_at(root: Path, commit: str, lock: Lock) -> list[str]:

@@ -1,7 +1,7 @@
 """The document that says why a version was promoted, refused or rolled back to."""
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import model_validator
 
@@ -13,12 +13,16 @@ PROMOTE, REFUSE, ROLL_BACK = "promote", "refuse", "roll back"
 """The decisions."""
 
 
+Seen = Count | Literal["unknown"] | None
+"""A number of images; `unknown` if images of a model are not known, or are of another kind."""
+
+
 class Evidence(Document):
     """The evidence in the tag of a champion or of a refused version.  Figures are in bits/dim.
 
-    `split` names the images that decided.  `num_judged` counts the challengers that these validation images have
-    judged, with this one.  Only the fields that were set are written: the first champion was compared with no other,
-    so it has an evaluation in place of a comparison, and two models that cannot be compared have neither.
+    `split` names the images that decided.  `num_judged` counts the challengers that some of these validation images
+    have judged, with this one.  Only the fields that were set are written: the first champion was compared with no
+    other, so it has an evaluation in place of a comparison, and two models that cannot be compared have neither.
     """
 
     decision: str
@@ -35,11 +39,19 @@ class Evidence(Document):
     split: str | None = None
     validation_sha256: str | None = None
     num_judged: Count | None = None
+    champion_saw: Seen = None
+    """How many of the challenger's images of this split the champion or a model of its line was trained on."""
+    challenger_saw: Seen = None
+    """The same of the challenger."""
+    num_decided: Count | None = None
+    """The images that neither saw, which decided; if they are too few, none did."""
     min_improvement_bpd: Number | None = None
     comparison: Comparison | None = None
     """Champion and challenger on the images that decided."""
     test_comparison: Comparison | None = None
     """Both on the test images, which decide nothing unless there are no others."""
+    forgotten: Comparison | None = None
+    """Both on those of the champion's validation images that neither saw, which decide nothing."""
     evaluation: BoundMetrics | None = None
     """The first champion on the images that decided."""
     test_evaluation: BoundMetrics | None = None

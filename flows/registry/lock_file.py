@@ -14,7 +14,7 @@ from flows.core.errors import Exit, UserError
 from flows.core.files import read_bounded
 from flows.registry.evidence import Evidence, evidence_of
 from flows.registry.git import git
-from flows.registry.versions import CHAMPION, Registry, Tag, Version
+from flows.registry.versions import CHAMPION, Registry, Tag, Version, line
 
 
 class Entry(Document):
@@ -142,6 +142,8 @@ class Lineage(NamedTuple):
     lock: Lock
     promotions: list[Tag]
     refusal: Evidence | None
+    ancestors: list[Version | None]
+    """Those in its metrics, from the nearest to the first; None for one that is no version of this project."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the lineage as a JSON object."""
@@ -155,7 +157,22 @@ class Lineage(NamedTuple):
             "commit": version.commit,
             "parameters": lock.parameters,
             "source": {"path": lock.source[0], "md5": lock.source[1]} if lock.source else None,
-            "data": {"path": images, "md5": lock.outputs.get(images), "sha256": version.metrics.data_sha256},
+            "data": {
+                "path": images,
+                "md5": lock.outputs.get(images),
+                "sha256": version.metrics.data_sha256,
+                "licence": version.metrics.licence,
+            },
+            "ancestors": [
+                {
+                    "name": ancestor.name,
+                    "version": known.name if known else None,
+                    "model_sha256": ancestor.model_sha256,
+                    "data_sha256": known.metrics.data_sha256 if known else None,
+                    "licence": ancestor.licence or (known.metrics.licence if known else None),
+                }
+                for ancestor, known in zip(version.metrics.ancestors or [], self.ancestors, strict=True)
+            ],
             "validation": {"path": validation, "md5": lock.outputs.get(validation)},
             "code": lock.code,
             "outputs": lock.outputs,
@@ -176,4 +193,5 @@ def fields(evidence: Evidence | None) -> dict[str, Any] | None:
 def lineage(registry: Registry, version: Version) -> Lineage:
     """Return the lineage of a version.  Raises UserError (exit 5) if its dvc.lock is missing or damaged."""
     promotions = [tag for tag in registry.tags if tag.stage == CHAMPION and tag.commit == version.commit]
-    return Lineage(version, read_lock(registry.root, version), promotions, registry.refusal(version.commit))
+    found = promotions, registry.refusal(version.commit), line(version, registry.versions)[1:]
+    return Lineage(version, read_lock(registry.root, version), *found)

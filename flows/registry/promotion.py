@@ -3,26 +3,32 @@
 Both models are evaluated on the challenger's validation images, at the same times and with the same noise.  An image
 that is hard for one model is hard for the other, so the mean of the paired differences has a far smaller standard error
 than either figure.  With d = challenger - champion in bits/dim, the challenger is promoted when the upper end of d's
-confidence interval lies below -min_improvement_bpd.  If the data changed since the champion was trained, the champion
-may have been trained on some of the new validation images, which only favours the champion.
+confidence interval lies below -min_improvement_bpd.  Images on which one of the two, or a model from which its training
+began, was trained would favour it: they are left out.  Where these images are not known, all images decide, and the
+reason says so.
 
 The winner of a comparison is partly lucky, so the champion's validation figure becomes a little too good with every
 challenger (selection bias).  The test figures decide nothing, so they have no such bias.  Only if the data have no
 validation images do the test images decide, and the evidence says so.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.evaluation.bound import compare, evaluate
-from flows.evaluation.results import BOTH
+from flows.evaluation.results import BOTH, Comparison
 from flows.images.image_set import Chosen, ImageSet
 from flows.process.ending import finish
 from flows.registry.evidence import PROMOTE, REFUSE, ROLL_BACK, Evidence
 from flows.registry.git import registry_lock, require_identity
+from flows.registry.images import Kept, kept_images, trained_on
 from flows.registry.storage import DamagedVersionError, fetch_images, fetch_model
 from flows.registry.verification import require_sound
 from flows.registry.versions import (
@@ -36,6 +42,10 @@ from flows.registry.versions import (
 
 if TYPE_CHECKING:
     from flows.core.params import Evaluate, Promote
+
+FEWEST_DECIDING = 10
+"""Images that neither model saw, if there are others."""
+UNKNOWN = "unknown"
 
 
 def challenge(registry: Registry, challenger: Version, *, settings: "Evaluate", rule: "Promote") -> Evidence:
@@ -70,11 +80,13 @@ def evaluated(
     """Return the figures of both models on the challenger's images, or the challenger's if there is no champion.
 
     They are fields of Evidence.  There are none when the challenger is the champion already or was fitted to the
-    validation images, or when the champion is a model of images of another shape or number of levels.
+    validation images, when the champion is a model of images of another shape or number of levels, or when too few
+    images are left that neither was trained on.
     """
     root = registry.root
     images, model = fetch_images(root, challenger), fetch_model(root, challenger)
-    found = deciding_images(registry, challenger, images) | {"challenger_fitted_to": model.fitted_to or "train"}
+    kept = kept_images(root, challenger)
+    found = deciding_images(registry, challenger, images, kept) | {"challenger_fitted_to": model.fitted_to or "train"}
     deciding = Chosen(images, found["split"])
     places = {"": deciding, "test_": replace(deciding, split="test")}
     if champion is None:
@@ -89,21 +101,78 @@ def evaluated(
     reigning = fetch_model(root, champion)
     if (reigning.image_shape, reigning.num_levels) != (images.image_shape, images.num_levels):
         return found
-    compared = {
-        split: compare(settings, reigning, model, Chosen(images, split), confidence=rule.confidence)
-        for split in {each.split for each in places.values()}
-    }
     found["champion_fitted_to"] = reigning.fitted_to or "train"
-    return found | {f"{place}comparison": compared[each.split] for place, each in places.items()}
+    against = partial(compare, settings, reigning, model, confidence=rule.confidence)
+    saw = {
+        role: trained_on(registry, version, kept.kind) if kept else None
+        for role, version in (("champion", champion), ("challenger", challenger))
+    }
+    seen = {
+        role: None if kept is None or digests is None else places_in(kept.digests[deciding.split], digests)
+        for role, digests in saw.items()
+    }
+    unseen = ~np.logical_or.reduce(
+        [np.zeros(len(deciding), bool), *(each for each in seen.values() if each is not None)]
+    )
+    found |= {f"{role}_saw": "unknown" if each is None else int(each.sum()) for role, each in seen.items()}
+    found["num_decided"] = int(unseen.sum())
+    if is_enough(found["num_decided"], len(deciding)):
+        found["comparison"] = against(deciding, counting=unseen)
+        if deciding.split == "test":
+            return found | {"test_comparison": found["comparison"]}
+    found["test_comparison"] = against(places["test_"])
+    return found | forgotten(root, champion, kept, saw, against)
 
 
-def deciding_images(registry: Registry, challenger: Version, images: ImageSet) -> dict[str, Any]:
+def deciding_images(registry: Registry, challenger: Version, images: ImageSet, kept: Kept | None) -> dict[str, Any]:
     """Return which images decide, and how many challengers they have judged.  The keys are fields of Evidence."""
     if not len(images["validation"]):
         return {"split": "test"}
-    digest = images.array_sha256["validation"]
-    num_judged = len(registry.judged_by(digest) | {challenger.name})
-    return {"split": "validation", "validation_sha256": digest, "num_judged": num_judged}
+    digest, known = images.array_sha256["validation"], {version.name: version for version in registry.versions}
+    names = {challenger.name}
+    for other, judged_names in registry.judged.items():
+        theirs = [known[name] for name in sorted(judged_names) if name in known]
+        if other == digest or (kept and theirs and overlap(kept, kept_images(registry.root, theirs[0]))):
+            names |= judged_names
+    return {"split": "validation", "validation_sha256": digest, "num_judged": len(names)}
+
+
+def overlap(ours: Kept, theirs: Kept | None) -> bool:
+    """Whether validation images of one version are among those of another."""
+    if theirs is None or theirs.kind != ours.kind:
+        return False
+    return not set(ours.digests["validation"]).isdisjoint(theirs.digests.get("validation", []))
+
+
+def places_in(digests: list[bytes], known: set[bytes]) -> np.ndarray:
+    """Return which of the digests are known, (N,) bool."""
+    return np.array([digest in known for digest in digests], bool)
+
+
+def is_enough(left: int, of: int) -> bool:
+    """Whether `left` images decide: all of them, however few they are, or at least FEWEST_DECIDING."""
+    return left == of or left >= FEWEST_DECIDING
+
+
+def forgotten(
+    root: Path,
+    champion: Version,
+    kept: Kept | None,
+    saw: Mapping[str, set[bytes] | None],
+    against: Callable[..., Comparison],
+) -> dict[str, Any]:
+    """Return the comparison on the champion's validation images, without those on which one of the two was trained.
+
+    There is none if these images are those that decide, of another kind, or not known, since it only informs.
+    """
+    theirs = kept_images(root, champion)
+    if kept is None or theirs is None or theirs.kind != kept.kind or theirs.digests == kept.digests:
+        return {}
+    digests = theirs.digests.get("validation", [])
+    unseen = ~places_in(digests, set().union(*filter(None, saw.values())))
+    if unseen.sum() < FEWEST_DECIDING:
+        return {}
+    return {"forgotten": against(Chosen(fetch_images(root, champion), "validation"), counting=unseen)}
 
 
 def decide(evidence: Evidence) -> tuple[str, str]:
@@ -116,6 +185,11 @@ def decide(evidence: Evidence) -> tuple[str, str]:
         problem = f"{challenger} was fitted to the validation images (train.images), so they cannot judge it"
         return REFUSE, f"{problem}; {by_hand}"
     compared, alone = evidence.comparison, evidence.evaluation
+    kind = f"{evidence.split} images"
+    if compared is None and evidence.num_decided is not None:
+        saw = f"{champion} saw {evidence.champion_saw} and {challenger} {evidence.challenger_saw} of its {kind}"
+        problem = f"{saw}, so {evidence.num_decided} are left, and {FEWEST_DECIDING} are needed to decide"
+        return REFUSE, f"{problem}; {by_hand}"
     if compared is None and alone is None:
         problem = f"the champion {champion} takes images of another shape or number of levels, so it cannot be compared"
         return REFUSE, f"{problem}; {by_hand}"
@@ -130,18 +204,23 @@ def decide(evidence: Evidence) -> tuple[str, str]:
     if low is None or high is None:
         return REFUSE, f"one image gives no confidence interval between {challenger} and {champion}"
     percent = 100 * compared.confidence
-    images = "validation images" if evidence.split == "validation" else "test images, for lack of validation images"
+    unknown = [each for each in (evidence.champion_saw, evidence.challenger_saw) if each in (None, UNKNOWN)]
+    images = kind if unknown else f"{evidence.num_decided} {kind} that neither saw"
+    images += ", for lack of validation images" if evidence.split == "test" else ""
     images += ", given the class" if compared.given == "class" else ""
     interval = f"{percent:g}% interval [{low:+.4f}, {high:+.4f}] bits/dim against {champion} on {images}"
     least = evidence.min_improvement_bpd or 0
+    if evidence.challenger_saw == UNKNOWN:
+        interval += "; the challenger or a model from which it began may have been trained on some of these images"
     if high < -least:
         return PROMOTE, f"{challenger} improves by more than {least:g}: {interval}"
     reason = f"{challenger} is not shown to improve by more than {least:g}: {interval}"
     # The champion may be better on these images than on others.
-    if evidence.champion_fitted_to == BOTH:
-        reason += "; the champion was fitted to validation images, too"
-    elif evidence.data_changed:
-        reason += "; the data changed or is unknown, so the champion may have been trained on some of these images"
+    if evidence.champion_saw in (None, UNKNOWN):
+        if evidence.champion_fitted_to == BOTH:
+            reason += "; the champion was fitted to validation images, too"
+        elif evidence.data_changed:
+            reason += "; the data changed or is unknown, so the champion may have been trained on some of these images"
     return REFUSE, reason
 
 

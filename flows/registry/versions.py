@@ -7,6 +7,7 @@ one that was evaluated.
 """
 
 import re
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -184,11 +185,15 @@ class Registry:
         tags = [tag for tag in self.tags if tag.stage == REFUSED and tag.commit == commit]
         return evidence_of(tags[-1].message) if tags else None
 
-    def judged_by(self, validation_sha256: str) -> set[str]:
-        """Return the names of the challengers that were evaluated on the validation images with this digest."""
+    @property
+    def judged(self) -> dict[str, set[str]]:
+        """The names of the challengers that validation images have judged, by the digest of these images."""
         messages = [tag.message for tag in self.tags if tag.stage in (CHAMPION, REFUSED)]
-        judged = [one for message in messages if (one := evidence_of(message)) and one.is_measured]
-        return {str(one.challenger) for one in judged if one.challenger and one.validation_sha256 == validation_sha256}
+        found: dict[str, set[str]] = {}
+        for one in map(evidence_of, messages):
+            if one and one.is_measured and one.challenger and one.validation_sha256:
+                found.setdefault(one.validation_sha256, set()).add(one.challenger)
+        return found
 
 
 def open_registry(root: Path) -> Registry:
@@ -258,6 +263,13 @@ def reign(tags: list[Tag]) -> list[Tag]:
         stack[tag.commit] = tag
     gone = deregistered(tags)
     return [tag for tag in stack.values() if tag.commit not in gone]
+
+
+def line(version: Version, known: Iterable[Version]) -> list[Version | None]:
+    """Return a version and those from which its training began, back to the first; None for one that is not known."""
+    by_digest = {each.metrics.model_sha256: each for each in known}
+    ancestors = version.metrics.ancestors or []
+    return [version, *(by_digest.get(ancestor.model_sha256) for ancestor in ancestors)]
 
 
 def found_in(model: type[DocumentType], content: bytes | None, path: Path) -> tuple[DocumentType | None, str]:

@@ -135,12 +135,24 @@ def histogram(axes: "Axes", models: Tables) -> None:
     axes.set(xlabel="bits/dim of an image", ylabel="number of images")
 
 
+def growth(axes: "Axes", models: Tables) -> None:
+    """Draw the bits/dim of the versions over the number of their training images, with standard errors."""
+    _, color, table = next(curves(models))
+    known = table.dropna(subset=["num_train", "bpd"])
+    errors = known["standard_error"].fillna(0)
+    axes.errorbar(known["num_train"], known["bpd"], errors, fmt="o", color=color, markersize=4, capsize=2)
+    for row in known.itertuples():
+        axes.annotate(visible(row.version), (row.num_train, row.bpd), (4, 4), textcoords="offset points", fontsize=8)
+    axes.set(xlabel="training images", ylabel="bits/dim")
+
+
 CHARTS: dict[str, tuple[str, str, str, "Callable[[Axes, Tables], None]"]] = {
     "loss": ("curves", "Loss while training", "Line chart of bits/dim over the training steps", loss),
     "gradient_norm": ("curves", "Gradient norm", "Line chart over steps", partial(of_steps, column="gradient_norm")),
     "learning_rate": ("curves", "Learning rate", "Line chart over steps", partial(of_steps, column="learning_rate")),
     "schedule": ("schedule", "Noise schedule", "Line chart of gamma over the time t", schedule),
     "noise_levels": ("noise_levels", "Loss at each noise level", "Line chart over the time t", noise_levels),
+    "growth": ("line", "Validation as images arrive", "Chart of bits/dim over the number of training images", growth),
     "per_image": ("per_image", "How many images have which bits/dim", "Histogram of the images' bits/dim", histogram),
 }
 """By the name of a chart's file: its table in `Results`, its title, what it shows in words, and what draws it."""

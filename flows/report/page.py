@@ -205,9 +205,14 @@ def lineage(results: Results) -> dict[str, Any]:
     """Return what the model was made from, as digests, after the tags and the commit if it is a version."""
     metrics = results.metrics
     requirements = metrics.environment.requirements_sha256 if metrics.environment else None
+    line = {
+        f"{'started' if number == 0 else 'before that'} from {each.name}, sha256": each.model_sha256
+        for number, each in enumerate(metrics.ancestors or [])
+    }
     return {
         **results.origin.lineage,
         "model, sha256": metrics.model_sha256,
+        **line,
         "images, sha256": metrics.data_sha256,
         "requirements.lock, sha256": requirements,
     }
@@ -290,6 +295,8 @@ def facts(results: Results, png: InPng | None) -> Iterator[tuple[str, str]]:
     if origin.preset:
         noun = "change" if len(origin.changes) == 1 else "changes"
         yield "Preset", origin.preset + (f", with {len(origin.changes)} {noun}" if origin.changes else "")
+    if metrics.ancestors:
+        yield "Started from", metrics.ancestors[0].name
     if png:
         yield f"{png.words[0].upper()}{png.words[1:]} in one PNG", f"{png.bpd:.4f} bits/dim"
     if results.validation:

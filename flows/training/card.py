@@ -32,7 +32,7 @@ parameters. The weights are the moving average {kept}.
 | data | {name} ({homepage}), licence: {licence} |
 | images | {num_train} training, {num_validation} validation and {num_test} test images; split: {split} |
 | fitted to | {fitted_to} |
-| conditioned on | {conditioned} |
+{started_from}| conditioned on | {conditioned} |
 | transforms | {transforms} |
 | data contract | {verdict} |
 | data sha256 | `{data_sha256}` |
@@ -93,6 +93,7 @@ def register(
         kept=kept,
         conditioned=conditioned_on(trained, train),
         fitted_to="training images" if train.images == "train" else "training and validation images together",
+        started_from=started_from(trained),
         out=out,
         parameters=json.dumps(parameters, indent=2),
     )
@@ -103,6 +104,17 @@ def register(
                 shutil.copyfileobj(original, copy)
         write_whole(folder / CARD, card)
     log.info("wrote the model and its card to %s", out)
+
+
+def started_from(trained: TrainedModel) -> str:
+    """Return the row of the card about the models from which the training began; "" if there are none."""
+    if not (ancestors := trained.description.ancestors):
+        return ""
+    line = [
+        f"{markdown(each.name)}, `{each.model_sha256}`, licence of its images: {markdown(each.licence or 'not stated')}"
+        for each in ancestors
+    ]
+    return f"| started from | {'; before that '.join(line)} |\n"
 
 
 def conditioned_on(trained: TrainedModel, train: "Train") -> str:

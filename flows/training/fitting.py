@@ -1,5 +1,6 @@
 """The stage `train`: fit a VDM to the training images and keep the averaged weights, with saved states on the way."""
 
+import json
 import logging
 import os
 import time
@@ -19,7 +20,15 @@ from flows.contract.findings import Verdict, require_valid
 from flows.core.device import find_compile, find_device, find_precision, keep_on_device, set_backend
 from flows.core.errors import Exit, UserError
 from flows.core.files import write_whole
-from flows.core.model import arguments_of, inputs_sha256, read_config, require_room, save_model
+from flows.core.model import (
+    Arguments,
+    TrainedModel,
+    arguments_of,
+    inputs_sha256,
+    read_config,
+    require_room,
+    save_model,
+)
 from flows.images.grids import grid, png
 from flows.images.image_set import SPLITS, ImageSet, about_classes, number_of_classes
 from flows.process.ending import on_stop
@@ -62,27 +71,33 @@ def train(
     out: Path,
     curves: Path,
     runs: Path,
+    start: TrainedModel | None = None,
 ) -> None:
     """Write the model of averaged weights to `out` and one line per log interval to `curves` (CSV).
 
     Pictures of samples, if `settings` ask for them, lie beside `curves`.
 
+    Training begins with the weights of `start`, or with random ones.  The optimizer and the averages are always new.
+
     Saved states are in a folder in `runs`.  A run that was stopped or killed continues from the newest state.
     `num_devices` processes train together.  If torchrun started this process, torchrun's processes train together
     instead.
 
-    Raises UserError unless the verdict says that the images are valid (exit 4), if a device is missing (2) or busy (6),
-    memory is too small (2), processes end too often (1), or the run was asked to stop (75); TrainingDiverged; OSError
-    that names a file that cannot be written.
+    Raises UserError unless the verdict says that the images are valid (exit 4), if `start` is another kind of model
+    than parameters and images make (2), if a device is missing (2) or busy (6), memory is too small (2), processes end
+    too often (1), or the run was asked to stop (75); TrainingDiverged; OSError that names a file that cannot be
+    written.
     """
     needed = settings.validate_every_steps is not None or settings.images == "train_and_validation"
     require_valid(images, verdict, needs_validation_images=needed)
+    if start:
+        require_alike(start, arguments(model, images), images)
     find_device(settings.device, settings.num_devices)
     launched = torch.distributed.is_torchelastic_launched()
     if launched and (started := int(os.environ["LOCAL_WORLD_SIZE"])) != settings.num_devices:
         wrong = f"torchrun started {started} processes, but train.num_devices is {settings.num_devices}"
         raise UserError(f"{wrong}; set --nproc-per-node to train.num_devices", Exit.USAGE)
-    job = partial(train_here, model, settings, images, out=out, curves=curves, runs=runs)
+    job = partial(train_here, model, settings, images, out=out, curves=curves, runs=runs, start=start)
     try:
         if settings.num_devices > 1 and not launched:
             again = "run again to continue from the last saved state"
@@ -99,17 +114,48 @@ def train(
         raise UserError(f"{reason}; {advice}", Exit.USAGE) from error
 
 
-def train_here(model: "Model", train: "Train", images: ImageSet, *, out: Path, curves: Path, runs: Path) -> None:
+def arguments(model: "Model", images: ImageSet) -> dict[str, Any]:
+    """Return the arguments of the model that the parameters make for the images.  Raises UserError (exit 2)."""
+    model = model.model_copy(update={"classes": number_of_classes(images, model.classes)})
+    return arguments_of(model, images.image_shape, images.num_levels)
+
+
+def require_alike(start: TrainedModel, config: dict[str, Any], images: ImageSet) -> None:
+    """Raise UserError (exit 2) unless a model has the arguments `config`, but for dropout, and the set's classes."""
+    ours = Arguments.model_validate(config).model_dump(exclude={"dropout"})
+    theirs = Arguments.model_validate(start.description.model).model_dump(exclude={"dropout"})
+    if start.num_classes and start.class_names != images.class_names:
+        ours["class_names"], theirs["class_names"] = images.class_names, start.class_names
+    differing = [
+        f"{name} {json.dumps(theirs[name])} instead of {json.dumps(value)}"
+        for name, value in ours.items()
+        if json.dumps(theirs[name]) != json.dumps(value)
+    ]
+    if differing:
+        advice = "`vdmctl preset --images FOLDER --start-from MODEL` writes parameters that fit, and null begins anew"
+        raise UserError(f"train.start_from: {start.name} has {', '.join(differing)}; {advice}", Exit.USAGE)
+
+
+def train_here(
+    model: "Model",
+    train: "Train",
+    images: ImageSet,
+    *,
+    out: Path,
+    curves: Path,
+    runs: Path,
+    start: TrainedModel | None = None,
+) -> None:
     """Take this process's part in the training.  The first process writes the files."""
     device = find_device(train.device, train.num_devices, local_rank())
     with process_group(device), ExitStack() as stack:
         if device.type == "cuda" or local_rank() == 0:  # on a CPU one claim covers all processes of the machine
             stack.enter_context(claim(device))
-        model = model.model_copy(update={"classes": number_of_classes(images, model.classes)})
-        stated = {} if model.classes is None else about_classes(images)
-        config = arguments_of(model, images.image_shape, images.num_levels)
+        config = arguments(model, images)
+        stated = about_classes(images) if config.get("classes") else {}
         settings = resolve(train, device)
-        digest = run_digest(config, train, settings, device, images.data_sha256, **stated)
+        begins = {"start": start.sha256} if start else {}
+        digest = run_digest(config, train, settings, device, images.data_sha256, **begins, **stated)
         run = Run(runs / digest, keep=train.keep_checkpoints)
         if len(set(gather(run.folder.name))) > 1:
             autos = "what train.precision: auto and train.compile: auto mean on them"
@@ -127,14 +173,15 @@ def train_here(model: "Model", train: "Train", images: ImageSet, *, out: Path, c
         precision = settings.precision if device.type == "cuda" else "float32"
         validation = validation_of(train, images, precision, labels.get("validation"))
         pixels = pixels if bring_to else pixels.to(device)
-        trainer = build(config, settings, pixels, validation, bring_to, labels.get("train"))
+        trainer = build(config, settings, pixels, validation, bring_to, labels.get("train"), start=start)
         restore(trainer, run)
         signals: list[int] = []
         stack.enter_context(on_stop(lambda number, frame: signals.append(number)))
         stack.enter_context(logging_redirect_tqdm())  # a line of the log does not cut the progress bar
         fit(trainer, run, curves, train, lambda: bool(signals))
         if is_first():
-            write_model(trainer, config, train, images.data_sha256, out, **stated)
+            ancestors = start.line if start else []
+            write_model(trainer, config, train, images.data_sha256, out, ancestors=ancestors, **stated)
             run.finish(read_config(out)[1])
 
 
@@ -169,11 +216,11 @@ def validation_of(
 
 
 def run_digest(
-    config: dict[str, Any], train: "Train", settings: TrainingSettings, device: torch.device, data: str, **classes: Any
+    config: dict[str, Any], train: "Train", settings: TrainingSettings, device: torch.device, data: str, **others: Any
 ) -> str:
-    """Return the name of the run: a digest of everything that its result depends on."""
+    """Return the name of the run: a digest of everything that its result depends on, `others` among it."""
     conditions = {"device": device.type, "processes": process()[1], **train.model_dump(include=OF_THE_RESULT)}
-    return fingerprint(model=config, train=asdict(settings) | conditions, data=data, **classes)
+    return fingerprint(model=config, train=asdict(settings) | conditions, data=data, **others)
 
 
 def build(
@@ -183,11 +230,13 @@ def build(
     validation: Validation | None,
     bring_to: torch.device | None = None,
     labels: np.ndarray | None = None,
+    *,
+    start: TrainedModel | None = None,
 ) -> Trainer:
     """Return the run before its first step, on the device of the images or, batch by batch, on another one.
 
-    Raises UserError (exit 2) if images and parameters do not fit, or if the device has not enough memory free to train
-    the weights.
+    It begins with the weights of `start`, or with random ones.  Raises UserError (exit 2) if images and parameters do
+    not fit, or if the device has not enough memory free to train the weights.
     """
     device = bring_to or images.device
     try:
@@ -195,7 +244,10 @@ def build(
         require_room("model", num_parameters, device, bytes_each=BYTES_OF_A_WEIGHT)
         torch.manual_seed(settings.seed)
         classes = None if labels is None else torch.from_numpy(labels).to(device)
-        trainer = Trainer(VDM(**config).to(device), images, settings, validation, classes, from_host=bool(bring_to))
+        vdm = VDM(**config)
+        if start:
+            vdm.load_state_dict(start.vdm.state_dict())
+        trainer = Trainer(vdm.to(device), images, settings, validation, classes, from_host=bool(bring_to))
     except ValueError as error:
         raise UserError(f"parameters `model` and `train`: {error}", Exit.USAGE) from error
     if settings.warmup_steps > settings.steps:
@@ -329,7 +381,7 @@ def save(trainer: Trainer, run: Run) -> None:
         run.save(trainer.done, trainer.state())
 
 
-def write_model(trainer: Trainer, config: dict[str, Any], train: "Train", data: str, out: Path, **classes: Any) -> None:
+def write_model(trainer: Trainer, config: dict[str, Any], train: "Train", data: str, out: Path, **stated: Any) -> None:
     """Write the model with which the run ends, and what it was trained with.  `data` is the digest of the images."""
-    inputs = inputs_sha256(config, train.model_dump(), data, classes.get("labels_sha256"))
-    save_model(out, trainer.kept, config, fitted_to=train.images, inputs=inputs, **classes)
+    inputs = inputs_sha256(config, train.model_dump(), data, stated.get("labels_sha256"))
+    save_model(out, trainer.kept, config, fitted_to=train.images, inputs=inputs, **stated)

@@ -14,16 +14,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from flows.core import layout
+from flows.core import bounded_yaml, layout
 from flows.core.device import find_device
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import visible
-from flows.core.model import arguments_of
+from flows.core.model import TrainedModel, arguments_of
 from flows.core.params import Data, Model, Params, Train
 from flows.core.params_file import parse_params, read_preset
 from flows.images.download import divided
 from flows.images.folder import ImageFiles, read_folder
-from flows.images.image_set import FEWEST_COMPARED, SPLITS
+from flows.images.image_set import FEWEST_COMPARED, SPLITS, kind
 from flows.images.splitting import require_splits
 from flows.images.transforms import levels_left
 from flows.process.locks import claim
@@ -48,29 +48,48 @@ AUTOMATIC = "".join(
     for section in ("train", "evaluate", "sample")
 )
 """What suits the images of a folder, and not the digits."""
+TRANSFORMS = ("background", "grayscale", "gray_as_rgb", "crop", "resize", "pad", "num_bits")
+"""The parameters `data` that a training takes from the one that it continues."""
+RECIPE = (
+    "batch_size",
+    "augmentation",
+    "class_dropout",
+    "optimizer",
+    "learning_rate_decay",
+    "betas",
+    "weight_decay",
+    "max_gradient_norm",
+)
+"""The parameters `train` that a training takes from the one that it continues."""
+OF_THE_DIGITS = 5e-3
+"""The learning rate that a model had whose card does not say so."""
+SHARE_OF_THE_RATE, SHARE_OF_THE_STEPS = 0.4, 0.5
+"""Of those of the training that is continued; docs/results.md has the figures."""
 Values = dict[str, dict[str, tuple[Any, str]]]
 """New values of parameters, and their reasons, by section and name."""
 
 
-def plan(name: str, source: Path, minutes: float, *, classes: bool = False) -> str:
+def plan(name: str, source: Path, minutes: float, start: TrainedModel | None = None, *, classes: bool = False) -> str:
     """Return a whole params.yaml: the preset for the images in `source`, with `minutes` of training on this machine.
 
-    With `classes` the model is given the class, which is the folder.  Warns if the minutes may not be what they seem:
-    steps measured on a busy machine, or too few to see each image.
+    With `classes` the model is given the class, which is the folder.  With `start`, training continues from that model:
+    network and transforms are its own, the learning rate and at most as many steps suit continuing.  Warns if the
+    minutes may not be what they seem: steps measured on a busy machine, or too few to see each image.
 
-    Raises UserError: exit 2 for other than positive minutes, and for a preset that does not suit the images, such as
-    one with classes for images without; 4 for too few images; 6 if another training holds the device; and what
-    `ImageFiles` and `divide` raise for the folder.
+    Raises UserError: exit 2 for other than positive minutes, for a preset that does not suit the images, such as one
+    with classes for images without, and for images that do not become like those of `start`; 4 for too few images; 6 if
+    another training holds the device; and what `ImageFiles` and `divide` raise for the folder.
     """
     if not 0 < minutes < math.inf:
         raise UserError(f"--minutes must be above 0, got {minutes:g}", Exit.USAGE)
-    preset = parse_params(read_preset(name, layout.PRESETS, AUTOMATIC), name)
-    planned, shape, num_levels, num_classes, splits = of_images(preset, source, classes=classes)
+    texts = [AUTOMATIC, *([continuing(start)] if start else [])]
+    preset = parse_params(read_preset(name, layout.PRESETS, *texts), name)
+    planned, shape, num_levels, num_classes, splits = of_images(preset, source, start, classes=classes)
     new_values = {key: value for key, (value, _) in planned["model"].items()}
     model = preset.model.model_copy(update=new_values | {"classes": num_classes})
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     measure = partial(measured, model, shape, num_levels)
-    planned |= of_minutes(preset, 60 * minutes, measure, splits, num_classes)
+    planned |= of_minutes(preset, 60 * minutes, measure, splits, num_classes, enough_steps(start) if start else None)
     load = max(load, os.getloadavg()[0])
     if load > cores:
         text = (
@@ -86,9 +105,35 @@ def plan(name: str, source: Path, minutes: float, *, classes: bool = False) -> s
         before = getattr(preset, section).model_dump()
         new = [f"  {key}: {json.dumps(new)}  # {why}" for key, (new, why) in values.items() if new != before[key]]
         lines += [f"{section}:", *new] if new else []
-    text = read_preset(name, layout.PRESETS, AUTOMATIC, "\n".join(lines))
+    text = read_preset(name, layout.PRESETS, *texts, "\n".join(lines))
     parse_params(text, name)
     return text
+
+
+def continuing(start: TrainedModel) -> str:
+    """Return the preset with which training continues from a model: its network, its transforms, its recipe."""
+    card = bounded_yaml.sections(start.parameters)
+    theirs = f"of {start.name}"
+    network = {"classes": None} | start.description.model
+    sections = {
+        "data": {key: card["data"][key] for key in TRANSFORMS if key in card.get("data", {})},
+        "model": {key: value for key, value in network.items() if key not in ("image_shape", "num_levels")},
+        "train": {key: card["train"][key] for key in RECIPE if key in card.get("train", {})},
+    }
+    lines = []
+    for section, values in sections.items():
+        if values or section == "train":
+            lines += [f"{section}:", *(f"  {key}: {json.dumps(value)}  # {theirs}" for key, value in values.items())]
+    before = card.get("train", {}).get("learning_rate")
+    rate = SHARE_OF_THE_RATE * (before if isinstance(before, int | float) else OF_THE_DIGITS)
+    lines.append(f"  learning_rate: {rate:.3g}  # {SHARE_OF_THE_RATE:g} of that {theirs}, which suits continuing")
+    return "\n".join([*lines, f"  start_from: {json.dumps(start.name)}"])
+
+
+def enough_steps(start: TrainedModel) -> int | None:
+    """Return how many steps suffice to continue from a model; None if its card does not say how many it took."""
+    steps = bounded_yaml.sections(start.parameters).get("train", {}).get("steps")
+    return max(1, round(steps * SHARE_OF_THE_STEPS)) if isinstance(steps, int) else None
 
 
 class Found(NamedTuple):
@@ -104,23 +149,31 @@ class Found(NamedTuple):
     splits: list[int]
 
 
-def of_images(preset: Params, source: Path, *, classes: bool) -> Found:
-    """Return the parameters for the images in `source`; with `classes`, of a model that is given their class."""
-    data, (depth, *sides), num_levels = like(preset.data, source)
+def of_images(preset: Params, source: Path, start: TrainedModel | None, *, classes: bool) -> Found:
+    """Return the parameters for the images in `source`; with `classes`, of a model that is given their class.
+
+    With `start`, the images become like its own.
+    """
+    data = like_those_of(start, preset.data, source) if start else like(preset.data, source)
     planned_data = preset.data.model_copy(update={name: value for name, (value, _) in data.items()})
     counts: Counter[Split] = Counter()
     labels: Counter[int] = Counter()
+    shape: tuple[int, ...] = ()
     divisible = read_folder(source, planned_data)
     for part in divided(divisible, planned_data):
         counts[part.split] += len(part.images)
+        shape = part.images.shape[1:]
         labels.update([] if part.labels is None else part.labels.tolist())
     require_splits(divisible, counts, planned_data)
     splits = [counts[split] for split in SPLITS]
     if splits[-1] < FEWEST_COMPARED:
         reason = f"{splits[-1]} test images, but samples are compared with at least {FEWEST_COMPARED}"
         raise UserError(f"{source}: {reason}; add images", Exit.INVALID_DATA)
-    num_levels = levels_left(num_levels, preset.data.num_bits)
-    found = f"{depth}x{sides[0]}x{sides[1]} with {num_levels} levels"
+    num_levels = levels_left(divisible.origin["num_levels"], preset.data.num_bits)
+    found = kind(shape, num_levels)
+    if start and found != (theirs := kind(start.image_shape, start.num_levels)):
+        reason = f"{start.name} is a model of images of {theirs}, and those in {source} become {found}"
+        raise UserError(f"{reason}; train without --start-from", Exit.USAGE)
     log.info("%s: images of %s; %d for training, %d for validation, %d test images", visible(source), found, *splits)
     planned: Values = {"data": data, "model": {}}
     num_classes = preset.model.classes
@@ -141,14 +194,33 @@ def of_images(preset: Params, source: Path, *, classes: bool) -> Found:
         how = "" if num_classes else "; --classes makes a model that is given the class"
         log.info("%s: %d classes: %s%s", visible(source), len(names), ", ".join(largest + more), how)
     gamma_0, finest = round(-2 * math.log(3 * num_levels), 1), max(1, (num_levels - 1).bit_length() - 2)
-    if gamma_0 != preset.model.gamma_0:
+    if gamma_0 != preset.model.gamma_0 and not start:
         reason = f"for {num_levels} levels"
         planned["model"] |= {"gamma_0": (gamma_0, reason), "fourier_exponents": ([finest - 1, finest], reason)}
-    return Found(planned, (depth, sides[0], sides[1]), num_levels, num_classes, splits)
+    depth, height, width = shape
+    return Found(planned, (depth, height, width), num_levels, num_classes, splits)
 
 
-def like(preset: Data, source: Path) -> tuple[dict[str, tuple[Any, str]], tuple[int, int, int], int]:
-    """Return the transforms that make the images in `source` alike, the shape that they get, and K."""
+def like_those_of(start: TrainedModel, stated: Data, source: Path) -> dict[str, tuple[Any, str]]:
+    """Return the parameters `data` that make the images in `source` like those of a model.
+
+    Its card states the transforms, which are `stated`; without a card they follow from the shape of its images.
+    """
+    data: dict[str, tuple[Any, str]] = {"name": ("image_folder", "yours"), "source": (str(source), "yours")}
+    if start.parameters:
+        return data | {name: (getattr(stated, name), "") for name in TRANSFORMS}
+    files = ImageFiles(source, stated.model_copy(update=OF_ANY_KIND))
+    shapes = {images.shape[1:] for _, images in files.read()}
+    channels, *sides = start.image_shape
+    if {tuple(shape[1:]) for shape in shapes} != {tuple(sides)}:
+        data["resize"] = sides, f"as the images of {start.name}"
+    if channels == 1 and {shape[0] for shape in shapes} != {1}:
+        data["grayscale"] = True, f"as the images of {start.name}"
+    return data
+
+
+def like(preset: Data, source: Path) -> dict[str, tuple[Any, str]]:
+    """Return the parameters `data` that make the images in `source` alike."""
     files = ImageFiles(source, preset.model_copy(update=OF_ANY_KIND))
     shapes: list[tuple[int, ...]] = []
     colourless = 0
@@ -162,12 +234,11 @@ def like(preset: Data, source: Path) -> tuple[dict[str, tuple[Any, str]], tuple[
         which = f"{len(files.lightness):,} of {len(shapes):,} are transparent in places"
         data["background"] = background, f"{which}, and {looks}: a mean level of {light:.0f}"
     channels, *sides = np.array(shapes).T
-    depth = int(channels.max())
-    if len({*channels}) > 1 or (depth == 3 and colourless == len(shapes)):
+    if len({*channels}) > 1 or (channels.max() == 3 and colourless == len(shapes)):
         if 2 * colourless > len(shapes):
-            depth, data["grayscale"] = 1, (True, f"{colourless:,} of {len(shapes):,} images have no colours")
+            data["grayscale"] = (True, f"{colourless:,} of {len(shapes):,} images have no colours")
         else:
-            depth, data["gray_as_rgb"] = 3, (True, f"{(channels == 1).sum():,} of {len(shapes):,} images are gray")
+            data["gray_as_rgb"] = (True, f"{(channels == 1).sum():,} of {len(shapes):,} images are gray")
     ratios = sides[1] / sides[0]
     if ratios.max() > MOST_STRETCH * ratios.min():
         square = np.minimum(*sides)
@@ -179,7 +250,7 @@ def like(preset: Data, source: Path) -> tuple[dict[str, tuple[Any, str]], tuple[
         size = [max(1, round(side * min(1, RESIZED_SIDE / max(size)))) for side in size]
         ranges = " by ".join(" to ".join(f"{length}" for length in sorted({side.min(), side.max()})) for side in sides)
         data["resize"] = size, f"they have {ranges} pixels; larger images show more and take longer"
-    return data, (depth, size[0], size[1]), files.num_levels
+    return data
 
 
 def of_minutes(
@@ -188,10 +259,12 @@ def of_minutes(
     measure: Callable[[Train], tuple[float, float]],
     splits: list[int],
     num_classes: int | None = None,
+    enough: int | None = None,
 ) -> Values:
     """Return the parameters for so many seconds of training, and a quarter each for other computations.
 
-    These are the evaluation, the samples and, of a model with classes, the classification.
+    These are the evaluation, the samples and, of a model with classes, the classification.  There are at most `enough`
+    steps.
     """
     train, parts = preset.train, preset.train.num_devices * preset.train.accumulation
     first, step = measure(train)
@@ -207,6 +280,9 @@ def of_minutes(
     steps = int((seconds - first - validations * times * num_validation / calls) / step)
     if steps < 10:
         raise UserError(f"--minutes are too few: a step takes {step:.2g} s; choose a smaller preset", Exit.USAGE)
+    reason = f"{seconds / 60:g} min at {step:.3g} s a step, as measured"
+    if enough and enough < steps:
+        steps, reason = enough, f"enough to continue, at {step:.3g} s a step, as measured"
     samples = max(FEWEST_COMPARED, int(seconds / 4 * calls / preset.sample.num_timesteps))
     samples = min(preset.sample.num_images, num_test, samples)
     evaluated = (2 if num_classes is None else 3) * num_test + num_validation  # also without the class
@@ -222,7 +298,7 @@ def of_minutes(
         evaluate |= {"class_images": (class_images, few), "class_times": (class_times, few)}
     return {
         "train": {
-            "steps": (steps, f"{seconds / 60:g} min at {step:.3g} s a step, as measured"),
+            "steps": (steps, reason),
             "batch_size": (size, few),
             "warmup_steps": (min(train.warmup_steps, steps // 10), few),
             "ema_decay": (round(min(max(0.5, 1 - 20 / steps), 0.9999), 4), "an average over a twentieth of the steps"),

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from project import ROOT
 from small import Small
+from trainings import same_bits
 
-from flows.api import evaluate, fill_in, load, sample
+from flows.api import continued, evaluate, fill_in, load, sample
 from flows.cli import run
 from flows.core.errors import Exit, UserError
 from flows.images.image_set import open_images
@@ -43,6 +45,21 @@ def test_the_results_are_those_of_vdmctl(small: Small, capsys: pytest.CaptureFix
     assert run(["sample", "models/vdm", "--known", "known.npy", "--mask", "mask.npy", *options, "drawn.npy"]) == 0
     filled = fill_in(model, images["test"][0], np.tri(8, dtype=bool), 5, seed=3)
     np.testing.assert_array_equal(filled, np.load("drawn.npy"))
+
+
+@pytest.mark.slow
+def test_training_goes_on_from_a_model_and_leaves_it_as_it_is(small: Small) -> None:
+    model, images = load("models/vdm", device="cpu"), open_images(Path("data/images"))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    as_it_is = continued(model, images["train"], steps=2, learning_rate=1e-12)
+    further = continued(model, images["train"], steps=60)
+    assert same_bits(model.state_dict(), before)
+    assert all(torch.allclose(value, before[name], rtol=0, atol=1e-6) for name, value in as_it_is.state_dict().items())
+    bpd = [evaluate(each, images["test"], times_per_image=2).bpd.mean() for each in (model, as_it_is, further)]
+    assert bpd[0] == pytest.approx(bpd[1], abs=1e-4)
+    assert bpd[2] < bpd[0] - 1
+    with pytest.raises(ValueError, match="images"):
+        continued(model, images["train"][:, :, :4])
 
 
 def test_a_model_that_is_missing_is_named() -> None:

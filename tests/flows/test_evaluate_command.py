@@ -133,7 +133,7 @@ def test_pictures_have_the_figures_of_the_same_images_in_a_set_and_their_names(
     of_pictures = printed(capsys, "evaluate", "--images=mine")
     assert small.outputs() == before
     different = {name for name in of_set if of_set[name] != of_pictures[name]}
-    assert different == {"split", "data_sha256"}
+    assert different == {"split", "data_sha256", "num_train"}
     assert (of_pictures["split"], of_pictures["num_images"]) == ("given", 9)
     assert printed(capsys, "evaluate", "--images=mine", "--num-images=3", "--out=new")["num_images"] == 3
     rows = list(csv.DictReader(Path("new/per_image.csv").read_text().splitlines()))

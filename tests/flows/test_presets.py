@@ -1,5 +1,6 @@
 """A preset names what differs from digits.yaml; `vdmctl preset` writes a whole file with its comments."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from ruamel.yaml import YAML
 
 from flows.cli import run
 from flows.core.errors import Exit, UserError
+from flows.core.model import arguments_of, save_model
 from flows.core.params import Params, Train
 from flows.core.params_file import WHOLE, compose, parse_params, preset_names, read_params, read_preset
 from flows.images.image_set import open_images
 from flows.process.locks import claim
 from flows.training.planning import of_minutes
+from vdm.model import VDM
 
 PRESETS = ROOT / "presets"
 DIGITS = (PRESETS / "digits.yaml").read_text()
@@ -139,6 +142,61 @@ def test_a_preset_for_a_folder_suits_its_images_and_minutes(mine: Path, caplog: 
     whole = Path("presets/digits.yaml").read_text().splitlines()[1:]
     assert [line.partition(" # ")[2] for line in whole if line.partition(" # ")[2] not in text] == []
     assert run(["download"]) == Exit.DONE
+
+
+def start(folder: str, shape: tuple[int, int, int], **card: Any) -> None:
+    """Save a model with random weights, and with a card if its parameters are given."""
+    model = parse_params(read_preset(WHOLE), WHOLE).model.model_copy(update={"width": 12, "gamma_0": -13.3})
+    config = arguments_of(model, shape, 256)
+    save_model(Path(folder), VDM(**config), config)
+    if card:
+        Path(folder, "README.md").write_text(f"## Parameters\n\n```json\n{json.dumps(card)}\n```\n")
+
+
+@pytest.mark.slow
+def test_a_preset_continues_from_a_model(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With its network, its transforms and its recipe, a lower rate, and no more steps than suffice."""
+    draw(mine, 60, (6, 5, 3))
+    whole = parse_params(read_preset(WHOLE), WHOLE)
+    data = whole.data.model_dump() | {"grayscale": True, "pad": 1}
+    train = whole.train.model_dump() | {"learning_rate": 4e-3, "steps": 30, "weight_decay": 0.2}
+    start("carded", (1, 8, 7), data=data, train=train)
+    command = ["preset", "--images=mine", "--minutes=1", "--start-from"]
+    assert run([*command, "carded"]) == Exit.DONE
+    params = read_params(Path("params.yaml"))
+    assert (params.data.name, params.data.grayscale, params.data.pad, params.data.resize) == (
+        "image_folder",
+        True,
+        1,
+        None,
+    )
+    assert (params.model.width, params.model.gamma_0, params.model.blocks) == (12, -13.3, 1)
+    found = params.train
+    assert (found.start_from, found.learning_rate, found.steps, found.weight_decay) == ("carded", 1.6e-3, 15, 0.2)
+    assert "# 0.4 of that of carded, which suits continuing" in Path("params.yaml").read_text()
+
+    start("bare", (1, 4, 4))
+    assert run([*command, "bare", "--force"]) == Exit.DONE
+    params = read_params(Path("params.yaml"))
+    assert (params.data.grayscale, params.data.resize, params.train.learning_rate) == (True, [4, 4], 2e-3)
+    assert run(["download"]) == Exit.DONE
+
+    start("coloured", (4, 6, 5))
+    for arguments, code, said in (
+        (
+            [*command, "coloured"],
+            Exit.USAGE,
+            "coloured is a model of images of 4x6x5 with 256 levels, and those in mine",
+        ),
+        ([*command, "nowhere"], Exit.MISSING, "train.start_from: nowhere: no such folder"),
+        ([*command, "champion"], Exit.USAGE, "train.start_from: champion: `champion` is for runs"),
+        (["preset", "digits", *command[1:], "bare"], Exit.USAGE, "--start-from takes the place of a preset"),
+        (["preset", "--start-from=bare"], Exit.USAGE, "--start-from needs --images FOLDER"),
+        (["preset"], Exit.USAGE, "name a preset: digits"),
+    ):
+        capsys.readouterr()
+        assert run([*arguments, "--force"]) == code
+        assert said in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.slow

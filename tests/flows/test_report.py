@@ -41,6 +41,28 @@ from vdm.model import VDM
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=http://a/b onerror=alert(2)> {{ 7 * 7 }} $x^$ ]]> \x1b[2J\u202e"
 
+VERSIONS = pd.DataFrame(
+    {
+        "version": ["vdm@v1.0.0", "vdm@v1.1.0", "vdm@v1.2.0"],
+        "state": ["former champion", "champion", ""],
+        "num_train": [652.0, 1268.0, np.nan],
+        "bpd": [1.79, 1.72, np.nan],
+        "standard_error": [0.02, 0.02, np.nan],
+        "ancestor": ["noise", "vdm@v1.0.0", "noise"],
+    }
+)
+"""The versions of a registry; the last was made when these figures were not yet kept."""
+
+
+def test_the_page_of_a_version_shows_all_versions_over_their_training_images(files: Files, tmp_path: Path) -> None:
+    made = page(read_results(files, ORIGIN, *opened(tmp_path))._replace(line=VERSIONS))
+    (chart,) = [chart for chart in made.charts if chart.name == "growth"]
+    assert [name in chart.svg for name in VERSIONS["version"]] == [True, True, False]
+    assert "training images</text>" in chart.svg
+    text = words(Document(made.html).text)
+    assert "vdm@v1.1.0 champion 1,268 1.7200 ± 0.0200 vdm@v1.0.0" in text
+    assert "vdm@v1.2.0 not known not known noise" in text
+
 
 def shown(files: Files, folder: Path) -> str:
     """Return the text of the page about the results in a folder, without charts, which take most of its time."""
@@ -227,7 +249,7 @@ def test_figures_that_are_not_finite_are_left_out_of_charts(files: Files, tmp_pa
     files.per_image.write_text("image,bpd\n" + "".join(f"{i},{'nan' if i else 'inf'}\n" for i in range(40)))
     files.noise_levels.write_text("t,gamma,diffusion_bpd,standard_error\n0.5,nan,1e300,nan\n")
     files.curves.write_text("step,bpd\n1,nan\n")
-    made = page(read_results(files, ORIGIN, *opened(tmp_path)))
+    made = page(read_results(files, ORIGIN, *opened(tmp_path))._replace(line=VERSIONS.assign(bpd=np.nan)))
     assert "not finite bits/dim on 40 test images" in words(Document(made.html).text)
     assert len(made.charts) == len(charts.CHARTS)
 
@@ -263,7 +285,7 @@ def test_the_stage_writes_page_and_charts_that_stand_alone(files: Files, tmp_pat
     text = places["out"].read_text()
     assert "betas" in text
     assert "vdmctl evaluate models/vdm" in text
-    assert {path.stem for path in places["pictures"].iterdir()} == set(charts.CHARTS)
+    assert {path.stem for path in places["pictures"].iterdir()} == set(charts.CHARTS) - {"growth"}  # of a version
     for path in places["pictures"].iterdir():
         content = path.read_text()
         ElementTree.fromstring(content)

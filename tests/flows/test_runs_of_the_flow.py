@@ -21,16 +21,18 @@ from flows.cli import run as run_command
 from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.core.files import write_whole
+from flows.core.params_file import parse_params
 from flows.images.image_set import open_images, save_images
 from flows.orchestration import releasing
 from flows.orchestration.artifacts import Progress
+from flows.orchestration.looking import of_result
 from flows.orchestration.streaming import EXPECTED, as_user_error, failure, result_of, stream
-from flows.orchestration.workspace import workspace
+from flows.orchestration.workspace import compose_params, workspace
 from flows.registry.evidence import Evidence
 from flows.registry.storage import DamagedVersionError, fetch, readable
 from flows.registry.verification import require_sound
 from flows.registry.versions import open_registry
-from flows.train_vdm import DRIFTED, Drifted, check_champion, drift, reproduce, restore, stages, while_busy
+from flows.train_vdm import DRIFTED, Drifted, check_champion, drift, named, reproduce, restore, stages, while_busy
 
 ARTIFACTS = "flows.orchestration.artifacts"
 
@@ -284,6 +286,26 @@ def test_only_a_damaged_champion_is_a_reason_to_roll_back(tmp_path: Path, monkey
         with pytest.raises(type(error), match=str(error)) as raised:
             check_champion.fn(tmp_path)
         assert ("vdmctl rollback" in str(raised.value)) is advised
+
+
+def test_a_run_begins_from_the_champion_of_its_moment(forge: Forge, quietly: Mock) -> None:
+    """Which is compared with no other run: after a promotion it always is another one."""
+    text = (forge.root / "params.yaml").read_text()
+    assert named(forge.root, text) == text
+    forge.write("params.yaml", text.replace("start_from: null ", "start_from: champion "))
+    text = compose_params(forge.root, forge.git("commit", "--quiet", "--all", "--message=Continue") or "HEAD", None, {})
+
+    def start(params: str) -> Any:
+        return parse_params(params, "params.yaml").train.start_from
+
+    assert (start(text), start(named(forge.root, text))) == ("champion", None)
+    said = "begins from noise: there is no champion yet"
+    assert quietly.info.call_args.args == ("training %s", said)
+    crown(forge.project, "v1.1.0")
+    assert start(named(forge.root, text)) == "vdm@v1.1.0"
+    assert quietly.info.call_args.args == ("training %s", "continues from the champion vdm@v1.1.0")
+    known, other = ({"start_from": name, "steps": steps} for name, steps in (("vdm@v1.0.0", 1), ("champion", 2)))
+    assert of_result(known) == of_result(other | {"steps": 1}) != of_result(other)
 
 
 @pytest.mark.slow

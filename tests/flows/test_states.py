@@ -394,12 +394,15 @@ def test_a_run_of_other_inputs_has_another_name(monkeypatch: pytest.MonkeyPatch,
     with monkeypatch.context() as patch:
         patch.setattr(runs, "CODE", [*runs.CODE, tmp_path])
         names.append(name())
+    train = parameters()
+    names += [fitting.run_digest(TINY, train, fitting.resolve(train, CPU), CPU, "a", start=digest) for digest in "ab"]
     assert len(set(names)) == len(names)
     shown: dict[str, Any] = {"samples_every_steps": 7, "tracker": "tensorboard", "images_on": "host"}
     assert name(checkpoint_every_steps=7, keep_checkpoints=9, max_restarts=0, **shown) == names[0]
-    before = parameters().model_dump(exclude={*shown, "class_dropout"})
+    before = parameters().model_dump(exclude={*shown, "class_dropout", "start_from"})
     expected = config_sha256({"model": TINY, "train": before, "data": "a"})
     assert inputs_sha256(TINY, parameters(**shown).model_dump(), "a") == expected
+    assert inputs_sha256(TINY, parameters(start_from="vdm@v1.0.0").model_dump(), "a") != expected
 
 
 def test_the_model_that_is_written_is_the_one_that_is_kept(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The loop notices new pictures: one story, in the order of the file, of a plant whose source is a folder."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from datetime import timedelta
@@ -43,6 +44,7 @@ def plant(tmp_path_factory: pytest.TempPathFactory, pictures: Path, empty_databa
         "max_gaps: 0.015": "max_gaps: 0.9",
         "max_skipped: 0.25": "max_skipped: 0.9",
         "min_improvement_bpd: 0.001": "min_improvement_bpd: 0.0",
+        "start_from: null ": "start_from: champion ",
     }
     plant.project.edit("params.yaml", **changes)
     plant.project.git("commit", "--quiet", "--all", "--message=Pictures")
@@ -64,12 +66,30 @@ def test_pictures_that_arrive_make_a_version(plant: Plant, pictures: Path) -> No
     assert "897 pictures added since vdm@v1.0.0" in plant.project.vdmctl("status").stdout
     run = plant.retrain()
     name, message = plant.finish(run)
-    assert name in ("Promoted", "Refused"), message
+    assert name == "Promoted", message
     assert message.startswith("vdm@v1.1.0, ")
     assert "images: 897 added and 0 removed since vdm@v1.0.0" in message
     assert plant.project.vdmctl("verify", "v1.1.0").returncode == 0
-    lineage = plant.project.vdmctl("lineage", "v1.1.0").stdout
-    assert str(pictures) in lineage
+    lineage = plant.project.vdmctl("lineage", "v1.1.0", "--json")
+    found = json.loads(lineage.stdout)
+    assert found["source"]["path"] == str(pictures)
+
+
+def test_that_version_continued_from_the_champion_and_was_judged_by_images_that_neither_saw(plant: Plant) -> None:
+    first, second = (
+        json.loads(plant.project.vdmctl("lineage", each, "--json").stdout) for each in ("v1.0.0", "v1.1.0")
+    )
+    assert (first["parameters"]["train"]["start_from"], first["ancestors"]) == (None, [])
+    assert second["parameters"]["train"]["start_from"] == "vdm@v1.0.0"
+    (ancestor,) = second["ancestors"]
+    assert (ancestor["version"], ancestor["model_sha256"]) == ("vdm@v1.0.0", first["metrics"]["model_sha256"])
+    evidence = second["promotions"][0]["evidence"]
+    assert (evidence["champion_saw"], evidence["challenger_saw"]) == (0, 0)
+    assert (
+        evidence["num_decided"] == evidence["comparison"]["num_images"] == second["metrics"]["validation"]["num_images"]
+    )
+    assert evidence["num_judged"] == 2  # some of them judged v1.0.0
+    assert evidence["forgotten"]["num_images"] == first["metrics"]["validation"]["num_images"]
 
 
 def test_without_new_pictures_there_is_nothing_to_do(plant: Plant, pictures: Path) -> None:

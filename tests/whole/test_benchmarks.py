@@ -10,9 +10,9 @@ import pytest
 from conftest import TINY
 from project import ROOT
 
-from benchmarks import equal_minutes, gpu_day, preset_params
+from benchmarks import continuing, equal_minutes, gpu_day, preset_params
 from flows.core.model import save_model
-from flows.images.image_set import save_images
+from flows.images.image_set import open_images, save_images
 from vdm.model import VDM
 
 MACHINE = {"device", "threads", "torch", "python", "commit"}
@@ -69,6 +69,27 @@ def test_ours_trains_and_the_curves_are_compared(small: Path, capsys: pytest.Cap
     figures = json.loads(capsys.readouterr().out)
     assert figures["peer_minus_ours_bpd"] == pytest.approx(0.25)
     assert (small / "curves.svg").stat().st_size > 0
+
+
+def test_continuing_begins_with_the_model_of_half_of_the_images_and_is_resumed(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = {"device": "cpu", "num_devices": 1, "steps": 4, "validate_every_steps": 2, "batch_size": 8}
+    params = preset_params("digits", model={"width": 16, "blocks": 1}, train=train, evaluate={"times_per_image": 1})
+    images = open_images(small / "images")
+    half, noise, continued = continuing.choices(continuing.Trainings(params, images, small / "done"), [(1e-12, 2)])
+    assert [row["training"] for row in (half, noise, continued)] == [
+        "half-2-0.005-0",
+        "noise-4-0.005-0",
+        "continued-2-1e-12-0",
+    ]
+    assert continued["bpd"] == pytest.approx(half["bpd"], abs=1e-5)
+    assert continued["minus_noise_bpd"] == pytest.approx(continued["bpd"] - noise["bpd"])
+    rows = [*continuing.compared(continuing.Trainings(params, images, small / "done"), 1e-12, 2, seeds=2)]
+    assert [row["training"] for row in rows[-3:]] == ["noise, 2 seeds", "half, 2 seeds", "continued, 2 seeds"]
+    assert rows[-1]["bpd"] == pytest.approx(np.mean([rows[2]["bpd"], rows[5]["bpd"]]))
+    monkeypatch.setattr(continuing.Trainings, "trained", None)  # all is done
+    assert [*continuing.compared(continuing.Trainings(params, images, small / "done"), 1e-12, 2, seeds=2)] == rows
 
 
 def test_a_training_that_continues_has_the_same_losses_and_bfloat16_similar_ones(

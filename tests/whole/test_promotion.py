@@ -21,13 +21,14 @@ from flows.core.errors import Exit, NetworkError, UserError
 from flows.core.params import Promote
 from flows.core.params_file import read_params
 from flows.evaluation.results import BOTH, BoundMetrics
-from flows.images.image_set import open_images, save_images
+from flows.images.image_set import ImageSet, open_images, save_images
 from flows.process.ending import STOP, on_stop, stop_at_once
 from flows.process.locks import holder_of
 from flows.registry import promotion
 from flows.registry.evidence import PROMOTE, REFUSE, Evidence, evidence_of
 from flows.registry.git import registry_lock
 from flows.registry.promotion import challenge, decide, evaluated, promote, rollback
+from flows.registry.storage import fetch_images
 from flows.registry.versions import (
     CHAMPION,
     REFUSED,
@@ -35,6 +36,7 @@ from flows.registry.versions import (
     assign,
     open_registry,
 )
+from vdm.choices import Split
 
 # The versions are trained when the first test asks for them.
 pytestmark = pytest.mark.timeout(1800)
@@ -53,6 +55,12 @@ def per_image(project: Project, reference: str, folder: Path) -> np.ndarray:
     assert result.returncode == 0, result.stderr
     with (folder / "per_image.csv").open() as file:
         return np.array([float(row["bpd"]) for row in csv.DictReader(file)])
+
+
+def among(images: ImageSet, split: Split, others: ImageSet) -> np.ndarray:
+    """Return which images of a split are training images of another set, (N,) bool, by their pixels."""
+    training = {image.tobytes() for image in others["train"]}
+    return np.array([image.tobytes() in training for image in images[split]])
 
 
 def test_first_better_worse_and_other_data(copied: Project, tmp_path: Path) -> None:
@@ -83,13 +91,22 @@ def test_first_better_worse_and_other_data(copied: Project, tmp_path: Path) -> N
     evidence = json.loads(newest.stdout)
     assert evidence["data_changed"]
     assert evidence["data_sha256"] == open_registry(copied.folder).resolve("v1.2.0").metrics.data_sha256
-    # The champion's figures are those on the new images, in the working tree, and not those of its own run.
+    # The champion's figures are those on the new images, in the working tree, and not those of its own run.  It was
+    # trained on most of them, which do not count.
     on_new = per_image(copied, "v1.1.0", tmp_path / "on_new")
+    champions = fetch_images(copied.folder, open_registry(copied.folder).resolve("v1.1.0"))
+    seen = among(open_images(copied.folder / layout.IMAGES), "validation", champions)
+    assert (evidence["champion_saw"], evidence["challenger_saw"]) == (seen.sum(), 0)
+    assert evidence["num_decided"] == evidence["comparison"]["num_images"] == (~seen).sum() >= 10
+    assert f"on {(~seen).sum()} validation images that neither saw" in evidence["reason"]
     (reigning, _), tested = evidence["comparison"]["models"], evidence["test_comparison"]["models"]
-    assert (reigning["model"], reigning["bpd"]) == ("vdm@v1.1.0", pytest.approx(on_new.mean(), abs=1e-6))
+    assert (reigning["model"], reigning["bpd"]) == ("vdm@v1.1.0", pytest.approx(on_new[~seen].mean(), abs=1e-6))
+    # What was forgotten: the champion's validation images, without those on which the challenger was trained.
+    kept = ~among(champions, "validation", open_images(copied.folder / layout.IMAGES))
+    assert evidence["forgotten"]["num_images"] == kept.sum() < len(kept)
     assert tested[0]["bpd"] != open_registry(copied.folder).resolve("v1.1.0").metrics.bpd
     assert tested[1]["bpd"] == open_registry(copied.folder).resolve("v1.2.0").metrics.bpd
-    assert evidence["num_judged"] == 1  # by these validation images
+    assert evidence["num_judged"] == 3  # v1.0.0 and v1.1.0 by some of these validation images
 
     tag = open_registry(copied.folder).champion_tag
     assert tag is not None
@@ -113,13 +130,15 @@ def test_the_evidence_is_the_paired_difference_on_the_challengers_images(copied:
     copied.dvc("pull", "--force")
     old, new = (per_image(copied, name, tmp_path / name) for name in ("v1.0.0", "v1.1.0"))
     difference, error = (new - old).mean(), (new - old).std(ddof=1) / math.sqrt(len(new))
-    assert (evidence.split, compared.split, compared.num_images, len(new)) == ("validation", "validation", 163, 163)
+    assert (evidence.split, compared.split, compared.num_images) == ("validation", "validation", len(new))
     assert compared.difference_bpd == pytest.approx(difference, abs=1e-6)
     assert compared.difference_standard_error == pytest.approx(error, abs=1e-6)
     half = stats.t.ppf(0.95, len(new) - 1) * error
     assert compared.confidence_interval == pytest.approx([difference - half, difference + half], abs=1e-5)
     assert (evidence.min_improvement_bpd, compared.confidence) == (0.002, 0.9)
     assert not evidence.data_changed
+    assert (evidence.champion_saw, evidence.challenger_saw, evidence.num_decided) == (0, 0, len(new))
+    assert evidence.forgotten is None  # the same images
     assert [model.model for model in compared.models] == ["vdm@v1.0.0", "vdm@v1.1.0"]
     assert [model.bpd for model in tested.models] == [
         open_registry(copied.folder).resolve(name).metrics.bpd for name in ("v1.0.0", "v1.1.0")
@@ -144,6 +163,7 @@ BASE = {
 }
 FIRST = {"champion": None, "comparison": None, "evaluation": evaluation()}
 UNDECIDED = comparison(interval=[-0.2, 0.1])
+KNOWN = {"split": "validation", "champion_saw": 5, "challenger_saw": 0, "num_decided": 12}
 
 
 @pytest.mark.parametrize(
@@ -179,6 +199,23 @@ UNDECIDED = comparison(interval=[-0.2, 0.1])
         ({"champion": "vdm@v1.1.0"}, "refuse", "is the champion already"),
         ({"split": "validation"}, "promote", "against vdm@v1.0.0 on validation images"),
         ({"split": "test"}, "promote", "against vdm@v1.0.0 on test images, for lack of validation images"),
+        (KNOWN, "promote", "against vdm@v1.0.0 on 12 validation images that neither saw"),
+        (KNOWN | {"comparison": UNDECIDED, "data_changed": True}, "refuse", "validation images that neither saw"),
+        (
+            KNOWN | {"champion_saw": "unknown", "comparison": UNDECIDED, "data_changed": True},
+            "refuse",
+            "on validation images; the data changed or is unknown, so the champion may have been trained on some",
+        ),
+        (
+            KNOWN | {"challenger_saw": "unknown"},
+            "promote",
+            "on validation images; the challenger or a model from which it began may have been trained on some",
+        ),
+        (
+            KNOWN | {"comparison": None, "num_decided": 9},
+            "refuse",
+            "vdm@v1.0.0 saw 5 and vdm@v1.1.0 0 of its validation images, so 9 are left, and 10 are needed to decide; ",
+        ),
         (
             {"comparison": UNDECIDED.model_copy(update={"given": "class"}), "split": "validation"},
             "refuse",
@@ -226,10 +263,11 @@ def test_versions_without_validation_images_or_fitted_to_them(copied: Project) -
     version = open_registry(copied.folder).resolve(str(fitted.challenger))
     with registry_lock(copied.folder):
         assign(open_registry(copied.folder), REFUSED, version, fitted.message("Refuse"))
-    assert version.name not in open_registry(copied.folder).judged_by(fitted.validation_sha256)
+    assert version.name not in open_registry(copied.folder).judged.get(fitted.validation_sha256, set())
     assert unvalidated.comparison
-    assert (unvalidated.split, unvalidated.comparison.num_images, unvalidated.num_judged) == ("test", 365, None)
-    assert "on test images, for lack of validation images" in unvalidated.reason
+    assert (unvalidated.split, unvalidated.num_judged, unvalidated.challenger_saw) == ("test", None, 0)
+    assert unvalidated.num_decided == unvalidated.comparison.num_images
+    assert f"on {unvalidated.num_decided} test images that neither saw, for lack of validation" in unvalidated.reason
     assert unvalidated.comparison == unvalidated.test_comparison
     assert (unvalidated.champion_fitted_to, unvalidated.challenger_fitted_to) == ("train", "train")
 
@@ -379,7 +417,7 @@ def test_the_challengers_that_the_same_images_judged_are_counted(forge: Forge) -
             message = compared(forge, name).model_copy(update=changes).message("Compared")
             registry = open_registry(forge.root)
             assign(registry, CHAMPION if name == "v1.0.0" else REFUSED, registry.resolve(name), message)
-    assert open_registry(forge.root).judged_by("a" * 64) == {"vdm@v1.0.0", "vdm@v1.1.0"}
+    assert open_registry(forge.root).judged == {"a" * 64: {"vdm@v1.0.0", "vdm@v1.1.0"}}
 
 
 def test_a_damaged_challenger_or_champion_stops_the_challenge(forge: Forge) -> None:

@@ -118,7 +118,7 @@ def test_the_images_go_on_counting_the_challengers_that_were_pruned(forge: Forge
     message = refused.message("Refuse")
     forge.git("tag", "--annotate", f"--message={message}", "vdm#refused#9", "vdm@v1.0.0^{commit}")
     assert names(prune(forge.project))["versions"] == ["vdm@v1.0.0"]
-    assert open_registry(forge.root).judged_by("a") == {"x"}
+    assert open_registry(forge.root).judged["a"] == {"x"}
 
 
 @pytest.mark.parametrize(

@@ -205,7 +205,9 @@ def test_lineage_goes_from_the_tag_to_every_digest_and_all_verify(registry: Proj
         "path": "data/images",
         "md5": outs["data/images"],
         "sha256": metrics_at(registry, "vdm@v1.1.0")["data_sha256"],
+        "licence": "CC BY 4.0",
     }
+    assert chain["ancestors"] == []
     assert {"vdm/vlb.py", "flows/training/fitting.py"} <= chain["code"].keys()
     text = registry.vdmctl("lineage", "v1.1.0").stdout
     assert all(md5 in text for md5 in [*outs.values(), *chain["code"].values()])

@@ -1,0 +1,13 @@
+"""The models from which a training began, as the config.json and the metrics.json of its result state them."""
+
+from flows.core.documents import Document, Sha256
+
+
+class Ancestor(Document):
+    """A model from whose averaged weights a training began."""
+
+    name: str
+    """The version, or the folder that `train.start_from` named."""
+    model_sha256: Sha256
+    licence: str | None = None
+    """Of the images that it was trained on; null if its card does not say."""
