@@ -133,9 +133,11 @@ def retrain(
     base = first_commit(root, shared=is_shared())
     params = compose_params(root, base, preset, overrides)
     found = look(root, base, bounded_yaml.parse(params))
-    lacking = found.images == "missing" and not force
-    if found.images == "missing" and not (is_shared() and found.newest and not force):
+    lacking = found.images == "missing"
+    if lacking and not (is_shared() and found.same_preparation and not force):
         reason = f"data.source: {found.source} is not on this machine"
+        if is_shared() and found.newest:
+            reason += ", and the images of the newest run were read by other code or parameters, or are to be read anew"
         raise UserError(f"{reason}; bring it here, or name another place", Exit.MISSING)
     note = f"; {found.source} is not on this machine, so the images are those of the newest run" if lacking else ""
     for name in prune(root):
@@ -151,7 +153,7 @@ def retrain(
         complete = not force and result_of(restore(place, lacking, return_state=True), "restore")
         if complete and (made := restoring.made_before(place)):
             if is_undecided(root, made):
-                return release(place, made)
+                return release(place, made)._replace(images=note)
             return nothing_to_do(root, made) + note
         result_of(check_champion(place.folder, return_state=True), "champion")
         logger.info("run %s of commit %s in %s", place.folder.name, place.base[:12], place.folder)
@@ -165,8 +167,9 @@ def retrain(
                 repeats = found.same_code and found.same_parameters and not (force or interrupted)
                 if repeats and same_images(read_now, root, found.newest):
                     return nothing_to_do(root, found.newest)
-                if new := result_of(compare(root, place.folder, found.newest, return_state=True), "images"):
-                    images = f"; images: {new}"
+                if found.same_preparation:
+                    new = result_of(compare(root, place.folder, found.newest, return_state=True), "images")
+                    images = f"; images: {new}" if new else ""
         artifacts.show_results(place.folder, place.reports)
         return record(place, images + note)
 
@@ -182,7 +185,7 @@ def named(root: Path, params: str) -> str:
     Without a champion it is null, and the training begins from noise.
     """
     document = bounded_yaml.load(params)
-    if document["train"]["start_from"] != CHAMPION:
+    if document["train"].get("start_from") != CHAMPION:
         return params
     champion = open_registry(root).champion
     document["train"]["start_from"] = champion.name if champion else None
@@ -251,7 +254,11 @@ def compare(root: Path, folder: Path, newest: str) -> State[Arrived | None]:
 
     Its result is None if none came or went, or if that run kept no digests of its images.
     """
-    new = arrived(open_images(folder / layout.IMAGES), root, newest)
+    try:
+        new = arrived(open_images(folder / layout.IMAGES), root, newest)
+    except UserError as error:
+        get_run_logger().warning("new images are not counted: %s", error)
+        return Completed()
     if new is None or not (new.added or new.removed):
         return Completed()
     get_run_logger().info("images: %s", new)

@@ -15,7 +15,7 @@ from flows.core.params import Data
 from flows.images.download import line_of
 from flows.images.folder import ImageFiles
 from flows.images.image_set import Chosen, ImageSet, files_of, is_image_set, kind, open_images, save_images
-from flows.images.transforms import describe, levels_left, transform
+from flows.images.transforms import describe, levels_left, parts, transform
 from vdm.choices import Split
 
 if TYPE_CHECKING:
@@ -73,13 +73,20 @@ def made_a_set(read: Read, name: str, model: "TrainedModel") -> Iterator[ImageSe
         yield open_images(folder, name)
 
 
-def read_files(path: Path, data: Data | None) -> Read:
+def read_files(path: Path, data: Data | None, most: int | None = None) -> Read:
     """Return the images in a folder of pictures and arrays, in the order of their names, or in one file.
 
-    `data` names the transforms, if any.  Raises UserError.
+    `data` names the transforms, if any.  Raises UserError, which is of exit 2 for more than `most` images.
     """
     files = ImageFiles(path, data)
-    read = [(name, transform(part, files.num_levels, data) if data else part) for name, part in files.read()]
+    read = list[tuple[str, np.ndarray]]()
+    count = 0
+    for name, part in files.read():
+        count += len(part)
+        if most is not None and count > most:  # before transforms make them larger
+            raise UserError(f"{path}: {most} images at most are taken; leave out the others", Exit.USAGE)
+        for some in parts(part, data) if data else [slice(None)]:
+            read.append((name, transform(part[some], files.num_levels, data) if data else part))
     names = [name for name, part in read for _ in part]
     levels, transforms = files.num_levels, "none"
     if data:

@@ -82,7 +82,7 @@ def read_whole(entry: "PublishedSet", source: Path | None, downloads: Path) -> l
         try:
             return read_splits(entry, root, download=True)
         except (URLError, ConnectionError, TimeoutError, http.client.HTTPException, RuntimeError) as error:
-            advice = "try again, or put the publisher's files into data/published or another folder for data.source"
+            advice = "try again, or name a folder of the publisher's files by its absolute path in data.source"
             raise NetworkError(f"{entry.title} could not be downloaded: {brief(error)}; {advice}") from error
         finally:
             socket.setdefaulttimeout(None)

@@ -17,13 +17,14 @@ from flows.core import bounded_yaml, layout
 from flows.core.errors import Exit, UserError
 from flows.core.files import parse_json
 from flows.evaluation.results import Metrics
+from flows.images.download import line_of
 from flows.images.folder import find_images
 from flows.images.image_set import DESCRIPTION, SPLITS, ImageSet, digests_of, labels_of
 from flows.images.image_set import files_of as names_of
 from flows.orchestration.workspace import compose_params
 from flows.process.inputs import content
 from flows.registry.git import content_of, git, git_text
-from flows.registry.lock_file import Lock, read_lock
+from flows.registry.lock_file import read_lock
 from flows.registry.storage import content_in, dvc_repository, files_of
 from flows.registry.versions import MODEL, Tag, found_in, open_registry
 
@@ -38,6 +39,8 @@ class Look(NamedTuple):
     same_parameters: bool = False
     images: Literal["same", "changed", "missing", "imported"] = "changed"
     """Those of the source.  An import is looked at in the run's folder, where it is brought up to date."""
+    same_preparation: bool = False
+    """Whether the newest run read its images by the same code and parameters, so that its images may be compared."""
 
     @property
     def finds_nothing(self) -> bool:
@@ -64,18 +67,20 @@ def found_now(root: Path) -> dict[str, Any]:
     Raises UserError.
     """
     base = git_text(root, "rev-parse", "HEAD").strip()
-    found = look(root, base, bounded_yaml.parse(compose_params(root, base, None, {})))
-    state: dict[str, Any] = {"source": str(found.source), "state": found.images}
+    parameters = bounded_yaml.parse(compose_params(root, base, None, {}))
+    source, newest = Path(str(parameters["data"]["source"])), next(iter(results(root)), None)
     counts: dict[str, int | str | None] = {"added": None, "removed": None, "since": None}
-    if found.newest is None:
-        return state | counts
-    counts["since"] = name_of(root, found.newest)
-    if found.images == "same":
-        return state | counts | {"added": 0, "removed": 0}
-    if (root / found.source).is_dir() and (known := recorded_names(root, found.newest)):
-        names = set(find_images(root / found.source)[1])
+    if newest:
+        counts["since"] = name_of(root, newest)
+    if newest and source.is_absolute() and source.is_dir() and (known := recorded_names(root, newest)):
+        names = {str(parse_json(line_of(name))) for name in find_images(source)[1]}
         counts |= {"added": len(names - known), "removed": len(known - names)}
-    return state | counts
+        if names != known:  # so that files which nobody has read yet are not hashed
+            return {"source": str(source), "state": "changed", **counts}
+    found = look(root, base, parameters)
+    if newest and found.images == "same":
+        counts |= {"added": 0, "removed": 0}
+    return {"source": str(source), "state": found.images, **counts}
 
 
 def recorded_names(root: Path, commit: str) -> set[str]:
@@ -90,9 +95,11 @@ def recorded_names(root: Path, commit: str) -> set[str]:
 
 def results(root: Path) -> list[str]:
     """Return the commits of runs and versions, newest first."""
-    form = "--format=%(if)%(*objectname)%(then)%(*objectname)%(else)%(objectname)%(end)"
+    form = "--format=%(refname) %(if)%(*objectname)%(then)%(*objectname)%(else)%(objectname)%(end)"
     refs = (f"refs/heads/{layout.RUN_BRANCHES}", f"refs/tags/{MODEL}@*")
-    return list(dict.fromkeys(git_text(root, "for-each-ref", "--sort=-creatordate", form, *refs).split()))
+    listed = git_text(root, "for-each-ref", "--sort=-version:refname", "--sort=-creatordate", form, *refs).splitlines()
+    pairs = [line.split(" ") for line in listed]
+    return list(dict.fromkeys(commit for name, commit in pairs if "!" not in name))  # GTO's mark of withdrawn ones
 
 
 def look(root: Path, base: str, parameters: dict[str, Any]) -> Look:
@@ -106,17 +113,21 @@ def look(root: Path, base: str, parameters: dict[str, Any]) -> Look:
     if newest:
         with suppress(UserError):  # of a version that was made by hand
             recorded = read_lock(root, Tag("the newest run", newest))
-    images = compared(root, base, source, recorded.source if recorded else None)
+    images = compared(root, base, source, newest, recorded.source if recorded else None)
     if newest is None or recorded is None:
         return Look(source, newest, images=images)
+    code = [str(layout.DVC_GRAPH), *sorted(recorded.code)]
+    preparing = [path for path in code if path in needed_by(root, base, "download")]
     return Look(
         source,
         newest,
-        same_code=code_at(root, base, recorded) == code_at(root, newest, recorded),
+        same_code=objects_at(root, base, code) == objects_at(root, newest, code),
         same_parameters=all(
             of_result(parameters.get(name, {})) == of_result(values) for name, values in recorded.parameters.items()
         ),
         images=images,
+        same_preparation=parameters["data"] == recorded.parameters.get("data")
+        and objects_at(root, base, preparing) == objects_at(root, newest, preparing),
     )
 
 
@@ -125,28 +136,43 @@ def of_result(section: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in section.items() if name != "start_from"}
 
 
-def code_at(root: Path, commit: str, lock: Lock) -> list[str]:
-    """Return git's digests of the graph and of the files and folders that it names as code, at a commit."""
-    names = [f"{commit}:{path}" for path in (str(layout.DVC_GRAPH), *sorted(lock.code))]
+def needed_by(root: Path, commit: str, stage: str) -> list[str]:
+    """Return the dependencies of a stage in the graph of a commit."""
+    graph = bounded_yaml.sections(content_of(root, f"{commit}:{layout.DVC_GRAPH}"))
+    return [str(path) for path in graph.get("stages", {}).get(stage, {}).get("deps", [])]
+
+
+def objects_at(root: Path, commit: str, paths: list[str]) -> list[str]:
+    """Return git's digests of files and folders at a commit; of one that it lacks, that it is missing."""
+    names = [f"{commit}:{path}" for path in paths]
     found = git(root, "cat-file", "--batch-check=%(objectname)", stdin=names).decode().splitlines()
     return [line.replace(commit, "") for line in found]
 
 
 def compared(
-    root: Path, base: str, source: Path, recorded: tuple[str, str] | None
+    root: Path, base: str, source: Path, newest: str | None, recorded: tuple[str, str] | None
 ) -> Literal["same", "changed", "missing", "imported"]:
-    """Return whether the source at a commit is as a run recorded it, given its path and digest.  Raises UserError."""
+    """Return whether the source at a commit is as the newest run recorded it: its path and digest.  Raises UserError.
+
+    A source that git tracks is that of the commit, whatever lies in the checkout.
+    """
     if tracked := tracked_by_dvc(root, base, source):
         if tracked.get("deps"):
             return "imported"
         digest = str(tracked["outs"][0].get("md5"))
-    else:
+    elif not source.is_absolute():
         require_tracked(root, base, source)
-        place = root / source
-        if not place.exists():
+        known = newest and recorded and Path(recorded[0]) == source
+        same = known and objects_at(root, base, [str(source)]) == objects_at(root, str(newest), [str(source)])
+        return "same" if same else "changed"
+    else:
+        try:
+            digest = md5_of(root, source) if recorded and source.exists() else ""
+        except FileNotFoundError:  # it changes now; `download` finds it at rest or fails
+            return "changed"
+        if not source.exists():
             return "missing"
-        digest = md5_of(root, place) if recorded else ""
-    return "same" if recorded == (str(source), digest) else "changed"
+    return "same" if recorded and (Path(recorded[0]), recorded[1]) == (source, digest) else "changed"
 
 
 def tracked_by_dvc(root: Path, commit: str, source: Path) -> dict[str, Any]:
@@ -163,8 +189,6 @@ def md5_of(root: Path, path: Path) -> str:
 
 def require_tracked(root: Path, base: str, source: Path) -> None:
     """Raise UserError (exit 5) for a relative source that git does not track at a commit."""
-    if source.is_absolute():
-        return
     (found,) = git(root, "cat-file", "--batch-check", stdin=[f"{base}:{source}"]).decode().splitlines()
     if found.endswith("missing"):
         reason = f"data.source: neither git nor DVC tracks {source} in commit {base[:12]}, so a run does not have it"
@@ -176,12 +200,13 @@ def same_images(images: ImageSet, root: Path, commit: str) -> bool:
     metrics, _ = found_in(Metrics, content_of(root, f"{commit}:{layout.METRICS}"), layout.METRICS)
     if metrics is None or metrics.data_sha256 != images.data_sha256:
         return False
-    with files_of(root, Tag("an earlier run", commit)) as files:
+    with suppress(UserError), files_of(root, Tag("an earlier run", commit)) as files:  # lost, or no answer
         described = bounded_yaml.sections(content_in(files, layout.IMAGES / DESCRIPTION))
         return described.get("class_names") == images.class_names and all(
             content_in(files, labels_of(layout.IMAGES, split)) == content(labels_of(images.folder, split))
             for split in images.splits
         )
+    return False
 
 
 def arrived(images: ImageSet, root: Path, commit: str) -> Arrived | None:
@@ -189,12 +214,12 @@ def arrived(images: ImageSet, root: Path, commit: str) -> Arrived | None:
     ours: set[bytes] = set()
     theirs: set[bytes] = set()
     with files_of(root, Tag("an earlier run", commit)) as files:
-        for split in images.splits:
-            known, recorded = images.digests(split), content_in(files, digests_of(layout.IMAGES, split))
-            if known is None or recorded is None:
-                return None
-            ours |= known
-            theirs |= set(map(bytes, np.load(BytesIO(recorded), allow_pickle=False)))
+        for split in SPLITS:
+            ours |= images.digests(split) or set() if split in images.splits else set()
+            if recorded := content_in(files, digests_of(layout.IMAGES, split)):
+                theirs |= set(map(bytes, np.load(BytesIO(recorded), allow_pickle=False)))
+    if not (ours and theirs):
+        return None
     return Arrived(len(ours - theirs), len(theirs - ours), name_of(root, commit))
 
 

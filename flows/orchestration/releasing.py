@@ -122,7 +122,8 @@ def publish_all(root: Path, outcome: Release | None) -> Release | None:
     for _ in range(3):
         if result_of(publish_versions(root, return_state=True), "publish"):
             return outcome
-        outcome = catch_up(root, outcome.version.commit if outcome else None) or outcome
+        if again := catch_up(root, outcome.version.commit if outcome else None):
+            outcome = again._replace(images=outcome.images if outcome else "")
     raise NetworkError("publish: other machines took the version's number three times; the next run publishes again")
 
 

@@ -19,6 +19,7 @@ from dvc.config import Config
 
 from flows.core import bounded_yaml, layout
 from flows.core.errors import Exit, UserError
+from flows.core.params import PUBLISHED_FOLDER
 from flows.core.params_file import WHOLE, compose, parse_params
 from flows.process.groups import processes_in
 from flows.process.locks import lock_file
@@ -144,7 +145,8 @@ def compose_params(root: Path, base: str, preset: str | None, overrides: Mapping
     if preset:
         whole = content_of(root, f"{base}:{layout.PRESETS}/{WHOLE}.yaml") or b""
         found = compose(whole.decode(), found.decode()).encode()
-    parse_params(found, f"{name} of commit {base[:12]}")
+    if parse_params(found, f"{name} of commit {base[:12]}").data.source is None:
+        raise UserError(f"{name}: data.source must be a path; write {PUBLISHED_FOLDER} instead of null", Exit.USAGE)
     if not overrides:
         return found.decode()
     document = bounded_yaml.load(found)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flows.core.errors import UserError, of_file
+from flows.core.errors import UserError, brief, of_file
 from flows.core.files import read_bounded
 from flows.core.model import CARD, TrainedModel
 from flows.registry.lock_file import lineage
@@ -46,8 +46,8 @@ class Served:
             found = results_of(self.model.name)
             self.results = found if found.metrics.model_sha256 == self.model.sha256 else None
             self.problem = None if self.results else "the results are of another model"
-        except (UserError, OSError) as error:
-            self.problem = of_file(error) if isinstance(error, OSError) else str(error)
+        except Exception as error:  # the model answers without its results
+            self.problem = of_file(error) if isinstance(error, OSError) else brief(error)
 
     @property
     def test_bpd(self) -> np.ndarray | None:
@@ -125,8 +125,8 @@ class Following:
                 self.served = served
                 log.info("%s answers from now on", version.name)
                 served.read_results(self.results_of)  # which may fetch images, for its report
-        except (UserError, OSError) as error:
-            problem = of_file(error) if isinstance(error, OSError) else str(error)
+        except Exception as error:  # such as a lack of memory for two models: the present one goes on
+            problem = of_file(error) if isinstance(error, OSError) else brief(error)
         if problem and problem != self.problem:
             log.warning("%s goes on: %s", self.served.model.name, problem)
         self.problem = problem

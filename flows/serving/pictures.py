@@ -49,10 +49,8 @@ def read_sent(sent: Sequence[Sent], model: TrainedModel) -> Generator[None, None
     for one in sent:
         try:
             with a_file(one) as path:
-                read = read_files(path, transforms)
+                read = read_files(path, transforms, MOST_IMAGES - len(sources))
                 require_fitting(read, str(path), model)
-            if len(sources) + len(read.array) > MOST_IMAGES:
-                raise UserError(f"a request takes {MOST_IMAGES} images at most; send the others in another", Exit.USAGE)
             found.append(read)
             sources += [(one.name, number) for number in range(len(read.array))]
         except UserError as error:

@@ -347,7 +347,7 @@ def test_a_download_that_fails(trouble: str, publish: Publish, server: str, monk
     at("http://127.0.0.1:9/" if trouble == "no answer" else server, monkeypatch)
     for path in source.iterdir():
         cut(path) if trouble == "cut short" else path.unlink()
-    message = r"could not be downloaded: .*; try again, or put the publisher's files into data/published"
+    message = r"could not be downloaded: .*; try again, or name a folder of the publisher's files"
     with pytest.raises(NetworkError, match=message) as error:
         load("cifar10", None)
     assert error.value.code is Exit.MISSING

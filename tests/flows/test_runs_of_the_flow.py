@@ -85,11 +85,13 @@ def test_the_progress_of_a_training_run_names_the_time_left(tmp_path: Path, monk
 
 
 def test_other_machines_may_be_first_three_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever is outrun releases its model anew, and publishes that."""
-    states, again = [Completed(data=False), Completed(data=True)], Mock()
+    """Whoever is outrun releases its model anew, publishes that, and says of the images what it found."""
+    states, version = [Completed(data=False), Completed(data=True)], Mock()
+    first, again = (releasing.Release(version, name, Mock()) for name in ("first", "again"))
     monkeypatch.setattr(releasing, "publish_versions", lambda root, return_state: states.pop(0))
-    monkeypatch.setattr(releasing, "catch_up", again)
-    assert releasing.publish_all(tmp_path, None) is again.return_value
+    monkeypatch.setattr(releasing, "catch_up", lambda root, made: again)
+    published = releasing.publish_all(tmp_path, first._replace(images="; images: 5 added"))
+    assert published == again._replace(images="; images: 5 added")
     states += [Completed(data=False)] * 3
     with pytest.raises(NetworkError, match="other machines took the version's number three times"):
         releasing.publish_all(tmp_path, None)

@@ -138,7 +138,7 @@ def test_classes_are_those_of_the_command(app: App, digits: np.ndarray, tmp_path
 def test_the_model_says_what_it_is_and_the_schedule_of_the_interface_is_whole(app: App) -> None:
     about = app.client.get("/model").json()
     assert about["name"] == "pretrained/digits_classes"
-    assert (about["num_classes"], about["num_test_images"], about["report"]) == (10, 359, True)
+    assert (about["num_classes"], about["num_test_images"], about["report"]) == (10, 365, True)
     assert about["card"] == (DIGITS / "README.md").read_text()
     assert about["figures"]["bpd"] == pytest.approx(1.633, abs=1e-3)
     assert about["schedule"]["gamma"] == sorted(about["schedule"]["gamma"])

@@ -1,0 +1,108 @@
+"""What a run finds: which run is the newest one, and whether its images are those at the source now."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from forge import GRAPH, Forge
+
+from flows.core import bounded_yaml
+from flows.core.errors import Exit, UserError
+from flows.orchestration import looking
+from flows.orchestration.looking import compared, look, md5_of, results
+from flows.orchestration.workspace import compose_params
+
+
+@pytest.fixture
+def forge(tmp_path: Path) -> Forge:
+    """Return a repository whose source `pictures` is tracked by git, and `elsewhere`, which is not, outside."""
+    forge = Forge(tmp_path)
+    forge.write("pictures/0.png", "first")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/0.png").write_text("first")
+    forge.git("add", "--all")
+    forge.git("commit", "--quiet", "--message=Pictures")
+    return forge
+
+
+def version(forge: Forge, number: str, source: Path, **data: Any) -> str:
+    """Make a version of the images at a source with these parameters; return its commit."""
+    lock = forge.lock(number)
+    path = str(source)
+    lock["stages"]["all"]["deps"].append({"path": path, "hash": "md5", "md5": md5_of(forge.root, forge.root / source)})
+    lock["stages"]["all"]["params"] = {"params.yaml": {"data": {"source": path} | data}}
+    forge.version(number, lock)
+    return forge.git("rev-parse", "HEAD").strip()
+
+
+def test_a_withdrawn_version_is_no_newer_run(forge: Forge) -> None:
+    first = version(forge, "v1.1.0", Path("pictures"))
+    second = version(forge, "v1.2.0", Path("pictures"))
+    forge.git("tag", "--annotate", "--message=withdrawn", "vdm@v1.1.0!", first)
+    assert results(forge.root)[0] == second
+
+
+def test_a_source_that_git_tracks_is_that_of_the_commit(forge: Forge) -> None:
+    """A file that nobody committed changes nothing, and one that was committed is seen before it is checked out."""
+    newest = version(forge, "v1.0.0", Path("pictures"))
+
+    def state() -> str:
+        parameters = {"data": {"source": "pictures"}}
+        return look(forge.root, forge.git("rev-parse", "HEAD").strip(), parameters).images
+
+    assert state() == "same"
+    forge.write("pictures/1.png", "second")
+    assert state() == "same"
+    forge.git("add", "--all")
+    forge.git("commit", "--quiet", "--message=More")
+    (forge.root / "pictures/1.png").unlink()
+    assert state() == "changed"
+    with pytest.raises(UserError, match="neither git nor DVC tracks other") as error:
+        compared(forge.root, newest, Path("other"), newest, None)
+    assert error.value.code is Exit.MISSING
+
+
+def test_a_source_elsewhere_is_found_however_its_path_is_written(forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = forge.folder / "elsewhere"
+    newest = version(forge, "v1.0.0", folder)
+    recorded = f"{forge.folder}//elsewhere/.", md5_of(forge.root, folder)
+    assert compared(forge.root, newest, folder, newest, recorded) == "same"
+    (folder / "1.png").write_text("second")
+    assert compared(forge.root, newest, folder, newest, recorded) == "changed"
+
+    def vanished(*_: object) -> str:
+        raise FileNotFoundError(2, "gone", "1.png")
+
+    monkeypatch.setattr(looking, "md5_of", vanished)
+    assert compared(forge.root, newest, folder, newest, recorded) == "changed"  # while somebody copies
+    folder.rename(forge.folder / "gone")
+    assert compared(forge.root, newest, folder, newest, recorded) == "missing"
+
+
+def test_the_images_of_the_newest_run_are_those_of_the_same_code_and_parameters(forge: Forge) -> None:
+    """Else a machine without the source would train on images of another preset."""
+    folder = forge.folder / "elsewhere"
+    stages = {"download": {"cmd": "true", "deps": ["code.py", "${data.source}"]}}
+    forge.write("dvc.yaml", bounded_yaml.dump(GRAPH | {"stages": GRAPH["stages"] | stages}))
+    version(forge, "v1.0.0", folder, resize=None)
+    forge.write("dvc.yaml", bounded_yaml.dump(GRAPH | {"stages": GRAPH["stages"] | stages}))
+    forge.git("commit", "--quiet", "--all", "--message=Graph")
+
+    def prepared_alike(**data: Any) -> bool:
+        parameters = {"data": {"source": str(folder)} | data}
+        return look(forge.root, forge.git("rev-parse", "HEAD").strip(), parameters).same_preparation
+
+    assert prepared_alike(resize=None)
+    assert not prepared_alike(resize=[8, 8])
+    forge.write("code.py", "other")
+    forge.git("commit", "--quiet", "--all", "--message=Code")
+    assert not prepared_alike(resize=None)
+
+
+def test_a_source_of_null_is_refused_with_the_path_to_write(forge: Forge) -> None:
+    text = (forge.root / "params.yaml").read_text()
+    forge.write("params.yaml", text.replace("source: data/published", "source: null"))
+    forge.git("commit", "--quiet", "--all", "--message=Null")
+    with pytest.raises(UserError, match="write data/published instead of null") as error:
+        compose_params(forge.root, forge.git("rev-parse", "HEAD").strip(), None, {})
+    assert error.value.code is Exit.USAGE
