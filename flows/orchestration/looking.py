@@ -23,10 +23,10 @@ from flows.images.image_set import DESCRIPTION, SPLITS, ImageSet, digests_of, la
 from flows.images.image_set import files_of as names_of
 from flows.orchestration.workspace import compose_params
 from flows.process.inputs import content
-from flows.registry.git import content_of, git, git_text
+from flows.registry.git import content_of, git, git_lines, git_text
 from flows.registry.lock_file import read_lock
 from flows.registry.storage import content_in, dvc_repository, files_of
-from flows.registry.versions import MODEL, Tag, found_in, open_registry
+from flows.registry.versions import MODEL, Tag, found_in
 
 
 class Look(NamedTuple):
@@ -225,4 +225,5 @@ def arrived(images: ImageSet, root: Path, commit: str) -> Arrived | None:
 
 def name_of(root: Path, commit: str) -> str:
     """Return the version of a commit, or if it has none, its first digits."""
-    return next((version.name for version in open_registry(root).versions if version.commit == commit), commit[:12])
+    tags = git_lines(root, "tag", "--points-at", commit, "--list", f"{MODEL}@*")
+    return next((name for name in tags if "!" not in name), commit[:12])

@@ -118,6 +118,22 @@ def test_a_run_that_the_limit_cancelled_was_dropped() -> None:
     assert not is_dropped(Mock(state=limit, created_by=Mock(type="AUTOMATION")))
 
 
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ({"state": "changed", "added": 12, "removed": 0}, "/here: 12 pictures added since vdm@v1.3.0"),
+        ({"state": "changed", "added": 1200, "removed": 3}, "/here: 1,200 pictures added and 3 pictures removed since"),
+        ({"state": "changed", "added": None, "removed": None}, "/here: changed since vdm@v1.3.0"),
+        ({"state": "same", "added": 0, "removed": 0}, "/here: as in vdm@v1.3.0"),
+        ({"state": "missing"}, "/here is not on this machine; a run that shares versions uses the recorded images"),
+        ({"state": "imported"}, "/here is an import, which a run brings up to date"),
+        ({"state": "changed", "since": None}, "/here: no run has seen them yet"),
+    ],
+)
+def test_what_a_run_would_find_is_one_line(found: dict[str, Any], said: str) -> None:
+    assert operating.images_now({"source": "/here", "since": "vdm@v1.3.0"} | found).startswith(said)
+
+
 def test_a_folder_that_is_not_served_says_so_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The imports of Prefect and DVC are paid for already."""
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))

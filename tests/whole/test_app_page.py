@@ -224,12 +224,12 @@ def test_a_visitor_reads_about_the_model(page: Page, app: App) -> None:
     panel = page.locator("#model")
     expect(panel).to_contain_text(app.following.served.model.sha256)
     page.clock.fast_forward(11_000)  # its results are read meanwhile
-    expect(panel).to_contain_text("1.633 ± 0.013")
+    expect(panel).to_contain_text("1.629 ± 0.013")
     expect(panel.get_by_role("img", name="Line chart of gamma")).to_be_visible()
     expect(panel.get_by_role("heading", name="Load it")).to_be_visible()
     frame = panel.locator("iframe")
     frame.scroll_into_view_if_needed()
-    expect(panel.frame_locator("iframe").locator(".headline")).to_contain_text("1.6327 ± 0.0131")
+    expect(panel.frame_locator("iframe").locator(".headline")).to_contain_text("1.6286 ± 0.0126")
     page.get_by_role("link", name="HTTP interface").click()
     expect(page.get_by_role("heading", name="POST /score")).to_be_visible()
 

@@ -46,7 +46,7 @@ def no_file_above(size: int) -> Iterator[None]:
     ("command", "size", "written"),
     [
         (["register"], 10_000, "models/vdm/weights.safetensors"),
-        (["evaluate"], 1300, "reports/evaluation/per_image.csv"),
+        (["evaluate"], 1500, "reports/evaluation/per_image.csv"),
         (["sample"], 100, "reports/samples/metrics.json"),
         ([*SAMPLE, "--out", "drawn/pictures"], 50, "drawn/pictures/0.png"),
         (["compress", "data/images", "--num-timesteps", "2", "--out", "images.vdmz"], 100, "images.vdmz"),

@@ -187,4 +187,6 @@ def test_a_page_about_versions_is_made_of_their_files_in_git_and_the_remote(regi
     page = (project.folder / "page.html").read_text()
     for version in ("vdm@v1.0.0", "vdm@v1.1.0"):
         assert f"{metrics_at(project, version)['bpd']:.4f}" in page
-    assert page.count('class="chart"') == 6  # with the training log and the schedule, which come from the remote, too
+    assert (
+        page.count('class="chart"') == 7
+    )  # with the line of versions, and the training log and the schedule, which come from the remote
