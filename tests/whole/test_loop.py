@@ -107,7 +107,7 @@ def test_nothing_to_do_ends_in_seconds_and_leaves_no_branch(plant: Plant) -> Non
     assert plant.branches() == branches
     assert plant.tasks(run) == {}
     taken = plant.read(run.id).total_run_time
-    assert taken < timedelta(seconds=60), taken  # 5 s on two idle cores
+    assert taken < timedelta(seconds=20), taken
 
 
 def test_a_worse_model_is_refused_and_published_although_the_server_is_killed_meanwhile(plant: Plant) -> None:
