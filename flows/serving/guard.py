@@ -10,6 +10,7 @@ import base64
 import hmac
 from contextlib import suppress
 from http import HTTPStatus
+from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -94,13 +95,14 @@ def refused(status: HTTPStatus, reason: str, headers: dict[str, str] | None = No
 def bounded(receive: Receive, headers: Headers) -> Receive:
     """Return a function that receives a body, and raises HTTPException for one that is too large or too slow."""
     size, is_whole = 0, headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
+    end = monotonic() + BODY_SECONDS
 
     async def receive_some() -> Message:
         nonlocal size, is_whole
         if is_whole:  # what follows is the end of the connection
             return await receive()
         try:
-            message = await asyncio.wait_for(receive(), BODY_SECONDS)
+            message = await asyncio.wait_for(receive(), end - monotonic())
         except TimeoutError as error:
             raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, "the rest of the request did not come") from error
         size += len(message.get("body", b""))

@@ -1,5 +1,6 @@
 """The app over HTTP: answers are those of the commands, bad requests cost a line, and a new champion answers."""
 
+import asyncio
 import fcntl
 import json
 import os
@@ -19,9 +20,11 @@ import numpy as np
 import pytest
 import torch
 from apps import DIGITS, App, array, npy, picture, png, sent, serving
+from fastapi import HTTPException
 from forge import Forge, crown
 from project import ROOT
 from small import Small
+from starlette.datastructures import Headers
 
 from flows.api import evaluate, fill_in, load, sample
 from flows.cli import run
@@ -34,6 +37,7 @@ from flows.process.locks import claim, lock_of
 from flows.registry.publishing import fetch_tags
 from flows.registry.storage import fetch_model
 from flows.registry.versions import open_registry
+from flows.serving import guard
 from flows.serving import line as waiting
 from flows.serving.listening import PASSWORD, open_socket, require_password
 from flows.serving.questions import MOST_BYTES
@@ -428,3 +432,21 @@ def test_the_command_answers_1000_silent_connections_or_not_is_listed_and_ends(s
         if process.stderr:
             process.stderr.close()
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_body_that_comes_in_small_pieces_has_one_limit_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a byte a minute would keep a connection for ever."""
+    monkeypatch.setattr(guard, "BODY_SECONDS", 0.3)
+
+    async def piece() -> dict[str, Any]:
+        await asyncio.sleep(0.05)
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    async def read() -> None:
+        receive = guard.bounded(piece, Headers({"content-length": "99"}))
+        for _ in range(99):
+            await receive()
+
+    with pytest.raises(HTTPException) as error:
+        asyncio.run(read())
+    assert error.value.status_code == 408
