@@ -12,7 +12,6 @@ import numpy as np
 
 from flows.core.errors import Exit, UserError
 from flows.core.files import contains, write_whole, writing, writing_folder
-from flows.core.params import PUBLISHED_FOLDER
 from flows.images.folder import read_folder
 from flows.images.image_set import (
     FEWEST_COMPARED,
@@ -42,7 +41,7 @@ def download(data: "Data", *, out: Path, downloads: Path) -> None:
     Raises UserError: exit 2 if that would remove images of the source or add to them, 5 for a source that does not
     exist, and what `write_images` raises.
     """
-    source = source_of(data)
+    source = None if data.is_published else Path(str(data.source))
     if source and (contains(out, source) or contains(source, out)):
         reason = f"data.source {source} and {out}, which is replaced, must lie apart"
         raise UserError(f"{reason}; move the images to another folder", Exit.USAGE)
@@ -54,14 +53,6 @@ def download(data: "Data", *, out: Path, downloads: Path) -> None:
         drawn = f"data.test_fraction {data.test_fraction:g} and data.split_seed {data.split_seed}"
         needed = f"the stage `sample` compares with {FEWEST_COMPARED} or more; add some, or change {drawn}"
         log.warning("%s: only %d test images; %s", out, num_test, needed)
-
-
-def source_of(data: "Data") -> Path | None:
-    """Return the folder or file of images; None for a published set whose files are not here, so that they are had."""
-    if not data.is_published:
-        return Path(str(data.source))
-    here = Path(PUBLISHED_FOLDER)
-    return here if here.is_dir() and any(path.name != "README.md" for path in here.iterdir()) else None
 
 
 @contextmanager

@@ -46,6 +46,18 @@ class Drawing(NamedTuple):
             return trajectory(vdm, indices, self.solver, seed=seed)
         return fill_in(vdm, self.known, self.missing, indices, self.solver, seed=seed, repeats=REPEATS)
 
+    def batches(self, share: range) -> list[range]:
+        """Return the indices of the images of a share, in batches."""
+        firsts = range(share.start, share.stop, self.settings.batch_size)
+        return [range(first, min(first + self.settings.batch_size, share.stop)) for first in firsts]
+
+    def joined(self, parts: list[Tensor]) -> np.ndarray:
+        """Return the images of all batches, (N,C,H,W) levels, with the known pixels as they are."""
+        images = torch.cat(parts).cpu().numpy()
+        if self.known is None or self.missing is None:
+            return images
+        return np.where(self.missing.numpy(), images, self.known.numpy().astype(images.dtype))
+
 
 def draw(drawing: Drawing) -> np.ndarray:
     """Return the images, (N,C,H,W) levels.
@@ -70,18 +82,14 @@ def draw_share(drawing: Drawing, count: int) -> np.ndarray:
     rank, settings = local_rank(), drawing.settings
     model = drawing.model.on(find_device(settings.device, count, rank))
     share = range(rank * settings.num_images // count, (rank + 1) * settings.num_images // count)
-    firsts = range(share.start, share.stop, settings.batch_size)
-    batches = [range(first, min(first + settings.batch_size, share.stop)) for first in firsts]
+    batches = drawing.batches(share)
     compile_long_work(model.vdm, len(batches) * settings.num_timesteps)
     progress = iter(bar("sampling", shown=rank == 0)(range(len(batches) * settings.num_timesteps)))
     try:
         parts = [decode(model.vdm, counted(drawing.steps(batch), progress)) for batch in batches]
     except ArithmeticError as error:
         raise UserError(f"no images can be drawn from this model: {error}", Exit.MISSING) from error
-    images = torch.cat(parts).cpu().numpy()
-    if drawing.known is None or drawing.missing is None:
-        return images
-    return np.where(drawing.missing.numpy(), images, drawing.known.numpy().astype(images.dtype))
+    return drawing.joined(parts)
 
 
 def counted(steps: Iterable[Step], progress: Iterator[int]) -> Iterator[Step]:

@@ -70,8 +70,7 @@ def draw(drawing: Drawing) -> Work:
     """Yield a frame after each step, and at last the images.  Raises UserError (exit 5) for a model that draws none."""
     model, settings, begin = drawing.model, drawing.settings, perf_counter()
     vdm, solver = model.vdm, drawing.solver
-    firsts = range(0, settings.num_images, settings.batch_size)
-    batches = [range(first, min(first + settings.batch_size, settings.num_images)) for first in firsts]
+    batches = drawing.batches(range(settings.num_images))
     parts = list[torch.Tensor]()
     try:
         gammas = noise_levels(vdm.schedule, solver)[1:].tolist()
@@ -89,10 +88,7 @@ def draw(drawing: Drawing) -> Work:
             parts.append(decode(vdm, [Step(step.z, step.x_hat)]))
     except ArithmeticError as error:
         raise UserError(f"no images can be drawn from this model: {error}", Exit.MISSING) from error
-    images = torch.cat(parts).cpu().numpy()
-    if drawing.known is not None and drawing.missing is not None:
-        images = np.where(drawing.missing.numpy(), images, drawing.known.numpy().astype(images.dtype))
-    images = images.astype(np.uint8 if model.num_levels <= 256 else np.uint16, copy=False)
+    images = drawing.joined(parts)
     yield Drawn(
         model=model.name,
         model_sha256=model.sha256,
