@@ -1,25 +1,42 @@
-"""Models in Python: load one, evaluate images, draw images, fill in what is missing of one, and train one further.
+"""Models in Python: load, train and save them, and use them as `vdmctl` does.  docs/python.md has an example of each.
 
-Images are arrays (N,C,H,W) of integer levels, 0..num_levels-1.  The defaults are those of presets/digits.yaml, except
-that the network computes in float32, where `vdmctl` may take bfloat16.
+Images are arrays (N,C,H,W) of integer levels, 0..num_levels-1, and a model is a `vdm.model.VDM` in evaluation mode.
+The defaults are those of presets/digits.yaml, except that the network computes in float32, where `vdmctl` may take
+bfloat16; training takes what is faster here.  Only `save` writes a file.
+
+Seconds in these texts are those of digits, 8x8 pixels, and of images of 28x28 pixels, on two CPU cores.
 """
 
-import copy
+import hashlib
+import logging
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from flows.commands.arguments import named_model
+from flows.compression.coding import coding_of, new_coding
+from flows.core.errors import Exit, UserError
+from flows.core.files import writing_folder
+from flows.core.model import copy_model, model_in_memory
 from flows.sampling.drawing import REPEATS
 from vdm import evaluation, sampling
+from vdm.classification import Classified, class_losses, classified
+from vdm.evaluation import Evaluation, PairedDifference
 from vdm.model import VDM
 from vdm.sampling import Solver
-from vdm.training.settings import TrainingSettings
-from vdm.training.trainer import Trainer
 
 BATCH = 400
+BATCH_OF_EVALUATIONS = 512
+BATCH_TO_COMPRESS = 32
+LEVELS = 256
+"""Of images whose levels are not stated."""
+COLOURS = (1, 3, 4)
+"""Channels of gray images, of colours, and of colours with transparency."""
 DEFAULT = Solver(num_timesteps=25, order=2)
+log = logging.getLogger(__name__)
 
 
 def load(model: str | Path, device: str = "auto") -> VDM:
@@ -30,20 +47,142 @@ def load(model: str | Path, device: str = "auto") -> VDM:
     return named_model(str(model), device).vdm
 
 
-def evaluate(
-    model: VDM, images: np.ndarray, *, times_per_image: int = 32, num_timesteps: int | None = None, seed: int = 0
-) -> evaluation.Evaluation:
-    """Return the bound of every image (N,C,H,W) in bits/dim: `bpd` (N,), and `standard_error`, that of its mean.
+def save(model: VDM, folder: str | Path) -> None:
+    """Write a model of `train` or `load` into a new folder, which `load` and `vdmctl` read: wholly, or not at all.
 
-    `num_timesteps` None is continuous time.  Raises TypeError and ValueError unless they are images of the model.
+    A loaded model keeps its card, with the licence of its images.  Raises UserError if the folder exists, OSError that
+    names what cannot be written, and TypeError for a network that neither function made.
     """
-    return evaluation.evaluate(
-        model, images, times_per_image=times_per_image, num_timesteps=num_timesteps, batch_size=512, seed=seed
+    folder = Path(folder)
+    if folder.exists():
+        raise UserError(f"{folder} exists; name another folder, or remove it", Exit.USAGE)
+    known = model_in_memory(model)
+    with writing_folder(folder) as empty:
+        copy_model(empty, known)
+
+
+def train(
+    images: np.ndarray,
+    *,
+    minutes: float | None = None,
+    steps: int | None = None,
+    preset: str = "digits",
+    labels: np.ndarray | None = None,
+    start_from: VDM | None = None,
+    num_levels: int | None = None,
+    learning_rate: float | None = None,
+    seed: int = 0,
+    device: str = "auto",
+) -> VDM:
+    """Return a new model of averaged weights that is trained on images (N,C,H,W), for so many minutes or steps.
+
+    For minutes, some steps are measured first, which the minutes include; the learning rate falls to zero over as many
+    steps as fit.  The same `steps` give the same weights again on this machine.  A progress bar shows the loss.
+
+    `preset` names the network and its recipe: digits, fashion_mnist_cpu for larger images, or another file in presets/.
+    With `labels` (N,), classes from 0, the model has p(x | class), too.  `num_levels` is 256 unless it is given: name
+    it for images of fewer levels, since bits/dim depend on it.  With `start_from`, training begins with the weights of
+    that model, which stays as it is: the images must be like its own, and the network, the recipe, 0.4 of the learning
+    rate and at most half of its steps are taken from it.
+
+    Raises TypeError unless the images are an array of integers, and the labels, too.  Raises ValueError for another
+    shape, for levels that the model does not have, for other than one label for each image, and unless either `minutes`
+    or `steps` is given and enough; UserError for a preset or a device that is missing; TrainingDiverged.
+    """
+    from flows.training.arrays import train_on  # a third of a second, which other functions do not need
+
+    start = None if start_from is None else model_in_memory(start_from)
+    require_images(images)
+    if start and (images.shape[1:] != start.image_shape or num_levels not in (None, start.num_levels)):
+        ours, theirs = (images.shape[1:], num_levels), (start.image_shape, start.num_levels)
+        raise ValueError(f"images must have the shape and the levels of start_from, {theirs}, got {ours}")
+    num_levels = levels_of(images, start.num_levels if start else num_levels)
+    num_classes = (start.num_classes or 0) if start else None
+    classes = None if labels is None else classes_of(labels, len(images), num_classes)
+    if (minutes is None) == (steps is None):
+        raise ValueError("say how long to train: either `minutes` or `steps`")
+    if not 0 < (minutes or steps or 0) < math.inf:
+        raise ValueError(f"minutes and steps must be above 0, got {minutes if steps is None else steps}")
+    changes = {"seed": seed} | ({} if learning_rate is None else {"learning_rate": learning_rate})
+    return train_on(
+        np.array(images, np.uint8 if num_levels <= 256 else np.int32),
+        num_levels,
+        classes,
+        preset,
+        minutes=minutes,
+        steps=steps,
+        start=start,
+        device=device,
+        **changes,
     )
 
 
+def evaluate(
+    model: VDM,
+    images: np.ndarray,
+    *,
+    labels: np.ndarray | None = None,
+    times_per_image: int = 32,
+    num_timesteps: int | None = None,
+    seed: int = 0,
+) -> Evaluation:
+    """Return the bound of every image (N,C,H,W) in bits/dim: `bpd` (N,), and `standard_error`, that of its mean.
+
+    With `labels` (N,) it is that of p(x | class), else of p(x).  `num_timesteps` None is continuous time.  100 images
+    take 1 s, or 29 s.  Raises TypeError and ValueError unless they are images of the model, and the labels its classes.
+    """
+    require_images(images)
+    classes = None if labels is None else classes_of(labels, len(images), model.classes or 0)
+    return evaluation.evaluate(
+        model,
+        images,
+        times_per_image=times_per_image,
+        num_timesteps=num_timesteps,
+        batch_size=BATCH_OF_EVALUATIONS,
+        seed=seed,
+        labels=classes,
+    )
+
+
+def compare(
+    first: VDM,
+    second: VDM,
+    images: np.ndarray,
+    *,
+    labels: np.ndarray | None = None,
+    times_per_image: int = 32,
+    num_timesteps: int | None = None,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> PairedDifference:
+    """Return second - first in bits/dim over the same images, times and noise, with its standard error and interval.
+
+    A negative `difference` means that the second model is better.  It takes and raises what `evaluate` does, and takes
+    twice as long.
+    """
+    options: dict[str, Any] = {"times_per_image": times_per_image, "num_timesteps": num_timesteps, "seed": seed}
+    bpd = [evaluate(model, images, labels=labels, **options).bpd for model in (first, second)]
+    return evaluation.paired_difference(*bpd, confidence=confidence)
+
+
+def classify(model: VDM, images: np.ndarray, *, times_per_image: int = 32, seed: int = 0) -> Classified:
+    """Return the likeliest class of each image (N,C,H,W), `best` (N,), `probabilities` (N,K), and a margin in nats.
+
+    It takes as long as evaluating the images once for each class: 1 s for 10 digits.  Raises TypeError and ValueError
+    unless they are images of the model, and ValueError for a model without classes.
+    """
+    require_images(images)
+    if model.classes is None:
+        raise ValueError("the model has no classes; give `train` the labels of its images")
+    options = {"times_per_image": times_per_image, "num_timesteps": None, "seed": seed}
+    return classified(class_losses(model, images, range(len(images)), batch_size=BATCH_OF_EVALUATIONS, **options))
+
+
 def sample(model: VDM, num_images: int, *, seed: int = 0, solver: Solver = DEFAULT) -> np.ndarray:
-    """Return images (N,C,H,W).  Image i of a seed is the same picture, however many are drawn."""
+    """Return images (N,C,H,W).  Image i of a seed is the same picture, however many are drawn.
+
+    64 images take 0.3 s, or 6 s.  `solver` chooses the number of steps, the classes and the guidance.
+    """
     batches = (range(first, min(first + BATCH, num_images)) for first in range(0, num_images, BATCH))
     return torch.cat([sampling.sample(model, batch, solver, seed=seed) for batch in batches]).cpu().numpy()
 
@@ -60,25 +199,78 @@ def fill_in(
     return np.where(missing, sampling.decode(model, steps).cpu().numpy(), image)
 
 
-def continued(
-    model: VDM,
-    images: np.ndarray,
-    *,
-    steps: int = 1150,
-    learning_rate: float = 2e-3,
-    seed: int = 0,
-    labels: np.ndarray | None = None,
-) -> VDM:
-    """Return a new model that begins with the weights of this one and is trained on images (N,C,H,W): averaged weights.
+def compress(model: VDM, images: np.ndarray, *, num_timesteps: int = 100) -> bytes:
+    """Return images (N,C,H,W) without loss, as the content of a .vdmz file, for `decompress` and `vdmctl decompress`.
 
-    A model with classes needs the `labels` (N,).  docs/results.md says which steps and learning rates suit continuing.
-    Raises ValueError unless they are images of the model, and TrainingDiverged.
+    It takes `num_timesteps` evaluations of the network for each image: 10 s for 50 digits.  Both need the same model,
+    versions and kind of processor.  Raises TypeError and ValueError unless they are images of the model, of at most 256
+    levels.
     """
+    require_images(images)
     model.require_images(images)
-    device = next(model.parameters()).device
-    settings = TrainingSettings(steps=steps, learning_rate=learning_rate, warmup_steps=min(100, steps // 10), seed=seed)
-    classes = None if labels is None else torch.from_numpy(labels).to(device)
-    trainer = Trainer(copy.deepcopy(model), torch.from_numpy(images).to(device), settings, labels=classes)
-    for _ in range(steps):
-        trainer.step()
-    return trainer.averaged
+    if model.num_levels > 256:
+        raise ValueError(f"images of at most 256 levels can be compressed, and the model has {model.num_levels}")
+    known, pixels = model_in_memory(model), np.ascontiguousarray(images, np.uint8)
+    coding = new_coding(known, num_images=len(pixels), num_timesteps=num_timesteps, batch_size=BATCH_TO_COMPRESS)
+    return coding.encode(pixels, hashlib.sha256(pixels.data).digest(), unseen, None).content
+
+
+def decompress(model: VDM, content: bytes) -> np.ndarray:
+    """Return the images (N,C,H,W) uint8 in the content of a .vdmz file.
+
+    It takes as long as `compress`.  Raises UserError if it is of another model, is damaged, or is decoded differently
+    on this machine.
+    """
+    coding = coding_of(content, "the content", model_in_memory(model))
+    return np.concatenate(list(coding.decode(content, "the content", unseen)))
+
+
+def require_images(images: np.ndarray) -> None:
+    """Raise TypeError or ValueError, which says what to do, unless these are images (N,C,H,W) of integers."""
+    if not isinstance(images, np.ndarray):
+        raise TypeError(f"images must be a NumPy array, got {type(images).__name__}; numpy.asarray makes one")
+    if not np.issubdtype(images.dtype, np.integer):
+        advice = "(255 * images).round().astype('uint8') makes levels of 0 to 1"
+        raise TypeError(f"images must be levels of an integer type, got {images.dtype}; {advice}")
+    if images.ndim != 4 or not images.size:
+        advice = "; images[:, None] adds the channel of gray images" if images.ndim == 3 else ""
+        raise ValueError(f"images must have the shape (N,C,H,W) and be at least one, got {images.shape}{advice}")
+    if images.shape[3] in COLOURS and images.shape[1] not in COLOURS:
+        advice = "images.transpose(0, 3, 1, 2) puts the channels before height and width"
+        raise ValueError(f"images must have the shape (N,C,H,W), got {images.shape}; {advice}")
+
+
+def levels_of(images: np.ndarray, num_levels: int | None) -> int:
+    """Return the number of levels of images to train on, 256 unless it is given.
+
+    Warns if that may be far too many.  Raises ValueError unless the images have these levels.
+    """
+    highest = int(images.max())
+    if num_levels is None and 2 * highest < LEVELS:
+        text = "the highest level is %d, and the model gets %d levels; if these images have fewer, say num_levels=%d"
+        log.warning(text, highest, LEVELS, highest + 1)
+    num_levels = LEVELS if num_levels is None else num_levels
+    if images.min() < 0 or highest >= num_levels:
+        levels = f"{images.min()} to {highest}"
+        raise ValueError(f"the levels of {num_levels} are 0 to {num_levels - 1}, got {levels}; set num_levels")
+    return num_levels
+
+
+def classes_of(labels: np.ndarray, num_images: int, num_classes: int | None) -> np.ndarray:
+    """Return the labels of images as classes (N,) int64; `num_classes` are those of the model, if there is one.
+
+    Raises TypeError unless they are an array of integers, and ValueError unless each image has a class from 0.
+    """
+    if not isinstance(labels, np.ndarray) or not np.issubdtype(labels.dtype, np.integer):
+        found = labels.dtype if isinstance(labels, np.ndarray) else type(labels).__name__
+        raise TypeError(f"labels must be a NumPy array of integers, classes from 0, got {found}")
+    if labels.shape != (num_images,):
+        raise ValueError(f"labels must have one class for each of {num_images} images, got {labels.shape}")
+    if labels.min() < 0 or (num_classes is not None and labels.max() >= num_classes):
+        possible = "0" if num_classes is None else f"0 to {num_classes - 1}" if num_classes else "none"
+        raise ValueError(f"labels must be classes from {possible}, got {labels.min()} to {labels.max()}")
+    return labels.astype(np.int64)
+
+
+def unseen(count: int) -> None:
+    """Take the progress of a computation without a bar."""

@@ -65,6 +65,7 @@ LONGEST = [
     "test_registry",
     "test_promotion",
     "test_benchmarks",
+    "test_notebook",
     "test_ending",
     "test_validate",
 ]

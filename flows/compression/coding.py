@@ -188,6 +188,27 @@ class Coding:
             raise UserError(f"{name}: damaged, or decoded differently: {error}; {made}", Exit.MISSING) from error
 
 
+def new_coding(
+    model: TrainedModel,
+    *,
+    num_images: int,
+    num_timesteps: int,
+    batch_size: int,
+    pictures: bool = False,
+    classes: bool = False,
+) -> Coding:
+    """Return the coding that encodes images on this machine; the arguments are those of `Header`."""
+    header = Header(
+        num_images=num_images,
+        num_timesteps=num_timesteps,
+        batch_size=batch_size,
+        pictures=pictures,
+        **machine_of(model.device),
+        classes=classes,
+    )
+    return Coding(model, header, packed(header, model.sha256))
+
+
 def coding_of(content: bytes, name: str, model: TrainedModel) -> Coding:
     """Return the coding that decodes a file of this content and name with the model.
 

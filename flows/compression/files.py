@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from flows.compression.coding import Coding, Header, coding_of, machine_of, packed
+from flows.compression.coding import Coding, coding_of, new_coding
 from flows.core.documents import Count, Document, Figure, Number, Sha256
 from flows.core.errors import Exit, UserError
 from flows.core.files import naming, read_bounded, writing, writing_folder
@@ -78,15 +78,14 @@ def compress(
         require_fitting(Read(array, images.set.num_levels, False, [], "none"), images.set.name, model)
         classes = images.classes(model) if given_class(model, "auto", images.set) else None
         pixels = hashlib.sha256(np.ascontiguousarray(array).data)
-        header = Header(
+        coding = new_coding(  # before the slow bound
+            model,
             num_images=len(array),
             num_timesteps=num_timesteps,
             batch_size=batch_size,
             pictures=images.set.description.pictures,
-            **machine_of(model.device),
             classes=classes is not None,
         )
-        coding = Coding(model, header, packed(header, model.sha256))  # before the slow bound
         bound = evaluate(
             model.vdm,
             array,
@@ -111,7 +110,7 @@ def compress(
         net_bpd=8 * file_bytes / pixel_bytes,
         code_bpd=encoded.code_bpd,
         initial_bits=encoded.initial_bits,
-        classes=header.classes,
+        classes=coding.header.classes,
         plain_images=len(array) - coding.num_modelled,
         bound_bpd=bound.bpd.mean(),
         bound_bpd_standard_error=bound.standard_error,

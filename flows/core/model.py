@@ -3,12 +3,14 @@
 The folder has `weights.safetensors`, and `config.json` for the arguments of `vdm.model.VDM`.  `config.json` also has
 the sha256 of the weights and of the arguments, so that a damaged file is never loaded, and says which images the model
 was fitted to.  A model that the pipeline made has its card, too: README.md, with the parameters of the training.
+
+The network carries the texts of config.json and of the card.  So a model can be in memory alone: one that was trained
+there, until it is saved.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from flows.core.ancestry import Ancestor
-from flows.core.documents import Document, Sha256, explain, read
+from flows.core.documents import Document, Sha256, explain, parse, read
 from flows.core.errors import CheckpointError, Exit, UserError, brief
 from flows.core.escaping import unescaped
 from flows.core.files import MOST_BYTES, read_bounded, write_whole, written_last
@@ -71,22 +73,39 @@ class Description(Document):
     labels_sha256: Sha256 | None = None
 
 
+class DescribedVDM(VDM):
+    """A VDM with the texts of the files beside its weights: `config.json`, and the card, "" without one."""
+
+    name = "a model in memory"
+    """The folder or the version that the user named."""
+    config = ""
+    card = ""
+
+
 class TrainedModel:
     """An opened model: its network in evaluation mode, and what its folder says of it.
 
     Processes that share work get the path and open it again, on the CPU: that is how this object is pickled.
     """
 
-    def __init__(self, folder: Path, name: str, description: Description, sha256: str, vdm: VDM) -> None:
-        self.folder, self.name = folder, name
-        """`name` is the folder or the version that the user named."""
+    def __init__(self, description: Description, vdm: DescribedVDM, opened: Path | None = None) -> None:
         self.description = description
-        self.sha256 = sha256
-        """Of config.json, which covers the model since it contains the digest of the weights."""
         self.vdm = vdm
+        self.opened = opened
+        """The folder from which it was opened; None for a model in memory."""
+        self.name = vdm.name
+        self.sha256 = hashlib.sha256(vdm.config.encode()).hexdigest()
+        """Of config.json, which covers the model since it contains the digest of the weights."""
 
     def __reduce__(self) -> tuple[Any, tuple[Path, str, str]]:
         return open_model, (self.folder, "cpu", self.name)
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies.  Raises LookupError for a model in memory."""
+        if self.opened is None:
+            raise LookupError(f"{self.name} lies in no folder")
+        return self.opened
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -132,11 +151,10 @@ class TrainedModel:
             self.vdm.to(device)
         return self
 
-    @cached_property
+    @property
     def card(self) -> str:
         """The text of its card; "" if it has none, as an imported model."""
-        path = self.folder / CARD
-        return read_bounded(path).decode(errors="replace") if path.is_file() else ""
+        return self.vdm.card
 
     @property
     def parameters(self) -> bytes:
@@ -149,11 +167,11 @@ def open_model(folder: Path, device: torch.device | str = "cpu", name: str | Non
 
     Raises UserError: exit 5 if a file is missing or damaged, 2 if the device has too little memory for the parameters.
     """
-    description, sha256 = read_config(folder)
+    description, _ = read_config(folder)
     device = torch.device(device)
     try:
         with torch.device("meta"):  # shapes without values: nothing is allocated yet
-            vdm = VDM(**description.model)
+            vdm = DescribedVDM(**description.model)
         count = sum(p.numel() for p in vdm.parameters())
         require_room(str(folder), count, device)
         weights = read_bytes(folder / WEIGHTS, MOST_WEIGHT_BYTES * count + MOST_HEADER_BYTES)
@@ -167,7 +185,34 @@ def open_model(folder: Path, device: torch.device | str = "cpu", name: str | Non
     for key, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise CheckpointError(f"{folder / WEIGHTS}: {key} is not finite; restore the file or train again")
-    return TrainedModel(folder, name or str(folder), description, sha256, vdm.eval().to(device))
+    card = folder / CARD
+    vdm.name, vdm.config = name or str(folder), read_bytes(folder / CONFIG).decode()
+    vdm.card = read_bounded(card).decode(errors="replace") if card.is_file() else ""
+    return TrainedModel(description, vdm.eval().to(device), folder)
+
+
+def model_in_memory(vdm: VDM) -> TrainedModel:
+    """Return the model of a network that `open_model` opened or `describe` described, whatever its folder is now.
+
+    If its weights were changed, it is a new model, which began from that one.  Raises TypeError for another network.
+    """
+    if not isinstance(vdm, DescribedVDM):
+        raise TypeError(f"a model from `load` or `train` is needed, got {type(vdm).__name__}")
+    model = TrainedModel(parse(Description, vdm.config.encode(), vdm.name), vdm)
+    if hashlib.sha256(weights_of(vdm)).hexdigest() == model.description.weights_sha256:
+        return model
+    names = {} if model.class_names is None else {"class_names": model.class_names}
+    return describe(vdm, model.description.model, ancestors=model.line, **names)
+
+
+def describe(vdm: DescribedVDM, config: dict[str, Any], **stated: Any) -> TrainedModel:
+    """Return a new model in memory: its network, made from the arguments `config`, gets the texts that describe it.
+
+    `stated` is what `described` takes.
+    """
+    vdm.name, vdm.card = DescribedVDM.name, ""
+    vdm.config = described(weights_of(vdm), config, **stated)
+    return TrainedModel(parse(Description, vdm.config.encode(), vdm.name), vdm)
 
 
 def read_config(folder: Path) -> tuple[Description, str]:
@@ -184,24 +229,45 @@ def read_config(folder: Path) -> tuple[Description, str]:
     return description, hashlib.sha256(read_bytes(path)).hexdigest()
 
 
-def save_model(
-    folder: Path,
-    model: VDM,
+def save_model(folder: Path, model: VDM, config: dict[str, Any], **stated: Any) -> None:
+    """Write a model, the arguments it was built from, and what `described` takes.  Raises OSError that names the file.
+
+    A full disk leaves both old files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = weights_of(model)
+    with written_last(folder / CONFIG, described(weights, config, **stated)):
+        write_whole(folder / WEIGHTS, weights)
+
+
+def copy_model(folder: Path, model: TrainedModel) -> None:
+    """Write a model, as it is in memory, into an empty folder: weights, config.json, and its card if it has one."""
+    write_whole(folder / WEIGHTS, weights_of(model.vdm))
+    write_whole(folder / CONFIG, model.vdm.config)
+    if model.card:
+        write_whole(folder / CARD, model.card)
+
+
+def weights_of(model: VDM) -> bytes:
+    """Return the content of a file of weights."""
+    return save({name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()})
+
+
+def described(
+    weights: bytes,
     config: dict[str, Any],
     *,
     fitted_to: TrainingImages | None = None,
     inputs: str | None = None,
     ancestors: Sequence[Ancestor] = (),
     **classes: Any,
-) -> None:
-    """Write a model and the arguments it was built from.  Raises OSError that names the file.
+) -> str:
+    """Return the content of config.json for a file of weights, and the arguments of its model.
 
-    A full disk leaves both old files.  `fitted_to` are the images that the model was trained on, and `inputs` is the
-    digest of all inputs of the training; both are None if they are not known.  `ancestors` is the line of the model
-    from which the training began.  `classes` are keys about the classes.
+    `fitted_to` are the images that the model was trained on, and `inputs` is the digest of all inputs of the training;
+    both are None if they are not known.  `ancestors` is the line of the model from which the training began.
+    `classes` are keys about the classes.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = save({name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()})
     description: dict[str, Any] = {
         "model": config,
         "model_sha256": config_sha256(config),
@@ -214,8 +280,7 @@ def save_model(
     if ancestors:
         description["ancestors"] = [ancestor.model_dump() for ancestor in ancestors]
     description |= classes
-    with written_last(folder / CONFIG, json.dumps(description, indent=2) + "\n"):
-        write_whole(folder / WEIGHTS, weights)
+    return json.dumps(description, indent=2) + "\n"
 
 
 def arguments_of(model: Model, image_shape: Sequence[int], num_levels: int) -> dict[str, Any]:

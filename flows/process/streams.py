@@ -1,15 +1,16 @@
-"""Print text and logs to the standard streams, and progress bars, which are shown on a terminal only."""
+"""Print text and logs to the standard streams, and progress bars, which commands show on a terminal only."""
 
 import json
 import logging
 import os
 import select
 import sys
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from tqdm import tqdm
+from tqdm import TqdmWarning, tqdm
 
 from flows.core.escaping import visible
 
@@ -70,3 +71,11 @@ def start_logging() -> None:
 def bar(description: str, *, shown: bool = True) -> "Callable[[range], tqdm[int]]":
     """Return a function that wraps a range in a progress bar on stderr, if that is a terminal."""
     return partial(tqdm, desc=description, disable=None if shown else True, leave=False)
+
+
+def bar_of_steps(description: str, steps: int) -> "tqdm[int]":
+    """Return a progress bar in a terminal or in a notebook, where it is of text unless ipywidgets are installed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TqdmWarning)  # that they are not
+        from tqdm.auto import tqdm as suitable
+    return suitable(total=steps, desc=description, unit="step", mininterval=0.5, leave=False)

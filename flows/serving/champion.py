@@ -13,8 +13,7 @@ import numpy as np
 import torch
 
 from flows.core.errors import UserError, brief, of_file
-from flows.core.files import read_bounded
-from flows.core.model import CARD, TrainedModel
+from flows.core.model import TrainedModel
 from flows.registry.lock_file import lineage
 from flows.registry.publishing import fetch_tags
 from flows.registry.storage import fetch_model
@@ -31,9 +30,8 @@ class Served:
 
     def __init__(self, root: Path, model: TrainedModel, version: Version | None) -> None:
         self.model, self.version = model, version
-        card = model.folder / CARD
-        self.card = read_bounded(card).decode(errors="replace") if card.is_file() else None
-        self.has_parameters = bool(model.parameters)  # which reads them, for the transforms of pictures
+        self.card = model.card or None
+        self.has_parameters = bool(model.parameters)
         self.lineage = lineage(open_registry(root), version).as_json() if version else None
         self.results: Results | None = None
         self.problem: str | None = None

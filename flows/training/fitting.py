@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from flows.contract.findings import Verdict, require_valid
 from flows.core.device import find_compile, find_device, find_precision, keep_on_device, set_backend
@@ -175,6 +174,8 @@ def train_here(
         pixels = pixels if bring_to else pixels.to(device)
         trainer = build(config, settings, pixels, validation, bring_to, labels.get("train"), start=start)
         restore(trainer, run)
+        from tqdm.contrib.logging import logging_redirect_tqdm  # which warns in a notebook, see `bar_of_steps`
+
         signals: list[int] = []
         stack.enter_context(on_stop(lambda number, frame: signals.append(number)))
         stack.enter_context(logging_redirect_tqdm())  # a line of the log does not cut the progress bar

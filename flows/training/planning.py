@@ -42,7 +42,8 @@ MOST_STRETCH = 1.05
 MOST_NAMED = 10
 FEWEST_STEPS, SMALLEST_BATCH = 1000, 16
 """Batches are halved down to the smallest one while the minutes have fewer steps."""
-MEASURED_SECONDS = 5.0
+MEASURED_SECONDS, LEAST_STEPS = 5.0, 10
+"""How long steps are measured, and the fewest that the minutes must have."""
 AUTOMATIC = "".join(
     f"{section}:\n  precision: auto  # images larger than 8x8 gain from bfloat16\n"
     for section in ("train", "evaluate", "sample")
@@ -88,7 +89,7 @@ def plan(name: str, source: Path, minutes: float, start: TrainedModel | None = N
     new_values = {key: value for key, (value, _) in planned["model"].items()}
     model = preset.model.model_copy(update=new_values | {"classes": num_classes})
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
-    measure = partial(measured, model, shape, num_levels)
+    measure = partial(measured, arguments_of(model, shape, num_levels))
     planned |= of_minutes(preset, 60 * minutes, measure, splits, num_classes, enough_steps(start) if start else None)
     load = max(load, os.getloadavg()[0])
     if load > cores:
@@ -193,12 +194,19 @@ def of_images(preset: Params, source: Path, start: TrainedModel | None, *, class
         more = [f"and {len(names) - MOST_NAMED} more"] if len(names) > MOST_NAMED else []
         how = "" if num_classes else "; --classes makes a model that is given the class"
         log.info("%s: %d classes: %s%s", visible(source), len(names), ", ".join(largest + more), how)
-    gamma_0, finest = round(-2 * math.log(3 * num_levels), 1), max(1, (num_levels - 1).bit_length() - 2)
-    if gamma_0 != preset.model.gamma_0 and not start:
-        reason = f"for {num_levels} levels"
-        planned["model"] |= {"gamma_0": (gamma_0, reason), "fourier_exponents": ([finest - 1, finest], reason)}
+    if not start:
+        planned["model"] |= of_levels(preset.model, num_levels)
     depth, height, width = shape
     return Found(planned, (depth, height, width), num_levels, num_classes, splits)
+
+
+def of_levels(model: Model, num_levels: int) -> dict[str, tuple[Any, str]]:
+    """Return the parameters `model` for images of so many levels; {} if they are those of the preset."""
+    gamma_0, finest = round(-2 * math.log(3 * num_levels), 1), max(1, (num_levels - 1).bit_length() - 2)
+    if gamma_0 == model.gamma_0:
+        return {}
+    reason = f"for {num_levels} levels"
+    return {"gamma_0": (gamma_0, reason), "fourier_exponents": ([finest - 1, finest], reason)}
 
 
 def like_those_of(start: TrainedModel, stated: Data, source: Path) -> dict[str, tuple[Any, str]]:
@@ -266,19 +274,14 @@ def of_minutes(
     These are the evaluation, the samples and, of a model with classes, the classification.  There are at most `enough`
     steps.
     """
-    train, parts = preset.train, preset.train.num_devices * preset.train.accumulation
-    first, step = measure(train)
-    size, longest = train.batch_size, (seconds - first) / FEWEST_STEPS
-    while step * size / train.batch_size > longest and size >= 2 * SMALLEST_BATCH and size // 2 % parts == 0:
-        size //= 2
-    if size != train.batch_size:
-        first, step = measure(train.model_copy(update={"batch_size": size}))
+    train = preset.train
+    size, first, step = pace(train, seconds, measure)
     _, num_validation, num_test = splits
     calls = 3 * size / step  # of the network per second: a step takes as long as three for each image
     most = max(1.0, 0.05 * seconds * calls / num_validation)  # validations at two times, in a tenth of the seconds
     validations, times = math.floor(min(most, 10)), math.floor(min(max(2.0, most / 5), 8))
     steps = int((seconds - first - validations * times * num_validation / calls) / step)
-    if steps < 10:
+    if steps < LEAST_STEPS:
         raise UserError(f"--minutes are too few: a step takes {step:.2g} s; choose a smaller preset", Exit.USAGE)
     reason = f"{seconds / 60:g} min at {step:.3g} s a step, as measured"
     if enough and enough < steps:
@@ -300,9 +303,7 @@ def of_minutes(
         "train": {
             "steps": (steps, reason),
             "batch_size": (size, few),
-            "warmup_steps": (min(train.warmup_steps, steps // 10), few),
-            "ema_decay": (round(min(max(0.5, 1 - 20 / steps), 0.9999), 4), "an average over a twentieth of the steps"),
-            "log_every": (max(1, steps // 50), "about 50 lines"),
+            **of_steps(train, steps),
             "validate_every_steps": (math.ceil(steps / validations), f"{validations} times"),
             "validation_times": (times, f"{num_validation} images, in a tenth of the minutes"),
         },
@@ -312,26 +313,59 @@ def of_minutes(
     }
 
 
-def measured(model: Model, shape: tuple[int, ...], num_levels: int, train: Train) -> tuple[float, float]:
+class Pace(NamedTuple):
+    """How fast a training is: the images of a step, the seconds of the first step, and those of a later one."""
+
+    batch_size: int
+    first: float
+    step: float
+
+
+def pace(train: Train, seconds: float, measure: Callable[[Train], tuple[float, float]]) -> Pace:
+    """Return the pace of a training of so many seconds, with batches small enough for `FEWEST_STEPS`."""
+    parts = train.num_devices * train.accumulation
+    first, step = measure(train)
+    size, longest = train.batch_size, (seconds - first) / FEWEST_STEPS
+    while step * size / train.batch_size > longest and size >= 2 * SMALLEST_BATCH and size // 2 % parts == 0:
+        size //= 2
+    if size != train.batch_size:
+        first, step = measure(train.model_copy(update={"batch_size": size}))
+    return Pace(size, first, step)
+
+
+def of_steps(train: Train, steps: int) -> dict[str, tuple[Any, str]]:
+    """Return the parameters `train` that depend on the number of steps."""
+    return {
+        "warmup_steps": (min(train.warmup_steps, steps // 10), "at most a tenth of the steps"),
+        "ema_decay": (round(min(max(0.5, 1 - 20 / steps), 0.9999), 4), "an average over a twentieth of the steps"),
+        "log_every": (max(1, steps // 50), "about 50 lines"),
+    }
+
+
+def measured(config: dict[str, Any], train: Train) -> tuple[float, float]:
     """Return the seconds of the first step of a training and of a later one, measured on random images.
 
     Raises UserError: exit 2 for devices that are missing and images that do not suit, 6 for a device that is busy.
     """
-    job = partial(time_steps, model, shape, num_levels, train)
+    job = partial(time_steps, config, train)
     with claim(find_device(train.device, train.num_devices)):
         first, step = launch(job, num_processes=train.num_devices)[0] if train.num_devices > 1 else job()
     log.info("measured: %.3g s a step of %d images", step, train.batch_size)
     return first, step
 
 
-def time_steps(model: Model, shape: tuple[int, ...], num_levels: int, train: Train) -> tuple[float, float]:
-    """Return the seconds of the first step and the median of the later ones, in one process of the training."""
+def time_steps(config: dict[str, Any], train: Train, seconds: float = MEASURED_SECONDS) -> tuple[float, float]:
+    """Return the seconds of the first step and the median of the later ones, in one process of the training.
+
+    `config` are the arguments of the model.  Later steps are measured for so many seconds, and at least three.
+    """
     device = find_device(train.device, train.num_devices, local_rank())
     with process_group(device):
-        images = torch.randint(num_levels, (train.batch_size, *shape), dtype=torch.uint8, device=device)
-        trainer = build(arguments_of(model, shape, num_levels), resolve(train, device), images, None)
+        shape = train.batch_size, *config["image_shape"]
+        images = torch.randint(config["num_levels"], shape, dtype=torch.int32, device=device)
+        trainer = build(config, resolve(train, device), images, None)
         times = [time.monotonic()]
-        while len(times) < 5 or not any_process(times[-1] - times[1] > MEASURED_SECONDS):
+        while len(times) < 5 or not any_process(times[-1] - times[1] > seconds):
             trainer.step()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)

@@ -240,6 +240,7 @@ def test_the_pages_are_part_of_the_package() -> None:
         ),
         ("import flows.commands.reporting", "torch scipy prefect"),
         ("import flows.registry.versions", "torch prefect great_expectations dvc numpy"),
+        ("import flows.api", "prefect great_expectations dvc pandas sklearn matplotlib torchvision PIL tqdm.auto"),
     ],
 )
 def test_little_is_loaded(program: str, heavy: str) -> None:

@@ -1,0 +1,103 @@
+"""Train on arrays in memory, for some minutes or steps, and write nothing."""
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from flows.core.device import find_device, set_backend
+from flows.core.model import DescribedVDM, TrainedModel, arguments_of, describe
+from flows.core.params import Params, Train
+from flows.core.params_file import parse_params, read_preset
+from flows.process.streams import bar_of_steps
+from flows.training.fitting import build, in_words, resolve
+from flows.training.planning import (
+    AUTOMATIC,
+    LEAST_STEPS,
+    MEASURED_SECONDS,
+    continuing,
+    enough_steps,
+    of_levels,
+    of_steps,
+    pace,
+    time_steps,
+)
+
+PRESETS = Path(__file__).parents[1] / "presets"
+"""The package's presets, which are there in any folder."""
+SHARE_MEASURED = 0.1
+"""The share of the minutes in which steps are measured, at most."""
+
+
+def train_on(
+    images: np.ndarray,
+    num_levels: int,
+    labels: np.ndarray | None,
+    preset: str,
+    *,
+    minutes: float | None,
+    steps: int | None,
+    start: TrainedModel | None,
+    device: str,
+    **changes: Any,
+) -> DescribedVDM:
+    """Return the model of averaged weights that is trained on images (N,C,H,W) with `labels` (N,), or None.
+
+    Exactly one of `minutes` and `steps` is given.  With `start`, network and recipe are those of that model.  `changes`
+    replace parameters `train` of the preset.
+
+    Raises ValueError for too few minutes, and for classes without labels; UserError (exit 2) for a preset or a device
+    that is missing, and for parameters that do not suit the images; TrainingDiverged.
+    """
+    began, where = time.monotonic(), find_device(device)
+    params = parse_params(read_preset(preset, PRESETS, AUTOMATIC, *([continuing(start)] if start else [])), preset)
+    if params.model.classes is not None and labels is None:
+        model = "the model from which training starts" if start else f"the preset {preset}"
+        raise ValueError(f"{model} has classes; give `labels`, the class of each image")
+    config = start.description.model if start else arguments(params, images, num_levels, labels)
+    alone = {"device": device, "num_devices": 1, "validate_every_steps": None, "keep": "last"}
+    train = params.train.model_copy(update=alone | changes)
+    if steps is None:
+        assert minutes is not None
+        train, steps = in_seconds(train, config, 60 * minutes, began)
+        steps = min(steps, enough_steps(start) or steps) if start else steps
+    suiting = {key: value for key, (value, _) in of_steps(train, steps).items()}
+    settings = resolve(train.model_copy(update=suiting | {"steps": steps}), where)
+    set_backend(training=True)
+    try:
+        trainer = build(config, settings, torch.from_numpy(images).to(where), None, labels=labels, start=start)
+        with bar_of_steps("training", steps) as shown:
+            while not trainer.finished:
+                if record := trainer.step():
+                    shown.set_postfix_str(in_words(record))
+                shown.update()
+    finally:
+        set_backend()
+    vdm = DescribedVDM(**config)  # not the trainer's, which may be compiled
+    vdm.load_state_dict(trainer.averaged.state_dict())
+    ancestors = start.line if start else []
+    names = {"class_names": start.class_names} if start and start.class_names else {}
+    return describe(vdm.to(where).eval(), config, ancestors=ancestors, **names).vdm
+
+
+def arguments(params: Params, images: np.ndarray, num_levels: int, labels: np.ndarray | None) -> dict[str, Any]:
+    """Return the arguments of a model of the images: those of the preset, as their levels and classes need."""
+    suiting = {key: value for key, (value, _) in of_levels(params.model, num_levels).items()}
+    classes = None if labels is None else max(2, int(labels.max()) + 1)
+    return arguments_of(params.model.model_copy(update=suiting | {"classes": classes}), images.shape[1:], num_levels)
+
+
+def in_seconds(train: Train, config: dict[str, Any], seconds: float, began: float) -> tuple[Train, int]:
+    """Return the parameters with the size of a batch, and the steps until so many seconds after `began`.
+
+    Steps are measured first, and `LEAST_STEPS` follow in any case.  Raises ValueError if so many take longer.
+    """
+    measure = partial(time_steps, config, seconds=min(MEASURED_SECONDS, SHARE_MEASURED * seconds))
+    size, _, step = pace(train, seconds, measure)
+    if LEAST_STEPS * step > seconds:
+        raise ValueError(f"{seconds / 60:g} minutes are too few: a step takes {step:.2g} s; give more minutes")
+    steps = int((seconds - (time.monotonic() - began)) / step)
+    return train.model_copy(update={"batch_size": size}), max(LEAST_STEPS, steps)
