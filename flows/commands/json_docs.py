@@ -45,8 +45,9 @@ MEANINGS = {
     "num_probes": "random probes of the divergence; 0: it is exact",
     "difference_bpd": "second minus first, or challenger minus champion: below 0 it is better",
     "confidence_interval": "of the difference: lower and upper end",
-    "nearer_than_held_out": "probability that a sample is nearer to a training image than a test image is; above 0.5 if"
-    " images are repeated, or if samples are smoother than real images",
+    "nearer_than_held_out": "how often a random sample is nearer to its most similar training image than a random test"
+    " image is to its own: 0.5 for new images of the same kind, more if training images are repeated or samples are too"
+    " smooth",
     "num_training_images": "with how many training images the figures compare",
     "eta": "noise of a step: 0 none, 1 that of ancestral sampling",
     "grid": "what the steps are evenly spaced in",

@@ -264,6 +264,30 @@ def test_commands_in_the_documents_exist_and_the_readme_lists_all() -> None:
             assert any(option in parameter.opts for parameter in command.params), f"README.md: vdmctl {name} {option}"
 
 
+def test_the_citation_is_that_of_the_package_and_of_the_paper() -> None:
+    citation = YAML(typ="safe").load(ROOT / "CITATION.cff")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+    assert project["name"] in citation["title"]
+    (paper,) = citation["references"]
+    bibtex = dict(re.findall(r"^  (\w+) = \{(.*)\}", (ROOT / "README.md").read_text(), re.MULTILINE))
+    names = [f"{author['family-names']}, {author['given-names']}" for author in paper["authors"]]
+    assert bibtex["author"] == " and ".join(names)
+    assert (bibtex["title"], bibtex["year"]) == (paper["title"], str(paper["year"]))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_in_a_document_leads_to_a_file_and_a_heading(document: Path) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"", document.read_text())
+    for target, _, anchor in ("".join(link).partition("#") for link in links if "://" not in "".join(link)):
+        file = (document.parent / target).resolve() if target else document
+        assert file.exists(), f"{document.name}: {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)", file.read_text(), re.MULTILINE)
+            named = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in named, f"{document.name}: {target}#{anchor}"
+
+
 @pytest.mark.parametrize("path", [*CODE, *DOCUMENTS], ids=lambda path: str(path.relative_to(ROOT)))
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_every_name_in_backquotes_exists(path: Path) -> None:
