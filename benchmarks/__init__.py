@@ -8,6 +8,7 @@ samplers       the quality of samples against their cost
 compression    our files and those of general codecs
 contract       corruptions of images that the data contract finds
 registry       the processor seconds of commands in a project with hundreds of versions
+many_images    what the stages take of processor, memory and disk with a million images
 serving        the app: its start, many requests, and a training beside it
 gpu_day        everything about one card, in ten minutes
 

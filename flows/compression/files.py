@@ -73,7 +73,7 @@ def compress(
     """
     with writing(out) as file:  # an unwritable folder is reported before the images are encoded
         array = images.pixels
-        images.set.require_valid(images.split)
+        images.require_valid()
         # Of the levels of a set, its images may have only those that the model has.
         require_fitting(Read(array, images.set.num_levels, False, [], "none"), images.set.name, model)
         classes = images.classes(model) if given_class(model, "auto", images.set) else None

@@ -145,6 +145,3 @@ def require_valid(images: ImageSet, verdict: Verdict, *, needs_validation_images
         settings = "train.images: train, train.validate_every_steps: null, train.patience: null and train.keep: last"
         advice = f"set data.validation_fraction and run `dvc repro`, or train without them by {settings}"
         raise UserError(f"{images.name} has no validation images; {advice}", Exit.USAGE)
-    images.require_valid("train")
-    if needs_validation_images:
-        images.require_valid("validation")

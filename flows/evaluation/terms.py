@@ -88,7 +88,7 @@ def bounds(model: TrainedModel, images: Chosen, settings: "Evaluate", given: Seq
 def require_possible(model: TrainedModel, images: Chosen) -> None:
     """Raise UserError if model and images do not fit each other (exit 2), or if the images are invalid (4)."""
     images.set.require_fitting(model)
-    images.set.require_valid(images.split)
+    images.require_valid()
 
 
 def warn_if_seen(model: TrainedModel, images: Chosen) -> None:

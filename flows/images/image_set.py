@@ -84,8 +84,8 @@ class ImageSet:
         """`name` is what the user named: that folder, or pictures that were made a set."""
         self.description = description
         self.arrays = arrays
-        self.valid: set[Split] = set()
-        """The splits that `require_valid` found valid."""
+        self.valid: set[tuple[Split, int | None]] = set()
+        """The chosen images that `Chosen.require_valid` found valid: the split, and how many at most."""
 
     def __reduce__(self) -> tuple[Any, tuple[Path, str], dict[str, Any]]:
         known = {key: self.__dict__[key] for key in COMPUTED if key in self.__dict__}
@@ -190,26 +190,6 @@ class ImageSet:
         lines = (f"{split} {file_sha256(labels_of(self.folder, split))}\n" for split in self.splits)
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
-    def require_valid(self, split: Split) -> None:
-        """Raise UserError unless the images of a split can be trained or evaluated on.
-
-        Its exit code is 2 for a set without validation images, and 4 for a split that is empty or has images of another
-        shape or other levels than the set.
-        """
-        images, advice = self[split], "run `vdmctl validate`"
-        if split in self.valid:
-            return
-        if split == "validation" and not len(images):
-            advice = "set data.validation_fraction and run `dvc repro`"
-            raise UserError(f"{self.name} has no validation images; {advice}", Exit.USAGE)
-        if images.dtype != np.uint8 or images.shape[1:] != self.image_shape or not len(images):
-            found = f"{len(images)} images of {images.dtype} and shape {images.shape[1:]}"
-            raise UserError(f"{self.name}: {split}.npy holds {found}; {advice}", Exit.INVALID_DATA)
-        highest = max(int(chunk.max()) for _, chunk in chunks(images, len(images)))
-        if highest >= self.num_levels:
-            raise UserError(f"{self.name}: {split}.npy holds level {highest}; {advice}", Exit.INVALID_DATA)
-        self.valid.add(split)
-
     def require_fitting(self, model: "TrainedModel") -> None:
         """Raise UserError (exit 2) unless the images have the shape and the levels of the model's."""
         ours, theirs = kind(model.image_shape, model.num_levels), kind(self.image_shape, self.num_levels)
@@ -265,6 +245,26 @@ class Chosen:
             here = listed(ours) if ours else f"0 to {found.max()}"
             raise UserError(f"{self.set.name} has other classes than the model: {here}, not {theirs}", Exit.USAGE)
         return spread(found, self.most)
+
+    def require_valid(self) -> None:
+        """Raise UserError unless the images can be evaluated.
+
+        Its exit code is 2 for a set without validation images, and 4 for a split that is empty, or for images of
+        another shape or other levels than the set.
+        """
+        if (self.split, self.most) in self.set.valid:
+            return
+        images, advice = self.pixels, "run `vdmctl validate`"
+        if self.split == "validation" and not len(images):
+            advice = "set data.validation_fraction and run `dvc repro`"
+            raise UserError(f"{self.set.name} has no validation images; {advice}", Exit.USAGE)
+        if images.dtype != np.uint8 or images.shape[1:] != self.set.image_shape or not len(images):
+            found = f"{len(images)} images of {images.dtype} and shape {images.shape[1:]}"
+            raise UserError(f"{self.set.name}: {self.split}.npy holds {found}; {advice}", Exit.INVALID_DATA)
+        highest = max(int(chunk.max()) for _, chunk in chunks(images, len(images)))
+        if highest >= self.set.num_levels:
+            raise UserError(f"{self.set.name}: {self.split}.npy holds level {highest}; {advice}", Exit.INVALID_DATA)
+        self.set.valid.add((self.split, self.most))
 
 
 def open_images(folder: Path, name: str | None = None) -> ImageSet:
@@ -352,10 +352,24 @@ def spread(images: np.ndarray, count: int | None) -> np.ndarray:
 
 
 def chunks(images: np.ndarray, size: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield contiguous chunks of at most `size` images, fewer if they are large, each with the number of its first."""
-    size = fitting(size, images[0].nbytes) if images.size else size
+    """Yield contiguous chunks of at most `size` images, fewer if they are large, each with the number of its first.
+
+    A file that is mapped whole is read instead: all its pages would stay in the memory of the process.
+    """
+    size, mapped = fitting(size, images[0].nbytes) if images.size else size, whole_map(images)
     for first in range(0, len(images), size):
-        yield first, np.ascontiguousarray(images[first : first + size])
+        some = images[first : first + size]
+        if mapped is not None:
+            place = mapped.offset + first * images[0].nbytes
+            some = np.fromfile(str(mapped.filename), some.dtype, some.size, offset=place).reshape(some.shape)
+        yield first, np.ascontiguousarray(some)
+
+
+def whole_map(images: np.ndarray) -> np.memmap[Any, Any] | None:
+    """Return the array if it is a file that is mapped whole and in order, else None."""
+    if not isinstance(images, np.memmap) or images.filename is None or not images.flags.c_contiguous:
+        return None
+    return images if images.offset + images.nbytes == Path(images.filename).stat().st_size else None
 
 
 def fitting(most: int, row_bytes: int) -> int:

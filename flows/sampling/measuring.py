@@ -166,8 +166,8 @@ def require_fitting(
 ) -> None:
     """Raise UserError (exit 2) unless the model fits the images, and the features were trained on them.
 
-    Also raises UserError: exit 2 for a missing device and too few images, 4 for invalid images.  Raises what
-    `require_inception` raises.
+    Features are trained on valid images only.  Also raises UserError (exit 2) for a missing device and too few images,
+    and what `require_inception` raises.
     """
     find_device(quality.device)
     if (model.image_shape, model.num_levels) != (images.image_shape, images.num_levels):
@@ -176,8 +176,6 @@ def require_fitting(
     if embedding.config.data_sha256 != images.data_sha256:
         reason = f"{embedding.name} was trained on other images than {images.name}"
         raise UserError(f"{reason}; run `vdmctl features`", Exit.USAGE)
-    images.require_valid("train")
-    images.require_valid("test")
     if sample.inception_weights is not None:
         assert sample.inception_sha256 is not None  # parameters have both or neither
         weights = Path(sample.inception_weights).expanduser()
@@ -275,8 +273,9 @@ def inception_figures(
 
 def memorisation(pictures: Pictures, images: ImageSet, quality: "Quality") -> tuple[Estimate, pd.DataFrame]:
     """Return the probability that a sample is nearer to the training images than a held-out image, and the pairs."""
-    image, distance = nearest(pictures.samples, images)
-    _, of_held_out = nearest(pictures.held_out, images)
+    # The training images, which may be many, are read once for both halves.
+    found = nearest(np.concatenate([pictures.samples, pictures.held_out]), images)
+    (image, _), (distance, of_held_out) = (np.split(each, 2) for each in found)
     probability = with_error(
         lambda chosen: probability_nearer(distance[chosen], of_held_out[chosen]),
         len(distance),

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -193,3 +194,26 @@ def test_chunks_are_bounded_in_bytes_and_equal_the_images(tmp_path: Path) -> Non
         found = list(chunks(load_array(tmp_path / "images.npy"), 3))
         assert [first for first, _ in found] == [0, 3, 6]
         assert np.array_equal(np.concatenate([chunk for _, chunk in found]), images)
+
+
+@pytest.mark.parametrize("order", [np.ascontiguousarray, np.asfortranarray])
+def test_chunks_of_a_mapped_file_are_those_of_the_array_also_in_parts_and_turned(
+    order: Callable[[np.ndarray], np.ndarray], tmp_path: Path
+) -> None:
+    images = np.random.default_rng(0).integers(0, 65536, (7, 3, 4, 4), np.uint16)
+    np.save(tmp_path / "images.npy", order(images))
+    mapped = load_array(tmp_path / "images.npy")
+    for turn in (
+        lambda array: array,
+        lambda array: array[2:],
+        lambda array: array[:5],
+        lambda array: array[::-1],
+        lambda array: array[..., ::-1],
+        lambda array: array.swapaxes(2, 3),
+        lambda array: array.reshape(21, 1, 4, 4),
+        lambda array: array[[3, 1]],
+        lambda array: array[:0],
+    ):
+        chosen = turn(images)
+        found = [chunk for _, chunk in chunks(turn(mapped), 2)]
+        assert np.array_equal(np.concatenate([chosen[:0], *found]), chosen)

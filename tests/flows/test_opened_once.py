@@ -1,9 +1,12 @@
-"""An image set is opened at the door, and each of its arrays is hashed once, whatever a command does with it."""
+"""An image set is opened at the door, and each of its arrays is hashed once and read once, whatever a command does."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from small import Small
 
@@ -11,7 +14,7 @@ from flows.cli import run
 from flows.core.errors import Exit
 from flows.core.files import file_sha256
 from flows.images import image_set
-from flows.images.image_set import Chosen, open_images
+from flows.images.image_set import Chosen, chunks, load_array, open_images
 
 ARRAYS = {"train.npy", "validation.npy", "test.npy"}
 
@@ -46,6 +49,58 @@ def test_each_array_is_hashed_once(
     assert hashed == dict.fromkeys(ARRAYS, 1)
     if "--json" in command:
         json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.filterwarnings("ignore")  # Great Expectations and its libraries warn on import
+@pytest.mark.parametrize(
+    ("command", "read"),
+    [
+        pytest.param("validate", ARRAYS, marks=pytest.mark.slow),
+        ("train", set()),
+        ("register", set()),
+        ("features", set()),
+        ("evaluate", {"validation.npy", "test.npy"}),
+        ("sample", {"train.npy"}),
+    ],
+)
+def test_each_array_is_read_at_most_once_more(
+    small: Small,
+    hashed: Counter[str],
+    command: str,
+    read: set[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The verdict says which levels a set has, and of training images only those that are evaluated are looked at."""
+    bytes_read, fromfile = Counter[str](), np.fromfile
+
+    def counted(file: str, *arguments: Any, **options: Any) -> np.ndarray:
+        found = fromfile(file, *arguments, **options)
+        bytes_read[Path(file).name] += found.nbytes
+        return found
+
+    monkeypatch.setattr(np, "fromfile", counted)
+    assert run([command]) == Exit.DONE, capsys.readouterr().err
+    assert hashed == dict.fromkeys(ARRAYS, 1)
+    sizes = {name: load_array(Path("data/images") / name).nbytes for name in read}
+    assert bytes_read == sizes
+
+
+def test_what_was_read_of_a_mapped_file_does_not_stay_in_memory(tmp_path: Path) -> None:
+    size = 40 * 2**20
+    np.save(tmp_path / "images.npy", np.ones((size // 2**10, 1, 32, 32), np.uint8))
+    images = load_array(tmp_path / "images.npy")
+
+    def mapped() -> int:
+        found = re.search(r"^RssFile:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+        assert found
+        return 1024 * int(found[1])
+
+    before = mapped()
+    assert sum(int(chunk.sum()) for _, chunk in chunks(images, 1000)) == size
+    assert mapped() - before < size / 4
+    assert int(images.max()) == 1  # a pass over the map itself
+    assert mapped() - before > size / 2
 
 
 def test_another_process_opens_the_set_again_and_hashes_nothing_again(small: Small, hashed: Counter[str]) -> None:

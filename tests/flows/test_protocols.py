@@ -93,18 +93,18 @@ def test_an_empty_split_is_not_evaluated(split: Split, code: Exit, digits: np.nd
     splits = {name: digits[: 0 if name == split else 5] for name in SPLITS}
     save_images(tmp_path, splits, {"name": "digits", "num_levels": 17})
     with pytest.raises(UserError, match=r"validation images; set|test\.npy holds 0") as raised:
-        open_images(tmp_path).require_valid(split)
+        Chosen(open_images(tmp_path), split).require_valid()
     assert raised.value.code is code
 
 
 def test_the_first_level_that_a_set_does_not_have_is_a_fault(folder: Path) -> None:
     image_set = open_images(folder / "images")
     assert int(image_set["test"].max()) == 16
-    image_set.require_valid("test")
+    Chosen(image_set, "test").require_valid()
     description = image_set.description.model_copy(update={"num_levels": 16})
     found = ImageSet(image_set.folder, image_set.name, description, image_set.arrays)
     with pytest.raises(UserError, match=r"test\.npy holds level 16; run `vdmctl validate`") as raised:
-        found.require_valid("test")
+        Chosen(found, "test").require_valid()
     assert raised.value.code is Exit.INVALID_DATA
 
 

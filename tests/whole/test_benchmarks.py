@@ -41,6 +41,7 @@ def small(tmp_path: Path, digits: np.ndarray) -> Path:
         ),
         ["compression", "--model", "model", "--images", "images", "--count", "5", "--steps", "1"],
         ["registry", "--versions", "2", "--commands", "models"],
+        ["many_images", "--images", "--pictures", "2000"],
         ["contract", "--sets", "digits", "--rows", "a class missing, test"],
         ["serving", "--requests", "4", "--clients", "2", "--steps", "2", "--seconds", "0"],
         ["gpu_day", *QUICK, "--rows", "evaluate", "train, bfloat16, graphs", "--minutes", "0.001", "--out", "day"],
