@@ -100,11 +100,9 @@ def search_path() -> str:
 
 
 def settle(environment: MutableMapping[str, str]) -> None:
-    """Make git work on the current folder, name the user, and let OpenMP's threads move and sleep sooner.
+    """Make git work on the current folder, name the user, and let OpenMP's threads move.
 
     DVC needs a user name and a home folder, which a container that runs under a number of its host may not have.
-    By default idle threads keep their core busy so long that two jobs on the same cores slow each other down many times
-    (docs/results.md).
     """
     for name in (*PLACES, *BINDING):
         environment.pop(name, None)
@@ -116,5 +114,3 @@ def settle(environment: MutableMapping[str, str]) -> None:
         Path.home()
     except RuntimeError:
         environment["HOME"] = "/"
-    if "OMP_WAIT_POLICY" not in environment:
-        environment.setdefault("GOMP_SPINCOUNT", "1000")

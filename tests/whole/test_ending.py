@@ -157,11 +157,16 @@ def test_the_reason_says_whether_the_network_failed(tmp_path: Path, monkeypatch:
 
 
 def test_idle_threads_leave_the_cores_unless_the_user_chose() -> None:
-    for chosen, spins in (({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)):
-        environment = chosen | {"GIT_DIR": "/elsewhere/.git", "OMP_PROC_BIND": "true"}
-        settle(environment)
-        assert environment.get("GOMP_SPINCOUNT") == spins
-        assert not environment.keys() & {"GIT_DIR", "OMP_PROC_BIND"}  # a hook's repository, and one core for all
+    code = "import flows, os; print(os.environ.get('GOMP_SPINCOUNT'))"
+    rest = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    for chosen, spins in (({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")):
+        assert subprocess.check_output([sys.executable, "-c", code], env=rest | chosen, text=True).strip() == spins
+
+
+def test_a_hook_s_repository_and_one_core_for_all_are_forgotten() -> None:
+    environment = {"GIT_DIR": "/elsewhere/.git", "OMP_PROC_BIND": "true"}
+    settle(environment)
+    assert not environment.keys() & {"GIT_DIR", "OMP_PROC_BIND"}
 
 
 def test_a_user_without_a_name_has_a_number_and_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
