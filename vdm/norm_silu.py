@@ -1,8 +1,8 @@
 """silu(group_norm(x + shift)) with dropout: what lies between two convolutions of the network.
 
 CPUs with AVX-512 or AMX convolve faster if the channels of a pixel lie side by side ("channels last").  torch's group
-norm does not, so there `vdm.kernels` computes all of it in one pass over memory.  Elsewhere, in float64, under
-torch.compile and for second derivatives it is torch's own.
+norm is many times slower there, so `vdm.kernels` computes all of it in one pass over memory.  Elsewhere, in float64,
+under torch.compile and for second derivatives it is torch's own.
 """
 
 from collections.abc import Callable
