@@ -77,13 +77,15 @@ def train(
     """Return a new model of averaged weights that is trained on images (N,C,H,W), for so many minutes or steps.
 
     For minutes, some steps are measured first, which the minutes include; the learning rate falls to zero over as many
-    steps as fit.  The same `steps` give the same weights again on this machine.  A progress bar shows the loss.
+    steps as fit, unless the preset keeps it as it is.  The same `steps` give the same weights again on this machine.
+    A progress bar shows the loss.
 
     `preset` names the network and its recipe: digits, fashion_mnist_cpu for larger images, or another file in presets/.
     With `labels` (N,), classes from 0, the model has p(x | class), too.  `num_levels` is 256 unless it is given: name
     it for images of fewer levels, since bits/dim depend on it.  With `start_from`, training begins with the weights of
-    that model, which stays as it is: the images must be like its own, and the network, the recipe, 0.4 of the learning
-    rate and at most half of its steps are taken from it.
+    that model, which stays as it is: the images must be like its own.  The network is that of the model, and the recipe
+    is that in its card, with 0.4 of the learning rate and at most half of the steps.  Without a card, as after `train`,
+    the recipe is that of `preset`, with 0.4 of the digits' learning rate.
 
     Raises TypeError unless the images are an array of integers, and the labels, too.  Raises ValueError for another
     shape, for levels that the model does not have, for other than one label for each image, and unless either `minutes`

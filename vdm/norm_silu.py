@@ -111,19 +111,22 @@ class Fused(torch.autograd.Function):
         moments = np.empty((2, len(x), groups), np.float32)
         arguments = rows(x), vector(weight), vector(bias), shifts(x, shift), activate, *chance
         in_threads(kernel("forward"), len(x), *arguments, np.float32(eps), rows(y), *moments)
-        ctx.save_for_backward(x, weight, bias, shift)
-        ctx.others = moments, eps, activate, chance
+        # The random numbers, too: with activation checkpointing, what is saved is dropped, and computed again.
+        ctx.save_for_backward(x, weight, bias, shift, torch.from_numpy(chance.bits))
+        ctx.others = moments, eps, activate, chance.zeros, chance.kept
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, shift = ctx.saved_tensors
-        moments, eps, activate, chance = ctx.others
+        x, weight, bias, shift, bits = ctx.saved_tensors
+        moments, eps, activate, zeros, kept = ctx.others
+        chance = Chance(bits.numpy(), zeros, kept)
         if torch.is_grad_enabled():  # these gradients will be differentiated
             y = by_torch(x, weight, bias, shift, moments.shape[2], eps, activate, chance)
-            inputs = [x, weight, bias] if shift is None else [x, weight, bias, shift]
-            found = torch.autograd.grad(y, inputs, gradients, create_graph=True)
-            return (*found, *[None] * (8 - len(found)))
+            wanted = [number for number, needed in enumerate(ctx.needs_input_grad) if needed]
+            inputs = [(x, weight, bias, shift)[number] for number in wanted]
+            found = dict(zip(wanted, torch.autograd.grad(y, inputs, gradients, create_graph=True), strict=True))
+            return tuple(found.get(number) for number in range(len(ctx.needs_input_grad)))
         dy = gradients[0].contiguous(memory_format=torch.channels_last)
         dx = torch.empty_like(x, memory_format=torch.channels_last)
         by_channel = np.empty((3, *x.shape[:2]), np.float32)

@@ -187,7 +187,7 @@ def open_model(folder: Path, device: torch.device | str = "cpu", name: str | Non
             raise CheckpointError(f"{folder / WEIGHTS}: {key} is not finite; restore the file or train again")
     card = folder / CARD
     vdm.name, vdm.config = name or str(folder), read_bytes(folder / CONFIG).decode()
-    vdm.card = read_bounded(card).decode(errors="replace") if card.is_file() else ""
+    vdm.card = read_bytes(card).decode(errors="replace") if card.is_file() else ""
     return TrainedModel(description, vdm.eval().to(device), folder)
 
 

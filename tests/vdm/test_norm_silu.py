@@ -1,11 +1,13 @@
 """The kernels of `vdm.norm_silu` against torch in float64, on whatever CPU there is."""
 
+import weakref
 from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import group_norm, silu
+from torch.utils.checkpoint import checkpoint
 
 from vdm import norm_silu as layers
 from vdm.network import Dropout, NoisePredictor
@@ -122,6 +124,40 @@ def test_second_derivatives_are_torch_s() -> None:
     found = penalty(norm_silu(x, norm, shift=shift), x, shift)
     for value, true in zip(found, penalty(expected, *parts[:2]), strict=True):
         torch.testing.assert_close(value.double(), true, rtol=1e-3, atol=1e-3 * true.abs().max().item())
+
+
+def test_second_derivatives_of_a_frozen_layer_are_torch_s() -> None:
+    torch.manual_seed(0)
+    norm = some_norm(2, 4).requires_grad_(False)
+    x, _ = inputs(norm, (3, 3), torch.float32)
+    found = []
+    for y in (norm_silu(x, norm), silu(norm(x))):
+        (first,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        found += torch.autograd.grad(first.square().sum(), x)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-3 * found[1].abs().max().item())
+
+
+def test_activation_checkpointing_drops_the_random_numbers_and_draws_them_again() -> None:
+    torch.manual_seed(0)
+    norm, dropout, drawn = some_norm(2, 4), Dropout(0.5), []
+    x, _ = inputs(norm, (3, 3), torch.float32)
+
+    def drawing(x: Tensor, p: float) -> layers.Chance:
+        chance = draw(x, p)
+        drawn.append(weakref.ref(chance.bits))
+        return chance
+
+    draw = layers.draw
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layers, "draw", drawing)
+        torch.manual_seed(1)
+        y = checkpoint(norm_silu, x, norm, dropout=dropout, use_reentrant=False)
+        assert [bits() is None for bits in drawn] == [True]
+        (found,) = torch.autograd.grad(y.sum(), x)
+    assert len(drawn) == 2
+    torch.manual_seed(1)
+    (expected,) = torch.autograd.grad(norm_silu(x, norm, dropout=dropout).sum(), x)
+    assert torch.equal(found, expected)
 
 
 def test_float64_is_torch_s_alone() -> None:
