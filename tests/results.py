@@ -27,7 +27,7 @@ PLACES = Files(
     denoising=layout.DENOISING,
 )
 PARAMETERS = {"data": {"name": "digits"}, "train": {"betas": [0.9, 0.99], "batch_size": 12, "keep": "best"}}
-ORIGIN = Origin("models/vdm", PARAMETERS, {}, ["make repro"], "digits", [("train.steps", 2300, 30)])
+ORIGIN = Origin("models/vdm", PARAMETERS, {}, ["make repro"], "digits", [("train.steps", 3300, 30)])
 BPD = np.linspace(1, 3, 40)
 
 

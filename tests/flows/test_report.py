@@ -411,7 +411,7 @@ def test_a_model_that_is_worse_than_png_is_told_to_train_longer(bpd: float, file
 @pytest.mark.slow
 def test_what_differs_from_the_preset_is_a_table(whole: Page) -> None:
     text = words(Document(whole.html).text)
-    assert "What differs from the preset digits parameter here digits train.steps 30 2300" in text
+    assert "What differs from the preset digits parameter here digits train.steps 30 3300" in text
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ class TrainingSettings:
     take.
     """
 
-    steps: int = 2300
+    steps: int = 3300
     """Updates of the weights."""
     batch_size: int = 64
     """Images of a step, over all processes and all their micro-batches."""
@@ -26,7 +26,7 @@ class TrainingSettings:
     augmentation: Sequence[Transform] = ()
     """Random transforms of the images, in this order (section 6)."""
     optimizer: OptimizerKind = "muon"
-    learning_rate: float = 5e-3
+    learning_rate: float = 7e-3
     """The optimizer's, after the warm-up."""
     warmup_steps: int = 100
     """Steps over which the learning rate rises linearly from 0."""
