@@ -5,6 +5,7 @@ norm is many times slower there, so `vdm.kernels` computes all of it in one pass
 under torch.compile and for second derivatives it is torch's own.
 """
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -16,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import group_norm, silu
+
+log = logging.getLogger(__name__)
 
 
 def norm_silu(
@@ -54,12 +57,13 @@ def has_kernels(x: Tensor) -> bool:
 
 @cache
 def compiled() -> ModuleType | None:
-    """Return `vdm.kernels`; None if the CPU gains nothing from them, or numba cannot be used."""
+    """Return `vdm.kernels`; None if the CPU gains nothing from them, or numba cannot keep what it compiles."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return None
     try:
         from vdm import kernels
-    except (ImportError, RuntimeError):  # no numba, or no folder in which it may keep what it compiled
+    except RuntimeError as error:
+        log.warning("the network is slower than it could be: %s; set NUMBA_CACHE_DIR to a folder to write to", error)
         return None
     return kernels
 

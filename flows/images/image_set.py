@@ -357,12 +357,15 @@ def chunks(images: np.ndarray, size: int) -> Iterator[tuple[int, np.ndarray]]:
     A file that is mapped whole is read instead: all its pages would stay in the memory of the process.
     """
     size, mapped = fitting(size, images[0].nbytes) if images.size else size, whole_map(images)
-    for first in range(0, len(images), size):
-        some = images[first : first + size]
-        if mapped is not None:
-            place = mapped.offset + first * images[0].nbytes
-            some = np.fromfile(str(mapped.filename), some.dtype, some.size, offset=place).reshape(some.shape)
-        yield first, np.ascontiguousarray(some)
+    if mapped is None:
+        for first in range(0, len(images), size):
+            yield first, np.ascontiguousarray(images[first : first + size])
+        return
+    with Path(str(mapped.filename)).open("rb") as file:  # opened once: a file that replaces it has other images
+        file.seek(mapped.offset)
+        for first in range(0, len(images), size):
+            some = images[first : first + size]
+            yield first, np.fromfile(file, some.dtype, some.size).reshape(some.shape)
 
 
 def whole_map(images: np.ndarray) -> np.memmap[Any, Any] | None:

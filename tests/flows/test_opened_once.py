@@ -4,7 +4,7 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -74,9 +74,9 @@ def test_each_array_is_read_at_most_once_more(
     """The verdict says which levels a set has, and of training images only those that are evaluated are looked at."""
     bytes_read, fromfile = Counter[str](), np.fromfile
 
-    def counted(file: str, *arguments: Any, **options: Any) -> np.ndarray:
-        found = fromfile(file, *arguments, **options)
-        bytes_read[Path(file).name] += found.nbytes
+    def counted(file: BinaryIO, *arguments: Any) -> np.ndarray:
+        found = fromfile(file, *arguments)
+        bytes_read[Path(file.name).name] += found.nbytes
         return found
 
     monkeypatch.setattr(np, "fromfile", counted)
@@ -84,6 +84,16 @@ def test_each_array_is_read_at_most_once_more(
     assert hashed == dict.fromkeys(ARRAYS, 1)
     sizes = {name: load_array(Path("data/images") / name).nbytes for name in read}
     assert bytes_read == sizes
+
+
+def test_a_pass_ends_with_the_file_with_which_it_began(tmp_path: Path) -> None:
+    file, old = tmp_path / "images.npy", np.arange(12, dtype=np.uint8).reshape(3, 1, 2, 2)
+    np.save(file, old)
+    read = chunks(load_array(file), 1)
+    begun = next(read)
+    np.save(tmp_path / "new.npy", old + 100)
+    (tmp_path / "new.npy").replace(file)
+    assert np.array_equal(np.concatenate([chunk for _, chunk in (begun, *read)]), old)
 
 
 def test_what_was_read_of_a_mapped_file_does_not_stay_in_memory(tmp_path: Path) -> None:

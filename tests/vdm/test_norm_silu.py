@@ -1,8 +1,11 @@
 """The kernels of `vdm.norm_silu` against torch in float64, on whatever CPU there is."""
 
+import subprocess
+import sys
 import weakref
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -130,7 +133,7 @@ def test_second_derivatives_of_a_frozen_layer_are_torch_s() -> None:
     torch.manual_seed(0)
     norm = some_norm(2, 4).requires_grad_(False)
     x, _ = inputs(norm, (3, 3), torch.float32)
-    found = []
+    found: list[Tensor] = []
     for y in (norm_silu(x, norm), silu(norm(x))):
         (first,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
         found += torch.autograd.grad(first.square().sum(), x)
@@ -139,7 +142,8 @@ def test_second_derivatives_of_a_frozen_layer_are_torch_s() -> None:
 
 def test_activation_checkpointing_drops_the_random_numbers_and_draws_them_again() -> None:
     torch.manual_seed(0)
-    norm, dropout, drawn = some_norm(2, 4), Dropout(0.5), []
+    norm, dropout = some_norm(2, 4), Dropout(0.5)
+    drawn: list[weakref.ref[np.ndarray]] = []
     x, _ = inputs(norm, (3, 3), torch.float32)
 
     def drawing(x: Tensor, p: float) -> layers.Chance:
@@ -188,3 +192,19 @@ def test_a_network_computes_the_same_with_and_without(monkeypatch: pytest.Monkey
     tolerance = 1e-5 if precision == "float32" else 0.03
     for found, expected in zip(with_kernels, computed(), strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * max(1.0, expected.abs().max().item()))
+
+
+def test_without_a_folder_to_write_to_torch_computes_and_the_log_says_so() -> None:
+    code = """
+import torch
+from numba.core import caching
+
+caching.CacheImpl._locator_classes = []  # as if no folder could be written to
+torch.backends.cpu.get_cpu_capability = lambda: "AVX512"
+from vdm.norm_silu import compiled
+
+print(compiled())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "None\n"
+    assert "NUMBA_CACHE_DIR" in done.stderr
