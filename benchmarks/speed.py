@@ -7,8 +7,7 @@
 `sample` draws images by the preset's solver.
 
 With --peer FOLDER, a checkout of addtt/variational-diffusion-models, ours and the peer's run alternately, each in a new
-process.  The peer needs the packages accelerate, ema-pytorch, torchinfo and pyyaml.  With --compare-kernels ours runs
-alternately with and without `vdm.kernels`, which serve CPUs with AVX-512 or AMX.
+process.  The peer needs the packages accelerate, ema-pytorch, torchinfo and pyyaml.
 """
 
 import argparse
@@ -37,7 +36,6 @@ from flows.core.params import Params, device_name
 from flows.core.params_file import preset_names
 from flows.training.distributed import any_process, launch, local_rank, process_group
 from flows.training.fitting import resolve
-from vdm import norm_silu
 from vdm.evaluation import evaluate
 from vdm.model import VDM
 from vdm.sampling import Solver, sample
@@ -80,7 +78,6 @@ def main() -> None:
     options.add_argument("what", choices=["train", "evaluate", "sample"])
     options.add_argument("--peer", type=Path, help="a checkout of the PyTorch peer to compare with")
     options.add_argument("--rounds", type=positive, default=3, help="rounds of the comparison")
-    options.add_argument("--compare-kernels", action="store_true", help="compare ours with ours without vdm.kernels")
     options.add_argument("--who", default="ours", choices=["ours", "peer"], help=argparse.SUPPRESS)
     chosen = options.parse_args()
     with explained(options):
@@ -93,9 +90,7 @@ def main() -> None:
     if chosen.who == "peer":
         figures = of_peer(chosen, problem, device)
     elif chosen.peer:
-        figures = alternately(chosen, {"ours": [], "peer": ["--who", "peer", "--peer", str(chosen.peer)]})
-    elif chosen.compare_kernels:
-        figures = alternately(chosen, {"with": [], "without": ["--no-kernels"]})
+        figures = against_peer(chosen)
     else:
         figures = {"train": training, "evaluate": evaluating, "sample": sampling}[chosen.what](chosen, problem, device)
     sizes = {name: problem.model[name] for name in ("width", "blocks")}
@@ -115,24 +110,20 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     compiled = ["auto", "true", "false", "graphs"]
     options.add_argument("--compile", default="auto", choices=compiled, help="of train; true: also of the others")
     options.add_argument("--num-devices", type=positive, help="of train: cards or, on a CPU, processes")
-    options.add_argument("--no-kernels", action="store_true", help="torch's own normalisation between convolutions")
     options.add_argument("--num-timesteps", type=positive, default=20, help="of sample: steps from noise to image")
     return options
 
 
 def given(chosen: argparse.Namespace) -> list[str]:
     """Return the options of `parser` that were chosen, for another process."""
-    options = {name: value for name, value in vars(chosen).items() if value is not None and value is not False}
-    for name in ("what", "peer", "rounds", "compare_kernels", "who", "json"):
+    options = {name: value for name, value in vars(chosen).items() if value is not None}
+    for name in ("what", "peer", "rounds", "who", "json"):
         options.pop(name, None)
-    named = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
-    return [text for name, value in named.items() for text in ([name] if value is True else [name, str(value)])]
+    return [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
 
 
 def read_problem(options: argparse.Namespace) -> Problem:
     """Return the problem that the options describe.  Raises ValueError if no model can be built from them."""
-    if options.no_kernels:
-        norm_silu.compiled = lambda: None
     params = preset_params(options.preset, model={"width": options.width, "blocks": options.blocks})
     *shape, num_levels = SHAPES[params.data.name]
     model = arguments_of(params.model, tuple(shape), num_levels)
@@ -289,20 +280,20 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * size**3 / min(clock(lambda: first @ second, device, 0.0).step for _ in range(10))
 
 
-def alternately(chosen: argparse.Namespace, sides: dict[str, list[str]]) -> Figures:
-    """Measure two sides alternately, by their options; return the figures of every round and the ratios of their means.
+def against_peer(chosen: argparse.Namespace) -> Figures:
+    """Measure ours and the peer's alternately; return the figures of every round and the ratios of their means.
 
-    A ratio is first / second, of images per second and of memory, computed per round.
+    A ratio is ours / peer, of images per second and of memory, computed per round.
     """
     rows = [
-        {"round": number, "who": who, **run([chosen.what, *given(chosen), *options])}
+        {"round": number, "who": who, **run([chosen.what, *given(chosen), "--who", who, *peer])}
         for number in range(1, chosen.rounds + 1)
-        for who, options in sides.items()
+        for who, peer in (("ours", []), ("peer", ["--peer", str(chosen.peer)]))
     ]
     shown = ("round", "who", "images_per_second", "peak_memory_mib")
     figures: Figures = {"rows": [{key: row[key] for key in shown} for row in rows]}
     for name, key in (("speed", "images_per_second"), ("memory", "peak_memory_mib")):
-        ratios = [ours[key] / other[key] for ours, other in zip(rows[::2], rows[1::2], strict=True)]
+        ratios = [ours[key] / peer[key] for ours, peer in zip(rows[::2], rows[1::2], strict=True)]
         figures |= {f"{name}_ratio": sum(ratios) / len(ratios), f"{name}_ratio_range": [min(ratios), max(ratios)]}
     return figures
 

@@ -30,6 +30,7 @@ from flows.process.locks import claim
 from flows.training.distributed import any_process, launch, local_rank, process_group
 from flows.training.fitting import build, resolve
 from vdm.choices import Split
+from vdm.training.settings import TrainingSettings
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +63,6 @@ RECIPE = (
     "max_gradient_norm",
 )
 """The parameters `train` that a training takes from the one that it continues."""
-OF_THE_DIGITS = 5e-3
-"""The learning rate that a model had whose card does not say so."""
 SHARE_OF_THE_RATE, SHARE_OF_THE_STEPS = 0.4, 0.5
 """Of those of the training that is continued; docs/results.md has the figures."""
 Values = dict[str, dict[str, tuple[Any, str]]]
@@ -126,7 +125,8 @@ def continuing(start: TrainedModel) -> str:
         if values or section == "train":
             lines += [f"{section}:", *(f"  {key}: {json.dumps(value)}  # {theirs}" for key, value in values.items())]
     before = card.get("train", {}).get("learning_rate")
-    rate = SHARE_OF_THE_RATE * (before if isinstance(before, int | float) else OF_THE_DIGITS)
+    # Without a card, it is as if the model was trained like the digits.
+    rate = SHARE_OF_THE_RATE * (before if isinstance(before, int | float) else TrainingSettings.learning_rate)
     lines.append(f"  learning_rate: {rate:.3g}  # {SHARE_OF_THE_RATE:g} of that {theirs}, which suits continuing")
     return "\n".join([*lines, f"  start_from: {json.dumps(start.name)}"])
 

@@ -28,8 +28,8 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "data/README.m
 
 # Each layer of vdm/ may import those before it.
 LAYERS = [
-    {"choices", "errors", "kernels", "prefetch"},
-    {"norm_silu", "schedule"},
+    {"choices", "errors", "prefetch"},
+    {"schedule"},
     {"diffusion"},
     {"discretization", "network"},
     {"vlb"},
@@ -136,8 +136,6 @@ def test_the_paper_imports_nothing_of_the_plant_and_its_layers_only_those_below(
     for layer in LAYERS:
         for name in layer:
             found = imported(paper[name], type_checking=True)
-            if name == "kernels":
-                found -= {each for each in found if each.split(".")[0] == "numba"}
             assert {each.split(".")[0] for each in found} <= allowed, f"vdm/{name}"
             ours = paper.keys() & {each.removeprefix("vdm.") for each in imported(paper[name])}
             assert ours <= below, f"vdm/{name}.py imports {ours - below}"
