@@ -27,7 +27,7 @@ TINY_PARAMS = {
     "width: 32": "width: 8",
     "blocks: 2": "blocks: 1",
     "schedule: learned_monotone": "schedule: learned_linear",
-    "dropout: 0.1": "dropout: 0.0",
+    "  dropout: 0.1": "  dropout: 0.0",
     "num_devices: 2": "num_devices: 1",
     "gamma_0: -9.0": "gamma_0: -7.0",
     "norm_groups: 8": "norm_groups: 4",

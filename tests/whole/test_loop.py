@@ -60,7 +60,7 @@ def cancel(plant: Plant, run: FlowRun) -> str:
 
 def goes_on(plant: Plant, run: FlowRun) -> FlowRun:
     """Wait until another run has taken up the interrupted one and trains on; return it."""
-    wait_until(lambda: plant.state(run).name == "Continued", 120, plant.log)
+    wait_until(lambda: plant.state(run).name == "Continued", 300, plant.log)
     (again,) = [each for each in plant.client.read_flow_runs(limit=200) if each.name in str(plant.state(run).message)]
     assert again.parameters == run.parameters
     saved = last_step(plant)
