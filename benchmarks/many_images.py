@@ -40,7 +40,15 @@ OF_PICTURES = {
     "dvc repro download": "dvc repro --force download",
     "the same again": "dvc repro download",
 }
-TEST_IMAGES, VALIDATION, ROWS, CELLS, SIDE, PICTURE = 200, 0.001, 10_000, 5, 32, 16
+TEST_IMAGES = 200
+VALIDATION = 0.001
+"""The share of the training images that is drawn for validation."""
+ROWS = 10_000
+"""Images that are made at a time."""
+CELLS = 5
+"""Cells of the grid whose values a soft blob joins, along each side of an image."""
+SIDE, PICTURE = 32, 16
+"""Pixels along each side of an image in an array, and in a PNG file."""
 MEGABYTE = 10**6
 
 

@@ -43,8 +43,10 @@ MOST_STRETCH = 1.05
 MOST_NAMED = 10
 FEWEST_STEPS, SMALLEST_BATCH = 1000, 16
 """Batches are halved down to the smallest one while the minutes have fewer steps."""
-MEASURED_SECONDS, LEAST_STEPS = 5.0, 10
-"""How long steps are measured, and the fewest that the minutes must have."""
+MEASURED_SECONDS = 5.0
+"""How long steps are measured."""
+LEAST_STEPS = 10
+"""The fewest steps that the minutes must have."""
 AUTOMATIC = "".join(
     f"{section}:\n  precision: auto  # images larger than 8x8 gain from bfloat16\n"
     for section in ("train", "evaluate", "sample")
