@@ -5,6 +5,7 @@ passes between tasks.
 """
 
 import os
+import signal
 import sys
 import time
 from argparse import ArgumentParser
@@ -104,6 +105,8 @@ def train_vdm(
         reason = as_user_error(error)
         return Failed(name=DRIFTED if isinstance(error, Drifted) else "Failed", message=str(reason), data=reason)
     except STOPPED:
+        # When a worker ends, writing the log may stop the run before the worker's end does.  One stop is enough.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         with get_client(sync_client=True) as client:
             state = client.read_flow_run(flow_run.id).state
         if state and state.is_cancelling():

@@ -6,14 +6,16 @@ import os
 import shutil
 import signal
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 from unittest.mock import Mock
 
 import pytest
 from forge import Forge, crown
+from prefect.client.schemas.objects import StateType
 from prefect.exceptions import TerminationSignal
-from prefect.states import Completed, Failed
+from prefect.states import Completed, Failed, Running
 from project import ROOT, Project
 from small import Small
 
@@ -26,13 +28,26 @@ from flows.images.image_set import open_images, save_images
 from flows.orchestration import releasing
 from flows.orchestration.artifacts import Progress
 from flows.orchestration.looking import of_result
+from flows.orchestration.runs import INTERRUPTED
 from flows.orchestration.streaming import EXPECTED, as_user_error, failure, result_of, stream
 from flows.orchestration.workspace import compose_params, workspace
+from flows.process.ending import on_stop
 from flows.registry.evidence import Evidence
 from flows.registry.storage import DamagedVersionError, fetch, readable
 from flows.registry.verification import require_sound
 from flows.registry.versions import open_registry
-from flows.train_vdm import DRIFTED, Drifted, check_champion, drift, named, reproduce, restore, stages, while_busy
+from flows.train_vdm import (
+    DRIFTED,
+    Drifted,
+    check_champion,
+    drift,
+    named,
+    reproduce,
+    restore,
+    stages,
+    train_vdm,
+    while_busy,
+)
 
 ARTIFACTS = "flows.orchestration.artifacts"
 
@@ -134,6 +149,27 @@ def test_a_command_that_fails_gives_its_reason_and_its_code(tmp_path: Path, quie
         stream(["program", "long"], tmp_path, stop)
     assert time.monotonic() - began < 30
     assert [call.args[0] for call in quietly.info.call_args_list][-2:] == ["begins", "state saved at step 7"]
+
+
+def test_a_run_says_that_it_was_interrupted_though_it_is_stopped_again(
+    monkeypatch: pytest.MonkeyPatch, quietly: Mock
+) -> None:
+    """The end of a worker stops its run twice: by the log that cannot be written, and by SIGTERM a moment later."""
+    client = Mock()
+
+    def end(*_: object) -> NoReturn:
+        raise TerminationSignal(signal.SIGTERM)
+
+    def read_flow_run(_: object) -> Mock:
+        signal.raise_signal(signal.SIGTERM)
+        return Mock(state=Running())
+
+    client.read_flow_run = read_flow_run
+    monkeypatch.setattr("flows.train_vdm.retrain", Mock(side_effect=SystemExit(1)))
+    monkeypatch.setattr("flows.train_vdm.get_client", lambda **_: nullcontext(client))
+    with on_stop(end):
+        state = train_vdm.fn()
+    assert (state.type, state.name) == (StateType.CRASHED, INTERRUPTED)
 
 
 def test_a_task_that_takes_too_long_is_named() -> None:
