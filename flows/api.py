@@ -77,8 +77,8 @@ def train(
     """Return a new model of averaged weights that is trained on images (N,C,H,W), for so many minutes or steps.
 
     For minutes, some steps are measured first, which the minutes include; the learning rate falls to zero over as many
-    steps as fit, unless the preset keeps it as it is.  The same `steps` give the same weights again on this machine.
-    A progress bar shows the loss.
+    steps as fit, unless the preset keeps it as it is.  The same `steps` give the same weights again on this machine,
+    whatever the state of torch's random numbers, which stays as it is.  A progress bar shows the loss.
 
     `preset` names the network and its recipe: digits, fashion_mnist_cpu for larger images, or another file in presets/.
     With `labels` (N,), classes from 0, the model has p(x | class), too.  `num_levels` is 256 unless it is given: name
@@ -106,17 +106,18 @@ def train(
     if not 0 < (minutes or steps or 0) < math.inf:
         raise ValueError(f"minutes and steps must be above 0, got {minutes if steps is None else steps}")
     changes = {"seed": seed} | ({} if learning_rate is None else {"learning_rate": learning_rate})
-    return train_on(
-        np.array(images, np.uint8 if num_levels <= 256 else np.int32),
-        num_levels,
-        classes,
-        preset,
-        minutes=minutes,
-        steps=steps,
-        start=start,
-        device=device,
-        **changes,
-    )
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        return train_on(
+            np.array(images, np.uint8 if num_levels <= 256 else np.int32),
+            num_levels,
+            classes,
+            preset,
+            minutes=minutes,
+            steps=steps,
+            start=start,
+            device=device,
+            **changes,
+        )
 
 
 def evaluate(

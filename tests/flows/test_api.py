@@ -121,8 +121,11 @@ def test_a_training_lowers_the_bound_and_only_save_writes(
         monkeypatch.setenv(name, str(tmp_path))
     monkeypatch.chdir(tmp_path)
     options: dict[str, Any] = {"num_levels": 17, "device": "cpu"}
+    random = torch.get_rng_state()
     model, short = (train(digits[:200], steps=steps, **options) for steps in (40, 2))
     assert re.search(r"training: .* \d\.\d{4} bits/dim", capsys.readouterr().err)
+    torch.testing.assert_close(torch.get_rng_state(), random)
+    torch.rand(1)
     assert same_bits(short.state_dict(), train(digits[:200], steps=2, **options).state_dict())
     assert not model.training
     assert compare(short, model, digits[200:220], times_per_image=2).difference < -1
