@@ -42,9 +42,15 @@ def test_the_program_in_the_readme_runs(monkeypatch: pytest.MonkeyPatch, capsys:
     assert (names["filled"][0] != names["images"][0]).any()
 
 
+@pytest.fixture
+def seconds_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let two seconds be enough to train, however slow a step is beside other tests."""
+    monkeypatch.setattr("flows.training.arrays.LEAST_STEPS", 1)
+
+
 @pytest.mark.slow
 def test_the_program_in_the_documentation_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    seconds_suffice: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Seconds stand for its minutes, and five images for fifty."""
     monkeypatch.chdir(tmp_path)
@@ -163,7 +169,7 @@ def test_minutes_are_spent_and_the_learning_rate_falls_over_all_of_them(
 
 
 @pytest.mark.slow
-def test_seconds_suffice_for_a_model_of_own_classes(digits: np.ndarray) -> None:
+def test_seconds_suffice_for_a_model_of_own_classes(seconds_suffice: None, digits: np.ndarray) -> None:
     images = digits[:64].repeat(2, 2).repeat(2, 3)
     model = train(images, minutes=0.03, labels=np.arange(64) % 3, num_levels=17)
     assert (model.image_shape, model.num_levels, model.classes) == ((1, 16, 16), 17, 3)
