@@ -105,7 +105,7 @@ def train_vdm(
         reason = as_user_error(error)
         return Failed(name=DRIFTED if isinstance(error, Drifted) else "Failed", message=str(reason), data=reason)
     except STOPPED:
-        # When a worker ends, writing the log may stop the run before the worker's end does.  One stop is enough.
+        # The end of a worker stops its run twice: by the log that nobody reads, and a moment later by SIGTERM.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         with get_client(sync_client=True) as client:
             state = client.read_flow_run(flow_run.id).state
