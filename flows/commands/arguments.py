@@ -19,6 +19,11 @@ ROOT = Path()
 MODEL_HELP = "A model folder, a version (vdm@v1.2.0) or `champion`."
 ModelArgument = Annotated[str | None, typer.Argument(help=MODEL_HELP, show_default="models/vdm")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace outputs that exist.")]
+FIT_HELP = (
+    "Change pictures to what the model takes: the middle in its size, gray or RGB, and shades to its levels. A warning"
+    " says what was changed."
+)
+FitOption = Annotated[bool, typer.Option("--fit", help=FIT_HELP)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; see docs/json.md.")]
 SectionType = TypeVar("SectionType", bound="Section")
 

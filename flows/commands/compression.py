@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.arguments import ROOT, AsJson, ForceOption, ModelArgument, named_model
+from flows.commands.arguments import ROOT, AsJson, FitOption, ForceOption, ModelArgument, named_model
 from flows.compression.batches import MOST_BATCH, MOST_TIMESTEPS
 from flows.process.streams import say_result
 from vdm.choices import Split
@@ -32,6 +32,7 @@ def compress(
     model: ModelArgument = None,
     *,
     out: Annotated[Path, typer.Option(help="The file to write, by convention NAME.vdmz.")],
+    fit: FitOption = False,
     split: Annotated[
         Split | None, typer.Option(help="Of an image set: train, validation or test.", show_default="test")
     ] = None,
@@ -45,6 +46,8 @@ def compress(
     as_json: AsJson = False,
 ) -> None:
     """Compress images without loss to a file, near the model's bound in T steps.
+
+    With --fit the changed pictures are what the file holds, and not what they were.
 
     It takes T evaluations of the network for each image, 32 more for the bound, and T again to verify.
     `vdmctl decompress` needs the same model. It is sure to work only with the versions of torch and NumPy and the
@@ -61,7 +64,7 @@ def compress(
     coder = named_model(model, device)
     require_replaceable(out, images, coder.folder, force=force)
     options = {"num_timesteps": num_timesteps, "batch_size": batch_size}
-    with open_given(images, split, coder, transformed=False) as to_compress:
+    with open_given(images, split, coder, transformed=False, fit=fit) as to_compress:
         done = compress(to_compress, coder, out, **options, verify=verify)
     bound = with_error(done.bound_bpd, done.bound_bpd_standard_error)
     code = "" if done.code_bpd is None else f", {done.code_bpd:.4f} for the images encoded with the model"

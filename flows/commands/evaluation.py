@@ -12,6 +12,7 @@ from flows.commands.arguments import (
     MODEL_HELP,
     ROOT,
     AsJson,
+    FitOption,
     ForceOption,
     ModelArgument,
     named_model,
@@ -61,6 +62,7 @@ OUT_HELP = "vlb: folder for metrics.json, per_image.csv and noise_levels.csv, wh
 def evaluate(
     model: ModelArgument = None,
     images: Annotated[Path | None, typer.Option(help=PICTURES_HELP, show_default="data/images")] = None,
+    fit: FitOption = False,
     split: Annotated[Split | None, typer.Option(help=SPLIT_HELP, show_default="test, of an image set")] = None,
     given: GivenOption = None,
     protocol: Annotated[Literal["vlb", "ode"], typer.Option(help=PROTOCOL_HELP)] = "vlb",
@@ -118,8 +120,10 @@ def evaluate(
             raise UserError("--num-timesteps and --out need --protocol vlb", Exit.USAGE)
         of_ode = override(params.ode, chosen | ({"num_images": num_images} if num_images else {}))
         num_images = of_ode.num_images
+    if fit and images is None:
+        raise UserError("--fit is for pictures; name them with --images", Exit.USAGE)
     evaluated = named_model(model)
-    given_images = images and open_given(images, split, evaluated, num_images)
+    given_images = images and open_given(images, split, evaluated, num_images, fit=fit)
     with given_images or nullcontext(images_for(split or "test", model, most=num_images)) as to_evaluate:
         if protocol == "ode":
             of_flow = ode(of_ode, evaluated, to_evaluate)
@@ -168,6 +172,7 @@ def timesteps(text: str) -> list[int | None]:
 def classify(
     images: Annotated[Path, typer.Argument(help=PICTURES_HELP)],
     model: ModelArgument = None,
+    fit: FitOption = False,
     split: Annotated[Split | None, typer.Option(help=SPLIT_HELP, show_default="test, of an image set")] = None,
     times: Annotated[int | None, typer.Option(min=2, help="Noise levels. [default: evaluate.class_times]")] = None,
     until_sure: Annotated[bool, typer.Option("--until-sure", help=SURE_HELP)] = False,
@@ -185,7 +190,7 @@ def classify(
     from flows.images.given import open_given
 
     classifier = named_model(model)
-    with open_given(images, split, classifier) as to_classify:
+    with open_given(images, split, classifier, fit=fit) as to_classify:
         found = classify(settings, classifier, to_classify, until_sure=until_sure)
     columns = {
         "image": map(str, range(len(found.best))),

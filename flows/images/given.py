@@ -1,5 +1,6 @@
 """Images that a user names for a model: a split of an image set, or pictures and arrays as the model takes them."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,11 +11,13 @@ import numpy as np
 from flows.core import bounded_yaml
 from flows.core.documents import checked
 from flows.core.errors import Exit, UserError
+from flows.core.escaping import visible
 from flows.core.files import scratch_folder, write_whole
 from flows.core.params import Data
 from flows.images.download import line_of
-from flows.images.folder import ImageFiles
+from flows.images.folder import ImageFiles, find_images
 from flows.images.image_set import Chosen, ImageSet, files_of, is_image_set, kind, open_images, save_images
+from flows.images.made_to_fit import Fitted, changed, read_to_fit
 from flows.images.transforms import describe, levels_left, parts, transform
 from vdm.choices import Split
 
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
 
 SHADES = {2: np.uint8(255), 4: np.uint8(85), 16: np.uint8(17)}
 """The step between the shades of pictures of 1, 2 and 4 bits, by their number of levels."""
+
+
+log = logging.getLogger(__name__)
 
 
 class Read(NamedTuple):
@@ -37,23 +43,74 @@ class Read(NamedTuple):
 
 @contextmanager
 def open_given(
-    path: Path, split: Split | None, model: "TrainedModel", most: int | None = None, *, transformed: bool = True
+    path: Path,
+    split: Split | None,
+    model: "TrainedModel",
+    most: int | None = None,
+    *,
+    transformed: bool = True,
+    fit: bool = False,
 ) -> Iterator[Chosen]:
     """Yield `most` images in `path`: a split of an image set, else the files in it, as a set while the block runs.
 
     The split of a set is `test` for None.  Files are transformed as the images of the model were, if its card says how
-    and `transformed` is set.  Raises UserError: exit 2 for a split of what is not a set, and for images that do not fit
-    the model, 4 for images of several kinds or of more than 8 bits, 5 for missing and damaged files.
+    and `transformed` is set.  With `fit`, pictures are made to fit the model, and a warning says what was changed.
+    Raises UserError: exit 2 for a split of what is not a set, for a set with `fit`, and for images that do not fit the
+    model, 4 for images of several kinds or of more than 8 bits, 5 for missing and damaged files.
     """
     if is_image_set(path):
+        if fit:
+            raise UserError(f"{path} is an image set, and only pictures are made to fit; leave out --fit", Exit.USAGE)
         yield Chosen(open_images(path), split or "test", most)
         return
     if split:
         raise UserError(f"{path} is not an image set, so it has no splits; leave out --split", Exit.USAGE)
-    read = read_files(path, transforms_of(model) if transformed else None)
-    require_fitting(read, str(path), model)
+    data = transforms_of(model) if transformed else None
+    if fit:
+        read, pictures = read_made_to_fit(path, model, data)
+        if words := changed(pictures):
+            log.warning("%s: pictures were changed to fit: %s", visible(path), words)
+    else:
+        try:
+            read = read_files(path, data)
+            require_fitting(read, str(path), model)
+        except UserError as error:
+            if not can_be_made_to_fit(path, model, data):
+                raise
+            raise UserError(f"{error}; --fit changes pictures to what the model takes", error.code) from error
     with made_a_set(read, str(path), model) as images:
         yield Chosen(images, "test", most)
+
+
+def read_made_to_fit(path: Path, model: "TrainedModel", data: Data | None) -> tuple[Read, list[Fitted]]:
+    """Return the images in a folder of pictures and arrays, or in one file, the pictures made to fit, and these.
+
+    Raises what `read_files`, `require_fitting` and `read_to_fit` raise.
+    """
+    folder, names = find_images(path)
+    parts, files, pictures = list[np.ndarray](), list[str](), list[Fitted]()
+    for name in names:
+        if name.lower().endswith(".npy"):
+            array = read_files(folder / name, data)
+            require_fitting(array, str(folder / name), model)
+            parts.append(array.array)
+        else:
+            pictures.append(read_to_fit(folder / name, model, data))
+            parts.append(pictures[-1].image[None])
+        files += [name] * len(parts[-1])
+    # A PNG file shows the levels of these models as they look.
+    are_pictures = bool(pictures) and model.num_levels in (*SHADES, 256)
+    transforms = describe(256, data) if data else "none"
+    return Read(np.concatenate(parts), model.num_levels, are_pictures, files, transforms), pictures
+
+
+def can_be_made_to_fit(path: Path, model: "TrainedModel", data: Data | None) -> bool:
+    """Whether `read_made_to_fit` takes what is in the path."""
+    try:
+        read_made_to_fit(path, model, data)
+    except UserError:
+        return False
+    return True
 
 
 def transforms_of(model: "TrainedModel") -> Data | None:

@@ -59,7 +59,11 @@ def likelihoods(metrics: Metrics) -> dict[str, str]:
 def samples(metrics: SampleMetrics, drawn: Path, page: Path) -> str:
     """Return the picture `drawn` of samples, and their figures next to those of held-out images."""
     rows = [
-        (f"{measure.name}: {measure.meaning}", shown.of_samples, shown.of_held_out)
+        (
+            f"{measure.name}: {measure.meaning}",
+            shown.of_samples + (", may be copies" if measure.copies[0] else ""),
+            shown.of_held_out,
+        )
         for measure in measures(metrics)
         if (shown := measure.figures[0])
     ]

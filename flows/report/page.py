@@ -21,7 +21,7 @@ from flows.report.charts import Chart, ending
 from flows.report.origin import Origin, beside_preset
 from flows.report.pictures import Picture, encoded, grids, tile
 from flows.report.results import Files, Results, description, read_results
-from flows.report.words import cautions, changed, measures, sampler, value
+from flows.report.words import cautions, changed, may_copy, measures, sampler, value
 
 if TYPE_CHECKING:
     from flows.core.model import TrainedModel
@@ -105,6 +105,7 @@ def view(name: str, results: Results) -> dict[str, Any]:
         "strip_width": int.from_bytes(results.denoising[16:20]) if results.denoising else 0,
         "grids": grids(results),
         "classes": classes(results),
+        "copies": results.sample_metrics is not None and may_copy(results.sample_metrics),
         "sampler": sampler(results.sample_metrics.sampler) if results.sample_metrics else "",
         "neighbours": neighbours(results),
         "expectations": expectations,
@@ -133,8 +134,8 @@ def classified(results: Results) -> dict[str, Any]:
     of, table = results.metrics.classes, results.per_image
     if of is None or table is None or not {"label", "best", "margin"} <= set(table):
         return {}
-    about, known = description(results.images), table.dropna(subset=["best"]).astype({"label": int, "best": int})
-    names = about.get("class_names") or []
+    known = table.dropna(subset=["best"]).astype({"label": int, "best": int})
+    names = class_names(results)
     names = names + [str(number) for number in range(len(names), of.num_classes)]
     counts = known.value_counts(["label", "best"])
     rows = [[counts.get((label, best), 0) for best in range(len(names))] for label in range(len(names))]
@@ -147,8 +148,14 @@ def classified(results: Results) -> dict[str, Any]:
     return {"names": names, "confusion": rows if of.num_classes <= MOST_CLASSES else [], "unsure": unsure}
 
 
-def classes(results: Results) -> list[tuple[int, int, float, float]]:
-    """Return each label with the number of its images and their mean bits/dim with its standard error, worst first.
+def class_names(results: Results) -> list[str]:
+    """Return the names of the classes by number, as the images or the model state them; [] if they state none."""
+    of_model = results.model.class_names if results.model else None
+    return list(description(results.images).get("class_names") or of_model or [])
+
+
+def classes(results: Results) -> list[tuple[str, int, float, float]]:
+    """Return each class with the number of its images and their mean bits/dim with its standard error, worst first.
 
     [] without labels or figures, and for one label.
     """
@@ -156,7 +163,9 @@ def classes(results: Results) -> list[tuple[int, int, float, float]]:
     if table is None or labels is None or table["image"].max() >= len(labels):
         return []
     by_label = table["bpd"].groupby(labels[table["image"].astype(int)]).agg(["count", "mean", "sem"])
-    return list(by_label.sort_values("mean", ascending=False).itertuples(name=None)) if len(by_label) > 1 else []
+    names, rows = class_names(results), by_label.sort_values("mean", ascending=False).itertuples(name=None)
+    found = [(names[label] if label < len(names) else f"class {label}", *figures) for label, *figures in rows]
+    return found if len(found) > 1 else []
 
 
 def neighbours(results: Results) -> list[tuple[Shown, Shown, float]]:

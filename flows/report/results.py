@@ -57,6 +57,7 @@ class Model(NamedTuple):
     num_parameters: int
     num_levels: int
     schedule: pd.DataFrame
+    class_names: list[str] | None = None
 
 
 class Results(NamedTuple):
@@ -165,7 +166,8 @@ def shown_of(model: "TrainedModel") -> Model:
     with torch.inference_mode():
         columns = {"t": t, "gamma": vdm.schedule(t), "initial": gamma_0 + (gamma_1 - gamma_0) * t}
     schedule = pd.DataFrame({name: column.double().numpy() for name, column in columns.items()})
-    return Model(model.sha256, sum(p.numel() for p in vdm.parameters()), vdm.num_levels, schedule)
+    count = sum(p.numel() for p in vdm.parameters())
+    return Model(model.sha256, count, vdm.num_levels, schedule, model.class_names)
 
 
 def read_table(path: Path, names: Collection[str]) -> pd.DataFrame:

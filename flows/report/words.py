@@ -12,8 +12,13 @@ MEASURES = {
     "fid": ("FID", "Fréchet distance in Inception's features; 0 is best"),
     "kid": ("KID", "kernel distance in Inception's features; 0 is best"),
     "precision": ("precision", "share of samples that lie among real images; 1 is best"),
-    "recall": ("recall", "share of real images that lie among samples; 1 is best"),
+    "recall": (
+        "recall",
+        "share of real images that lie among samples; 1 is best, but only beside a high precision: noise has 0.7",
+    ),
 }
+SURE = 2
+"""How many standard errors above one half the samples are nearer to training images than new images are."""
 SAMPLERS = {
     (1, 1.0): "ancestral sampling",
     (1, 0.0): "DDIM",
@@ -24,12 +29,16 @@ SAMPLERS = {
 
 
 class Measure(NamedTuple):
-    """A row of the table of quality: its key in metrics.json, its name and meaning, and the figure of each model."""
+    """A row of the table of quality: its key in metrics.json, its name and meaning, and the figure of each model.
+
+    `copies` says of each model whether copies of training images may be what makes the figure good.
+    """
 
     key: str
     name: str
     meaning: str
     figures: list[QualityFigure | None]
+    copies: list[bool]
 
 
 def measures(*metrics: SampleMetrics | None) -> list[Measure]:
@@ -37,8 +46,16 @@ def measures(*metrics: SampleMetrics | None) -> list[Measure]:
     found = []
     for key in dict.fromkeys(key for one in metrics if one for key in one.figures):
         name, meaning = MEASURES.get(key.partition("_")[0], (key, ""))
-        found.append(Measure(key, name, meaning, [one.figures.get(key) if one else None for one in metrics]))
+        figures = [one.figures.get(key) if one else None for one in metrics]
+        copies = [key != "recall" and one is not None and may_copy(one) for one in metrics]
+        found.append(Measure(key, name, meaning, figures, copies))
     return found
+
+
+def may_copy(metrics: SampleMetrics) -> bool:
+    """Whether the samples are clearly nearer to training images than new images are."""
+    nearer, error = metrics.nearer_than_held_out, metrics.nearer_than_held_out_standard_error
+    return nearer is not None and nearer - SURE * (error or 0) > 0.5
 
 
 def sampler(settings: SamplerSettings) -> str:

@@ -21,6 +21,7 @@ from flows.core import layout
 from flows.core.errors import Exit
 from flows.core.model import open_model, read_config, save_model
 from flows.core.params_file import read_params
+from flows.images.grids import eight_bit
 from flows.images.image_set import about_classes, open_images, spread
 from flows.report.page import difference, page
 from flows.report.results import Files, read_results
@@ -183,6 +184,18 @@ def test_pictures_without_labels_are_evaluated_without_them_and_classified(
     assert some["classes"]["num_classified"] == 7
     table = np.genfromtxt("out/per_image.csv", delimiter=",", names=True)
     assert (table["label"] == spread(np.arange(40) % 3, 7)).all()
+
+
+def test_ordinary_pictures_are_classified_as_the_levels_that_they_show(
+    classed: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = open_images(layout.IMAGES)["test"][:1]
+    np.save("levels.npy", image)
+    Image.fromarray(eight_bit(image, 17)[0, 0]).save("shades.png")
+    of_levels = printed(capsys, "classify", "levels.npy", MODEL)
+    assert run(["classify", "shades.png", MODEL]) == Exit.USAGE
+    assert "--fit" in capsys.readouterr().err
+    assert printed(capsys, "classify", "shades.png", MODEL, "--fit") == of_levels | {"files": ["shades.png"]}
 
 
 def test_pictures_are_classified_by_name(classed: Small, capsys: pytest.CaptureFixture[str]) -> None:

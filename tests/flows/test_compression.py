@@ -21,6 +21,7 @@ from flows.compression.rans import Rans, initial_word
 from flows.core.errors import Exit, UserError
 from flows.core.model import open_model, save_model
 from flows.images.given import open_given
+from flows.images.grids import eight_bit
 from flows.images.image_set import SPLITS, save_images
 from vdm.choices import Split
 from vdm.codec import TOTAL, Codec, encode_plainly
@@ -262,6 +263,17 @@ def test_outputs_that_exist_are_replaced_only_when_asked(capsys: pytest.CaptureF
 
 
 @pytest.mark.slow
+def test_ordinary_pictures_are_compressed_as_what_they_are_changed_to(capsys: pytest.CaptureFixture[str]) -> None:
+    """The levels of a model of 17 come back as an array: in a PNG they would be almost black."""
+    Image.fromarray(eight_bit(PIXELS[:1], 17)[0, 0]).save("shades.png")
+    command = ["compress", "shades.png", str(ONE), "--num-timesteps=2", "--device=cpu", f"--out={FILE}"]
+    assert cli.run(command) == Exit.USAGE
+    assert "--fit" in capsys.readouterr().err
+    assert cli.run([*command, "--fit"]) == Exit.DONE
+    read_back()
+    assert (np.load("out/images.npy") == PIXELS[:1]).all()
+
+
 def test_the_options_of_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     splits = {"train": PIXELS[:5], "validation": PIXELS[5:12], "test": PIXELS[12:15]}
     save_images(Path("images"), splits, {"name": "x", "num_levels": 17})

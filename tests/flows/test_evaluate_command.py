@@ -16,6 +16,7 @@ from flows.cli import run
 from flows.core.errors import Exit
 from flows.core.model import open_model, read_config, save_model
 from flows.images.as_png import in_one_png
+from flows.images.grids import eight_bit
 from flows.images.image_set import open_images, save_images
 from flows.images.transforms import transform
 from flows.training.card import TEXT
@@ -161,7 +162,7 @@ def test_pictures_are_transformed_as_the_card_of_the_model_says(
     colours = np.random.default_rng(0).integers(0, 17, (4, 3, 12, 16), dtype=np.uint8)
     pictures_of(colours)
     assert run(["evaluate", MODEL, "--images=mine"]) == Exit.USAGE
-    assert "images of 1x8x8 with 17 levels; mine holds 3x12x16, transforms: none\n" in capsys.readouterr().err
+    assert "images of 1x8x8 with 17 levels; mine holds 3x12x16, transforms: none; --fit" in capsys.readouterr().err
     card = Path(MODEL, "README.md")
     data = settings(Path("mine"), grayscale=True, resize=[8, 8])
     parameters = json.dumps({"data": data.model_dump()}, indent=2)
@@ -173,6 +174,49 @@ def test_pictures_are_transformed_as_the_card_of_the_model_says(
     assert f"{card}: data: damaged: grayscale" in capsys.readouterr().err
     card.unlink()
     assert printed(capsys, "evaluate", MODEL, "--images=transformed.npy")["bpd"] == of_pictures["bpd"]
+
+
+def test_ordinary_pictures_are_made_to_fit_where_it_is_asked(
+    small: Small, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A model of 17 levels: shades become levels, and photographs of any size their middle in gray."""
+    images = open_images(Path("data/images"))["test"][:3]
+    np.save("levels.npy", images)
+    pictures_of(eight_bit(images, 17))
+    assert run(["evaluate", MODEL, "--images=mine"]) == Exit.USAGE
+    assert "; --fit changes pictures to what the model takes\n" in capsys.readouterr().err
+    of_levels = printed(capsys, "evaluate", MODEL, "--images=levels.npy")
+    assert printed(capsys, "evaluate", MODEL, "--images=mine", "--fit")["bpd"] == of_levels["bpd"]
+    assert "mine: pictures were changed to fit: 3 of 3: its shades are the 17 levels" in caplog.text
+
+    photograph = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
+    Image.fromarray(photograph).save("mine/photograph.jpg")
+    clear = np.dstack([photograph[:8, :8], np.zeros((8, 8), np.uint8)])
+    Image.fromarray(clear).save("mine/clear.png")
+    assert run(["evaluate", MODEL, "--images=mine"]) == Exit.INVALID_DATA
+    assert "; --fit changes pictures to what the model takes\n" in capsys.readouterr().err
+    assert printed(capsys, "evaluate", MODEL, "--images=mine", "--fit")["num_images"] == 5
+    assert "1 of 5: its middle, shrunk from 40x24 to 8x8 pixels, gray, 17 levels" in caplog.text
+    assert "1 of 5: laid over black, gray, 17 levels" in caplog.text
+
+    Path("mine/text.png").write_bytes(b"no picture")
+    for options in ([], ["--fit"]):
+        assert run(["evaluate", MODEL, "--images=mine", *options]) == Exit.MISSING
+        error = capsys.readouterr().err
+        assert "text.png" in error
+        assert "--fit changes" not in error
+
+
+def test_what_is_no_picture_is_not_made_to_fit(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
+    for options, advice in (([], "name them with --images"), (["--images=data/images"], "leave out --fit")):
+        assert run(["evaluate", MODEL, "--fit", *options]) == Exit.USAGE
+        assert advice in capsys.readouterr().err
+    np.save("high.npy", np.full((8, 8), 17, np.uint8))
+    for options in ([], ["--fit"]):
+        assert run(["evaluate", MODEL, "--images=high.npy", *options]) == Exit.USAGE
+        error = capsys.readouterr().err
+        assert "image 0 holds level 17" in error
+        assert "--fit changes" not in error
 
 
 @pytest.mark.parametrize(

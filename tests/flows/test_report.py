@@ -19,7 +19,7 @@ from conftest import TINY
 from documents import Document, words
 from PIL import Image
 from project import ROOT
-from results import BPD, ORIGIN, PLACES, metrics, opened, sample_metrics, validation, write_results
+from results import BPD, ORIGIN, PLACES, metrics, opened, part, sample_metrics, validation, write_results
 from ruamel.yaml import YAML
 
 from flows.commands.reporting import WORKSPACE
@@ -33,7 +33,7 @@ from flows.images.grids import shades
 from flows.images.image_set import spread
 from flows.report import charts, markdown
 from flows.report.origin import origin_here
-from flows.report.page import Page, alike, difference, extremes, page, png_of, report
+from flows.report.page import Page, alike, classes, difference, extremes, page, png_of, report
 from flows.report.pictures import grids, in_rows
 from flows.report.results import Files, disagreements, opened_images, opened_model, read_results
 from flows.report.words import cautions
@@ -198,6 +198,38 @@ def test_withheld_figures_are_told_with_the_reason(files: Files, tmp_path: Path)
     assert "Distances, precision and recall are withheld: no better than " in text
 
 
+def test_figures_of_samples_that_may_be_copies_say_so(files: Files, tmp_path: Path) -> None:
+    """A memoriser has a better Frechet distance than new images have.  Its recall is no better for it."""
+    assert files.sample_metrics
+    measured = sample_metrics(json.loads(files.metrics.read_text())["data_sha256"])
+    measured["figures"]["recall"] = measured["figures"]["precision"]
+    found = []
+    for nearer in (0.55, 0.97):
+        of_copies = measured | {"nearer_than_held_out": nearer}  # with the error 0.03
+        files.sample_metrics.write_text(json.dumps(of_copies))
+        text = shown(files, tmp_path)
+        drawn = files.sample_metrics.with_name("samples.png")
+        Image.new("L", (4, 4)).save(drawn)
+        in_prefect = markdown.samples(SampleMetrics(**of_copies), drawn, drawn)
+        in_page = text.count("1.2500 ± 0.0500 may be copies")
+        found.append((in_page, in_prefect.count("may be copies"), "may be copies, or" in text))
+        assert "1.2500 ± 0.0500 0.7500" in text  # the recall
+        assert "recall share of real images that lie among samples; 1 is best, but only beside a high precision" in text
+    assert found == [(0, 0, False), (2, 2, True)]
+
+
+def test_classes_have_their_names(files: Files, tmp_path: Path, digits: np.ndarray) -> None:
+    """Of the images, or of the model where the images are missing; else they are numbered."""
+    results = read_results(files, ORIGIN, *opened(tmp_path))
+    assert results.model
+    assert sorted(name for name, *_ in classes(results)) == ["class 0", "class 1"]
+    of_model = results._replace(model=results.model._replace(class_names=["even", "odd"]))
+    assert sorted(name for name, *_ in classes(of_model)) == ["even", "odd"]
+    named = write_results(tmp_path / "named", digits, class_names=["Ankle boot", "Bag"])
+    of_images = read_results(named, ORIGIN, *opened(tmp_path / "named"))
+    assert sorted(name for name, *_ in classes(of_images)) == ["Ankle boot", "Bag"]
+
+
 def test_results_that_do_not_belong_together_are_named(files: Files, tmp_path: Path, digits: np.ndarray) -> None:
     other_files = write_results(tmp_path / "other", digits[::-1])._replace(metrics=files.metrics)
     text = shown(other_files, tmp_path / "other")
@@ -317,6 +349,21 @@ Promise.all(loaded).then(frames => { found.textContent = JSON.stringify(Object.f
 }); </script></body></html>"""
 
 
+NAMES = ["Ankle boot", *(f"a class with a long name {number}" for number in range(1, 11))]
+
+
+def classified(files: Files) -> Files:
+    """Return the files with the figures of a model of eleven classes."""
+    assert files.per_image
+    rows = [f"{image},{bpd:.6f},{image % 11},{image % 10},{image}" for image, bpd in enumerate(BPD)]
+    files.per_image.write_text("\n".join(["image,bpd,label,best,margin", *rows]) + "\n")
+    found = json.loads(files.metrics.read_text())
+    of = {"num_classes": 11, "without": part(2.1, 40), "gain_bpd": 0.1, "gain_standard_error": 0.01}
+    of |= {"num_classified": 40, "class_times": 4, "accuracy": 0.9, "mixture_bpd": 2.0, "mixture_bias_bpd": 0.0}
+    files.metrics.write_text(json.dumps(found | {"classes": of}))
+    return files
+
+
 @pytest.mark.processes
 @pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
 @pytest.mark.parametrize(
@@ -327,12 +374,12 @@ def test_a_browser_without_a_network_shows_everything(
 ) -> None:
     """In light and dark, on a phone and on a desktop: no error, every picture, and nothing wider than the screen.
 
-    In dark the page is a comparison, with names too long for a line.
+    In dark the page is a comparison, with names too long for a line, and with eleven classes.
     """
     made = whole
     if not scheme:
         long = "W" * 300
-        files = write_results(tmp_path, digits, title=long, split=long)
+        files = classified(write_results(tmp_path, digits, title=long, split=long, class_names=NAMES))
         results = read_results(files, ORIGIN._replace(name=long), *opened(tmp_path))
         made = page(results, results._replace(origin=ORIGIN))
     (tmp_path / "page.html").write_text(HARNESS.replace("PAGE", json.dumps(made.html).replace("</", "<\\/")))
@@ -484,13 +531,13 @@ def test_two_models_stand_side_by_side(files: Files, tmp_path: Path, digits: np.
     first = read_results(files, origins[0], *opened(tmp_path))
     made = page(first, read_results(second, origins[1], *opened(tmp_path / "other")))
     text = words(Document(made.html).text)
-    for part in (
+    for said in (
         "\N{MINUS SIGN}0.5000 ± 0.0000 bits/dim from vdm@v1.0.0 to vdm@v1.1.0",
         "vdm@v1.1.0 is better on these images.",
         "16 samples of vdm@v1.0.0, not selected",
         "train.steps 100 200",
     ):
-        assert part in text
+        assert said in text
     assert "train.seed" not in text
     legends = {chart.name: re.findall(r">([^<>]*, [^<>]*)<", chart.svg) for chart in made.charts}
     assert {"vdm@v1.0.0, training", "vdm@v1.1.0, training"} <= set(legends["loss"])
