@@ -1,5 +1,6 @@
 """Commands of the pipeline: the stages up to `register`, the report, and the presets."""
 
+import hashlib
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 log = logging.getLogger(__name__)
+
+SIGNED = "# `vdmctl preset` wrote the lines above, and writes others over them while their sha256 is "
+"""What the last line of a params.yaml for a folder of images says, before the digest."""
 
 
 def kept(folder: Path) -> Path:
@@ -238,7 +242,7 @@ def preset(
     start_from: Annotated[
         str | None, typer.Option(help="With --images, instead of NAME: a model folder or a version to continue from.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite a params.yaml that is no preset.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a params.yaml that somebody edited.")] = False,
 ) -> None:
     """Write params.yaml for a preset: presets/digits.yaml with the values that presets/NAME.yaml names.
 
@@ -263,13 +267,20 @@ def preset(
     text = read_preset(name)
     if not force and layout.PARAMS.exists():
         present = layout.PARAMS.read_text(encoding="utf-8")
-        if all(read_preset(each) != present for each in preset_names()):
-            raise UserError(f"{layout.PARAMS} differs from every preset; --force overwrites it", Exit.USAGE)
+        if present != signed(present) and all(read_preset(each) != present for each in preset_names()):
+            reason = f"{layout.PARAMS} differs from every preset, and from what `vdmctl preset --images` wrote"
+            raise UserError(f"{reason}; --force overwrites it", Exit.USAGE)
     if images is not None:
         from flows.training.planning import plan
 
         start = model_to_start_from(start_from)
-        text = plan(name, images, 10 if minutes is None else minutes, start, classes=classes)
+        text = signed(plan(name, images, 10 if minutes is None else minutes, start, classes=classes))
     write_whole(layout.PARAMS, text)
     what = f"continuing from {start_from}" if start_from else f"the preset {name}"
     say(f"{layout.PARAMS}: {what}; `dvc repro` runs the pipeline with it")
+
+
+def signed(text: str) -> str:
+    """Return the text of a params.yaml with its digest in the last line, in place of an earlier one."""
+    text = text.partition(SIGNED)[0]
+    return f"{text}{SIGNED}{hashlib.sha256(text.encode()).hexdigest()}\n"

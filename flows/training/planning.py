@@ -24,7 +24,7 @@ from flows.core.params_file import parse_params, read_preset
 from flows.images.download import divided
 from flows.images.folder import ImageFiles, read_folder
 from flows.images.image_set import FEWEST_COMPARED, SPLITS, kind
-from flows.images.splitting import require_splits
+from flows.images.splitting import Source, require_splits, split_of
 from flows.images.transforms import levels_left
 from flows.process.locks import claim
 from flows.training.distributed import any_process, launch, local_rank, process_group
@@ -41,6 +41,8 @@ OF_ANY_KIND = {"background": "white", "grayscale": True, "gray_as_rgb": False, "
 MOST_STRETCH = 1.05
 """Images are cropped, not stretched, if the ratios of their sides differ by more than this factor."""
 MOST_NAMED = 10
+MOST_SEEDS = 100
+"""Seeds of the split that are tried, one after the other, until every split has enough images."""
 FEWEST_STEPS, SMALLEST_BATCH = 1000, 16
 """Batches are halved down to the smallest one while the minutes have fewer steps."""
 MEASURED_SECONDS = 5.0
@@ -102,20 +104,25 @@ def plan(name: str, source: Path, minutes: float, start: TrainedModel | None = N
     if seen < splits[0]:
         text = "%g min are less than an epoch: %d of %d training images are seen, once each; give more minutes"
         log.warning(text, minutes, seen, splits[0])
-    lines = [f"# The preset {name} for the images in {json.dumps(str(source))}: {minutes:g} min of training here"]
+    lines = [f"# The preset {name} for the images in {as_yaml(str(source))}: {minutes:g} min of training here"]
     for section, values in planned.items():
         before = getattr(preset, section).model_dump()
-        new = [f"  {key}: {json.dumps(new)}  # {why}" for key, (new, why) in values.items() if new != before[key]]
+        new = [f"  {key}: {as_yaml(new)}  # {why}" for key, (new, why) in values.items() if new != before[key]]
         lines += [f"{section}:", *new] if new else []
     text = read_preset(name, layout.PRESETS, *texts, "\n".join(lines))
     parse_params(text, name)
     return text
 
 
+def as_yaml(value: Any) -> str:
+    """Return the value as YAML in one line, of printable characters: JSON, but with characters beyond U+FFFF whole."""
+    return visible(json.dumps(value, ensure_ascii=False))
+
+
 def continuing(start: TrainedModel) -> str:
     """Return the preset with which training continues from a model: its network, its transforms, its recipe."""
     card = bounded_yaml.sections(start.parameters)
-    theirs = f"of {start.name}"
+    theirs = visible(f"of {start.name}")
     network = {"classes": None} | start.description.model
     sections = {
         "data": {key: card["data"][key] for key in TRANSFORMS if key in card.get("data", {})},
@@ -125,12 +132,12 @@ def continuing(start: TrainedModel) -> str:
     lines = []
     for section, values in sections.items():
         if values or section == "train":
-            lines += [f"{section}:", *(f"  {key}: {json.dumps(value)}  # {theirs}" for key, value in values.items())]
+            lines += [f"{section}:", *(f"  {key}: {as_yaml(value)}  # {theirs}" for key, value in values.items())]
     before = card.get("train", {}).get("learning_rate")
     # Without a card, it is as if the model was trained like the digits.
     rate = SHARE_OF_THE_RATE * (before if isinstance(before, int | float) else TrainingSettings.learning_rate)
     lines.append(f"  learning_rate: {rate:.3g}  # {SHARE_OF_THE_RATE:g} of that {theirs}, which suits continuing")
-    return "\n".join([*lines, f"  start_from: {json.dumps(start.name)}"])
+    return "\n".join([*lines, f"  start_from: {as_yaml(start.name)}"])
 
 
 def enough_steps(start: TrainedModel) -> int | None:
@@ -158,26 +165,34 @@ def of_images(preset: Params, source: Path, start: TrainedModel | None, *, class
     With `start`, the images become like its own.
     """
     data = like_those_of(start, preset.data, source) if start else like(preset.data, source)
-    planned_data = preset.data.model_copy(update={name: value for name, (value, _) in data.items()})
-    counts: Counter[Split] = Counter()
+    planned_data = with_values(preset.data, data)
+    images: list[tuple[bytes, Split | None]] = []
     labels: Counter[int] = Counter()
     shape: tuple[int, ...] = ()
     divisible = read_folder(source, planned_data)
     for part in divided(divisible, planned_data):
-        counts[part.split] += len(part.images)
+        drawn_from: Split = part.split if part.split in divisible.given else "train"
+        images += [(digest, drawn_from if divisible.given else None) for digest in part.digests]
         shape = part.images.shape[1:]
         labels.update([] if part.labels is None else part.labels.tolist())
-    require_splits(divisible, counts, planned_data)
+    seed = suitable_seed(images, divisible, planned_data)
+    data["split_seed"] = seed, f"{planned_data.split_seed} gives a split too few of {len(images)} images"
+    planned_data = with_values(preset.data, data)
+    counts = counted(images, divisible, planned_data)
     splits = [counts[split] for split in SPLITS]
     if splits[-1] < FEWEST_COMPARED:
         reason = f"{splits[-1]} test images, but samples are compared with at least {FEWEST_COMPARED}"
         raise UserError(f"{source}: {reason}; add images", Exit.INVALID_DATA)
+    require_splits(divisible, counts, planned_data)
     num_levels = levels_left(divisible.origin["num_levels"], preset.data.num_bits)
     found = kind(shape, num_levels)
     if start and found != (theirs := kind(start.image_shape, start.num_levels)):
         reason = f"{start.name} is a model of images of {theirs}, and those in {source} become {found}"
         raise UserError(f"{reason}; train without --start-from", Exit.USAGE)
     log.info("%s: images of %s; %d for training, %d for validation, %d test images", visible(source), found, *splits)
+    if splits[1] < FEWEST_COMPARED:
+        text = "%s: only %d validation images, which say little about which weights are best; add images"
+        log.warning(text, visible(source), splits[1])
     planned: Values = {"data": data, "model": {}}
     num_classes = preset.model.classes
     names = divisible.origin.get("class_names", [])
@@ -200,6 +215,30 @@ def of_images(preset: Params, source: Path, start: TrainedModel | None, *, class
         planned["model"] |= of_levels(preset.model, num_levels)
     depth, height, width = shape
     return Found(planned, (depth, height, width), num_levels, num_classes, splits)
+
+
+def with_values(data: Data, values: dict[str, tuple[Any, str]]) -> Data:
+    """Return the parameters `data` with new values, each of which has a reason beside it."""
+    return data.model_copy(update={name: value for name, (value, _) in values.items()})
+
+
+def counted(images: list[tuple[bytes, Split | None]], source: Source, data: Data) -> Counter[Split]:
+    """Return how many images each split gets, given the digest of each, and the split that the source has it in."""
+    return Counter(split_of(digest, given, source, data) for digest, given in images)
+
+
+def suitable_seed(images: list[tuple[bytes, Split | None]], source: Source, data: Data) -> int:
+    """Return the first seed from `data.split_seed` on with which each split has enough images; itself if none has.
+
+    `images` are as for `counted`.
+    """
+    needed: dict[Split, int] = {"train": 1, "validation": data.validation_fraction > 0, "test": FEWEST_COMPARED}
+    needed = {split: least for split, least in needed.items() if split not in source.given}
+    for seed in range(data.split_seed, data.split_seed + MOST_SEEDS):
+        counts = counted(images, source, data.model_copy(update={"split_seed": seed}))
+        if all(counts[split] >= least for split, least in needed.items()):
+            return seed
+    return data.split_seed
 
 
 def of_levels(model: Model, num_levels: int) -> dict[str, tuple[Any, str]]:

@@ -92,7 +92,7 @@ def test_params_yaml_is_overwritten_only_if_it_is_a_preset(
         assert Path("params.yaml").read_text() == read_preset(name)
     Path("params.yaml").write_text(DIGITS.replace("steps: 3300", "steps: 7"))
     assert run(["preset", "mnist"]) == Exit.USAGE
-    assert "params.yaml differs from every preset; --force overwrites it" in capsys.readouterr().err
+    assert "wrote; --force overwrites it" in capsys.readouterr().err
     assert run(["preset", "mnist", "--force"]) == Exit.DONE
     assert Path("params.yaml").read_text() == read_preset("mnist")
 
@@ -176,7 +176,7 @@ def test_a_preset_continues_from_a_model(mine: Path, capsys: pytest.CaptureFixtu
     assert "# 0.4 of that of carded, which suits continuing" in Path("params.yaml").read_text()
 
     start("bare", (1, 4, 4))
-    assert run([*command, "bare", "--force"]) == Exit.DONE
+    assert run([*command, "bare"]) == Exit.DONE
     params = read_params(Path("params.yaml"))
     assert (params.data.grayscale, params.data.resize, params.train.learning_rate) == (True, [4, 4], 2.8e-3)
     assert run(["download"]) == Exit.DONE
@@ -267,7 +267,7 @@ def test_class_folders_are_counted_and_any_preset_takes_them(
     how = "" if classed else "; --classes makes a model that is given the class"
     assert f"mine: 3 classes: circle 160, square 120, star 80{how}\n" in caplog.text
     assert read_params(Path("params.yaml")).model.classes == ("auto" if classed else None)
-    assert run(["preset", name, "--images=mine", "--minutes=9", "--classes", "--force"]) == Exit.DONE
+    assert run(["preset", name, "--images=mine", "--minutes=9", "--classes"]) == Exit.DONE
     params = read_params(Path("params.yaml"))
     assert params.model.classes == "auto"
     batch_size, evaluate = params.train.batch_size, params.evaluate
@@ -285,10 +285,54 @@ def test_minutes_are_doubted_on_a_busy_machine_and_below_an_epoch(
         monkeypatch.setattr("os.getloadavg", lambda load=load: (load, 0.0, 0.0))
         for unmeasured["step"] in (0.1, 5.0):
             caplog.clear()
-            planned("--force")
+            planned()
             busy = f"the machine was busy while steps were measured: a load of {load:.1f} on {cores} cores"
             assert (busy in caplog.text) == (load > cores)
             assert ("1 min are less than an epoch: " in caplog.text) == (unmeasured["step"] == 5.0)
+
+
+def test_a_file_for_images_is_overwritten_until_somebody_edits_it(
+    mine: Path, unmeasured: dict[str, float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw(mine, 60, (6, 5))
+    planned()
+    planned()
+    edited = Path("params.yaml").read_text().replace("pad: 0", "pad: 2")
+    Path("params.yaml").write_text(edited)
+    assert run(["preset", "digits", "--images=mine"]) == Exit.USAGE
+    assert "params.yaml differs from every preset, and from what `vdmctl preset --images` wrote; --force" in (
+        capsys.readouterr().err
+    )
+    assert Path("params.yaml").read_text() == edited
+    planned("--force")
+
+
+@pytest.mark.parametrize("name", ["\U0001f600 of \U0001f431", 'a "quoted" one', "two\nlines"])
+def test_the_name_of_a_folder_may_have_any_characters(name: str, mine: Path, unmeasured: dict[str, float]) -> None:
+    folder = Path(name)
+    folder.mkdir()
+    draw(folder, 60, (6, 5))
+    assert run(["preset", "digits", "--images", name]) == Exit.DONE
+    assert read_params(Path("params.yaml")).data.source == name
+
+
+@pytest.mark.parametrize("parts", [{"": 50}, {"": 40}, {"train": 20, "test": 20}])
+def test_small_sets_get_a_seed_that_leaves_each_split_enough_images(
+    parts: dict[str, int], mine: Path, unmeasured: dict[str, float], caplog: pytest.LogCaptureFixture
+) -> None:
+    for number, (part, count) in enumerate(parts.items()):
+        (mine / part).mkdir(exist_ok=True)
+        draw(mine / part, count, (6, 5), first=1000 * number)
+    seed = planned().data.split_seed
+    assert seed
+    assert f"split_seed: {seed}         # 0 gives a split too few of {sum(parts.values())} images" in (
+        Path("params.yaml").read_text()
+    )
+    assert "validation images, which say little about which weights are best" in caplog.text
+    assert run(["download"]) == Exit.DONE
+    images = open_images(Path("data/images"))
+    assert len(images["test"]) >= 10
+    assert len(images["validation"]) >= 1
 
 
 @pytest.mark.parametrize("seconds", [0.001, 0.05])
@@ -319,7 +363,7 @@ def test_steps_and_validations_take_the_minutes(seconds: float, splits: list[int
         (["--images=mine", "--minutes=1e-5"], Exit.USAGE, "--minutes are too few: a step takes "),
         (["--images=none"], Exit.MISSING, "none does not exist, or is not a folder of images"),
         (["--images=presets"], Exit.MISSING, "presets: holds no .jpeg,"),
-        (["--images=few"], Exit.INVALID_DATA, "few: 5 test images, but samples are compared with at least 10"),
+        (["--images=few"], Exit.INVALID_DATA, " test images, but samples are compared with at least 10; add images"),
     ],
 )
 def test_images_and_minutes_that_make_no_parameters_are_refused(
@@ -327,7 +371,7 @@ def test_images_and_minutes_that_make_no_parameters_are_refused(
 ) -> None:
     Path("few").mkdir()
     draw(mine, 60, (6, 5))
-    draw(Path("few"), 30, (6, 5))
+    draw(Path("few"), 15, (6, 5))
     assert run(["preset", "digits", *arguments]) == code
     assert message in capsys.readouterr().err
     assert not Path("params.yaml").exists()
