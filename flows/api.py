@@ -10,6 +10,7 @@ Seconds in these texts are those of digits, 8x8 pixels, and of images of 28x28 p
 import hashlib
 import logging
 import math
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from flows.commands.arguments import named_model
 from flows.compression.coding import coding_of, new_coding
 from flows.core.errors import Exit, UserError
 from flows.core.files import writing_folder
-from flows.core.model import copy_model, model_in_memory
+from flows.core.model import CONFIG, copy_model, model_in_memory
 from flows.sampling.drawing import REPEATS
 from vdm import evaluation, sampling
 from vdm.classification import Classified, class_losses, classified
@@ -47,27 +48,31 @@ def load(model: str | Path, device: str = "auto") -> VDM:
     return named_model(str(model), device).vdm
 
 
-def save(model: VDM, folder: str | Path) -> None:
+def save(model: VDM, folder: str | Path, *, overwrite: bool = False) -> None:
     """Write a model of `train` or `load` into a new folder, which `load` and `vdmctl` read: wholly, or not at all.
 
-    A loaded model keeps its card, with the licence of its images.  Raises UserError if the folder exists, OSError that
-    names what cannot be written, and TypeError for a network that neither function made.
+    With `overwrite`, the folder of another model is replaced.  A loaded model keeps its card, with the licence of its
+    images.  Raises UserError if the folder exists, OSError that names what cannot be written, and TypeError for a
+    network that neither function made.
     """
     folder = Path(folder)
-    if folder.exists():
-        raise UserError(f"{folder} exists; name another folder, or remove it", Exit.USAGE)
     known = model_in_memory(model)
+    if folder.exists() and not overwrite:
+        advice = "save the model, which is still in memory, into another folder, or with overwrite=True"
+        raise UserError(f"{folder} exists; {advice}", Exit.USAGE)
+    if folder.exists() and not (folder / CONFIG).is_file():
+        raise UserError(f"{folder} is no model, so it is not overwritten; name another folder", Exit.USAGE)
     with writing_folder(folder) as empty:
         copy_model(empty, known)
 
 
 def train(
     images: np.ndarray,
+    labels: np.ndarray | None = None,
     *,
     minutes: float | None = None,
     steps: int | None = None,
     preset: str = "digits",
-    labels: np.ndarray | None = None,
     start_from: VDM | None = None,
     num_levels: int | None = None,
     learning_rate: float | None = None,
@@ -76,9 +81,10 @@ def train(
 ) -> VDM:
     """Return a new model of averaged weights that is trained on images (N,C,H,W), for so many minutes or steps.
 
-    For minutes, some steps are measured first, which the minutes include; the learning rate falls to zero over as many
-    steps as fit, unless the preset keeps it as it is.  The same `steps` give the same weights again on this machine,
-    whatever the state of torch's random numbers, which stays as it is.  A progress bar shows the loss.
+    For minutes, some steps are measured first, which the minutes include, and all others while they are taken; the
+    learning rate falls to zero over as many steps as fit, unless the preset keeps it as it is.  The same `steps` give
+    the same weights again on this machine, whatever the state of torch's random numbers, which stays as it is.  A
+    progress bar shows the loss in a terminal or a notebook.
 
     `preset` names the network and its recipe: digits, fashion_mnist_cpu for larger images, or another file in presets/.
     With `labels` (N,), classes from 0, the model has p(x | class), too.  `num_levels` is 256 unless it is given: name
@@ -123,8 +129,8 @@ def train(
 def evaluate(
     model: VDM,
     images: np.ndarray,
-    *,
     labels: np.ndarray | None = None,
+    *,
     times_per_image: int = 32,
     num_timesteps: int | None = None,
     seed: int = 0,
@@ -135,6 +141,7 @@ def evaluate(
     take 1 s, or 29 s.  Raises TypeError and ValueError unless they are images of the model, and the labels its classes.
     """
     require_images(images)
+    require_counts(times_per_image=times_per_image, num_timesteps=num_timesteps)
     classes = None if labels is None else classes_of(labels, len(images), model.classes or 0)
     return evaluation.evaluate(
         model,
@@ -151,8 +158,8 @@ def compare(
     first: VDM,
     second: VDM,
     images: np.ndarray,
-    *,
     labels: np.ndarray | None = None,
+    *,
     times_per_image: int = 32,
     num_timesteps: int | None = None,
     seed: int = 0,
@@ -164,7 +171,7 @@ def compare(
     twice as long.
     """
     options: dict[str, Any] = {"times_per_image": times_per_image, "num_timesteps": num_timesteps, "seed": seed}
-    bpd = [evaluate(model, images, labels=labels, **options).bpd for model in (first, second)]
+    bpd = [evaluate(model, images, labels, **options).bpd for model in (first, second)]
     return evaluation.paired_difference(*bpd, confidence=confidence)
 
 
@@ -177,6 +184,7 @@ def classify(model: VDM, images: np.ndarray, *, times_per_image: int = 32, seed:
     require_images(images)
     if model.classes is None:
         raise ValueError("the model has no classes; give `train` the labels of its images")
+    require_counts(times_per_image=times_per_image)
     options = {"times_per_image": times_per_image, "num_timesteps": None, "seed": seed}
     return classified(class_losses(model, images, range(len(images)), batch_size=BATCH_OF_EVALUATIONS, **options))
 
@@ -184,8 +192,10 @@ def classify(model: VDM, images: np.ndarray, *, times_per_image: int = 32, seed:
 def sample(model: VDM, num_images: int, *, seed: int = 0, solver: Solver = DEFAULT) -> np.ndarray:
     """Return images (N,C,H,W).  Image i of a seed is the same picture, however many are drawn.
 
-    64 images take 0.3 s, or 6 s.  `solver` chooses the number of steps, the classes and the guidance.
+    64 images take 0.3 s, or 6 s.  `solver` chooses the number of steps, the classes and the guidance.  Raises
+    ValueError for less than one image or step.
     """
+    require_counts(num_images=num_images, num_timesteps=solver.num_timesteps)
     batches = (range(first, min(first + BATCH, num_images)) for first in range(0, num_images, BATCH))
     return torch.cat([sampling.sample(model, batch, solver, seed=seed) for batch in batches]).cpu().numpy()
 
@@ -195,8 +205,10 @@ def fill_in(
 ) -> np.ndarray:
     """Return images (N,C,H,W) with the pixels of `image` (C,H,W) except where the mask `missing` (H,W) is true.
 
-    It is an approximation, and takes ten times as long as `sample`.  Raises what `vdm.sampling.fill_in` raises.
+    It is an approximation, and takes ten times as long as `sample`.  Raises what `vdm.sampling.fill_in` and `sample`
+    raise.
     """
+    require_counts(num_images=num_images, num_timesteps=solver.num_timesteps)
     known, mask = torch.tensor(image), torch.tensor(missing)
     steps = sampling.fill_in(model, known, mask, range(num_images), solver, seed=seed, repeats=REPEATS)
     return np.where(missing, sampling.decode(model, steps).cpu().numpy(), image)
@@ -210,6 +222,7 @@ def compress(model: VDM, images: np.ndarray, *, num_timesteps: int = 100) -> byt
     levels.
     """
     require_images(images)
+    require_counts(num_timesteps=num_timesteps)
     model.require_images(images)
     if model.num_levels > 256:
         raise ValueError(f"images of at most 256 levels can be compressed, and the model has {model.num_levels}")
@@ -241,6 +254,13 @@ def require_images(images: np.ndarray) -> None:
     if images.shape[3] in COLOURS and images.shape[1] not in COLOURS:
         advice = "images.transpose(0, 3, 1, 2) puts the channels before height and width"
         raise ValueError(f"images must have the shape (N,C,H,W), got {images.shape}; {advice}")
+
+
+def require_counts(**counts: int | None) -> None:
+    """Raise ValueError, which names the argument, unless each is a whole number of at least 1, or None."""
+    for name, count in counts.items():
+        if count is not None and not (isinstance(count, Integral) and int(count) >= 1):
+            raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}")
 
 
 def levels_of(images: np.ndarray, num_levels: int | None) -> int:

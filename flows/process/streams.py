@@ -74,8 +74,12 @@ def bar(description: str, *, shown: bool = True) -> "Callable[[range], tqdm[int]
 
 
 def bar_of_steps(description: str, steps: int) -> "tqdm[int]":
-    """Return a progress bar in a terminal or in a notebook, where it is of text unless ipywidgets are installed."""
+    """Return a progress bar in a terminal or in a notebook, where it is of text unless ipywidgets are installed.
+
+    Anywhere else, such as in the log of a job, it shows nothing.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TqdmWarning)  # that they are not
         from tqdm.auto import tqdm as suitable
-    return suitable(total=steps, desc=description, unit="step", mininterval=0.5, leave=False)
+    hidden = {} if sys.stderr.isatty() or "ipykernel" in sys.modules else {"disable": True}
+    return suitable(total=steps, desc=description, unit="step", mininterval=0.5, leave=False, **hidden)

@@ -1,6 +1,8 @@
 """Train on arrays in memory, for some minutes or steps, and write nothing."""
 
+import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,8 @@ PRESETS = Path(__file__).parents[1] / "presets"
 """The package's presets, which are there in any folder."""
 SHARE_MEASURED = 0.1
 """The share of the minutes in which steps are measured, at most."""
+UNUSUAL_STEPS = 2
+"""The first steps, which may wait for a compiler and for memory, and say nothing about those that follow."""
 
 
 def train_on(
@@ -60,10 +64,11 @@ def train_on(
     config = start.description.model if start else arguments(params, images, num_levels, labels)
     alone = {"device": device, "num_devices": 1, "validate_every_steps": None, "keep": "last"}
     train = params.train.model_copy(update=alone | changes)
+    most = (enough_steps(start) if start else None) or sys.maxsize
     if steps is None:
         assert minutes is not None
         train, steps = in_seconds(train, config, 60 * minutes, began)
-        steps = min(steps, enough_steps(start) or steps) if start else steps
+        steps = min(steps, most)
     suiting = {key: value for key, (value, _) in of_steps(train, steps).items()}
     settings = resolve(train.model_copy(update=suiting | {"steps": steps}), where)
     set_backend(training=True)
@@ -71,6 +76,15 @@ def train_on(
         trainer = build(config, settings, torch.from_numpy(images).to(where), None, labels=labels, start=start)
         with bar_of_steps("training", steps) as shown:
             while not trainer.finished:
+                if trainer.done == UNUSUAL_STEPS:
+                    measured_from = time.monotonic()
+                if minutes is not None and trainer.done > UNUSUAL_STEPS:
+                    now = time.monotonic()
+                    per_second = (trainer.done - UNUSUAL_STEPS) / (now - measured_from)
+                    left = max(1, LEAST_STEPS - trainer.done, int((began + 60 * minutes - now) * per_second))
+                    steps = shown.total = min(most, trainer.done + left)
+                    average, _ = of_steps(train, steps)["ema_decay"]
+                    trainer.settings = replace(trainer.settings, steps=steps, ema_decay=average)
                 if record := trainer.step():
                     shown.set_postfix_str(in_words(record))
                 shown.update()

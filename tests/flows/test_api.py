@@ -3,7 +3,10 @@
 import json
 import re
 import shutil
+import time
 import tomllib
+from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +132,7 @@ def test_a_training_lowers_the_bound_and_only_save_writes(
     options: dict[str, Any] = {"num_levels": 17, "device": "cpu"}
     random = torch.get_rng_state()
     model, short = (train(digits[:200], steps=steps, **options) for steps in (40, 2))
-    assert re.search(r"training: .* \d\.\d{4} bits/dim", capsys.readouterr().err)
+    assert capsys.readouterr().err == ""  # it is no terminal
     torch.testing.assert_close(torch.get_rng_state(), random)
     torch.rand(1)
     assert same_bits(short.state_dict(), train(digits[:200], steps=2, **options).state_dict())
@@ -141,8 +144,12 @@ def test_a_training_lowers_the_bound_and_only_save_writes(
     again = load("models/mine", device="cpu")
     assert same_bits(again.state_dict(), model.state_dict())
     np.testing.assert_array_equal(decompress(again, compress(model, digits[:9], num_timesteps=2)), digits[:9])
-    with pytest.raises(UserError, match="models/mine exists; name another folder"):
-        save(model, "models/mine")
+    with pytest.raises(UserError, match="models/mine exists; save the model, which is still in memory, into another"):
+        save(short, "models/mine")
+    save(short, "models/mine", overwrite=True)
+    assert same_bits(load("models/mine", device="cpu").state_dict(), short.state_dict())
+    with pytest.raises(UserError, match="models is no model, so it is not overwritten; name another folder"):
+        save(short, "models", overwrite=True)
 
 
 @pytest.mark.slow
@@ -166,6 +173,30 @@ def test_minutes_are_spent_and_the_learning_rate_falls_over_all_of_them(
     assert settings.batch_size == 32  # 64 images would take too long for 1,000 steps
     with pytest.raises(ValueError, match=r"0\.01 minutes are too few: a step takes 0\.1 s"):
         train(digits, minutes=0.01, num_levels=17)
+
+
+@pytest.mark.slow
+def test_steps_that_are_faster_than_those_measured_are_more(
+    monkeypatch: pytest.MonkeyPatch, digits: np.ndarray
+) -> None:
+    """Ten steps of 0.1 s would take the second; here they take a tenth of it."""
+    monkeypatch.setattr("flows.training.arrays.time_steps", lambda *_, seconds: (0.1, 0.1))
+    began = time.monotonic()
+    train(digits[:64], minutes=1.01 / 60, num_levels=17, device="cpu")
+    assert time.monotonic() - began > 0.9
+
+
+class Terminal(StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.slow
+def test_a_progress_bar_is_for_a_terminal(monkeypatch: pytest.MonkeyPatch, digits: np.ndarray) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    train(digits[:64], steps=40, num_levels=17, device="cpu")
+    assert re.search(r"training: .* \d\.\d{4} bits/dim", terminal.getvalue())
 
 
 @pytest.mark.slow
@@ -256,11 +287,33 @@ def test_a_model_takes_only_images_and_classes_like_its_own(small: Small) -> Non
         train(of_levels(4, 1, 6, 6), steps=2, start_from=model)
     with pytest.raises(ValueError, match="labels must be classes from none"):
         evaluate(model, IMAGES, labels=np.arange(4))
+    with pytest.raises(ValueError, match="labels must be classes from none"):
+        evaluate(model, IMAGES, np.arange(4))
     with pytest.raises(ValueError, match="the model has no classes; give `train` the labels"):
         classify(model, IMAGES)
     with pytest.raises(TypeError, match="a model from `load` or `train` is needed, got VDM"):
         save(VDM(**TINY), "nowhere")  # type: ignore[arg-type]
     assert not Path("nowhere").exists()
+
+
+def test_less_than_one_image_time_or_step_is_one_error(small: Small) -> None:
+    model = load("models/vdm", device="cpu")
+    none: dict[str, list[Callable[[], object]]] = {
+        "num_images": [lambda: sample(model, 0), lambda: fill_in(model, IMAGES[0], np.ones((8, 8), bool), 0)],
+        "times_per_image": [
+            lambda: evaluate(model, IMAGES, times_per_image=0),
+            lambda: compare(model, model, IMAGES, times_per_image=0),
+        ],
+        "num_timesteps": [
+            lambda: evaluate(model, IMAGES, num_timesteps=0),
+            lambda: compress(model, IMAGES, num_timesteps=0),
+            lambda: sample(model, 1, solver=Solver(num_timesteps=0)),
+        ],
+    }
+    for name, calls in none.items():
+        for call in calls:
+            with pytest.raises(ValueError, match=f"^{name} must be a whole number of at least 1, got 0$"):
+                call()
 
 
 def test_levels_that_are_not_stated_are_256_and_doubted_if_few_are_there(caplog: pytest.LogCaptureFixture) -> None:
