@@ -5,23 +5,28 @@ or RGB.  Its middle, in the proportions of the model's images, is resized.  The 
 each shade becomes the nearest of the model's levels.  Arrays hold levels, and are never changed to fit.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from flows.core.errors import Exit, UserError
 from flows.core.params import Data
 from flows.images.grids import eight_bit
-from flows.images.picture_files import BadImageError, Images, levels, read_images
+from flows.images.picture_files import FORMATS, BadImageError, Images, levels, read_images
 from flows.images.transforms import gray, levels_left, resized, shifted, transform
 
 if TYPE_CHECKING:
     from flows.core.model import TrainedModel
 
 BLACK = (0, 0, 0)
+MOST_PIXELS = 2**25
+"""Of a picture that is made to fit, which takes ten bytes of memory a pixel."""
 MOST_NAMED = 3
 
 
@@ -43,9 +48,22 @@ def read_to_fit(path: Path, model: "TrainedModel", data: Data | None) -> Fitted:
     if not takes_pictures(model) or path.suffix.lower() == ".npy":
         raise UserError(f"{path}: it cannot be made to fit {model.name}", Exit.USAGE)
     try:
+        require_small(path)
         return made_to_fit(read_images(path, (data and data.background_colour) or BLACK), model, data)
     except BadImageError as error:
         raise UserError(f"{path}: {error}", error.code) from error
+
+
+def require_small(path: Path) -> None:
+    """Raise BadImageError for a picture of more pixels than `MOST_PIXELS`, before they are read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        # The reader says why a picture cannot be read.
+        unreadable = suppress(Image.DecompressionBombError, OSError, ValueError, SyntaxError)
+        with unreadable, Image.open(path, formats=FORMATS) as picture:
+            if picture.width * picture.height > MOST_PIXELS:
+                size = f"{picture.width}x{picture.height} pixels"
+                raise BadImageError("too large", "make smaller", detail=size)
 
 
 def takes_pictures(model: "TrainedModel") -> bool:
@@ -57,7 +75,7 @@ def made_to_fit(picture: Images, model: "TrainedModel", data: Data | None) -> Fi
     """Return a picture, made to fit.  Raises BadImageError for one whose pixels are out of range."""
     (channels, height, width), num_levels, pad = model.image_shape, model.num_levels, data.pad if data else 0
     found, most = levels(picture.pixels, picture.num_bits), 2**picture.num_bits
-    images = eight_bit(found, most) if most <= 256 else shifted(found, most, 8).astype(np.uint8)
+    images = eight_bit(found, most) if most < 256 else shifted(found, most, 8).astype(np.uint8, copy=False)
     changes = [] if picture.lightness is None or (data and data.background) else ["laid over black"]
     size, before = [height - 2 * pad, width - 2 * pad], [*images.shape[2:]]
     is_resized = size != before and not (data and data.resize)

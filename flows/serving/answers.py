@@ -12,6 +12,8 @@ class Refused(Document):
 
     name: str
     error: str
+    fit: Literal["shades", "size"] | None
+    """What `fit` would change: shades and colours, or the size, too; null if it would not help."""
 
 
 class ScoredImage(Document):
@@ -23,6 +25,8 @@ class ScoredImage(Document):
     """Of the image in its file."""
     seen: str
     """The image as the model sees it."""
+    changed: str | None
+    """How the picture was made to fit, in words; null if it was not changed."""
     bpd: Figure
     bpd_standard_error: Figure
     """From the draws of times and noise; null if it is not known."""
@@ -62,6 +66,7 @@ class ClassifiedImage(Document):
     name: str
     number: Count
     seen: str
+    changed: str | None
     best: Count
     class_name: str
     """The name of the best class, or its number if classes have no names."""

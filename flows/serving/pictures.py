@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -14,18 +14,28 @@ from flows.core.errors import Exit, UserError
 from flows.core.escaping import visible
 from flows.core.files import scratch_folder
 from flows.core.model import TrainedModel
+from flows.core.params import Data
 from flows.images.folder import ENDINGS
-from flows.images.given import Read, read_files, require_fitting, transforms_of
+from flows.images.given import Read, read_files, read_made_to_fit, require_fitting, transforms_of
 from flows.images.grids import png, shown
+from flows.images.made_to_fit import read_to_fit
 from flows.serving.answers import Refused
 from flows.serving.questions import MOST_IMAGES, Sent
 
 
+class Origin(NamedTuple):
+    """Where an image comes from: the file, its number there, and how it was made to fit."""
+
+    name: str
+    number: int
+    changed: str | None = None
+
+
 class Fitting(NamedTuple):
-    """The images that fit the model, the file and the number in it of each, and the files that do not fit."""
+    """The images that fit the model, the origin of each, and the files that do not fit."""
 
     read: Read
-    sources: list[tuple[str, int]]
+    sources: list[Origin]
     refused: list[Refused]
 
 
@@ -44,23 +54,37 @@ def read_sent(sent: Sequence[Sent], model: TrainedModel) -> Generator[None, None
     """
     transforms = transforms_of(model)
     found: list[Read] = []
-    sources: list[tuple[str, int]] = []
+    sources: list[Origin] = []
     refused = []
     for one in sent:
         try:
             with a_file(one) as path:
-                read = read_files(path, transforms, MOST_IMAGES - len(sources))
-                require_fitting(read, str(path), model)
+                if one.fit and path.suffix != ".npy":
+                    read, (fitted,) = read_made_to_fit(path, model, transforms)
+                    changed = fitted.words or None
+                else:
+                    read, changed = read_files(path, transforms, MOST_IMAGES - len(sources)), None
+                    require_fitting(read, str(path), model)
             found.append(read)
-            sources += [(one.name, number) for number in range(len(read.array))]
+            sources += [Origin(one.name, number, changed) for number in range(len(read.array))]
         except UserError as error:
-            refused.append(Refused(name=one.name, error=str(error)))
+            fit = None if one.fit else what_fits(one, model, transforms)
+            refused.append(Refused(name=one.name, error=str(error), fit=fit))
         yield
     if not found:
         reason, more = refused[0].error, len(refused) - 1
         raise NothingFits(f"{reason}; and {more} more" if more else reason, refused=refused)
     array = np.concatenate([each.array for each in found])
-    return Fitting(found[0]._replace(array=array, names=[name for name, _ in sources]), sources, refused)
+    return Fitting(found[0]._replace(array=array, names=[source.name for source in sources]), sources, refused)
+
+
+def what_fits(sent: Sent, model: TrainedModel, transforms: Data | None) -> Literal["shades", "size"] | None:
+    """Return what would make a picture fit; None if nothing would."""
+    try:
+        with a_file(sent) as path:
+            return "size" if read_to_fit(path, model, transforms).is_resized else "shades"
+    except UserError:
+        return None
 
 
 @contextmanager

@@ -35,6 +35,8 @@ class Sent(Question):
     """Its ending says what it is: .png, .jpg, .webp, .tif or .npy.  It is shown, and is no path."""
     data: Annotated[str, Field(max_length=MOST_BYTES)]
     """The file in base64."""
+    fit: bool = False
+    """Whether a picture is made to fit the model, as `vdmctl evaluate --fit` does it; a mask never is."""
 
 
 Pictures = Annotated[list[Sent], Field(min_length=1, max_length=MOST_PICTURES)]

@@ -21,12 +21,13 @@ from flows.evaluation.terms import terms
 from flows.images.given import made_a_set, transforms_of
 from flows.images.grids import png, shown
 from flows.images.image_set import Chosen
+from flows.images.made_to_fit import read_to_fit
 from flows.sampling.drawing import Drawing
 from flows.sampling.film import pixels
 from flows.sampling.request import read_known, read_mask
 from flows.sampling.samplers import SOLVERS
 from flows.serving.answers import Classes, ClassifiedImage, Drawn, Frame, ScoredImage, Scores
-from flows.serving.pictures import a_file, npy_base64, png_base64, read_sent
+from flows.serving.pictures import Origin, a_file, npy_base64, png_base64, read_sent
 from flows.serving.questions import HowToDraw, ToClassify, ToFillIn, ToSample, ToScore
 from vdm.evaluation import Evaluation, stratified_times, terms_of_set
 from vdm.sampling import Step, decode, noise_levels
@@ -47,7 +48,10 @@ def fill_in(model: TrainedModel, settings: Sample, asked: ToFillIn) -> Work:
     """Fill in the pixels of a picture where its mask is bright."""
     with a_file(asked.picture) as path:
         stated = transforms_of(model)
-        known = read_known(path, model.vdm, stated.background_colour if stated else None)
+        if asked.picture.fit:
+            known = torch.from_numpy(read_to_fit(path, model, stated).image.astype(np.int64))
+        else:
+            known = read_known(path, model.vdm, stated.background_colour if stated else None)
     with a_file(asked.mask) as path:
         missing = read_mask(path, model.vdm)
     yield from draw(Drawing(model, with_options(model, settings, asked, asked.num_images), known, missing))
@@ -141,7 +145,7 @@ def scored(
     model: TrainedModel,
     settings: Evaluate,
     images: np.ndarray,
-    sources: list[tuple[str, int]],
+    sources: list[Origin],
     result: Evaluation,
     test_bpd: np.ndarray | None,
 ) -> Iterator[ScoredImage]:
@@ -152,12 +156,13 @@ def scored(
     with torch.inference_mode():
         gamma = model.vdm.schedule(times.flatten().float().to(model.device)).reshape(times.shape).cpu().numpy()
     errors = np.sqrt(result.diffusion_variance)
-    for place, ((name, number), bpd) in enumerate(zip(sources, result.bpd.tolist(), strict=True)):
+    for place, ((name, number, changed), bpd) in enumerate(zip(sources, result.bpd.tolist(), strict=True)):
         content = png(shown(images[place : place + 1], model.num_levels)[0])
         yield ScoredImage(
             name=name,
             number=number,
             seen=png_base64(images[place], model.num_levels),
+            changed=changed,
             bpd=bpd,
             bpd_standard_error=errors[place].item(),
             prior_bpd=result.prior[place].item(),
@@ -181,7 +186,7 @@ def classified(model: TrainedModel, settings: Evaluate, asked: ToClassify) -> Wo
     settings = settings.model_copy(update={name: value for name, value in given.items() if value is not None})
     read, sources, refused = yield from read_sent(asked.pictures, model)
     found = []
-    for (name, number), image in zip(sources, read.array, strict=True):
+    for (name, number, changed), image in zip(sources, read.array, strict=True):
         alone = read._replace(array=image[None], names=[name])
         with made_a_set(alone, name, model) as images:
             result = classify(settings, model, Chosen(images, "test"), until_sure=asked.until_sure)
@@ -191,6 +196,7 @@ def classified(model: TrainedModel, settings: Evaluate, asked: ToClassify) -> Wo
                 name=name,
                 number=number,
                 seen=png_base64(image, model.num_levels),
+                changed=changed,
                 best=best,
                 class_name=result.names[0] if result.names else str(best),
                 probabilities=result.probabilities[0],

@@ -90,8 +90,32 @@ def test_a_score_is_that_of_evaluate_with_its_place_and_its_levels(app: App, dig
         ("three.npy", 0),
     ]
     np.testing.assert_array_equal(picture(scores[2]["seen"]), np.rint(images[2, 0] * (255 / 16)))
-    assert found["refused"] == [{"name": "text.png", "error": found["refused"][0]["error"]}]
+    assert found["refused"] == [{"name": "text.png", "error": found["refused"][0]["error"], "fit": None}]
     assert "damaged (not a PNG, JPEG, WEBP or TIFF file)" in found["refused"][0]["error"]
+
+
+def test_a_picture_is_made_to_fit_if_it_is_asked_for(app: App, digits: np.ndarray) -> None:
+    """By the rule of the commands; a refusal says whether that would help."""
+    shades = np.rint(digits[0, 0] * (255 / 16)).astype(np.uint8)
+    photograph = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
+    sent_ones = [npy(digits[0, 0]), png(shades, "shades.png"), png(photograph, "large.png"), TEXT]
+    found = app.post("/score", pictures=sent_ones)
+    assert [(each["name"], each["fit"]) for each in found["refused"]] == [
+        ("shades.png", "shades"),
+        ("large.png", "size"),
+        ("text.png", None),
+    ]
+    fitted = app.post("/score", pictures=[each | {"fit": True} for each in sent_ones])
+    changed = ["its shades are the 17 levels", "its middle, shrunk from 40x24 to 8x8 pixels, gray, 17 levels"]
+    assert [each["changed"] for each in fitted["images"]] == [None, *changed]
+    assert [each["fit"] for each in fitted["refused"]] == [None]
+    levels, of_shades, large = fitted["images"]
+    assert of_shades["seen"] == levels["seen"]
+    classified = app.post("/classify", pictures=[sent_ones[2] | {"fit": True}])["images"]
+    assert (classified[0]["changed"], classified[0]["seen"]) == (changed[1], large["seen"])
+    filled = app.post("/fill-in", picture=sent_ones[2] | {"fit": True}, mask=npy(MASK), num_images=1)
+    kept = MASK == 0
+    np.testing.assert_array_equal(picture(filled["images"][0])[kept], picture(large["seen"])[kept])
 
 
 def test_a_drawing_is_that_of_sample_and_its_steps_can_be_watched(app: App) -> None:
