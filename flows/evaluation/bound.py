@@ -41,7 +41,7 @@ def evaluate(
     """
     if out:
         out.mkdir(parents=True, exist_ok=True)  # an unwritable folder is reported before the evaluation
-    device = find_device(settings.device)
+    device, digest = find_device(settings.device), images.set.data_sha256  # of these images, not of later ones
     about, columns = None, Columns()
     if classed := given_class(model, settings.given, images.set):
         result, without = bounds(model, images, settings, ["class", None])
@@ -63,7 +63,7 @@ def evaluate(
         given="class" if classed else "nothing",
         classes=about,
         model_sha256=model.sha256,
-        data_sha256=images.set.data_sha256,
+        data_sha256=digest,
         num_train=len(images.set["train"]) or None,
         licence=images.set.description.licence or None,
         ancestors=model.description.ancestors,
@@ -121,6 +121,7 @@ def compare(
     models = first, second
     for model in models:  # errors are reported before the first is evaluated
         require_possible(model, images)
+    digest = images.set.data_sha256  # of these images, not of later ones
     classed = [given_class(model, "auto", images.set) for model in models]
     if settings.given == "class" and not any(classed):
         reason = f"neither model has classes, or {images.set.name} no labels"
@@ -136,7 +137,7 @@ def compare(
             bpd=result.bpd.mean(),
             bpd_standard_error=result.standard_error,
             model_sha256=model.sha256,
-            data_sha256=images.set.data_sha256,
+            data_sha256=digest,
         )
         for model, result in zip(models, results, strict=True)
     ]

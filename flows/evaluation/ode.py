@@ -39,6 +39,7 @@ def ode(settings: "Ode", model: TrainedModel, images: Chosen) -> OdeMetrics:
     """
     require_possible(model, images)
     warn_if_seen(model, images)
+    digest = images.set.data_sha256  # of these images, not of later ones
     vdm, pixels = model.on(find_device(settings.device)).vdm, images.pixels
     vdm.requires_grad_(False)  # the ODE needs only the gradient with respect to the images
     classed = given_class(model, settings.given, images.set)
@@ -70,7 +71,7 @@ def ode(settings: "Ode", model: TrainedModel, images: Chosen) -> OdeMetrics:
         given="class" if classed else "nothing",
         **options,
         model_sha256=model.sha256,
-        data_sha256=images.set.data_sha256,
+        data_sha256=digest,
     )
 
 

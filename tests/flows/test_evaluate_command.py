@@ -263,6 +263,34 @@ def test_a_comparison_has_the_samples_of_the_model_that_drew_them(
     assert printed(capsys, "compare", MODEL, OTHER)["samples"] is None
 
 
+@pytest.mark.parametrize(
+    ("command", "place"),
+    [
+        (["evaluate", MODEL], "flows.evaluation.terms.image_terms"),
+        (["evaluate", MODEL, "--protocol=ode"], "flows.evaluation.ode.evaluate_ode"),
+        (["compare", MODEL, MODEL], "flows.evaluation.terms.image_terms"),
+    ],
+)
+def test_the_stated_images_are_those_that_were_evaluated_though_others_take_their_place(
+    command: list[str],
+    place: str,
+    small: Small,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    images = open_images(Path("data/images"))
+    digest, others = images.data_sha256, {split: images[split][::-1] for split in images.splits}
+
+    def computed(model: object, pixels: np.ndarray, part: range | None = None, **_: object) -> np.ndarray:
+        save_images(images.folder, others, images.description.stated)
+        return np.zeros((3, len(part), 2) if part else len(pixels))
+
+    monkeypatch.setattr(place, computed)
+    found = printed(capsys, *command)
+    assert {each["data_sha256"] for each in found.get("models", [found])} == {digest}
+    assert open_images(images.folder).data_sha256 != digest
+
+
 def test_the_bound_as_text(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["evaluate"]) == Exit.DONE
     found = json.loads(Path("reports/evaluation/metrics.json").read_text())
