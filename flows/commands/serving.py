@@ -39,10 +39,11 @@ def app(
     the CPU, with one thread.
     """
     params = parameters()
+    from flows.registry.versions import is_champion
     from flows.serving.listening import listen, open_socket, require_password
 
     password = require_password(host)
-    follows = model in (None, "champion") and Path(".git").exists()
+    follows = (model is None or is_champion(model)) and Path(".git").exists()
     version = version_of(model) if model else champion_if_any() if follows else None
     if share:
         from flows.registry.publishing import require_remotes

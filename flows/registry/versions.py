@@ -131,7 +131,7 @@ class Registry:
         """
         if not REFERENCE.fullmatch(reference):
             raise UserError(f"{reference}: not a version such as {MODEL}@v1.2.0, nor `{CHAMPION}`", Exit.USAGE)
-        if reference.endswith(CHAMPION):
+        if is_champion(reference):
             if found := self.champion:
                 return found
             no_champion = "no version is the champion; `vdmctl promote` makes the first"
@@ -220,6 +220,11 @@ def open_registry(root: Path) -> Registry:
         found.append(Tag(name, commit, created, message, EVENTS[parsed["action"]], stage))
     # The times of tags have only whole seconds.
     return Registry(root, sorted(found, key=lambda tag: tag.number if tag.stage else 0), last)
+
+
+def is_champion(reference: str) -> bool:
+    """Whether the name of a version is that of whichever is the champion."""
+    return reference in (CHAMPION, f"{MODEL}#{CHAMPION}")
 
 
 def numbers_of(name: str) -> tuple[int, int, int] | None:

@@ -11,9 +11,11 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import numpy as np
@@ -39,6 +41,7 @@ from flows.registry.storage import fetch_model
 from flows.registry.versions import open_registry
 from flows.serving import guard
 from flows.serving import line as waiting
+from flows.serving.champion import Following
 from flows.serving.listening import PASSWORD, open_socket, require_password
 from flows.serving.questions import MOST_BYTES
 from vdm.sampling import Solver
@@ -398,6 +401,20 @@ def test_a_promotion_changes_what_answers(forge: Forge, monkeypatch: pytest.Monk
             "waiting": 0,
             "device": "cpu",
         }
+
+
+@pytest.mark.parametrize(("name", "follows"), [("champion", True), ("vdm#champion", True), ("vdm@v1.0.0", False)])
+def test_the_champion_is_followed_by_each_of_its_names(
+    name: str, follows: bool, forge: Forge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(forge.root)
+    crown(forge.project, "v1.0.0")
+    made = Mock(side_effect=Following)
+    monkeypatch.setattr("flows.serving.champion.Following", made)
+    monkeypatch.setattr("flows.serving.listening.open_socket", lambda *_: nullcontext())
+    monkeypatch.setattr("flows.serving.listening.listen", lambda *_: None)
+    assert run(["app", name, "--device=cpu"]) == Exit.DONE
+    assert made.call_args.kwargs["follows"] == follows
 
 
 def test_tags_of_other_machines_are_fetched_and_none_is_withdrawn(forge: Forge, tmp_path: Path) -> None:
