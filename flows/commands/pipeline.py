@@ -20,7 +20,8 @@ from flows.commands.arguments import (
 from flows.core import layout
 from flows.core.errors import Exit, UserError, brief
 from flows.core.escaping import visible
-from flows.core.files import scratch_folder, write_whole
+from flows.core.files import scratch_folder, writing
+from flows.process.inputs import content
 from flows.process.streams import say, say_json, say_on_stderr, say_result
 
 if TYPE_CHECKING:
@@ -265,17 +266,21 @@ def preset(
         raise UserError("--start-from takes the classes of its model; leave out --classes", Exit.USAGE)
     name = name or WHOLE
     text = read_preset(name)
-    if not force and layout.PARAMS.exists():
-        present = layout.PARAMS.read_text(encoding="utf-8")
-        if present != signed(present) and all(read_preset(each) != present for each in preset_names()):
+    present = content(layout.PARAMS)
+    if not force and present is not None:
+        before = present.decode(errors="replace")
+        if before != signed(before) and all(read_preset(each) != before for each in preset_names()):
             reason = f"{layout.PARAMS} differs from every preset, and from what `vdmctl preset --images` wrote"
             raise UserError(f"{reason}; --force overwrites it", Exit.USAGE)
-    if images is not None:
-        from flows.training.planning import plan
+    with writing(layout.PARAMS) as file:  # a folder that cannot be written is reported before minutes of measuring
+        if images is not None:
+            from flows.training.planning import plan
 
-        start = model_to_start_from(start_from)
-        text = signed(plan(name, images, 10 if minutes is None else minutes, start, classes=classes))
-    write_whole(layout.PARAMS, text)
+            start = model_to_start_from(start_from)
+            text = signed(plan(name, images, 10 if minutes is None else minutes, start, classes=classes))
+        if content(layout.PARAMS) != present:
+            raise UserError(f"{layout.PARAMS} changed meanwhile, so it stays as it is; run again", Exit.USAGE)
+        file.write(text.encode())
     what = f"continuing from {start_from}" if start_from else f"the preset {name}"
     say(f"{layout.PARAMS}: {what}; `dvc repro` runs the pipeline with it")
 

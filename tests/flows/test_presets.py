@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -95,6 +96,36 @@ def test_params_yaml_is_overwritten_only_if_it_is_a_preset(
     assert "wrote; --force overwrites it" in capsys.readouterr().err
     assert run(["preset", "mnist", "--force"]) == Exit.DONE
     assert Path("params.yaml").read_text() == read_preset("mnist")
+
+
+def test_edits_made_while_steps_are_measured_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("presets").symlink_to(PRESETS)
+
+    def edit(*_: object, **__: object) -> str:
+        Path("params.yaml").write_text("mine")
+        return "planned"
+
+    monkeypatch.setattr("flows.training.planning.plan", edit)
+    assert run(["preset", "digits", "--images", "pictures"]) == Exit.USAGE
+    assert "params.yaml changed meanwhile, so it stays as it is; run again" in capsys.readouterr().err
+    assert run(["preset", "digits", "--images", "pictures", "--force"]) == Exit.DONE
+    assert Path("params.yaml").read_text().startswith("planned")
+    assert {path.name for path in tmp_path.iterdir()} == {"params.yaml", "presets"}
+
+
+def test_a_folder_that_cannot_be_written_is_reported_before_steps_are_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("presets").symlink_to(PRESETS)
+    Path("closed").touch()
+    monkeypatch.setattr("flows.core.layout.PARAMS", Path("closed/params.yaml"))
+    monkeypatch.setattr("flows.training.planning.plan", Mock(side_effect=AssertionError("measured")))
+    assert run(["preset", "digits", "--images", "pictures"]) == Exit.MISSING
+    assert "closed" in capsys.readouterr().err
 
 
 @pytest.fixture
