@@ -14,7 +14,7 @@ from dvc.lock import LockError
 
 from flows.core import layout
 from flows.core.errors import Exit, UserError
-from flows.core.files import remove
+from flows.core.files import SCRATCH, remove
 from flows.orchestration import workspace
 from flows.orchestration.status import Entry, size_of
 from flows.process.groups import processes_in
@@ -26,6 +26,8 @@ from flows.registry.versions import CHAMPION, FORMER, MODEL, REFUSED, Registry, 
 
 OLD = 14 * 24 * 3600.0
 """Seconds after which what nobody wrote to is abandoned: a weekly schedule had two chances to continue a training."""
+WRITTEN = (layout.IMAGES.parent, layout.TRAINED.parent, layout.REPORTS, layout.DOWNLOADS)
+"""Where a stage that was killed leaves a folder half written."""
 BY_AGE = {"reports": layout.RUN_REPORTS, "fetched_models": layout.FETCHED, "training_states": layout.STATES}
 
 
@@ -76,11 +78,14 @@ def prune(root: Path, *, keep: int, dry_run: bool) -> Entry:
         folders = {kind: old_folders(root / place) for kind, place in BY_AGE.items()}
         folders["reports"] = [folder for folder in folders["reports"] if folder.name not in runs]
         names = [file.parent.name + file.name for file in files]
+        # A DVC command, which writes there, holds the lock that this one has.
+        unfinished = sorted(path for place in WRITTEN for path in (root / place).glob(f"{SCRATCH}*/"))
         removed = {
             "worktrees": part([folder.name for folder in left], sum(map(size_of, left))),
             "branches": part([name.removeprefix(HEADS) for name in branches]),
             "versions": part([name.removeprefix(TAGS) for name in tags]),
             "cached_files": part(names, sum(file.stat().st_size for file in files)),
+            "unfinished": part([str(each.relative_to(root)) for each in unfinished], sum(map(size_of, unfinished))),
             **{kind: part([each.name for each in old], sum(map(size_of, old))) for kind, old in folders.items()},
         }
         if not dry_run:
@@ -89,7 +94,7 @@ def prune(root: Path, *, keep: int, dry_run: bool) -> Entry:
             git(root, "update-ref", "--stdin", stdin=[f"delete {name} {refs[name].digest}" for name in branches + tags])
             for file in files:
                 file.unlink(missing_ok=True)
-            for folder in [each for old in folders.values() for each in old]:
+            for folder in [*unfinished, *(each for old in folders.values() for each in old)]:
                 remove(folder)
     return {"dry_run": dry_run, "keep": keep, "removed": removed, "kept": kept}
 

@@ -80,6 +80,7 @@ def test_what_a_refused_version_alone_needs_goes(forge: Forge) -> None:
     write(forge.root / f".vdm/models/{'0' * 32}/config.json", 15)
     for name, days in {"old": 15, "new": 13}.items():
         write(forge.root / ".vdm/runs" / name / "step-1.state", days)
+    write(forge.root / "data/.vdm-0123456789ab/train.npy", 0)
     forge.git("worktree", "add", "--quiet", "-b", f"runs/{LEFT}", f".vdm/worktrees/{LEFT}")
     refused, champion, newest = (readme(forge, version) for version in ("v1.0.0", "v1.1.0", "v1.2.0"))
     before = everything(forge.project)
@@ -94,6 +95,7 @@ def test_what_a_refused_version_alone_needs_goes(forge: Forge) -> None:
         "worktrees": [LEFT],
         "branches": [f"runs/{OLD}"],
         "versions": ["vdm@v1.0.0"],
+        "unfinished": ["data/.vdm-0123456789ab"],
         "reports": [OLD],
         "fetched_models": ["0" * 32],
         "training_states": ["old"],
@@ -103,6 +105,7 @@ def test_what_a_refused_version_alone_needs_goes(forge: Forge) -> None:
     assert file == refused.parent.name + refused.name
     assert found["removed"]["cached_files"]["bytes"] > len("v1.0.0")
     assert [path.exists() for path in (refused, champion, newest)] == [False, True, True]
+    assert list((forge.root / "data").iterdir()) == []
     for version in ("champion", "v1.2.0"):
         assert not [check for check in verify(forge.root, forge.resolve(version)) if check.problem]
     # Why it was refused stays.
