@@ -152,7 +152,9 @@ def images_now(found: dict[str, Any]) -> str:
         return f"{source}: no run has seen them yet"
     if found["state"] == "same":
         return f"{source}: as in {since}"
-    changed = [f"{found[how]:,} pictures {how}" for how in ("added", "removed") if found[how]]
+    empty = f" ({found['empty']:,} without a byte)" if found["empty"] else ""
+    told = {"added": f"added{empty}", "removed": "removed"}
+    changed = [f"{found[how]:,} pictures {words}" for how, words in told.items() if found[how]]
     return f"{source}: {' and '.join(changed) or 'changed'} since {since}"
 
 
@@ -171,8 +173,9 @@ def prune(
     """Remove refused versions that are not among the newest, and what nothing needs; exit 6 while a run is in progress.
 
     It removes the tags of these versions, the branches of their runs, files in DVC's cache that no other commit needs,
-    worktrees that were left behind, and reports, fetched models and training states that are 14 days old. On remotes
-    it removes nothing, and a version that origin or the DVC remote lacks stays.
+    worktrees that were left behind, folders that a killed stage left half written (.vdm-*), and reports, fetched models
+    and training states that are 14 days old. On remotes it removes nothing, and a version that origin or the DVC remote
+    lacks stays.
     """
     from flows.commands.summary import table
     from flows.orchestration.pruning import prune

@@ -99,8 +99,7 @@ def silent_runs() -> Automation:
             threshold=1,
             within=timedelta(minutes=2),
         ),
-        # Not forced, so Prefect refuses it for a run that has ended.  The trigger may miss that end: Prefect holds an
-        # event for up to 15 minutes until the one before it arrives.
+        # Not forced, so Prefect refuses it for a run that has ended meanwhile.
         actions=[ChangeFlowRunState(name=INTERRUPTED, state=StateType.CRASHED, force=False, message=message)],
     )
 

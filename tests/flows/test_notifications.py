@@ -1,17 +1,23 @@
 """What `vdmctl serve` sets up: queues, the automations of automations.yaml, the automation that ends silent runs."""
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from unittest.mock import Mock
-from uuid import UUID
+from typing import Any
+from unittest.mock import AsyncMock, Mock
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
+from prefect.context import refresh_global_settings_context
 from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
+from prefect.server.events.ordering import get_triggers_causal_ordering
+from prefect.server.events.schemas.events import ReceivedEvent
+from prefect.types._datetime import now
 from project import ROOT
 
 from flows.core import layout
@@ -53,6 +59,25 @@ def test_every_state_of_which_somebody_is_told_exists() -> None:
 def test_a_run_that_ended_in_any_way_is_not_silent() -> None:
     expected = silent_runs().trigger.expect  # type: ignore[union-attr]
     assert {f"prefect.flow-run.{name}" for name in ENDS} < expected
+
+
+def test_the_server_looks_at_an_event_though_it_never_saw_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a run that a schedule planned, none is sent; and a server that was killed forgot what it saw."""
+    monkeypatch.chdir(ROOT)
+    refresh_global_settings_context()
+    about: dict[str, Any] = {
+        "event": "prefect.flow-run.Failed",
+        "resource": {"prefect.resource.id": "prefect.flow-run.1"},
+    }
+    event = ReceivedEvent(occurred=now(), received=now(), id=uuid4(), follows=uuid4(), **about)
+    seen = []
+
+    async def look() -> None:
+        async with get_triggers_causal_ordering().preceding_event_confirmed(AsyncMock(), event):
+            seen.append(event)
+
+    asyncio.run(look())
+    assert seen == [event]
 
 
 def test_a_queue_that_a_worker_wants_is_made_if_it_is_missing() -> None:
