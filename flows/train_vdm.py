@@ -214,11 +214,17 @@ def run_stage(stage: str, place: Workspace, *, force: bool, wait_hours: float) -
         retries=2 + int(3600 * wait_hours / BUSY_SECONDS),
         retry_condition_fn=while_busy(time.monotonic() + 3600 * wait_hours),
     )(stage, place.folder, force, return_state=True)
-    if stage == "validate":
-        artifacts.show_data_docs(place.folder, place.reports)  # before its failure is raised
-    result_of(state, f"stage {stage}")
-    if stage == "validate":
-        result_of(drift(place.root, place.folder, return_state=True), "drift")
+    if stage != "validate":
+        result_of(state, f"stage {stage}")
+        return
+    docs = artifacts.show_data_docs(place.folder, place.reports)
+    try:
+        result_of(state, f"stage {stage}")
+    except UserError as error:
+        if error.code is not Exit.INVALID_DATA:
+            raise
+        raise UserError(f"{error}, kept as {docs.relative_to(place.root)}", error.code) from error
+    result_of(drift(place.root, place.folder, return_state=True), "drift")
 
 
 def stages(folder: Path) -> list[str]:

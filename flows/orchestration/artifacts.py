@@ -60,20 +60,21 @@ class Progress:
         self.shown = time.monotonic()
 
 
-def show_data_docs(folder: Path, kept: Path) -> None:
+def show_data_docs(folder: Path, kept: Path) -> Path:
     """Show the validation of the images of the run in `folder`, if there is one; copy its Data Docs to `kept`.
 
-    A validation that was restored has no Data Docs.
+    Return the page of the copy.  A validation that was restored has no Data Docs.
     """
-    if not (folder / layout.VALIDATION).is_file():
-        return
     copy = kept / "data_docs"
+    page = copy / "index.html"
+    if not (folder / layout.VALIDATION).is_file():
+        return page
     if (folder / layout.DATA_DOCS).is_dir():
         shutil.copytree(folder / layout.DATA_DOCS, copy, dirs_exist_ok=True)
     validation = read(Findings, folder / layout.VALIDATION)
     drawn = folder / layout.VALIDATION.with_name("validation.png")
-    content = markdown.data_docs(validation, drawn, copy / "index.html")
-    show("data-docs", f"The images are {markdown.verdict(validation)}", content)
+    show("data-docs", f"The images are {markdown.verdict(validation)}", markdown.data_docs(validation, drawn, page))
+    return page
 
 
 def show_results(folder: Path, kept: Path) -> None:

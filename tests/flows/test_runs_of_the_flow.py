@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 from forge import Forge, crown
 from prefect.client.schemas.objects import StateType
@@ -30,7 +31,7 @@ from flows.orchestration.artifacts import Progress
 from flows.orchestration.looking import of_result
 from flows.orchestration.runs import INTERRUPTED
 from flows.orchestration.streaming import EXPECTED, as_user_error, failure, result_of, stream
-from flows.orchestration.workspace import compose_params, workspace
+from flows.orchestration.workspace import Workspace, compose_params, workspace
 from flows.process.ending import on_stop
 from flows.registry.evidence import Evidence
 from flows.registry.storage import DamagedVersionError, fetch, readable
@@ -44,6 +45,7 @@ from flows.train_vdm import (
     named,
     reproduce,
     restore,
+    run_stage,
     stages,
     train_vdm,
     while_busy,
@@ -312,6 +314,28 @@ def test_only_images_that_differ_have_drifted(small: Small, monkeypatch: pytest.
     with pytest.raises(UserError, match=r"train\.npy: missing") as missing:
         compared_with("same")
     assert not isinstance(missing.value, Drifted)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quietly")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_run_whose_images_are_not_valid_names_the_page_that_outlives_its_folder(
+    small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = open_images(Path("data/images"))
+    leaking = {split: images[split] for split in images.splits} | {"test": np.array(images["train"][:40])}
+    save_images(Path("data/images"), leaking, images.description.stated)
+    assert run_command(["validate"]) == Exit.INVALID_DATA
+    reason = "stage validate failed: data/images: leaked; see reports/validation/data_docs/index.html"
+    failed = Mock(return_value=Failed(data=UserError(reason, Exit.INVALID_DATA)))
+    monkeypatch.setattr("flows.train_vdm.reproduce", Mock(with_options=Mock(return_value=failed)))
+    monkeypatch.setattr(f"{ARTIFACTS}.create_markdown_artifact", Mock())
+    place = Workspace(small.folder, "", small.folder, "")
+    with pytest.raises(UserError) as error:
+        run_stage("validate", place, force=False, wait_hours=0)
+    kept = ".vdm/reports/small/data_docs/index.html"
+    assert (str(error.value), error.value.code) == (f"{reason}, kept as {kept}", Exit.INVALID_DATA)
+    assert Path(kept).is_file()
 
 
 def test_only_a_damaged_champion_is_a_reason_to_roll_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
