@@ -4,6 +4,7 @@ The images are looked at in the main checkout, where DVC keeps in its state whic
 folder costs a listing, and only changed files are read.
 """
 
+from collections import Counter
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -14,19 +15,19 @@ from dvc.fs import LocalFileSystem
 from dvc_data.hashfile.build import build
 
 from flows.core import bounded_yaml, layout
+from flows.core.documents import parse
 from flows.core.errors import Exit, UserError
 from flows.core.files import parse_json
-from flows.evaluation.results import Metrics
 from flows.images.download import line_of
 from flows.images.folder import find_images
-from flows.images.image_set import DESCRIPTION, SPLITS, ImageSet, digests_of, labels_of
+from flows.images.image_set import DESCRIPTION, SPLITS, Description, ImageSet, digests_of, labels_of
 from flows.images.image_set import files_of as names_of
 from flows.orchestration.workspace import compose_params
 from flows.process.inputs import content
 from flows.registry.git import content_of, git, git_lines, git_text
 from flows.registry.lock_file import read_lock
 from flows.registry.storage import content_in, dvc_repository, files_of
-from flows.registry.versions import MODEL, Tag, found_in
+from flows.registry.versions import MODEL, Tag
 
 
 class Look(NamedTuple):
@@ -62,44 +63,56 @@ class Arrived(NamedTuple):
 def found_now(root: Path) -> dict[str, Any]:
     """Return what a run of the newest commit would find at its source, as a JSON object.
 
-    `state` is "same", "changed", "missing" or "imported".  If the source is a folder, and the files of the newest run
-    are on this machine, `added` and `removed` count names of pictures, and `since` is the run's version or commit.
-    Raises UserError.
+    `state` is "same", "changed", "missing" or "imported".  `since` is the newest run's version or commit.  If the
+    source is a folder, and the files of that run are on this machine, `added` counts files of other names, `empty`
+    those of them without a byte, at which a run fails, and `removed` the images of files that are gone, if no other
+    one had them.  Raises UserError.
     """
     base = git_text(root, "rev-parse", "HEAD").strip()
     parameters = bounded_yaml.parse(compose_params(root, base, None, {}))
     source, newest = Path(str(parameters["data"]["source"])), next(iter(results(root)), None)
-    counts: dict[str, int | str | None] = {"added": None, "removed": None, "since": None}
+    counts: dict[str, int | str | None] = {"added": None, "empty": None, "removed": None, "since": None}
     if newest:
         counts["since"] = name_of(root, newest)
-    if newest and source.is_absolute() and source.is_dir() and (known := recorded_names(root, newest)):
-        names = {str(parse_json(line_of(name))) for name in find_images(source)[1]}
-        counts |= {"added": len(names - known), "removed": len(known - names)}
-        if names != known:  # so that files which nobody has read yet are not hashed
+    if newest and source.is_absolute() and source.is_dir() and (known := recorded_files(root, newest)):
+        names = {str(parse_json(line_of(name))): name for name in find_images(source)[1]}
+        new = [source / name for said, name in names.items() if said not in known]
+        kept = set[bytes]().union(*(images for name, images in known.items() if name in names))
+        counts["added"], counts["empty"] = len(new), sum(path.stat().st_size == 0 for path in new)
+        counts["removed"] = len(set[bytes]().union(*known.values()) - kept)
+        if names.keys() != known.keys():  # so that files which nobody has read yet are not hashed
             return {"source": str(source), "state": "changed", **counts}
     found = look(root, base, parameters)
     if newest and found.images == "same":
-        counts |= {"added": 0, "removed": 0}
+        counts |= {"added": 0, "empty": 0, "removed": 0}
     return {"source": str(source), "state": found.images, **counts}
 
 
-def recorded_names(root: Path, commit: str) -> set[str]:
-    """Return the names of the pictures of a run, or none if its files are not in DVC's cache here."""
-    found = set[str]()
-    with files_of(root, Tag("the newest run", commit), remote=False) as files, suppress(UserError):
+def recorded_files(root: Path, commit: str) -> dict[str, set[bytes]]:
+    """Return the digests of the images of a run, by the name of their file; {} if DVC's cache here lacks its files."""
+    found: dict[str, set[bytes]] = {}
+    with files_of(root, Tag("the newest run", commit), remote=False) as files, suppress(UserError, ValueError):
         for split in SPLITS:
-            lines = content_in(files, names_of(layout.IMAGES, split)) or b""
-            found.update(str(parse_json(line)) for line in lines.splitlines())
+            lines, digests = (content_in(files, place(layout.IMAGES, split)) for place in (names_of, digests_of))
+            if lines and digests:
+                rows = map(bytes, np.load(BytesIO(digests), allow_pickle=False))
+                for line, digest in zip(lines.splitlines(), rows, strict=True):
+                    found.setdefault(str(parse_json(line)), set()).add(digest)
     return found
 
 
 def results(root: Path) -> list[str]:
     """Return the commits of runs and versions, newest first."""
-    form = "--format=%(refname) %(if)%(*objectname)%(then)%(*objectname)%(else)%(objectname)%(end)"
+    commit = "%(if)%(*objectname)%(then)%(*objectname)%(else)%(objectname)%(end)"
+    form = f"--format={commit} %(refname:lstrip=2) %(contents:trailers:key=Run,valueonly,separator=)"
     refs = (f"refs/heads/{layout.RUN_BRANCHES}", f"refs/tags/{MODEL}@*")
     listed = git_text(root, "for-each-ref", "--sort=-version:refname", "--sort=-creatordate", form, *refs).splitlines()
-    pairs = [line.split(" ") for line in listed]
-    return list(dict.fromkeys(commit for name, commit in pairs if "!" not in name))  # GTO's mark of withdrawn ones
+    found = []
+    for made, name, *run in map(str.split, listed):
+        # "!" is GTO's mark of withdrawn ones.  The branch of a run that made nothing is at the commit of its start.
+        if "!" not in name if name.startswith(f"{MODEL}@") else name == layout.RUN_BRANCHES + "".join(run):
+            found.append(made)
+    return list(dict.fromkeys(found))
 
 
 def look(root: Path, base: str, parameters: dict[str, Any]) -> Look:
@@ -196,17 +209,23 @@ def require_tracked(root: Path, base: str, source: Path) -> None:
 
 
 def same_images(images: ImageSet, root: Path, commit: str) -> bool:
-    """Whether the images are those of an earlier run, in pixels, splits, labels and names of classes."""
-    metrics, _ = found_in(Metrics, content_of(root, f"{commit}:{layout.METRICS}"), layout.METRICS)
-    if metrics is None or metrics.data_sha256 != images.data_sha256:
-        return False
-    with suppress(UserError), files_of(root, Tag("an earlier run", commit)) as files:  # lost, or no answer
-        described = bounded_yaml.sections(content_in(files, layout.IMAGES / DESCRIPTION))
-        return described.get("class_names") == images.class_names and all(
-            content_in(files, labels_of(layout.IMAGES, split)) == content(labels_of(images.folder, split))
+    """Whether the images are those of an earlier run by equal code, in splits and classes, in any order."""
+    # Lost, no answer, or of a version without digests.
+    with suppress(UserError, ValueError, EOFError), files_of(root, Tag("an earlier run", commit)) as files:
+        described = parse(Description, content_in(files, layout.IMAGES / DESCRIPTION) or b"", DESCRIPTION)
+        return (described.splits, described.class_names) == (images.splits, images.class_names) and all(
+            counted(*(content(place(images.folder, split)) for place in (digests_of, labels_of)))
+            == counted(*(content_in(files, place(layout.IMAGES, split)) for place in (digests_of, labels_of)))
             for split in images.splits
         )
     return False
+
+
+def counted(digests: bytes | None, labels: bytes | None) -> Counter[tuple[bytes, int | None]]:
+    """Return how often each image of a split is there, by its digest and its label, if it has one."""
+    rows = np.load(BytesIO(digests or b""), allow_pickle=False)
+    numbers = np.load(BytesIO(labels), allow_pickle=False).tolist() if labels else [None] * len(rows)
+    return Counter(zip(map(bytes, rows), numbers, strict=True))
 
 
 def arrived(images: ImageSet, root: Path, commit: str) -> Arrived | None:

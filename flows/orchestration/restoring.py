@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 
 from flows.core import bounded_yaml, layout
 from flows.core.errors import Exit, NetworkError, UserError, of_remote
-from flows.orchestration.looking import results
+from flows.orchestration.looking import name_of, results
 from flows.orchestration.workspace import Workspace
 from flows.registry.git import content_of, git, git_text
 from flows.registry.storage import dvc_repository
@@ -143,10 +143,16 @@ def push_run_cache(root: Path) -> None:
 
 
 def record_images(place: Workspace, commit: str) -> None:
-    """Record in the run's dvc.lock the images of an earlier run, for a machine that lacks their source."""
+    """Record in the run's dvc.lock the images of an earlier run, for a machine that lacks their source.
+
+    Raises UserError (exit 5) for a version that another graph made.
+    """
     yaml, path = YAML(), place.folder / layout.DVC_LOCK
     lock: Any = yaml.load(path) if path.exists() else {"schema": "2.0", "stages": {}}
     theirs = yaml.load(content_of(place.root, f"{commit}:{layout.DVC_LOCK}") or b"{}") or {}
+    if DOWNLOAD not in theirs.get("stages", {}):
+        reason = f"{name_of(place.root, commit)} records no images of the stage {DOWNLOAD}"
+        raise UserError(f"data.source is not on this machine, and {reason}; bring the source here", Exit.MISSING)
     lock["stages"][DOWNLOAD] = theirs["stages"][DOWNLOAD]
     yaml.dump(lock, path)
 

@@ -1,16 +1,21 @@
 """What a run finds: which run is the newest one, and whether its images are those at the source now."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from forge import GRAPH, Forge
+from pictures import load, noise
+from PIL import Image
 
 from flows.core import bounded_yaml
 from flows.core.errors import Exit, UserError
+from flows.images.image_set import ImageSet
 from flows.orchestration import looking
-from flows.orchestration.looking import compared, look, md5_of, results
-from flows.orchestration.workspace import compose_params
+from flows.orchestration.looking import compared, found_now, look, md5_of, results, same_images
+from flows.orchestration.restoring import record_images
+from flows.orchestration.workspace import Workspace, compose_params
 
 
 @pytest.fixture
@@ -40,6 +45,78 @@ def test_a_withdrawn_version_is_no_newer_run(forge: Forge) -> None:
     second = version(forge, "v1.2.0", Path("pictures"))
     forge.git("tag", "--annotate", "--message=withdrawn", "vdm@v1.1.0!", first)
     assert results(forge.root)[0] == second
+
+
+def test_the_branch_of_a_run_that_made_nothing_is_no_run(forge: Forge) -> None:
+    """It is at the commit from which the run started, which may be what another run made."""
+    forge.git("branch", "runs/failed")
+    assert results(forge.root) == []
+    made = forge.commit("v1.0.0", run="made")
+    forge.git("branch", "runs/failed-later", made)
+    forge.commit("by hand")
+    forge.git("branch", "runs/failed-last")
+    assert results(forge.root) == [made]
+
+
+@pytest.fixture
+def shot(forge: Forge) -> Path:
+    """Return a folder of pictures of two classes, of which a version was made; 0 and 1 are the same picture."""
+    source = forge.folder / "shot"
+    for label, numbers in (("a", range(8)), ("b", range(8, 16))):
+        (source / label).mkdir(parents=True)
+        for number in numbers:
+            Image.fromarray(noise(8, 8, seed=max(number, 1))).save(source / label / f"{number:02}.png")
+    shutil.rmtree(forge.files / "data/images")
+    load(source).folder.rename(forge.files / "data/images")
+    text = (forge.root / "params.yaml").read_text()
+    for old, new in {"name: digits": "name: image_folder", "source: data/published": f"source: {source}"}.items():
+        assert old in text
+        text = text.replace(old, new)
+    forge.write("params.yaml", text)
+    forge.git("commit", "--quiet", "--all", "--message=Parameters")
+    version(forge, "v1.0.0", source)
+    return source
+
+
+def test_what_came_and_went_is_counted_as_a_run_counts_it(forge: Forge, shot: Path) -> None:
+    """Of two equal pictures one may go, and a file without a byte is no picture yet."""
+    assert found_now(forge.root)["state"] == "same"
+    for name in ("a/00.png", "b/08.png"):
+        (shot / name).unlink()
+    (shot / "a/20.png").touch()
+    Image.fromarray(noise(8, 8, seed=21)).save(shot / "a/21.png")
+    found = found_now(forge.root)
+    assert (found["state"], found["added"], found["empty"], found["removed"]) == ("changed", 2, 1, 1)
+    (shot / "a/20.png").unlink()
+    arrived = looking.arrived(load(shot), forge.root, results(forge.root)[0])
+    assert arrived == (1, 1, "vdm@v1.0.0")
+
+
+def test_renamed_files_hold_the_same_images_and_a_moved_one_does_not(forge: Forge, shot: Path) -> None:
+    newest = results(forge.root)[0]
+    before = load(shot)
+
+    def is_same(images: ImageSet) -> bool:
+        return same_images(images, forge.root, newest)
+
+    assert is_same(before)
+    digest = before.data_sha256
+    (shot / "a/00.png").rename(shot / "a/99.png")
+    (shot / "a/02.png").rename(shot / "a/98.png")
+    renamed = load(shot)
+    assert renamed.data_sha256 != digest
+    assert is_same(renamed)
+    (shot / "a/99.png").rename(shot / "b/99.png")
+    assert not is_same(load(shot))
+    (shot / "b/99.png").unlink()
+    assert not is_same(load(shot))
+
+
+def test_a_version_without_the_stage_that_reads_images_gives_none(forge: Forge) -> None:
+    version(forge, "v1.0.0", Path("pictures"))
+    with pytest.raises(UserError, match=r"vdm@v1\.0\.0 records no images of the stage download") as error:
+        record_images(Workspace(forge.root, "", forge.root, ""), results(forge.root)[0])
+    assert error.value.code is Exit.MISSING
 
 
 def test_a_source_that_git_tracks_is_that_of_the_commit(forge: Forge) -> None:

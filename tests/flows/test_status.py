@@ -123,6 +123,10 @@ def test_a_run_that_the_limit_cancelled_was_dropped() -> None:
     [
         ({"state": "changed", "added": 12, "removed": 0}, "/here: 12 pictures added since vdm@v1.3.0"),
         ({"state": "changed", "added": 1200, "removed": 3}, "/here: 1,200 pictures added and 3 pictures removed since"),
+        (
+            {"state": "changed", "added": 2, "empty": 1, "removed": 0},
+            "/here: 2 pictures added (1 without a byte) since vdm@v1.3.0",
+        ),
         ({"state": "changed", "added": None, "removed": None}, "/here: changed since vdm@v1.3.0"),
         ({"state": "same", "added": 0, "removed": 0}, "/here: as in vdm@v1.3.0"),
         ({"state": "missing"}, "/here is not on this machine; a run that shares versions uses the recorded images"),
@@ -131,7 +135,7 @@ def test_a_run_that_the_limit_cancelled_was_dropped() -> None:
     ],
 )
 def test_what_a_run_would_find_is_one_line(found: dict[str, Any], said: str) -> None:
-    assert operating.images_now({"source": "/here", "since": "vdm@v1.3.0"} | found).startswith(said)
+    assert operating.images_now({"source": "/here", "since": "vdm@v1.3.0", "empty": 0} | found).startswith(said)
 
 
 def test_a_folder_that_is_not_served_says_so_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
