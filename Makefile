@@ -16,7 +16,7 @@ STAMP = $(if $(LOCK),touch,rm -f .venv/installed-test)
 # An environment that was left half made, or made in another folder, whose code its programs would run, is made anew.
 $(shell { $(BIN)/python -c 'import pip' && grep -qF "$(CURDIR)/$(BIN)/" $(BIN)/pip; } 2>/dev/null || rm -rf .venv)
 .DELETE_ON_ERROR:
-.PHONY: repro test static suite test-fast fuzz mutants check lock newest clean
+.PHONY: repro test static suite test-fast soak fuzz mutants check lock newest clean
 
 repro: .venv/installed
 	$(BIN)/dvc repro
@@ -29,10 +29,13 @@ static: .venv/installed-test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 suite: .venv/installed-test
-	$(PYTEST) --numprocesses=4 --dist=loadfile --no-loadscope-reorder
+	$(PYTEST) --numprocesses=4 --dist=loadfile --no-loadscope-reorder --durations=40
 
 test-fast: .venv/installed-test
 	VDM_FUZZ=10 $(PYTEST) tests/vdm tests/flows -m "not processes and not slow" --numprocesses=2 --dist=worksteal
+
+soak: .venv/installed-test
+	$(PYTEST) tests/soak --numprocesses=2 --dist=loadfile --durations=10
 
 fuzz: .venv/installed-test
 	VDM_FUZZ=$${VDM_FUZZ:-100000} $(PYTEST) tests/flows/test_fuzz.py --numprocesses=2 -s

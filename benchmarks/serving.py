@@ -33,6 +33,7 @@ from flows.process.locks import claim
 
 Figures = dict[str, Any]
 REPEATS = 3
+ROWS = ["the app alone", "the training alone", "both", "both, without the lock"]
 
 
 def main() -> None:
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--clients", type=positive, default=8)
     parser.add_argument("--seconds", type=duration, default=20.0, help="of the training, for each row")
     parser.add_argument("--steps", type=positive, help="of a drawing; default: as in params.yaml")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="of the app beside a training")
     chosen = parser.parse_args()
     with TemporaryDirectory() as locks, explained(parser):
         os.environ["VDM_LOCK_DIR"] = locks  # other trainers of this machine, if any, are not told from ours
@@ -58,7 +60,7 @@ def measure(chosen: argparse.Namespace) -> None:
         pictures = {"pictures": [digits(client, asked)]}
         answered = list(answers_of(client, process, asked, pictures))
         together = many(client, process, asked | {"num_images": 4, "stream": False}, pictures, chosen)
-        trained = list(beside(client, asked, chosen.seconds))
+        trained = [beside(client, row, asked, chosen.seconds) for row in chosen.rows]
     show({"answers": [start, *answered], **together, "beside a training": trained}, as_json=chosen.json)
 
 
@@ -166,17 +168,21 @@ def many(
     }
 
 
-def beside(client: httpx.Client, asked: Figures, seconds: float) -> Iterator[Figures]:
-    """Yield the speed of drawings and of a training, each alone and both together."""
-    yield {"": "the app alone", "drawing_s": sorted(drawing(client, asked)["drawing_s"] for _ in range(REPEATS))[1]}
-    yield {"": "the training alone", "training_images_per_second": finished(training(seconds))}
-    for name, holding in (("both", claim(torch.device("cpu"))), ("both, without the lock", nullcontext())):
-        with holding:
+def beside(client: httpx.Client, row: str, asked: Figures, seconds: float) -> Figures:
+    """Return the speed of drawings and of a training, alone or both together."""
+    figures: Figures = {"": row}
+    if row == "the app alone":
+        figures["drawing_s"] = sorted(drawing(client, asked)["drawing_s"] for _ in range(REPEATS))[1]
+    elif row == "the training alone":
+        figures["training_images_per_second"] = finished(training(seconds))
+    else:
+        with claim(torch.device("cpu")) if row == "both" else nullcontext():
             process, times = training(seconds), []
             while process.poll() is None:
                 times.append(drawing(client, asked)["drawing_s"])
-            speed = finished(process)
-        yield {"": name, "drawing_s": sorted(times)[len(times) // 2], "training_images_per_second": speed}
+            figures["drawing_s"] = sorted(times)[len(times) // 2]
+            figures["training_images_per_second"] = finished(process)
+    return figures
 
 
 def training(seconds: float) -> "subprocess.Popen[str]":

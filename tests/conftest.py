@@ -1,10 +1,12 @@
 """Fixtures that many tests share: small models, images and projects."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,8 +57,6 @@ TINY = {
 
 LONGEST = [
     "test_loop",
-    "test_arrivals",
-    "test_elsewhere",
     "test_training",
     "test_distributed",
     "test_runs",
@@ -69,6 +69,24 @@ LONGEST = [
     "test_ending",
     "test_validate",
 ]
+
+
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+MISSING = {
+    "Chromium": (not shutil.which("chromium"), "apt-get install chromium"),
+    "Fashion-MNIST": (not FASHION_MNIST.is_dir(), "apt-get install dataset-fashion-mnist"),
+    "systemd-analyze": (not shutil.which("systemd-analyze"), "apt-get install systemd"),
+    "TensorBoard": (not find_spec("tensorboard"), "pip install tensorboard"),
+}
+"""What a test marked `needs` may miss on this machine, and what brings it."""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test that needs what is missing.  As all do so here, pytest's last lines name each reason once."""
+    for name in (each.args[0] for each in item.iter_markers("needs")):
+        is_missing, command = MISSING[name]
+        if is_missing:
+            pytest.skip(f"{name} is missing; `{command}`, then run the tests again")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -388,14 +388,14 @@ def measured(config: dict[str, Any], train: Train) -> tuple[float, float]:
 
     Raises UserError: exit 2 for devices that are missing and images that do not suit, 6 for a device that is busy.
     """
-    job = partial(time_steps, config, train)
+    job = partial(time_steps, config, train, MEASURED_SECONDS)
     with claim(find_device(train.device, train.num_devices)):
         first, step = launch(job, num_processes=train.num_devices)[0] if train.num_devices > 1 else job()
     log.info("measured: %.3g s a step of %d images", step, train.batch_size)
     return first, step
 
 
-def time_steps(config: dict[str, Any], train: Train, seconds: float = MEASURED_SECONDS) -> tuple[float, float]:
+def time_steps(config: dict[str, Any], train: Train, seconds: float) -> tuple[float, float]:
     """Return the seconds of the first step and the median of the later ones, in one process of the training.
 
     `config` are the arguments of the model.  Later steps are measured for so many seconds, and at least three.

@@ -3,7 +3,6 @@
 import html
 import json
 import re
-import shutil
 import subprocess
 from base64 import b64decode
 from itertools import pairwise
@@ -365,7 +364,7 @@ def classified(files: Files) -> Files:
 
 
 @pytest.mark.processes
-@pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
+@pytest.mark.needs("Chromium")
 @pytest.mark.parametrize(
     ("scheme", "paper"), [(1, "rgb(255, 255, 255)"), (0, "rgb(20, 23, 26)")], ids=["light", "dark"]
 )

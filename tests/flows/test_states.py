@@ -332,8 +332,8 @@ def test_a_cpu_for_which_the_attention_is_too_much_is_named_before_the_first_ste
 
 
 @pytest.mark.slow
+@pytest.mark.needs("TensorBoard")
 def test_tensorboard_has_every_line_of_a_run_that_was_continued(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     later = RECORD._replace(step=10, validation_bpd=2.5)

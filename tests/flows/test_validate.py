@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import FASHION_MNIST
 from pictures import load, noise
 from PIL import Image, ImageDraw
 from project import ROOT
@@ -31,7 +32,6 @@ from flows.images.image_set import open_images, save_images
 # Great Expectations warns about itself and about pandas.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 CONTRACT = read_params(ROOT / "presets" / "digits.yaml").contract
 Splits = tuple[np.ndarray, np.ndarray]
 
@@ -397,10 +397,10 @@ def test_drift_from_a_reference_is_reported(good: Path, image_set: Path, caplog:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not DEBIAN_FASHION_MNIST.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
+@pytest.mark.needs("Fashion-MNIST")
 def test_debians_recompressed_fashion_mnist_has_the_published_bytes_and_a_part_of_it_is_valid(tmp_path: Path) -> None:
     data = parse_params(read_preset("fashion_mnist", ROOT / "presets"), "fashion_mnist").data
-    source = {"source": str(DEBIAN_FASHION_MNIST)}
+    source = {"source": str(FASHION_MNIST)}
     download(data.model_copy(update=source), out=tmp_path / "images", downloads=tmp_path / "downloads")
     found = open_images(tmp_path / "images")
     assert found.description.published_train == len(found["train"]) + len(found["validation"]) == 60_000

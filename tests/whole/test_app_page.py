@@ -21,8 +21,7 @@ from flows.core.model import open_model, save_model
 from flows.serving.champion import Served
 from vdm.model import VDM
 
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed")
+pytestmark = pytest.mark.needs("Chromium")
 TIMES = "\N{MULTIPLICATION SIGN}"
 TABS = ("draw", "score", "fill-in", "classify", "model")
 WIDER = "document.documentElement.scrollWidth > innerWidth"
@@ -50,7 +49,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
 def browser() -> Iterator[Browser]:
     """Return Debian's Chromium."""
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         yield chromium
         chromium.close()
 

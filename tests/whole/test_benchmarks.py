@@ -43,7 +43,7 @@ def small(tmp_path: Path, digits: np.ndarray) -> Path:
         ["registry", "--versions", "2", "--commands", "models"],
         ["many_images", "--images", "--pictures", "2000"],
         ["contract", "--sets", "digits", "--rows", "a class missing, test"],
-        ["serving", "--requests", "4", "--clients", "2", "--steps", "2", "--seconds", "0"],
+        ["serving", "--requests", "4", "--clients", "2", "--steps", "2", "--seconds", "0", "--rows", "both"],
         ["gpu_day", *QUICK, "--rows", "evaluate", "train, bfloat16, graphs", "--minutes", "0.001", "--out", "day"],
     ],
     ids=" ".join,

@@ -4,7 +4,6 @@ import ast
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -146,7 +145,7 @@ def test_the_health_check_tells_a_server_that_answers_from_none() -> None:
     assert subprocess.run([sys.executable, *here], stderr=subprocess.DEVNULL).returncode != 0
 
 
-@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
+@pytest.mark.needs("systemd-analyze")
 @pytest.mark.parametrize("name", ["vdm", "vdm-app"])
 def test_systemd_understands_the_unit(tmp_path: Path, name: str) -> None:
     path = tmp_path / f"{name}.service"

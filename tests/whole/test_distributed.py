@@ -1,12 +1,8 @@
 """Training in several real processes, started by torch's agent, killed and stopped."""
 
-import csv
 import os
-import re
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -16,6 +12,7 @@ import jobs
 import psutil
 import pytest
 import torch
+from group import continued, curves, prepare, start, train_undisturbed, weights, workers
 from interrupted import read_until, remove_finished, states, wait_for_step
 from plant import wait_until
 from project import Project, one_line, run_vdmctl, session
@@ -24,59 +21,17 @@ from small import Small
 from flows.core.errors import Exit
 from flows.training.distributed import launch
 
-PARAMS = {
-    "num_devices: 1": "num_devices: 2",
-    "accumulation: 1": "accumulation: 2",  # so that both are also asked between micro-batches whether to stop
-    "checkpoint_every_steps: 500": "checkpoint_every_steps: 5",
-    "log_every: 5": "log_every: 1",
-    "steps: 20\n": "steps: 30\n",
-}
-
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Return a project with validated images, set up to train with two processes."""
-    project = Project(tmp_path_factory.mktemp("project"))
-    project.edit("params.yaml", **PARAMS)
-    for stage in ("download", "validate"):
-        assert project.vdmctl(stage).returncode == 0
-    return project
-
-
-def curves(project: Project) -> list[dict[str, float]]:
-    with (project.folder / "reports/training/curves.csv").open() as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    return prepare(tmp_path_factory.mktemp("project"))
 
 
 @pytest.fixture(scope="module")
 def undisturbed(project: Project) -> bytes:
     """Return the weights of a run that nothing interrupts."""
-    result = project.new_vdmctl("train")
-    assert result.returncode == 0, result.stderr
-    assert "on 2 x cpu in float32" in result.stderr
-    assert result.stderr.count("step 30:") == 1  # one process logs
-    return weights(project)
-
-
-def weights(project: Project) -> bytes:
-    return (project.folder / "models/trained/weights.safetensors").read_bytes()
-
-
-def start(project: Project, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    """Start a training, which may continue from the states of an unfinished one."""
-    remove_finished(project)
-    command = [sys.executable, *(arguments or ("-m", "flows.cli", "train"))]
-    # The agent that a test kills leaves its folder of temporary files.
-    environment = project.environment | {"TMPDIR": str(project.folder.parent)} | environment
-    return subprocess.Popen(
-        command, cwd=project.folder, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-
-
-def workers(process: subprocess.Popen[str]) -> list[int]:
-    """Return the training processes in the order of their start, which is that of their ranks."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return sorted(int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    return train_undisturbed(project)
 
 
 def test_two_processes_follow_the_losses_of_one(project: Project, undisturbed: bytes) -> None:
@@ -88,48 +43,6 @@ def test_two_processes_follow_the_losses_of_one(project: Project, undisturbed: b
         # 30 steps amplify rounding; other times or noise would change the second digit.
         assert row == pytest.approx(expected, rel=2e-4, nan_ok=True)
     assert weights(project) != undisturbed  # different rounding proves a different computation
-
-
-def continued(project: Project, process: subprocess.Popen[str], undisturbed: bytes) -> str:
-    """Wait for the end of a run that continues from a saved state, and return what it printed.
-
-    Its log and weights are those of a run in one go.
-    """
-    _, errors = process.communicate(timeout=600)
-    assert process.returncode == 0, errors
-    assert "continuing from step" in errors
-    assert weights(project) == undisturbed
-    assert [row["step"] for row in curves(project)] == list(range(1, 31))
-    return errors
-
-
-def test_a_group_that_dies_or_of_which_one_is_stopped_continues_under_torchrun(
-    project: Project, undisturbed: bytes
-) -> None:
-    """One run is ended by a process that dies, and by SIGTERM to one process.  It ends with its images on the host."""
-    project.edit("params.yaml", **{"max_restarts: 3": "max_restarts: 0"})
-    process = start(project)
-    wait_for_step(project, process, 5)
-    os.kill(workers(process)[1], signal.SIGKILL)
-    _, errors = process.communicate(timeout=600)
-    project.edit("params.yaml", **{"max_restarts: 0": "max_restarts: 3"})
-    assert process.returncode == Exit.BUG
-    (line,) = [line for line in errors.splitlines() if line.startswith("vdmctl:")]
-    reason = r"process 1 of 2: Signal 9 \(SIGKILL\) .* \(out of memory\?\), on the last of 1 starts; run again"
-    assert re.match(f"vdmctl: {reason}", line)
-    assert "Traceback" not in errors
-    process = start(project)
-    wait_for_step(project, process, 10)
-    os.kill(workers(process)[1], signal.SIGTERM)
-    _, errors = process.communicate(timeout=600)
-    assert process.returncode == Exit.RESUMABLE, errors
-    assert "continuing from step" in errors
-    assert "torch/distributed" not in errors  # the agent adds no output
-    assert re.match(r"vdmctl: stopped at step \d+ of 30; run again to continue", errors.splitlines()[-1])
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "flows.cli", "train"]
-    project.edit("params.yaml", **{"images_on: auto": "images_on: host"})  # which changes no byte
-    continued(project, start(project, *torchrun), undisturbed)
-    project.edit("params.yaml", **{"images_on: host": "images_on: auto"})
 
 
 def test_processes_do_not_outlive_the_one_that_started_them(project: Project) -> None:

@@ -1,10 +1,13 @@
-"""The retraining loop under a real Prefect server and worker, with a git remote and a DVC remote.
+"""The retraining loop under a real Prefect server and worker, with a git remote, a DVC remote and a folder of pictures.
 
-The tests are one story, in the order of the file: all of them use one plant, and about ten runs.
+The tests are one story, in the order of the file: all of them use one plant, and about ten runs.  tests/soak has the
+stories of processes that are killed, and of pictures in S3.
 """
 
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,15 +17,19 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
+import numpy as np
 import psutil
 import pytest
-from interrupted import has_state, states
-from plant import ENDLESS, Plant, at_work, served, trainers, wait_until
+from events import AUTOMATION, by_event, emit, told_by
+from PIL import Image
+from plant import Plant, at_work, served, trainers, wait_until
 from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId
-from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.schedules import IntervalSchedule
 from project import ROOT
+from sklearn.datasets import load_digits
+from stories import cancel, goes_on, train
 
 from flows.core.errors import Exit
 from flows.train_vdm import stages
@@ -30,56 +37,87 @@ from flows.train_vdm import stages
 # Only a machine that is busy with other things needs as long.
 pytestmark = pytest.mark.timeout(1800)
 
+FIRST = 900
+
+
+def draw(folder: Path, first: int, end: int) -> None:
+    """Write digits as PNG files of 8 bits, of which they use 17 levels."""
+    folder.mkdir(exist_ok=True)
+    digits = load_digits().images[first:end].astype(np.uint8) * 15
+    for number, image in enumerate(digits, first):
+        Image.fromarray(image).save(folder / f"{number:04}.png")
+
 
 @pytest.fixture(scope="module")
-def plant(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Plant]:
-    """Return a running retraining loop for these tests, in a folder with a space and an umlaut in its path."""
-    yield from served(Plant(tmp_path_factory.mktemp("plant") / "Bücher und Bilder"), empty_database)
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of pictures outside the project."""
+    folder = tmp_path_factory.mktemp("source") / "pictures"
+    draw(folder, 0, FIRST)
+    return folder
 
 
-def last_step(plant: Plant) -> int:
-    """Return the step of the newest saved state; 0 without one."""
-    return max((int(path.stem.removeprefix("step-")) for path in states(plant.project)), default=0)
+@pytest.fixture(scope="module")
+def plant(tmp_path_factory: pytest.TempPathFactory, pictures: Path, empty_database: Path) -> Iterator[Plant]:
+    """Return a running loop in a folder with a space and an umlaut in its path.
+
+    Its committed parameters name the pictures, with limits of the contract for 17 levels.  An event starts a run at
+    once.
+    """
+    plant = Plant(tmp_path_factory.mktemp("plant") / "Bücher und Bilder")
+    changes = {
+        "name: digits ": "name: image_folder ",
+        "source: data/published ": f"source: {pictures} ",
+        "max_gaps: 0.015": "max_gaps: 0.9",
+        "max_skipped: 0.25": "max_skipped: 0.9",
+        "min_improvement_bpd: 0.001": "min_improvement_bpd: 0.0",
+        "start_from: null ": "start_from: champion ",
+    }
+    plant.project.edit("params.yaml", **changes)
+    plant.project.edit("automations.yaml", **{"schedule_after: 60": "schedule_after: 0"})
+    plant.project.git("commit", "--quiet", "--all", "--message=Pictures")
+    yield from served(plant, empty_database)
 
 
-def train(plant: Plant) -> FlowRun:
-    """Start an endless run, which continues the one before it, and wait until its trainer has saved a new state."""
-    saved = last_step(plant)
-    run = plant.retrain(overrides=ENDLESS)
-    wait_until(lambda: has_state(plant.project, saved + 100) or plant.state(run).is_final(), 300, plant.log)
-    assert not plant.state(run).is_final(), plant.state(run)
-    return run
+@pytest.fixture(scope="module")
+def told(plant: Plant) -> Iterator[list[str]]:
+    """Return the texts that arrive at a webhook."""
+    with told_by(plant) as texts:
+        yield texts
 
 
-def cancel(plant: Plant, run: FlowRun) -> str:
-    """Cancel a run as Prefect's UI does, wait for its end, and return its log."""
-    plant.client.set_flow_run_state(run.id, State(type=StateType.CANCELLING, name="Cancelling"))
-    assert plant.finish(run)[0] == "Cancelled"
-    return plant.logged(run)
+@pytest.fixture(scope="module")
+def first(plant: Plant) -> FlowRun:
+    """Return the first run, which begins with a file in the checkout that is not committed."""
+    (plant.project.folder / "README.md").write_text("work in progress")
+    return plant.retrain_by_command("train-vdm")
 
 
-def goes_on(plant: Plant, run: FlowRun) -> FlowRun:
-    """Wait until another run has taken up the interrupted one and trains on; return it."""
-    wait_until(lambda: plant.state(run).name == "Continued", 300, plant.log)
-    (again,) = [each for each in plant.client.read_flow_runs(limit=200) if each.name in str(plant.state(run).message)]
-    assert again.parameters == run.parameters
-    saved = last_step(plant)
-    wait_until(lambda: has_state(plant.project, saved + 100), 180, plant.log)
-    assert plant.state(again).is_running()
-    return again
+def test_beside_a_run_an_event_starts_none_but_only_if_somebody_switched_it_on(
+    plant: Plant, first: FlowRun, told: list[str]
+) -> None:
+    """The limit of one run cancels it, which is no problem."""
+    emit(plant)
+    wait_until(lambda: plant.state(first).is_running() and f"{AUTOMATION}: off; " in plant.log.read_text(), 120)
+    assert by_event(plant) == []
+    assert plant.prefect("automation", "resume", AUTOMATION).returncode == 0
+    for _ in range(2):
+        emit(plant)
+    wait_until(lambda: any(run.state_name == "Cancelled" for run in by_event(plant)), 60, plant.log)
+    assert [run.state_name for run in by_event(plant)] == ["Cancelled"]
+    assert plant.status()["problems"] == []
 
 
-def test_a_run_makes_the_first_champion_on_its_own_branch_and_leaves_the_checkout_alone(plant: Plant) -> None:
+def test_a_run_makes_the_first_champion_on_its_own_branch_and_leaves_the_checkout_alone(
+    plant: Plant, first: FlowRun
+) -> None:
     project = plant.project
-    (project.folder / "README.md").write_text("work in progress")
     before = project.git("status", "--porcelain"), project.git("rev-parse", "HEAD")
-    run = plant.retrain_by_command("train-vdm")
-    name, message = plant.finish(run)
-    log = plant.logged(run)
+    name, message = plant.finish(first)
+    log = plant.logged(first)
     assert name == "Promoted", f"{message}\n{log}"
     assert message.startswith("vdm@v1.0.0, commit ")
     assert "promoted as vdm#champion#1" in message
-    ran = plant.tasks(run)
+    ran = plant.tasks(first)
     order = stages(ROOT)
     assert [task for task in ran if task in order] == order
     assert ran.keys() - set(order) == {"restore", "champion", "drift", "promote"}
@@ -95,23 +133,72 @@ def test_a_run_makes_the_first_champion_on_its_own_branch_and_leaves_the_checkou
     assert project.vdmctl("verify", "champion").returncode == 0  # its files are in the project's cache
     assert list((project.folder / ".vdm" / "worktrees").glob("*/")) == []
     shown = plant.client.request("POST", "/artifacts/filter", json={"limit": 50}).json()  # type: ignore[arg-type]
-    found = {each["key"] for each in shown if each["flow_run_id"] == str(run.id)}
+    found = {each["key"] for each in shown if each["flow_run_id"] == str(first.id)}
     assert found == {"training", "metrics", "report", "samples", "data-docs", "model-card", "evidence"}
     project.git("checkout", "--quiet", "--", "README.md")
+    seen = plant.status()["images"]
+    assert (seen["state"], seen["added"], seen["removed"], seen["since"]) == ("same", 0, 0, "vdm@v1.0.0")
 
 
-def test_nothing_to_do_ends_in_seconds_and_leaves_no_branch(plant: Plant) -> None:
+def test_nothing_to_do_ends_in_seconds_and_leaves_no_branch(plant: Plant, pictures: Path) -> None:
+    """A file that is no picture makes no version, either."""
     branches = plant.branches()
     run = plant.retrain_by_command("train-vdm/train-vdm", publish=False, overrides={})
-    assert plant.finish(run)[0] == "NothingToDo"
-    assert plant.branches() == branches
+    name, message = plant.finish(run)
+    assert (name, "vdm@v1.0.0 has the results" in message) == ("NothingToDo", True), message
     assert plant.tasks(run) == {}
     taken = plant.read(run.id).total_run_time
     assert taken < timedelta(seconds=20), taken
+    (pictures / "Thumbs.db").write_bytes(b"no picture")
+    assert plant.finish(plant.retrain())[0] == "NothingToDo"
+    assert plant.branches() == branches
+
+
+def test_pictures_that_arrive_and_go_make_a_version_and_somebody_is_told(
+    plant: Plant, pictures: Path, told: list[str]
+) -> None:
+    assert not any("NewImages" in text for text in told)
+    draw(pictures, FIRST, 1797)
+    for number in range(50):
+        (pictures / f"{number:04}.png").unlink()
+    seen = plant.status()["images"]
+    assert (seen["state"], seen["added"], seen["removed"], seen["since"]) == ("changed", 897, 50, "vdm@v1.0.0")
+    emit(plant)  # the minute of the events before is over
+    wait_until(lambda: len(by_event(plant)) == 2, 60, plant.log)
+    run, _ = by_event(plant)
+    name, message = plant.finish(run)
+    assert name == "Promoted", message
+    assert message.startswith("vdm@v1.1.0, ")
+    counted = "897 added and 50 removed since vdm@v1.0.0"
+    assert f"images: {counted}" in message
+    assert plant.tasks(run)["images"] == "NewImages"
+    assert plant.project.vdmctl("verify", "v1.1.0").returncode == 0
+    text = f"vdm: NewImages: {counted} ({run.name}: "
+    wait_until(lambda: any(each.startswith(text) for each in told), 60, plant.log)
+
+
+def test_that_version_continued_from_the_champion_and_was_judged_by_images_that_neither_saw(
+    plant: Plant, pictures: Path
+) -> None:
+    first, second = (
+        json.loads(plant.project.vdmctl("lineage", each, "--json").stdout) for each in ("v1.0.0", "v1.1.0")
+    )
+    assert second["source"]["path"] == str(pictures)
+    assert (first["parameters"]["train"]["start_from"], first["ancestors"]) == (None, [])
+    assert second["parameters"]["train"]["start_from"] == "vdm@v1.0.0"
+    (ancestor,) = second["ancestors"]
+    assert (ancestor["version"], ancestor["model_sha256"]) == ("vdm@v1.0.0", first["metrics"]["model_sha256"])
+    evidence = second["promotions"][0]["evidence"]
+    assert (evidence["champion_saw"], evidence["challenger_saw"]) == (0, 0)
+    assert (
+        evidence["num_decided"] == evidence["comparison"]["num_images"] == second["metrics"]["validation"]["num_images"]
+    )
+    assert evidence["num_judged"] == 2  # some of them judged v1.0.0
+    assert evidence["forgotten"]["num_images"] == first["metrics"]["validation"]["num_images"]
 
 
 def test_a_worse_model_is_refused_and_published_although_the_server_is_killed_meanwhile(plant: Plant) -> None:
-    run = plant.retrain(overrides={"train.steps": 10}, publish=True)
+    run = plant.retrain(overrides={"train.steps": 10, "train.start_from": None}, publish=True)
     wait_until(lambda: plant.state(run).is_running(), 120, plant.log)
     (server,) = [each for each in psutil.Process(plant.process.pid).children() if "server" in each.cmdline()]
     server.kill()
@@ -134,86 +221,74 @@ def test_a_failure_is_told_in_one_line(plant: Plant) -> None:
     assert problem.startswith(f"the last run, {run.name}, failed at ")
 
 
-def test_a_schedule_fires_and_stays_over_a_restart_and_the_ends_of_its_runs_stay(plant: Plant) -> None:
+def test_a_folder_without_pictures_fails_and_the_champion_stays(plant: Plant, pictures: Path) -> None:
+    pictures.rename(pictures.with_name("elsewhere"))
+    assert plant.status()["images"]["state"] == "missing"
+    name, message = plant.finish(plant.retrain())
+    assert (name, message) == (
+        "Failed",
+        f"data.source: {pictures} is not on this machine; bring it here, or name another place",
+    )
+    pictures.mkdir()
+    name, message = plant.finish(plant.retrain())
+    assert (name, "holds no .jpeg, .jpg, .npy, .png" in message) == ("Failed", True), message
+    assert plant.status()["registry"]["versions"] == 3
+    shutil.rmtree(pictures)
+    pictures.with_name("elsewhere").rename(pictures)
+
+
+def test_a_schedule_fires_and_its_run_has_nothing_to_do(plant: Plant) -> None:
     weekly = plant.client.read_deployment_by_name("train-vdm/weekly")
     assert [each.active for each in weekly.schedules] == [False]
     often = DeploymentScheduleCreate(active=True, schedule=IntervalSchedule(interval=timedelta(hours=1)))
-    anchor = datetime.now(UTC) - timedelta(minutes=59, seconds=30)
+    anchor = datetime.now(UTC) - timedelta(minutes=59, seconds=50)
     often.schedule.anchor_date = anchor  # type: ignore[union-attr, assignment]
-    created = plant.client.create_deployment_schedules(weekly.id, [(often.schedule, True)])
+    plant.client.create_deployment_schedules(weekly.id, [(often.schedule, True)])
+    wait_until(lambda: bool(ended(plant)), 300, plant.log)
+    assert ended(plant) == ["NothingToDo"]
+
+
+def ended(plant: Plant) -> list[str]:
+    """Return the states of the runs of the schedule that have ended."""
+    weekly = plant.client.read_deployment_by_name("train-vdm/weekly")
     of_weekly = FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(any_=[weekly.id]))
-
-    def ended() -> list[str]:
-        found = plant.client.read_flow_runs(flow_run_filter=of_weekly)
-        return [str(run.state_name) for run in found if run.state and run.state.is_final()]
-
-    wait_until(lambda: bool(ended()), 300, plant.log)
-    plant.stop(signal.SIGTERM)
-    assert plant.process.returncode == 0
-    plant.serve()
-    kept = plant.client.read_deployment_by_name("train-vdm/weekly").schedules
-    assert {created[0].id} < {each.id for each in kept}
-    assert ended() == ["NothingToDo"]
-    plant.client.delete_deployment_schedule(weekly.id, created[0].id)
+    found = plant.client.read_flow_runs(flow_run_filter=of_weekly)
+    return [str(run.state_name) for run in found if run.state and run.state.is_final()]
 
 
-def test_a_second_run_is_cancelled_and_a_cancel_saves(plant: Plant) -> None:
+def test_a_second_run_is_cancelled_and_an_interrupted_one_goes_on_by_itself_until_a_cancel_saves(plant: Plant) -> None:
+    """The loop is stopped and started again, while somebody edits automations.yaml.  The schedule stays."""
     run = train(plant)
     # A worker passes the settings on, since a run starts in another folder than that of prefect.toml.
     assert plant.engine().environ()["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
     assert list(Path(plant.environment["PREFECT_HOME"]).rglob("*lease*"))
-    found = plant.status()
-    assert [each["name"] for each in found["server"]["runs"]] == [run.name]
-    assert [each["in_use"] for each in found["worktrees"]] == [True]
+    seen = plant.status()
+    assert [each["name"] for each in seen["server"]["runs"]] == [run.name]
+    assert [each["in_use"] for each in seen["worktrees"]] == [True]
     second = plant.retrain()
     assert plant.finish(second)[0] == "Cancelled"
-    assert any(line.startswith(f"run {second.name} was cancelled at ") for line in plant.status()["problems"])
-    log = cancel(plant, run)
-    assert re.search(r"stopped at step \d+ of 1000000; run again to continue", log)
-    assert "Traceback" not in log
-    assert trainers(plant.project.folder) == []
-
-
-def test_an_interrupted_run_goes_on_by_itself(plant: Plant) -> None:
-    """After an orderly stop of the loop, after a worker was killed, and after the loop was, as when a machine fails.
-
-    It does so while somebody edits automations.yaml, and the loop with it.
-    """
-    run = train(plant)
     automations = plant.project.folder / "automations.yaml"
     automations.write_text("automations:\n\t- name: x")
     wait_until(lambda: "automations.yaml: not YAML: line 2: " in plant.log.read_text(), 60, plant.log)
-    assert any("automations.yaml: not YAML: line 2: " in line for line in plant.status()["problems"])
+    problems = plant.status()["problems"]
+    for start in (f"run {second.name} was cancelled at ", "automations.yaml: not YAML: line 2: "):
+        assert any(line.startswith(start) for line in problems), problems
     assert plant.state(run).is_running()
     plant.stop(signal.SIGTERM)
     assert plant.process.returncode == 0
     assert at_work(plant.project.folder) == []
     assert f"run {run.name} was interrupted; it goes on" in plant.log.read_text()
     plant.serve()
-    second = goes_on(plant, run)
-    assert [each["name"] for each in plant.status()["server"]["runs"]] == [second.name]
-    worker = plant.engine().parent()
-    assert worker is not None
-    worker.kill()
-    third = goes_on(plant, second)
-    plant.process.kill()
-    plant.process.wait()
-    wait_until(lambda: at_work(plant.project.folder) == [], 180, plant.log)
-    plant.serve()
-    cancel(plant, goes_on(plant, third))  # and a run that a person cancelled stays cancelled
+    again = goes_on(plant, run)
+    kept = plant.client.read_deployment_by_name("train-vdm/weekly").schedules
+    assert sorted(each.active for each in kept) == [False, True]
+    assert "NothingToDo" in ended(plant)
+    assert [each["name"] for each in plant.status()["server"]["runs"]] == [again.name]
+    log = cancel(plant, again)
+    assert re.search(r"stopped at step \d+ of 1000000; run again to continue", log)
+    assert "Traceback" not in log
+    assert trainers(plant.project.folder) == []
     plant.project.git("checkout", "--quiet", "--", "automations.yaml")
-
-
-@pytest.mark.parametrize("victim", ["prefect.engine", "dvc"])
-def test_a_process_that_is_killed_leaves_no_orphan_and_the_run_says_that_it_ended(plant: Plant, victim: str) -> None:
-    run = train(plant)
-    engine = plant.engine()
-    (killed,) = [each for each in (engine, *engine.children()) if victim in each.cmdline()]
-    killed.kill()
-    name, message = plant.finish(run)
-    assert name == ("Crashed" if victim == "prefect.engine" else "Failed"), message
-    wait_until(lambda: trainers(plant.project.folder) == [], 60, plant.log)
-    assert any(f"the last run, {run.name}, " in line for line in plant.status()["problems"])
 
 
 def test_a_page_of_another_origin_can_change_and_read_nothing(plant: Plant) -> None:
