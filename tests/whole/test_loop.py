@@ -197,6 +197,25 @@ def test_that_version_continued_from_the_champion_and_was_judged_by_images_that_
     assert evidence["forgotten"]["num_images"] == first["metrics"]["validation"]["num_images"]
 
 
+def test_a_schedule_fires_and_its_run_has_nothing_to_do(plant: Plant) -> None:
+    weekly = plant.client.read_deployment_by_name("train-vdm/weekly")
+    assert [each.active for each in weekly.schedules] == [False]
+    often = DeploymentScheduleCreate(active=True, schedule=IntervalSchedule(interval=timedelta(hours=1)))
+    anchor = datetime.now(UTC) - timedelta(minutes=59, seconds=50)
+    often.schedule.anchor_date = anchor  # type: ignore[union-attr, assignment]
+    plant.client.create_deployment_schedules(weekly.id, [(often.schedule, True)])
+    wait_until(lambda: bool(ended(plant)), 300, plant.log)
+    assert ended(plant) == ["NothingToDo"]
+
+
+def ended(plant: Plant) -> list[str]:
+    """Return the states of the runs of the schedule that have ended."""
+    weekly = plant.client.read_deployment_by_name("train-vdm/weekly")
+    of_weekly = FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(any_=[weekly.id]))
+    found = plant.client.read_flow_runs(flow_run_filter=of_weekly)
+    return [str(run.state_name) for run in found if run.state and run.state.is_final()]
+
+
 def test_a_worse_model_is_refused_and_published_although_the_server_is_killed_meanwhile(plant: Plant) -> None:
     run = plant.retrain(overrides={"train.steps": 10, "train.start_from": None}, publish=True)
     wait_until(lambda: plant.state(run).is_running(), 120, plant.log)
@@ -235,25 +254,6 @@ def test_a_folder_without_pictures_fails_and_the_champion_stays(plant: Plant, pi
     assert plant.status()["registry"]["versions"] == 3
     shutil.rmtree(pictures)
     pictures.with_name("elsewhere").rename(pictures)
-
-
-def test_a_schedule_fires_and_its_run_has_nothing_to_do(plant: Plant) -> None:
-    weekly = plant.client.read_deployment_by_name("train-vdm/weekly")
-    assert [each.active for each in weekly.schedules] == [False]
-    often = DeploymentScheduleCreate(active=True, schedule=IntervalSchedule(interval=timedelta(hours=1)))
-    anchor = datetime.now(UTC) - timedelta(minutes=59, seconds=50)
-    often.schedule.anchor_date = anchor  # type: ignore[union-attr, assignment]
-    plant.client.create_deployment_schedules(weekly.id, [(often.schedule, True)])
-    wait_until(lambda: bool(ended(plant)), 300, plant.log)
-    assert ended(plant) == ["NothingToDo"]
-
-
-def ended(plant: Plant) -> list[str]:
-    """Return the states of the runs of the schedule that have ended."""
-    weekly = plant.client.read_deployment_by_name("train-vdm/weekly")
-    of_weekly = FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(any_=[weekly.id]))
-    found = plant.client.read_flow_runs(flow_run_filter=of_weekly)
-    return [str(run.state_name) for run in found if run.state and run.state.is_final()]
 
 
 def test_a_second_run_is_cancelled_and_an_interrupted_one_goes_on_by_itself_until_a_cancel_saves(plant: Plant) -> None:
