@@ -55,12 +55,13 @@ def serving(
     *,
     root: Path = ROOT,
     password: str | None = None,
+    sampling: dict[str, Any] | None = None,
     **following: bool,
 ) -> Iterator[App]:
     """Yield an app of a model, by default of the digits with classes, which few steps and times make quick."""
     params = read_params(ROOT / "params.yaml")
     evaluate = override(params.evaluate, {"device": "cpu", "times_per_image": 4, "class_times": 2})
-    sample = override(params.sample, {"device": "cpu", "num_timesteps": 3})
+    sample = override(params.sample, {"device": "cpu", "num_timesteps": 3} | (sampling or {}))
     model = model or open_model(DIGITS, name="pretrained/digits_classes")
     followed = Following(root, model, version, results_of, **{"follows": False, "share": False, **following})
     line = Line(model.device)

@@ -168,6 +168,21 @@ class About(Document):
     """The most that a request may ask: `images`, `steps`, `pictures`, `times`, `bytes`."""
 
 
+class Example(Document):
+    """A test image of the model."""
+
+    name: str
+    data: str
+    """The base64 of an .npy file of levels, as a request takes it."""
+    seen: str
+
+
+class Examples(Document):
+    """A few test images, to try the model with; none where none are known."""
+
+    images: list[Example]
+
+
 class Health(Document):
     """Whether the app answers, and with which model."""
 

@@ -16,10 +16,11 @@ from flows.core.params import Evaluate, Sample
 from flows.report.page import page
 from flows.sampling.samplers import SOLVERS
 from flows.serving import work
-from flows.serving.answers import About, Classes, Drawn, Health, Scores
+from flows.serving.answers import About, Classes, Drawn, Examples, Health, Scores
 from flows.serving.champion import Following
 from flows.serving.guard import Guard
 from flows.serving.line import Line
+from flows.serving.pictures import example
 from flows.serving.questions import (
     MOST_BYTES,
     MOST_IMAGES,
@@ -98,6 +99,13 @@ def application(following: Following, settings: Settings, line: Line, password: 
     async def about_model() -> About:
         """The model that answers: card, lineage, figures, noise schedule, and what a request may ask."""
         return following.served.about(defaults=defaults(settings), samplers=list(SOLVERS), limits=LIMITS)
+
+    @app.get("/examples")
+    async def examples() -> Examples:
+        """A few test images, to try the model with."""
+        served = following.served
+        named = enumerate(served.examples, 1)
+        return Examples(images=[example(f"test image {number}.npy", image, served.model) for number, image in named])
 
     @app.get("/report", response_class=HTMLResponse)
     async def report() -> Response:

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flows.core.errors import UserError, brief, of_file
+from flows.core.errors import Exit, UserError, brief, of_file
 from flows.core.model import TrainedModel
+from flows.images.image_set import load_array, spread
 from flows.registry.lock_file import lineage
 from flows.registry.publishing import fetch_tags
 from flows.registry.storage import fetch_model
@@ -22,6 +23,8 @@ from flows.report.results import Results
 from flows.serving.answers import About, Schedule
 
 LOOK_SECONDS = 30.0
+EXAMPLES, MOST_EXAMPLES = "examples.npy", 10
+"""The file beside the weights with a few test images of a model that is given away without its images."""
 log = logging.getLogger(__name__)
 
 
@@ -33,6 +36,7 @@ class Served:
         self.card = model.card or None
         self.has_parameters = bool(model.parameters)
         self.lineage = lineage(open_registry(root), version).as_json() if version else None
+        self.shipped = shipped_examples(model)
         self.results: Results | None = None
         self.problem: str | None = None
         self.report: str | None = None
@@ -46,6 +50,14 @@ class Served:
             self.problem = None if self.results else "the results are of another model"
         except Exception as error:  # the model answers without its results
             self.problem = of_file(error) if isinstance(error, OSError) else brief(error)
+
+    @property
+    def examples(self) -> np.ndarray:
+        """A few test images (N,C,H,W), to try the model with; none where none are known."""
+        if self.shipped is not None:
+            return self.shipped
+        images = self.results.images if self.results else None
+        return spread(images["test"], MOST_EXAMPLES) if images else np.empty((0, *self.model.image_shape), np.uint8)
 
     @property
     def test_bpd(self) -> np.ndarray | None:
@@ -84,6 +96,17 @@ class Served:
                 **more,
             }
         )
+
+
+def shipped_examples(model: TrainedModel) -> np.ndarray | None:
+    """Return the images beside the weights; None without any.  Raises UserError (exit 5) if they are damaged."""
+    path = model.folder / EXAMPLES
+    if not path.exists():
+        return None
+    images = np.array(load_array(path))
+    if images.shape[1:] != model.image_shape or images.dtype != np.uint8 or images.max(initial=0) >= model.num_levels:
+        raise UserError(f"{path}: damaged: no images of the model; remove it", Exit.MISSING)
+    return images
 
 
 class Following:

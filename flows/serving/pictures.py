@@ -19,7 +19,7 @@ from flows.images.folder import ENDINGS
 from flows.images.given import Read, read_files, read_made_to_fit, require_fitting, transforms_of
 from flows.images.grids import png, shown
 from flows.images.made_to_fit import read_to_fit
-from flows.serving.answers import Refused
+from flows.serving.answers import Example, Refused
 from flows.serving.questions import MOST_IMAGES, Sent
 
 
@@ -112,8 +112,15 @@ def a_file(sent: Sent) -> Iterator[Path]:
             raise UserError(f"{name}: {reason}", Exit.INVALID_DATA) from error
 
 
+def example(name: str, image: np.ndarray, model: TrainedModel) -> Example:
+    """Return an image (C,H,W) of the model as it can be sent, under this name, and as it looks."""
+    return Example(name=name, data=npy_base64(image), seen=png_base64(image, model.num_levels))
+
+
 def png_base64(image: np.ndarray, num_levels: int) -> str:
-    """Return an image (C,H,W) of levels as a PNG file in base64."""
+    """Return an image (C,H,W) of levels as a PNG file in base64: gray or in colour, else its channels side by side."""
+    if len(image) not in (1, 3):
+        image = np.concatenate(list(image), axis=1)[None]
     return base64.b64encode(png(shown(image[None], num_levels)[0])).decode()
 
 

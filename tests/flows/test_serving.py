@@ -33,6 +33,7 @@ from flows.cli import run
 from flows.commands.serving import device_for
 from flows.core.errors import Exit, UserError
 from flows.core.model import open_model
+from flows.images.image_set import open_images, save_images, spread
 from flows.orchestration import status
 from flows.process.apps import apps_of
 from flows.process.locks import claim, lock_of
@@ -41,7 +42,7 @@ from flows.registry.storage import fetch_model
 from flows.registry.versions import open_registry
 from flows.serving import guard
 from flows.serving import line as waiting
-from flows.serving.champion import Following
+from flows.serving.champion import Following, Served
 from flows.serving.listening import PASSWORD, open_socket, require_password
 from flows.serving.questions import MOST_BYTES
 from vdm.sampling import Solver
@@ -166,6 +167,27 @@ def test_classes_are_those_of_the_command(app: App, digits: np.ndarray, tmp_path
     assert all(each["times"] == 4 or not first["sure"] for each, first in zip(longer, found, strict=True))
 
 
+def test_examples_are_test_images_that_can_be_asked_for(app: App, digits: np.ndarray, tmp_path: Path) -> None:
+    """Those beside the weights, or else of the images that were evaluated."""
+    (first, *others) = app.client.get("/examples").json()["images"]
+    assert len(others) == 9
+    found = app.post("/score", pictures=[{name: first[name] for name in ("name", "data")}])["images"]
+    assert [each["seen"] for each in found] == [first["seen"]]
+    model = tmp_path / "model"
+    shutil.copytree(DIGITS, model)
+    (model / "examples.npy").unlink()
+    opened = open_model(model)
+    served = Served(ROOT, opened, None)
+    assert served.examples.shape == (0, 1, 8, 8)
+    save_images(tmp_path / "images", {"train": digits[:20], "test": digits[20:50]}, {"name": "few", "num_levels": 17})
+    assert app.following.served.results
+    served.results = app.following.served.results._replace(images=open_images(tmp_path / "images"))
+    np.testing.assert_array_equal(served.examples, spread(digits[20:50], 10))
+    np.save(model / "examples.npy", np.full((1, 1, 8, 8), 17, np.uint8))
+    with pytest.raises(UserError, match=r"examples\.npy: damaged: no images of the model; remove it"):
+        Served(ROOT, opened, None)
+
+
 def test_the_model_says_what_it_is_and_the_schedule_of_the_interface_is_whole(app: App) -> None:
     about = app.client.get("/model").json()
     assert about["name"] == "pretrained/digits_classes"
@@ -175,7 +197,7 @@ def test_the_model_says_what_it_is_and_the_schedule_of_the_interface_is_whole(ap
     assert about["schedule"]["gamma"] == sorted(about["schedule"]["gamma"])
     assert "<h2" in app.client.get("/report").text
     paths = app.client.get("/openapi.json").json()["paths"]
-    assert paths.keys() == {"/health", "/model", "/report", "/sample", "/fill-in", "/score", "/classify"}
+    assert paths.keys() == {"/health", "/model", "/examples", "/report", "/sample", "/fill-in", "/score", "/classify"}
 
 
 def digit(**changes: Any) -> dict[str, Any]:

@@ -4,7 +4,9 @@ import base64
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,20 @@ def saved(page: Page, click: Callable[[], None]) -> tuple[str, bytes]:
     return download.value.suggested_filename, Path(download.value.path()).read_bytes()
 
 
+@contextmanager
+def another(page: Page, app: App, model: VDM, config: dict[str, Any], folder: Path) -> Iterator[None]:
+    """Let the app answer with another model, and the page notice it, while the block runs."""
+    before = app.following.served
+    save_model(folder, model, config)
+    app.following.served = Served(ROOT, open_model(folder, name="vdm@v2.0.0"), None)
+    try:
+        page.clock.fast_forward(11_000)
+        expect(page.locator("#changed")).to_contain_text("vdm@v2.0.0 is the champion now")
+        yield
+    finally:
+        app.following.served = before
+
+
 def levels(content: bytes) -> np.ndarray:
     """Return the array in an .npy file."""
     return np.asarray(np.load(BytesIO(content), allow_pickle=False))
@@ -95,6 +111,7 @@ def digit(number: int) -> np.ndarray:
 
 def test_a_visitor_draws(page: Page, app: App) -> None:
     panel = page.locator("#draw")
+    panel.get_by_text("Settings").click()
     panel.get_by_label("Pictures", exact=True).fill("3")
     panel.get_by_label("Seed").fill("7")
     panel.get_by_label("Class").select_option("3")
@@ -128,6 +145,7 @@ def test_a_visitor_draws(page: Page, app: App) -> None:
 def test_a_visitor_stops_a_drawing(page: Page, app: App) -> None:
     """The server gives it up, too, and the page draws again."""
     panel = page.locator("#draw")
+    panel.get_by_text("Settings").click()
     panel.get_by_role("spinbutton", name="Steps").fill("1000")
     panel.get_by_role("button", name="Draw", exact=True).click()
     expect(panel.locator(".counter")).to_contain_text("of 1000")
@@ -167,7 +185,169 @@ def test_a_visitor_drops_pictures_and_reads_their_bits(page: Page, app: App) -> 
     expect(refused.nth(1)).to_contain_text("text.png: damaged")
     refused.first.get_by_role("button", name="Make it fit").click()
     expect(panel.locator(".counter")).to_have_text("3 pictures scored.")
-    expect(cards.filter(has_text="large.png")).to_contain_text(f"shrunk from 40\xa0{TIMES}\xa028 to 8\xa0{TIMES}\xa08")
+    expect(cards.filter(has_text="large.png")).to_contain_text("shrunk from 40x28 to 8x8 pixels")
+
+
+def test_pictures_are_made_to_fit_one_after_the_other(page: Page) -> None:
+    """Also while the page does something else: none is dropped."""
+    page.get_by_role("tab", name="Score").click()
+    panel = page.locator("#score")
+    sizes = (9, 10, 11)
+    drop(page, "score", *(png(np.zeros((side, side), np.uint8), f"{side}.png") for side in sizes))
+    buttons = panel.get_by_role("button", name="Make it fit")
+    expect(buttons).to_have_count(3)
+    page.evaluate("for (const button of document.querySelectorAll('#score .refused button')) button.click()")
+    expect(panel.locator(".counter")).to_have_text("3 pictures scored.")
+    expect(buttons).to_have_count(0)
+    assert sorted(panel.locator(".card h3").all_inner_texts()) == ["10.png", "11.png", "9.png"]
+
+
+def test_thousands_of_pictures_are_scored_and_the_first_are_shown(page: Page) -> None:
+    """The highest of all their levels is found, and a file of images has a request of its own."""
+    page.get_by_role("tab", name="Score").click()
+    panel = page.locator("#score")
+    found = page.evaluate(
+        """async count => (await import("/page/score.js")).highest(
+          Array.from({length: count}, (_, number) => ({level_bpd: Array(32).fill(number)})))""",
+        4352,
+    )
+    assert found == 4351
+    panel.get_by_text("Settings").click()
+    panel.get_by_label("Noise levels").fill("2")
+    drop(page, "score", *(npy(np.zeros((count, 8, 8), np.uint8)[:, None], f"{count}.npy") for count in (250, 20)))
+    expect(panel.locator(".counter")).to_have_text("270 pictures scored.")
+    expect(panel.locator(".refused li")).to_have_count(0)
+    expect(panel.locator(".card")).to_have_count(60)
+    panel.get_by_role("button", name="Show more: 60 of 270 pictures are shown").click()
+    expect(panel.locator(".card")).to_have_count(120)
+
+
+def test_a_visitor_without_pictures_tries_test_images(page: Page, app: App) -> None:
+    assert len(app.following.served.examples) == 10
+    for tab, name in (("score", "Score"), ("classify", "Classify")):
+        page.get_by_role("tab", name=name).click()
+        panel = page.locator(f"#{tab}")
+        panel.get_by_role("button", name="Test image 4").click()
+        expect(panel.locator(".card h3")).to_have_text(["test image 4.npy"])
+        panel.get_by_role("button", name="Try all of them").click()
+        expect(panel.locator(".card")).to_have_count(10)
+    page.get_by_role("tab", name="Fill in").click()
+    page.locator("#fill-in").get_by_role("button", name="Test image 4").click()
+    expect(page.locator("#fill-in canvas")).to_be_visible()
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_all_channels_are_shown(
+    channels: int, page: Page, app: App, tiny_model: Callable[..., VDM], tmp_path: Path
+) -> None:
+    """Side by side, since no picture has two or four; what is painted over one is covered in all."""
+    shape = (channels, 8, 8)
+    images = np.random.default_rng(0).integers(0, 17, (2, *shape), dtype=np.uint8)
+    config = TINY | {"image_shape": shape}
+    with another(page, app, tiny_model(image_shape=shape), config, tmp_path / "channels"):
+        panel = page.locator("#draw")
+        panel.get_by_role("button", name="Draw", exact=True).click()
+        expect(panel.locator(".counter")).to_contain_text("16 pictures in")
+        drawn = panel.locator(".tiles img").first
+        assert drawn.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [8 * channels, 8]
+        assert drawn.evaluate("image => image.width / image.height") == channels
+
+        page.get_by_role("tab", name="Score").click()
+        drop(page, "score", npy(images, "two.npy"))
+        expect(page.locator("#score .card")).to_have_count(2)
+        assert "PNG" not in page.locator("#score .cards").inner_text()
+
+        page.get_by_role("tab", name="Fill in").click()
+        panel = page.locator("#fill-in")
+        drop(page, "fill-in", npy(images[0], "one.npy"))
+        canvas = panel.locator("canvas")
+        expect(canvas).to_be_visible()
+        box = canvas.bounding_box()
+        assert box
+        panel.get_by_role("slider", name="Brush").fill("1")
+        page.mouse.click(box["x"] + box["width"] - 2, box["y"] + 2)  # the last channel's last column
+        expect(panel.locator(".covered")).to_have_text("Covered: 1 of 64 pixels.")
+        right = """([canvas, channels]) => {
+          const {data, width} = canvas.getContext("2d").getImageData(0, 2, canvas.width, 1);
+          const ends = [...Array(channels).keys()].map(pane => 4 * ((pane + 1) * width / channels - 2));
+          return ends.map(place => data.slice(place, place + 3).join());
+        }"""
+        assert page.evaluate(right, [canvas.element_handle(), channels]) == ["232,62,140"] * channels
+        panel.get_by_role("button", name="Fill in", exact=True).click()
+        expect(panel.locator(".film .counter")).to_contain_text("4 pictures in")
+        _, content = saved(page, panel.get_by_role("button", name="Save as .npy").click)
+        known = np.ones((8, 8), bool)
+        known[0, 7] = False
+        assert (levels(content)[:, :, known] == images[0][:, known]).all()
+
+
+def test_a_sampler_without_a_name_is_that_of_the_parameters(
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("VDM_LOCK_DIR", str(tmp_path))
+    with serving(sampling={"eta": 0.5}) as app, browser.new_page() as visited:
+        visited.goto(str(app.client.base_url))
+        panel = visited.locator("#draw")
+        panel.get_by_role("button", name="Draw", exact=True).click()
+        expect(panel.locator(".counter")).to_contain_text("16 pictures in 3 steps")
+        expect(panel.locator("select[name=sampler] option").first).to_have_text("as in params.yaml")
+
+
+def test_bits_of_a_png_are_those_of_its_pixels(page: Page) -> None:
+    """A file of 8x8 pixels is mostly frame, and says nothing."""
+    line = """async ([bpd, shape]) => (await import("/page/score.js")).pngLine(bpd, shape)?.textContent ?? null"""
+    assert page.evaluate(line, [8 * 130 / 64, [1, 8, 8]]) is None
+    assert (
+        page.evaluate(line, [8 * 557 / 784, [1, 28, 28]]) == f"Its pixels take {8 * 500 / 784:.2f} bits/dim in a PNG."
+    )
+    assert page.evaluate(line, [None, [4, 28, 28]]) is None
+
+
+def test_whoever_hears_the_page_finds_all_of_it(page: Page) -> None:
+    """Landmarks hold everything, headings skip no level, and no head of a column is empty."""
+    for tab, name in (("score", "Score"), ("classify", "Classify"), ("model", "Model")):
+        page.get_by_role("tab", name=name).click()
+        if tab != "model":
+            page.locator(f"#{tab}").get_by_role("button", name="Test image 1", exact=False).first.click()
+            page.locator(f"#{tab} .card").first.wait_for()
+        assert page.locator("main").get_by_role("tablist").count() == 1
+        shown = page.locator("h1, h2, h3, h4, h5, h6").evaluate_all(
+            "all => all.filter(one => one.checkVisibility()).map(one => Number(one.tagName[1]))"
+        )
+        assert shown[0] == 1
+        assert all(after <= before + 1 for before, after in pairwise(shown)), (tab, shown)
+        assert page.locator("th").evaluate_all("all => all.filter(one => !one.textContent.trim()).length") == 0
+
+
+def test_results_stand_before_settings(page: Page) -> None:
+    """On a phone the first drawings are on the first screen; a wrong setting shows itself."""
+    page.set_viewport_size({"width": 390, "height": 844})
+    panel = page.locator("#draw")
+    panel.get_by_role("button", name="Draw", exact=True).click()
+    expect(panel.locator(".counter")).to_contain_text("16 pictures")
+    box = panel.locator(".tiles img").first.bounding_box()
+    assert box
+    assert box["y"] + box["height"] < 844
+    steps = panel.get_by_role("spinbutton", name="Steps")
+    expect(steps).to_be_hidden()
+    panel.locator("input[name=steps]").evaluate("field => { field.value = 0; }")
+    panel.get_by_role("button", name="Draw", exact=True).click()
+    expect(steps).to_be_visible()
+
+
+def test_the_sampler_is_not_cut_on_a_phone(page: Page) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.locator("#draw").get_by_text("Settings").click()
+    room, needed = page.locator("#draw select[name=sampler]").evaluate(
+        """select => {
+          const context = document.createElement("canvas").getContext("2d");
+          context.font = getComputedStyle(select).font;
+          const widths = [...select.options].map(option => context.measureText(option.text).width);
+          return [select.clientWidth - 40, Math.max(...widths)];  // an arrow and the padding
+        }"""
+    )
+    assert needed <= room
 
 
 def test_a_visitor_paints_and_gets_completions(page: Page) -> None:
@@ -192,6 +372,7 @@ def test_a_visitor_paints_and_gets_completions(page: Page) -> None:
     page.keyboard.press(" ")
     expect(panel.locator(".covered")).to_have_text("Brush in column 5, row 6. Covered: 9 of 64 pixels.")
 
+    panel.get_by_text("Settings").click()
     panel.get_by_label("Completions").fill("2")
     fill_in.click()
     expect(panel.locator(".film .counter")).to_contain_text("2 pictures in")
@@ -213,6 +394,10 @@ def test_a_visitor_classifies_and_spends_more_on_what_is_unsure(page: Page) -> N
     expect(cards.first.locator(".figure")).to_have_text("class 0")
     expect(cards.first.get_by_role("row")).to_have_count(11)  # ten classes below their heads
     expect(cards.nth(1)).to_contain_text("Not sure")
+    unsure = cards.nth(1).locator(".number").all_inner_texts()
+    ranges = [text for text in unsure if re.fullmatch(r"\d+\N{EN DASH}\d+%", text)]
+    assert len(ranges) == 2  # of the two best classes, which one alone would look sure
+    assert "> 99.9%" not in unsure
     cards.nth(1).get_by_role("button", name="Spend more").click()
     expect(cards.nth(1)).not_to_contain_text("at 4 noise levels")
     expect(cards.nth(1).get_by_role("button")).to_have_count(0)
@@ -253,19 +438,11 @@ def test_the_page_changes_to_another_model(
     page: Page, app: App, tiny_model: Callable[..., VDM], tmp_path: Path
 ) -> None:
     """One without classes has no tab for them."""
-    before = app.following.served
     page.get_by_role("tab", name="Classify").click()
-    vdm = tiny_model()
-    save_model(tmp_path / "other", vdm, TINY)
-    app.following.served = Served(ROOT, open_model(tmp_path / "other", name="vdm@v2.0.0"), None)
-    try:
-        page.clock.fast_forward(11_000)
-        expect(page.locator("#changed")).to_contain_text("vdm@v2.0.0 is the champion now")
+    with another(page, app, tiny_model(), TINY, tmp_path / "other"):
         expect(page.get_by_role("tab", name="Classify")).to_be_hidden()
         panel = page.locator("#draw")
         expect(panel).to_be_visible()
         expect(panel.get_by_label("Guidance")).to_be_hidden()
         panel.get_by_role("button", name="Draw", exact=True).click()
         expect(panel.locator(".counter")).to_contain_text("by vdm@v2.0.0")
-    finally:
-        app.following.served = before

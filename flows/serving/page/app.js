@@ -10,7 +10,7 @@ import { scoreTab } from "./score.js";
 
 const LOOK_EVERY = 10_000;
 
-const app = { model: null };
+const app = { model: null, examples: [] };
 const at = id => document.getElementById(id);
 const tabs = [...document.querySelectorAll("[role=tab]")];
 
@@ -61,6 +61,7 @@ const refreshers = [
 async function follow() {
   const before = app.model;
   app.model = await ask("/model");
+  app.examples = (await ask("/examples")).images;
   const { name, image_shape: [channels, height, width], num_classes: classes } = app.model;
   document.title = `${name}: a variational diffusion model`;
   const of = classes === null ? "" : `, ${counted(classes, "class", "classes")}`;

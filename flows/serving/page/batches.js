@@ -3,7 +3,6 @@
 import { ask, Failure } from "./api.js";
 import { clock } from "./form.js";
 import { counted } from "./dom.js";
-import { madeToFit } from "./made_to_fit.js";
 import { encoded } from "./pictures.js";
 
 const MOST_PICTURES = 8;
@@ -30,7 +29,8 @@ export async function readFiles(files) {
 /**
  * Send the pictures in turn, and give every answer to `take` as it comes; refused ones are in `answer.refused`.
  *
- * A picture of the model's size that is refused, since it holds shades and not the model's levels, is changed to fit.
+ * A picture of the model's size that is refused, since it holds shades and not the model's levels, is made to fit.  Of
+ * another size, it is the `picture` of what is refused, for `fit` to be set.
  */
 export async function inBatches(path, pictures, settings, doing) {
   const { verb, model, counter, signal, take } = doing;
@@ -41,7 +41,7 @@ export async function inBatches(path, pictures, settings, doing) {
     const others = pictures.length > batch.length ? `, ${done} of ${pictures.length} done` : "";
     const end = clock(counter, `${verb} ${counted(batch.length, "picture")}${others}:`);
     try {
-      const files = batch.map(({ name, data }) => ({ name, data }));
+      const files = batch.map(({ name, data, fit = false }) => ({ name, data, fit }));
       const answer = await ask(path, { pictures: files, ...settings }, signal).catch(empty);
       if (answer.images.length && answered && answered !== answer.model_sha256) {
         throw new Failure("Another version became the champion meanwhile. Send the pictures again.");
@@ -49,10 +49,9 @@ export async function inBatches(path, pictures, settings, doing) {
       answered = answer.model_sha256 ?? answered;
       const refused = [];
       for (const one of answer.refused) {
-        const picture = batch.find(({ name }) => name === one.name);
-        const made = picture.note ? null : await madeToFit(picture, model);
-        if (made?.isSameSize) changed.push(made);
-        else refused.push({ ...one, made });
+        const picture = { ...batch.find(({ name }) => name === one.name), fit: true };
+        if (one.fit === "shades") changed.push(picture);
+        else refused.push({ ...one, picture: one.fit && picture });
       }
       take({ ...answer, refused }, [...batch]);
       done += batch.length;
@@ -81,12 +80,13 @@ function* batches(pictures, limits, take) {
       take({ images: [], refused: [{ name: picture.name, error: `larger than ${megabytes} MB` }] }, []);
       continue;
     }
-    if (batch.length === Math.min(MOST_PICTURES, limits.pictures) || size + length > most) {
+    const isArray = /\.npy$/i.test(picture.name);  // which may hold as many images as a request may
+    if (batch.length && (isArray || batch.length === Math.min(MOST_PICTURES, limits.pictures) || size + length > most)) {
       yield batch;
       [batch, size] = [[], 0];
     }
     batch.push(picture);
-    size += length;
+    size = isArray ? most : size + length;
   }
   if (batch.length) yield batch;
 }

@@ -56,8 +56,8 @@ function svg(name, attributes, text = "") {
   return made;
 }
 
-/** Return probabilities as a table with bars; `names[i]` belongs to `values[i]`. */
-export function bars(names, values, best) {
+/** Return probabilities as a table with bars; `names[i]` belongs to `values[i]`, of which `ranges[i]` may be the ends. */
+export function bars(names, values, best, ranges) {
   const rows = names.map((name, index) => {
     const bar = element("span", { className: index === best ? "bar best" : "bar" });
     bar.style.inlineSize = `${(100 * values[index]).toFixed(2)}%`;
@@ -66,12 +66,16 @@ export function bars(names, values, best) {
       { className: index === best ? "best" : "" },
       element("th", { scope: "row", textContent: name }),
       element("td", { className: "track" }, element("span", { className: "rail" }, bar)),
-      element("td", { className: "number", textContent: percent(values[index]) }),
+      element("td", { className: "number", textContent: ranges[index] ? range(ranges[index]) : percent(values[index]) }),
     );
   });
-  const head = element("thead", { className: "hidden" }, element("tr", {}, ...["class", "", "probability"].map(textContent => element("th", { scope: "col", textContent }))));
+  const titles = [["class", 1], ["probability", 2]].map(([textContent, colSpan]) => element("th", { scope: "col", textContent, colSpan }));
+  const head = element("thead", { className: "hidden" }, element("tr", {}, ...titles));
   return element("table", { className: "bars" }, head, element("tbody", {}, ...rows));
 }
+
+/** Return two shares as whole percents with what lies between them, such as "11–100%". */
+const range = ([low, high]) => `${Math.max(0, Math.floor(100 * low))}\u2013${Math.min(100, Math.ceil(100 * high))}%`;
 
 function percent(share) {
   if (share > 0 && share < 0.001) return "< 0.1%";

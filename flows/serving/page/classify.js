@@ -3,6 +3,7 @@
 import { inBatches, readFiles } from "./batches.js";
 import { bars } from "./charts.js";
 import { counted, element, figure } from "./dom.js";
+import { examples } from "./examples.js";
 import { asked, className, dropping, fit, fitting, worker } from "./form.js";
 import { drawings, refuse, seen, withPictures } from "./score.js";
 
@@ -40,7 +41,10 @@ export function classifyTab(panel, app) {
   };
   const send = (chosen, signal) => {
     const take = (answer, sent) => {
-      refuse(refused, answer.refused, made => work(more => send([made], more)));
+      refuse(refused, answer.refused, (picture, begun) => work(more => {
+        begun();
+        return send([picture], more);
+      }));
       const found = withPictures(answer.images, sent);
       cards.append(...found.map(image => shown(image, false)));
       results.hidden = cards.children.length === 0;
@@ -58,6 +62,10 @@ export function classifyTab(panel, app) {
     return send(pictures, signal);
   };
 
+  const refreshExamples = examples(panel, app, chosen => work(signal => {
+    pictures = chosen;
+    return begin(signal, []);
+  }));
   dropping(panel, files => work(async signal => {
     const read = await readFiles(files);
     pictures = read.pictures;
@@ -74,6 +82,7 @@ export function classifyTab(panel, app) {
   return () => {
     fit(form, app.model);
     form.querySelector(".fits").textContent = fitting(app.model);
+    refreshExamples();
   };
 }
 
@@ -81,8 +90,9 @@ function card(image, model, isSpent) {
   const { probabilities, best, margin, margin_standard_error: error, times, sure } = image;
   const numbers = probabilities.map((_, number) => number);
   const likely = probabilities.length > MOST_BARS ? numbers.sort((a, b) => probabilities[b] - probabilities[a]).slice(0, MOST_BARS) : numbers;
+  const ranges = sure ? [] : within(image);
   const name = image.class_name ?? className(model, best);
-  const unsure = element("p", { className: "unsure" }, element("strong", { textContent: "Not sure" }), isSpent ? ", even after more. " : ": the margin is less than 3 standard errors. ");
+  const unsure = element("p", { className: "unsure" }, element("strong", { textContent: "Not sure" }), isSpent ? ", even after more. " : ": the margin is less than 3 standard errors, so the two best classes have ranges. ");
   if (!sure && !isSpent) unsure.append(element("button", { type: "button", textContent: "Spend more" }));
   return element(
     "li",
@@ -96,6 +106,15 @@ function card(image, model, isSpent) {
       element("p", { textContent: `Margin ${figure(margin, error)} nats before the next class, at ${counted(times, "noise level")}.` }),
       sure ? null : unsure,
     ),
-    bars(likely.map(number => className(model, number)), likely.map(number => probabilities[number]), likely.indexOf(best)),
+    bars(likely.map(number => className(model, number)), likely.map(number => probabilities[number]), likely.indexOf(best), likely.map(number => ranges[number])),
   );
+}
+
+/** Return, by class, the probabilities [low, high] of an image's two best classes within 3 errors of their margin. */
+function within({ probabilities, margin, margin_standard_error: error }) {
+  const [best, next] = probabilities.map((_, number) => number).sort((a, b) => probabilities[b] - probabilities[a]);
+  if (margin === null || error === null || next === undefined) return [];
+  const both = probabilities[best] + probabilities[next];
+  const [low, high] = [margin - 3 * error, margin + 3 * error].map(nats => both / (1 + Math.exp(-nats)));
+  return Object.assign([], { [best]: [low, high], [next]: [both - high, both - low] });
 }

@@ -1,6 +1,6 @@
 /** A picture that is painted over with a brush: what is covered is filled in. */
 
-import { enlargement, npy } from "./pictures.js";
+import { enlargement, npy, panes } from "./pictures.js";
 
 const COLOR = "rgb(232 62 140)";
 
@@ -19,7 +19,10 @@ export class Easel {
       this.stroke(this.last);
     });
     canvas.addEventListener("pointermove", event => {
-      if (this.last) this.stroke(this.at(event));
+      if (!this.last) return;
+      const place = this.at(event);
+      if (place.pane !== this.last.pane) this.last = place;
+      this.stroke(place);
     });
     for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, () => { this.last = null; });
     canvas.addEventListener("keydown", event => this.key(event));
@@ -33,8 +36,9 @@ export class Easel {
   show(image, shape, side) {
     this.image = image;
     [, this.height, this.width] = shape;
+    this.panes = panes(shape);
     this.scale = enlargement(shape, side);
-    this.canvas.width = this.scale * this.width;
+    this.canvas.width = this.scale * this.panes * this.width;
     this.canvas.height = this.scale * this.height;
     this.cover(() => false);
   }
@@ -57,20 +61,24 @@ export class Easel {
     return npy(this.covered, [this.height, this.width]);
   }
 
+  /** Return the place of an event in pixels of the picture, in whichever pane it is. */
   at(event) {
     const box = this.canvas.getBoundingClientRect();
-    return [((event.clientX - box.left) / box.width) * this.width, ((event.clientY - box.top) / box.height) * this.height];
+    const across = ((event.clientX - box.left) / box.width) * this.panes;
+    const pane = Math.max(0, Math.min(this.panes - 1, Math.floor(across)));
+    return { pane, column: (across - pane) * this.width, row: ((event.clientY - box.top) / box.height) * this.height };
   }
 
-  /** Paint from the last place to this one, (column, row) in pixels of the picture. */
-  stroke([column, row]) {
-    const [fromColumn, fromRow] = this.last ?? [column, row];
+  /** Paint from the last place to this one. */
+  stroke(place) {
+    const { column, row } = place;
+    const { column: fromColumn, row: fromRow } = this.last ?? place;
     const steps = Math.max(1, Math.ceil(2 * Math.hypot(column - fromColumn, row - fromRow)));
     for (let step = 0; step <= steps; step += 1) {
       const share = step / steps;
       this.dab(fromColumn + share * (column - fromColumn), fromRow + share * (row - fromRow));
     }
-    if (this.last) this.last = [column, row];
+    if (this.last) this.last = place;
     this.paint();
     this.changed();
   }
@@ -104,7 +112,7 @@ export class Easel {
     }
     const { covers } = this;
     if (event.key === "Delete") this.covers = () => false;
-    this.stroke(this.cursor.map(place => place + 0.5));
+    this.stroke({ column: this.cursor[0] + 0.5, row: this.cursor[1] + 0.5 });
     this.covers = covers;
   }
 
@@ -113,17 +121,24 @@ export class Easel {
     if (!this.covered) return;
     context.imageSmoothingEnabled = false;
     context.drawImage(this.image, 0, 0, this.canvas.width, this.canvas.height);
+    for (let pane = 0; pane < this.panes; pane += 1) this.paintPane(pane * this.width * scale);
+  }
+
+  /** Paint what is covered, and the cursor, from so many pixels of the canvas on. */
+  paintPane(left) {
+    const { context, scale } = this;
     context.fillStyle = COLOR;
     this.covered.forEach((one, index) => {
-      if (one) context.fillRect((index % this.width) * scale, Math.floor(index / this.width) * scale, scale, scale);
+      if (one) context.fillRect(left + (index % this.width) * scale, Math.floor(index / this.width) * scale, scale, scale);
     });
     if (this.cursor) {
       const side = Math.max(scale, 4);
+      const [x, y] = [left + this.cursor[0] * scale, this.cursor[1] * scale];
       context.lineWidth = 2;
       context.strokeStyle = "white";
-      context.strokeRect(this.cursor[0] * scale, this.cursor[1] * scale, side, side);
+      context.strokeRect(x, y, side, side);
       context.strokeStyle = "black";
-      context.strokeRect(this.cursor[0] * scale + 2, this.cursor[1] * scale + 2, side - 4, side - 4);
+      context.strokeRect(x + 2, y + 2, side - 4, side - 4);
     }
   }
 }

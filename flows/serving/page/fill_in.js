@@ -5,9 +5,9 @@ import { counted } from "./dom.js";
 import { stream } from "./draw.js";
 import { Easel } from "./easel.js";
 import { Film } from "./film.js";
+import { examples } from "./examples.js";
 import { asked, dropping, fit, fitting, otherSeeds, worker } from "./form.js";
-import { madeToFit } from "./made_to_fit.js";
-import { bitmap, encoded } from "./pictures.js";
+import { bitmap, encoded, panes } from "./pictures.js";
 
 const SIDE = 320;
 const COMPLETION_SIDE = 112;
@@ -41,28 +41,24 @@ export function fillInTab(panel, app) {
     easel.show(image, shape, SIDE);
     place.hidden = false;
   };
-  dropping(panel, ([file]) => work(async signal => {
-    note.textContent = `Reading ${file.name}…`;
+  const take = (doing, found) => work(async signal => {
+    note.textContent = doing;
     try {
-      const { image, sent, line } = await look(file, app.model, signal);
+      const { image, sent, line } = await found(signal);
       show(image, sent);
       note.textContent = line;
     } catch (error) {
       note.textContent = "";
       throw error;
     }
+  });
+  dropping(panel, ([file]) => take(`Reading ${file.name}…`, signal => look(file, app.model, signal)));
+  form.querySelector(".drawn").addEventListener("click", () => take("Drawing a picture…", async signal => {
+    const { images, npy, seed } = await ask("/sample", { num_images: 1, seed: Math.floor(Math.random() * 100_000), ...ofClass(form) }, signal);
+    return { image: await bitmap(images[0]), sent: { name: "drawing.npy", data: npy }, line: `A drawing of the model, seed ${seed}.` };
   }));
-  form.querySelector(".drawn").addEventListener("click", () => work(async signal => {
-    note.textContent = "Drawing a picture…";
-    try {
-      const { images, seed } = await ask("/sample", { num_images: 1, seed: Math.floor(Math.random() * 100_000), ...ofClass(form) }, signal);
-      show(await bitmap(images[0]), { name: "drawing.png", data: images[0] });
-      note.textContent = `A drawing of the model, seed ${seed}.`;
-    } catch (error) {
-      note.textContent = "";
-      throw error;
-    }
-  }));
+  const refreshExamples = examples(panel, app, ([{ name, data, seen }]) => take("", async () =>
+    ({ image: await bitmap(seen), sent: { name, data }, line: "A test image of the model." })));
   for (const button of form.querySelectorAll("[data-cover]")) {
     const chosen = {
       lower: (_, row) => row >= easel.height / 2,
@@ -81,6 +77,7 @@ export function fillInTab(panel, app) {
   return () => {
     fit(form, app.model);
     form.querySelector(".fits").textContent = fitting(app.model);
+    refreshExamples();
     if (easel.image && (easel.width !== app.model.image_shape[2] || easel.height !== app.model.image_shape[1])) {
       place.hidden = true;
       easel.cover(() => false);
@@ -94,19 +91,18 @@ function ofClass(form) {
   return value ? { classes: [Number(value)] } : {};
 }
 
-/** Return what the model sees of a file: its bitmap, what is sent, and a line; of a file of another size, its middle. */
+/** Return what the model sees of a file: its bitmap, what is sent, and a line; a picture is made to fit. */
 async function look(file, model, signal) {
   const read = await encoded(file).catch(() => {
     throw new Failure(`${file.name}: the browser cannot read it.`);
   });
-  try {
-    const { images } = await ask("/score", { pictures: [read], times: 2 }, signal);
-    const { seen } = images[0];
-    return { image: await bitmap(seen), sent: { name: "picture.png", data: seen }, line: `${file.name}, as the model sees it.` };
-  } catch (error) {
-    if (!error.refused?.length) throw error;
-    const made = await madeToFit(read, model);
-    if (!made) throw new Failure(error.refused[0].error);
-    return { image: made.image, sent: { name: made.name, data: made.data }, line: `${file.name}, as the model sees it. ${made.note}` };
-  }
+  const seen = fits => ask("/score", { pictures: [{ ...read, fit: fits }], times: 2 }, signal);
+  const { images: [image] } = await seen(false).catch(error => {
+    if (!error.refused?.[0].fit) throw error;
+    return seen(true);
+  });
+  // A PNG has no more than three channels; a file with another number was not changed.
+  const sent = panes(model.image_shape) === 1 ? { name: "picture.png", data: image.seen } : read;
+  const changed = image.changed ? `: ${image.changed}` : "";
+  return { image: await bitmap(image.seen), sent, line: `${file.name}, as the model sees it${changed}.` };
 }

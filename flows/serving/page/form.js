@@ -18,7 +18,10 @@ export function fit(form, model) {
     if (most[field.name]) field.max = most[field.name];
     if (field.value === "") field.value = defaults[field.name];
   }
-  if (form.elements.sampler) choices(form.elements.sampler, model.samplers.map(name => [name, SAMPLERS[name] ?? name]), defaults.sampler);
+  if (form.elements.sampler) {
+    const named = model.samplers.map(name => [name, SAMPLERS[name] ?? name]);
+    choices(form.elements.sampler, defaults.sampler ? named : [["", "as in params.yaml"], ...named], defaults.sampler ?? "");
+  }
   for (const field of form.querySelectorAll(".of-classes")) field.hidden = model.num_classes === null;
   if (form.elements.class && model.num_classes !== null) {
     const names = Array.from({ length: model.num_classes }, (_, number) => className(model, number));
@@ -39,7 +42,7 @@ function choices(select, options, chosen) {
 export function asked(form, model) {
   const values = {};
   for (const field of form.querySelectorAll(".fields input[type=number]")) values[field.name] = Number(field.value);
-  if (form.elements.sampler) values.sampler = form.elements.sampler.value;
+  if (form.elements.sampler?.value) values.sampler = form.elements.sampler.value;
   if (model.num_classes === null) delete values.guidance;
   else if (form.elements.class?.value) values.classes = [Number(form.elements.class.value)];
   return values;
@@ -53,33 +56,46 @@ export function otherSeeds(form) {
 }
 
 /**
- * Return a function that does one piece of work at a time for a form, with its signal to stop, and shows failures.
+ * Return a function that does the work of a form, one piece after the other, and shows failures.
  *
- * `ready`: whether there is something that the main button can send.
+ * A piece gets the signal to stop, which ends all pieces that wait, too.  `ready`: whether there is something that the
+ * main button can send.
  */
 export function worker(form, ready) {
   const stop = form.querySelector(".stop");
   const problem = form.querySelector(".problem");
   const others = [...form.querySelectorAll("button")].filter(button => button !== stop);
+  const waiting = [];
   let controller = null;
   stop.addEventListener("click", () => controller?.abort());
-  return async work => {
-    if (controller) return;
+  form.addEventListener("invalid", () => form.querySelector(".settings").open = true, true);
+
+  const attempt = async work => {
+    if (controller.signal.aborted) return;
+    try {
+      await work(controller.signal);
+    } catch (error) {
+      if (!(error instanceof Failure) && error.name !== "AbortError") reportError(error);
+      say(problem, error.name === "AbortError" ? "Stopped." : error.message);
+    }
+  };
+  const all = async () => {
     controller = new AbortController();
     for (const button of others) button.disabled = true;
     stop.hidden = false;
     say(problem, null);
-    try {
-      await work(controller.signal);
-    } catch (error) {
-      if (!(error instanceof Failure) && error.name !== "AbortError") throw error;
-      say(problem, error.name === "AbortError" ? "Stopped." : error.message);
-    } finally {
-      for (const button of others) button.disabled = button.matches(".main") && !ready();
-      stop.hidden = true;
-      controller = null;
+    for (let next = waiting.shift(); next; next = waiting.shift()) {
+      await attempt(next.work);
+      next.done();
     }
+    for (const button of others) button.disabled = button.matches(".main") && !ready();
+    stop.hidden = true;
+    controller = null;
   };
+  return work => new Promise(done => {
+    waiting.push({ work, done });
+    if (!controller) all();
+  });
 }
 
 /** Give files that are dropped on a panel, or chosen in its field, to a function. */

@@ -9,16 +9,25 @@ export function modelTab(panel, app) {
   return () => {
     const { model } = app;
     const parts = [
-      ["Facts", facts(model)],
       ["Figures", figures(model)],
+      ["Facts", facts(model)],
       ["Noise schedule", schedule(model)],
+      ["Report", report(model)],
       ["Card", model.card === null ? [missing("The model has no card.")] : rendered(model.card)],
       ["Lineage", lineage(model)],
-      ["Report", report(model)],
     ];
     panel.replaceChildren(...parts.map(([title, content]) => element("section", {}, element("h2", { textContent: title }), ...content)));
   };
 }
+
+const MEASURES = {
+  fd: "Fréchet distance (0 is best)",
+  kd: "kernel distance (0 is best)",
+  fid: "FID (0 is best)",
+  kid: "KID (0 is best)",
+  precision: "precision (1 is best)",
+  recall: "recall (1 is best, beside a high precision)",
+};
 
 const missing = textContent => element("p", { className: "muted", textContent });
 
@@ -59,8 +68,14 @@ function figures({ figures: found, samples, problem }) {
     }
   }
   if (samples) {
-    const rows = Object.entries(samples.figures ?? {}).map(([name, one]) => [name, figure(one.samples, one.samples_standard_error), figure(one.held_out, one.held_out_standard_error)]);
-    if (samples.nearer_than_held_out !== undefined) rows.push(["nearer_than_held_out", figure(samples.nearer_than_held_out, samples.nearer_than_held_out_standard_error), "0.5"]);
+    const { nearer_than_held_out: nearer, nearer_than_held_out_standard_error: error } = samples;
+    const copies = nearer - 2 * error > 0.5 ? ", may be copies" : "";
+    const rows = Object.entries(samples.figures).map(([key, one]) => {
+      const name = key.split("_")[0];
+      const found = figure(one.samples, one.samples_standard_error);
+      return [MEASURES[name] ?? key, name === "recall" ? found : found + copies, figure(one.held_out, one.held_out_standard_error)];
+    });
+    rows.push(["nearer to a training image (0.5 for new images)", figure(nearer, error), "0.5"]);
     made.push(table("quality of the samples", ["figure", "samples", "test images"], rows));
   }
   return made;

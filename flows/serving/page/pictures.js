@@ -7,13 +7,16 @@ const GAP = 2;
 /** Return the source of an image element for a PNG in base64. */
 export const source = png => `data:image/png;base64,${png}`;
 
+/** Return how many pictures side by side show an image of (C,H,W): one in gray or colour, or else one for each channel. */
+export const panes = ([channels]) => ([1, 3].includes(channels) ? 1 : channels);
+
 /** Return the largest whole factor, at least 1, by which an image of (C,H,W) fits a square of so many pixels. */
-export const enlargement = ([, height, width], side) => Math.max(1, Math.floor(side / Math.max(height, width)));
+export const enlargement = (shape, side) => Math.max(1, Math.floor(side / Math.max(shape[1], panes(shape) * shape[2])));
 
 /** Return an image element of a PNG, enlarged in whole pixels to at most `side` if it is smaller. */
 export function picture(png, shape, side, alt) {
   const scale = enlargement(shape, side);
-  return element("img", { src: source(png), width: scale * shape[2], height: scale * shape[1], alt });
+  return element("img", { src: source(png), width: scale * panes(shape) * shape[2], height: scale * shape[1], alt });
 }
 
 /** Return a file as the server takes it: its name, and its bytes in base64.  Throws DOMException for a folder. */
@@ -33,13 +36,12 @@ export const bytes = base64 => Uint8Array.from(atob(base64), letter => letter.ch
 /** Return the bitmap of a PNG in base64. */
 export const bitmap = png => createImageBitmap(new Blob([bytes(png)], { type: "image/png" }));
 
-/** Return an array as an .npy file in base64: numbers from 0 to 255, or to 65535 if `wide`, of that shape. */
-export function npy(numbers, shape, wide = false) {
-  const header = `{'descr': '${wide ? "<u2" : "|u1"}', 'fortran_order': False, 'shape': (${shape.join(", ")},), }`;
+/** Return an array as an .npy file in base64: numbers from 0 to 255, of that shape. */
+export function npy(numbers, shape) {
+  const header = `{'descr': '|u1', 'fortran_order': False, 'shape': (${shape.join(", ")},), }`;
   const padded = header.padEnd(Math.ceil((header.length + 11) / 64) * 64 - 11) + "\n";
   const start = [0x93, ...new TextEncoder().encode("NUMPY"), 1, 0, padded.length & 255, padded.length >> 8];
-  const content = Array.from(numbers, number => (wide ? [number & 255, number >> 8] : [number])).flat();
-  const file = Uint8Array.from([...start, ...new TextEncoder().encode(padded), ...content]);
+  const file = Uint8Array.from([...start, ...new TextEncoder().encode(padded), ...numbers]);
   return btoa(Array.from(file, byte => String.fromCharCode(byte)).join(""));
 }
 
@@ -52,7 +54,7 @@ export function download(name, content) {
 
 /** Return a PNG file that shows all images in an almost square grid, small ones enlarged in whole pixels. */
 export async function gridFile(pngs, shape) {
-  const [, height, width] = shape;
+  const [height, width] = [shape[1], panes(shape) * shape[2]];
   const scale = enlargement(shape, 64);
   const columns = Math.ceil(Math.sqrt(pngs.length));
   const rows = Math.ceil(pngs.length / columns);

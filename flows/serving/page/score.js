@@ -4,11 +4,15 @@ import { ask } from "./api.js";
 import { inBatches, readFiles } from "./batches.js";
 import { lineChart } from "./charts.js";
 import { counted, element, figure } from "./dom.js";
+import { examples } from "./examples.js";
 import { asked, dropping, fit, fitting, worker } from "./form.js";
 import { picture } from "./pictures.js";
 
 const SIDE = 128;
 const DRAWINGS = 8;
+const MOST_CARDS = 60;
+const PNG_FRAME = 57;  // bytes of a PNG file that are not pixels
+const MOST_FRAME = 4;  // a file of less than so many frames says little about its pixels
 
 const ORDERS = {
   surprise: (a, b) => b.bpd - a.bpd,
@@ -21,22 +25,32 @@ export function scoreTab(panel, app) {
   const form = panel.querySelector("form");
   const [counter, refused, results] = [".counter", ".refused", ".results"].map(name => panel.querySelector(name));
   const sort = results.querySelector("select");
-  let [pictures, images, answered] = [[], [], null];
+  const further = results.querySelector(".further");
+  let [pictures, images, answered, most] = [[], [], null, MOST_CARDS];
   const work = worker(form, () => pictures.length > 0);
 
   const show = () => {
     results.hidden = images.length === 0;
     if (!answered) return;
     results.querySelector(".summary").textContent = summary(answered, images);
-    const most = Math.max(...images.flatMap(image => image.level_bpd));
-    const cards = images.toSorted(ORDERS[sort.value]).map(image => card(image, answered, app.model.image_shape, most));
+    const shown = images.toSorted(ORDERS[sort.value]).slice(0, most);
+    const cards = shown.map(image => card(image, answered, app.model.image_shape, highest(images)));
     results.querySelector(".cards").replaceChildren(...cards);
+    further.hidden = shown.length === images.length;
+    further.textContent = `Show more: ${shown.length} of ${counted(images.length, "picture")} are shown`;
   };
+  further.addEventListener("click", () => {
+    most += MOST_CARDS;
+    show();
+  });
   const send = (chosen, signal) => {
     const take = (answer, sent) => {
       images.push(...withPictures(answer.images, sent));
       if (answer.images.length) answered = answer;
-      refuse(refused, answer.refused, made => work(more => send([made], more)));
+      refuse(refused, answer.refused, (picture, begun) => work(more => {
+        begun();
+        return send([picture], more);
+      }));
       show();
     };
     return inBatches("/score", chosen, asked(form, app.model), { verb: "Scoring", model: app.model, counter, signal, take })
@@ -45,13 +59,17 @@ export function scoreTab(panel, app) {
       });
   };
   const score = (signal, unreadable) => {
-    [images, answered] = [[], null];
+    [images, answered, most] = [[], null, MOST_CARDS];
     refused.replaceChildren();
     refuse(refused, unreadable);
     show();
     return send(pictures, signal);
   };
 
+  const refreshExamples = examples(panel, app, chosen => work(signal => {
+    pictures = chosen;
+    return score(signal, []);
+  }));
   dropping(panel, files => work(async signal => {
     const read = await readFiles(files);
     pictures = read.pictures;
@@ -69,8 +87,12 @@ export function scoreTab(panel, app) {
   return () => {
     fit(form, app.model);
     form.querySelector(".fits").textContent = fitting(app.model);
+    refreshExamples();
   };
 }
+
+/** Return the highest bits/dim at any noise level of any image. */
+export const highest = images => images.reduce((most, image) => Math.max(most, ...image.level_bpd), 0);
 
 /** Return so many drawings of the model, of any classes, as one .npy file; they are others each time. */
 export async function drawings(count, model, signal, counter) {
@@ -81,16 +103,17 @@ export async function drawings(count, model, signal, counter) {
   return { name: "drawing.npy", data: npy };
 }
 
-/** Add lines that say why pictures do not fit; one that was made to fit can be given to `send`. */
+/** Add lines that say why pictures do not fit; one that can be made to fit is given to `send`, with what removes it. */
 export function refuse(list, lines, send) {
-  for (const { name, error, made } of lines) {
+  for (const { name, error, picture: fitting } of lines) {
     const reason = error.startsWith(`${name}: `) ? error.slice(name.length + 2) : error;
     const line = element("li", { className: "note" }, element("strong", { textContent: name }), `: ${reason} `);
-    if (made) {
+    if (fitting) {
       const button = element("button", { type: "button", textContent: "Make it fit" });
-      button.addEventListener("click", () => {
-        line.remove();
-        send(made);
+      button.addEventListener("click", async () => {
+        button.disabled = true;
+        await send(fitting, () => line.remove());
+        button.disabled = false;
       });
       line.append(button);
     }
@@ -104,14 +127,14 @@ export function withPictures(images, sent) {
     const { name, number } = image;
     const isAlone = images.filter(other => other.name === name).length === 1;
     const own = sent.find(each => each.name === name);
-    return { ...image, picture: own, label: own.origin ?? (isAlone ? name : `${name}, image ${number + 1}`) };
+    return { ...image, picture: own, label: isAlone ? name : `${name}, image ${number + 1}` };
   });
 }
 
 /** Return the figure that shows what the model sees of an image, and how it was changed. */
 export function seen(image, shape) {
   const shown = picture(image.seen, shape, SIDE, `${image.label}, as the model sees it`);
-  return element("figure", { className: "seen" }, shown, element("figcaption", { textContent: image.picture.note ?? "what it sees" }));
+  return element("figure", { className: "seen" }, shown, element("figcaption", { textContent: image.changed ? `made to fit: ${image.changed}` : "what it sees" }));
 }
 
 function summary(answer, images) {
@@ -143,11 +166,18 @@ function card(image, answer, shape, most) {
       element("h3", { textContent: image.label }),
       element("p", { className: "figure", innerText: figure(image.bpd, image.bpd_standard_error) }, element("small", { textContent: " bits/dim" })),
       share === null ? null : place(share, answer.num_test_images),
-      element("p", { textContent: `A PNG of it takes ${image.png_bpd.toFixed(2)} bits/dim.` }),
+      pngLine(image.png_bpd, shape),
       element("p", {}, element("small", { className: "muted", textContent: `= ${terms.join(" + ")}` })),
     ),
     chart,
   );
+}
+
+/** Return a line about the pixels in a PNG file of an image; null if there is none, or if much of it is frame. */
+export function pngLine(bpd, [channels, height, width]) {
+  const frame = (8 * PNG_FRAME) / (channels * height * width);
+  if (bpd === null || bpd < MOST_FRAME * frame) return null;
+  return element("p", { textContent: `Its pixels take ${(bpd - frame).toFixed(2)} bits/dim in a PNG.` });
 }
 
 function place(share, count) {
