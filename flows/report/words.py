@@ -14,7 +14,7 @@ MEASURES = {
     "precision": ("precision", "share of samples that lie among real images; 1 is best"),
     "recall": (
         "recall",
-        "share of real images that lie among samples; 1 is best, but only beside a high precision: noise has 0.7",
+        "share of real images that lie among samples; 1 is best, but only beside a high precision: noise may have 0.7",
     ),
 }
 SURE = 2
