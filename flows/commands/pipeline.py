@@ -243,18 +243,23 @@ def preset(
     start_from: Annotated[
         str | None, typer.Option(help="With --images, instead of NAME: a model folder or a version to continue from.")
     ] = None,
+    without_copies: Annotated[
+        bool, typer.Option("--without-copies", help="With --images: leave out images that equal another one.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a params.yaml that somebody edited.")] = False,
 ) -> None:
     """Write params.yaml for a preset: presets/digits.yaml with the values that presets/NAME.yaml names.
 
     With --images, the values suit a folder of images and so many minutes of training: training steps are measured,
     transparency gets a background, and photographs, or images of several sizes, are cropped and resized. Each value
-    that differs from the preset has its reason. With --start-from, training continues from a model: its network and its
-    transforms are taken, and learning rate and steps suit continuing.
+    that differs from the preset has its reason. What `validate` would refuse is found before steps are measured: a
+    limit that accepts it is written with a warning, or the command says what to do. With --start-from, training
+    continues from a model: its network and its transforms are taken, and learning rate and steps suit continuing.
     """
     from flows.core.params_file import WHOLE, preset_names, read_preset
 
     given = {"--classes": classes, "--minutes": minutes is not None, "--start-from": start_from is not None}
+    given["--without-copies"] = without_copies
     for option, is_given in given.items():
         if images is None and is_given:
             raise UserError(f"{option} needs --images FOLDER", Exit.USAGE)
@@ -277,7 +282,8 @@ def preset(
             from flows.training.planning import plan
 
             start = model_to_start_from(start_from)
-            text = signed(plan(name, images, 10 if minutes is None else minutes, start, classes=classes))
+            chosen = {"classes": classes, "without_copies": without_copies}
+            text = signed(plan(name, images, 10 if minutes is None else minutes, start, **chosen))
         if content(layout.PARAMS) != present:
             raise UserError(f"{layout.PARAMS} changed meanwhile, so it stays as it is; run again", Exit.USAGE)
         file.write(text.encode())

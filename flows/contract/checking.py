@@ -205,9 +205,11 @@ def canonical(name: str, index: list[str], unit: str, found: dict[str, Any], tab
     if found["exception_info"].get("raised_exception", True):
         raise RuntimeError(f"{config['type']} failed: {found['exception_info']}")
     seen, column = observed(result, unit), config["kwargs"].get("column")
+    accepted: dict[str, float] = {}
     if column in (*LIMITS, "label_ratio") and not found["success"]:
         share = table[column].mean() if name == "images" else table.groupby("split")[column].mean().max()
-        seen += f", which contract.max_{column}: {math.ceil(1000 * share) / 1000} would accept"
+        accepted["accepted_by"] = math.ceil(1000 * share) / 1000
+        seen += f", which contract.max_{column}: {accepted['accepted_by']} would accept"
     return Result(
         table=name,
         expectation=config["type"],
@@ -217,6 +219,7 @@ def canonical(name: str, index: list[str], unit: str, found: dict[str, Any], tab
         success=found["success"],
         observed=seen,
         rows=[{column: row[column] for column in index} for row in result.get("partial_unexpected_index_list") or []],
+        **accepted,
     )
 
 

@@ -48,6 +48,13 @@ class Result(Document):
     """The observed value, or how many rows break the expectation."""
     rows: list[dict[str, Any]]
     """The first rows that break it."""
+    accepted_by: float | None = None
+    """The limit in `contract:`, that of the column with `max_` before it, that would accept what was observed."""
+
+    @property
+    def column(self) -> str | None:
+        """The column of the table that it is about; None for the table as a whole."""
+        return self.arguments.get("column")
 
     @property
     def words(self) -> str:

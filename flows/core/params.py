@@ -84,6 +84,7 @@ class Data(Section):
     validation_fraction: Annotated[float, Field(ge=0, le=0.5)]
     split_seed: NonNegative
     # Cards and parameters of earlier versions lack the fields with a default.
+    without_copies: bool = False
     background: Annotated[str, AfterValidator(colour)] | None = None
     grayscale: bool
     gray_as_rgb: bool = False
@@ -100,6 +101,8 @@ class Data(Section):
             raise ValueError("image_folder needs source: the folder of images")
         if self.background and self.name != "image_folder":
             raise ValueError("background needs name: image_folder, since published sets have no transparency")
+        if self.without_copies and self.name != "image_folder":
+            raise ValueError("without_copies needs name: image_folder, since published sets are compared as a whole")
         if self.grayscale and self.gray_as_rgb:
             raise ValueError("grayscale and gray_as_rgb exclude each other; set one to false")
         return self

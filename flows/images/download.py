@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -90,12 +91,21 @@ def write_images(data: "Data", *, source: Path | None, out: Path, downloads: Pat
                 images = read_folder(source, data)
             case _:
                 images = read_published(data, source, downloads)
-        shapes = write_splits(folder, images, data)
-        levels = images.origin["num_levels"]
-        transformed = {"num_levels": levels_left(levels, data.num_bits), "transforms": describe(levels, data)}
-        origin = images.origin | transformed
-        write_description(folder, shapes, origin | {"name": data.name})
-    return origin
+        counts = write_set(folder, images, data)
+        require_splits(images, counts, data)
+    return images.origin
+
+
+def write_set(folder: Path, source: Source, data: "Data") -> Counter[Split]:
+    """Write the images of a source into an empty folder, as a set, and return how many there are in each split.
+
+    The origin of the source gets the transforms.
+    """
+    shapes = write_splits(folder, source, data)
+    levels = source.origin["num_levels"]
+    source.origin.update(num_levels=levels_left(levels, data.num_bits), transforms=describe(levels, data))
+    write_description(folder, shapes, source.origin | {"name": data.name})
+    return Counter({split: shapes[split][0] for split in SPLITS if split in shapes})
 
 
 class Part(NamedTuple):
@@ -109,16 +119,29 @@ class Part(NamedTuple):
 
 
 def divided(source: Source, data: "Data") -> Iterator[Part]:
-    """Yield the transformed images of a source, which is read once, in the order of the source within each split."""
+    """Yield the transformed images of a source, which is read once, in the order of the source within each split.
+
+    Without copies, the origin of the source says how many were left out.
+    """
+    known: set[bytes] = set()
+    left_out = 0
     for batch in source.batches:
         for some in parts(batch.images, data):
             images = transform(batch.images[some], batch.num_levels, data)
             digests = [digest_of(image) for image in images]
             splits = np.array([SPLITS.index(split_of(digest, batch.split, source, data)) for digest in digests])
-            for number in np.unique(splits).tolist():
-                chosen = np.flatnonzero(splits == number)
+            kept = np.ones(len(images), bool)
+            if data.without_copies:
+                for place, digest in enumerate(digests):
+                    kept[place] = digest not in known
+                    known.add(digest)
+                left_out += int(np.count_nonzero(~kept))
+            for number in np.unique(splits[kept]).tolist():
+                chosen = np.flatnonzero(kept & (splits == number))
                 labels = None if batch.labels is None else batch.labels[some][chosen]
                 yield Part(SPLITS[number], images[chosen], [digests[place] for place in chosen], labels, batch.file)
+    if data.without_copies:
+        source.origin["split"] += f"; {left_out:,} exact copies of other images left out"
 
 
 class Written:
@@ -148,10 +171,7 @@ class Written:
 
 
 def write_splits(folder: Path, source: Source, data: "Data") -> dict[str, tuple[int, ...]]:
-    """Write the transformed images of each split, their labels, digests and names of files; return the shapes.
-
-    Raises what `require_splits` raises.
-    """
+    """Write the transformed images of each split, their labels, digests and names of files; return the shapes."""
     splits: dict[Split, Written] = {}
     with ExitStack() as stack:
         for part in divided(source, data):
@@ -159,7 +179,6 @@ def write_splits(folder: Path, source: Source, data: "Data") -> dict[str, tuple[
                 file = stack.enter_context(writing(folder / f"{part.split}.npy"))
                 splits[part.split] = Written(file, part.images)
             splits[part.split].add(part)
-        require_splits(source, {split: len(splits.get(split, ())) for split in SPLITS}, data)
         for written in splits.values():
             written.finish()
     for split, written in splits.items():

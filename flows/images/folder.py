@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,7 +52,8 @@ def find_images(source: Path) -> tuple[Path, list[str]]:
         for name in (*folders, *files):
             path = Path(folder, name)
             if path.is_symlink() and not contains(source, path):
-                raise UserError(f"{path}: a link that leads out of {source}; copy the files", Exit.INVALID_DATA)
+                copy = f"`cp -rL {shlex.quote(str(source))} COPY` makes a folder without links"
+                raise UserError(f"{path}: a link that leads out of {source}; {copy}", Exit.INVALID_DATA)
         place = os.path.relpath(folder, source)
         for name in files:
             found = images if name.lower().endswith(ENDINGS) else others

@@ -14,18 +14,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from flows.contract.findings import Findings
 from flows.core import bounded_yaml, layout
 from flows.core.device import find_device
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import visible
+from flows.core.files import scratch_folder
 from flows.core.model import TrainedModel, arguments_of
 from flows.core.params import Data, Model, Params, Train
 from flows.core.params_file import parse_params, read_preset
-from flows.images.download import divided
+from flows.images.download import write_set
 from flows.images.folder import ImageFiles, read_folder
-from flows.images.image_set import FEWEST_COMPARED, SPLITS, kind
+from flows.images.image_set import FEWEST_COMPARED, SPLITS, ImageSet, digests_of, kind, open_images
 from flows.images.splitting import Source, require_splits, split_of
-from flows.images.transforms import levels_left
 from flows.process.locks import claim
 from flows.training.distributed import any_process, launch, local_rank, process_group
 from flows.training.fitting import build, resolve
@@ -41,6 +42,8 @@ OF_ANY_KIND = {"background": "white", "grayscale": True, "gray_as_rgb": False, "
 MOST_STRETCH = 1.05
 """Images are cropped, not stretched, if the ratios of their sides differ by more than this factor."""
 MOST_NAMED = 10
+COPIES = ("leaked", "duplicates")
+"""What the contract finds of images that equal another one."""
 MOST_SEEDS = 100
 """Seeds of the split that are tried, one after the other, until every split has enough images."""
 FEWEST_STEPS, SMALLEST_BATCH = 1000, 16
@@ -73,22 +76,33 @@ Values = dict[str, dict[str, tuple[Any, str]]]
 """New values of parameters, and their reasons, by section and name."""
 
 
-def plan(name: str, source: Path, minutes: float, start: TrainedModel | None = None, *, classes: bool = False) -> str:
+def plan(
+    name: str,
+    source: Path,
+    minutes: float,
+    start: TrainedModel | None = None,
+    *,
+    classes: bool = False,
+    without_copies: bool = False,
+) -> str:
     """Return a whole params.yaml: the preset for the images in `source`, with `minutes` of training on this machine.
 
-    With `classes` the model is given the class, which is the folder.  With `start`, training continues from that model:
-    network and transforms are its own, the learning rate and at most as many steps suit continuing.  Warns if the
-    minutes may not be what they seem: steps measured on a busy machine, or too few to see each image.
+    With `classes` the model is given the class, which is the folder, and `without_copies` leaves out exact copies.  The
+    images are checked against the contract before anything is measured.  With `start`, training continues from that
+    model: network and transforms are its own, the learning rate and at most as many steps suit continuing.  Warns if
+    the minutes may not be what they seem: steps measured on a busy machine, or too few to see each image.
 
     Raises UserError: exit 2 for other than positive minutes, for a preset that does not suit the images, such as one
-    with classes for images without, and for images that do not become like those of `start`; 4 for too few images; 6 if
-    another training holds the device; and what `ImageFiles` and `divide` raise for the folder.
+    with classes for images without, and for images that do not become like those of `start`; 4 for too few images, and
+    for those that the contract refuses; 6 if another training holds the device; and what `ImageFiles` and `divide`
+    raise for the folder.
     """
     if not 0 < minutes < math.inf:
         raise UserError(f"--minutes must be above 0, got {minutes:g}", Exit.USAGE)
     texts = [AUTOMATIC, *([continuing(start)] if start else [])]
     preset = parse_params(read_preset(name, layout.PRESETS, *texts), name)
-    planned, shape, num_levels, num_classes, splits = of_images(preset, source, start, classes=classes)
+    found = of_images(preset, source, start, classes=classes, without_copies=without_copies)
+    planned, shape, num_levels, num_classes, splits = found
     new_values = {key: value for key, (value, _) in planned["model"].items()}
     model = preset.model.model_copy(update=new_values | {"classes": num_classes})
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
@@ -159,43 +173,37 @@ class Found(NamedTuple):
     splits: list[int]
 
 
-def of_images(preset: Params, source: Path, start: TrainedModel | None, *, classes: bool) -> Found:
+def of_images(
+    preset: Params, source: Path, start: TrainedModel | None, *, classes: bool, without_copies: bool = False
+) -> Found:
     """Return the parameters for the images in `source`; with `classes`, of a model that is given their class.
 
-    With `start`, the images become like its own.
+    With `start`, the images become like its own.  `without_copies` leaves out images that equal another one.
     """
+    from flows.contract.inspection import inspect_images  # which takes time that training on arrays does not need
+
     data = like_those_of(start, preset.data, source) if start else like(preset.data, source)
-    planned_data = with_values(preset.data, data)
-    images: list[tuple[bytes, Split | None]] = []
-    labels: Counter[int] = Counter()
-    shape: tuple[int, ...] = ()
-    divisible = read_folder(source, planned_data)
-    for part in divided(divisible, planned_data):
-        drawn_from: Split = part.split if part.split in divisible.given else "train"
-        images += [(digest, drawn_from if divisible.given else None) for digest in part.digests]
-        shape = part.images.shape[1:]
-        labels.update([] if part.labels is None else part.labels.tolist())
-    seed = suitable_seed(images, divisible, planned_data)
-    data["split_seed"] = seed, f"{planned_data.split_seed} gives a split too few of {len(images)} images"
-    planned_data = with_values(preset.data, data)
-    counts = counted(images, divisible, planned_data)
-    splits = [counts[split] for split in SPLITS]
-    if splits[-1] < FEWEST_COMPARED:
-        reason = f"{splits[-1]} test images, but samples are compared with at least {FEWEST_COMPARED}"
-        raise UserError(f"{source}: {reason}; add images", Exit.INVALID_DATA)
-    require_splits(divisible, counts, planned_data)
-    num_levels = levels_left(divisible.origin["num_levels"], preset.data.num_bits)
-    found = kind(shape, num_levels)
-    if start and found != (theirs := kind(start.image_shape, start.num_levels)):
-        reason = f"{start.name} is a model of images of {theirs}, and those in {source} become {found}"
-        raise UserError(f"{reason}; train without --start-from", Exit.USAGE)
-    log.info("%s: images of %s; %d for training, %d for validation, %d test images", visible(source), found, *splits)
-    if splits[1] < FEWEST_COMPARED:
-        text = "%s: only %d validation images, which say little about which weights are best; add images"
-        log.warning(text, visible(source), splits[1])
+    if without_copies:
+        data["without_copies"] = True, "as you said"
     planned: Values = {"data": data, "model": {}}
+    with scratch_folder() as folder:
+        images, data["split_seed"] = divided_well(source, with_values(preset.data, data), folder)
+        splits = [len(images[split]) for split in SPLITS]
+        found = kind(images.image_shape, images.num_levels)
+        if start and found != (theirs := kind(start.image_shape, start.num_levels)):
+            reason = f"{start.name} is a model of images of {theirs}, and those in {source} become {found}"
+            raise UserError(f"{reason}; train without --start-from", Exit.USAGE)
+        counts = "%d for training, %d for validation, %d test images"
+        log.info(f"%s: images of %s; {counts}; %s", visible(source), found, *splits, images.description.split)
+        if splits[1] < FEWEST_COMPARED:
+            text = "%s: only %d validation images, which say little about which weights are best; add images"
+            log.warning(text, visible(source), splits[1])
+        planned["contract"] = of_findings(inspect_images(preset.contract, images, None).findings, source)
+        labels = Counter[int]()
+        for split in SPLITS if images.has_labels else ():
+            labels.update(images.classes(split).tolist())
+        names = images.class_names or []
     num_classes = preset.model.classes
-    names = divisible.origin.get("class_names", [])
     if classes or num_classes is not None:
         if len(names) < 2:
             who = "--classes needs" if classes else "the preset has classes, which need"
@@ -212,33 +220,77 @@ def of_images(preset: Params, source: Path, start: TrainedModel | None, *, class
         how = "" if num_classes else "; --classes makes a model that is given the class"
         log.info("%s: %d classes: %s%s", visible(source), len(names), ", ".join(largest + more), how)
     if not start:
-        planned["model"] |= of_levels(preset.model, num_levels)
-    depth, height, width = shape
-    return Found(planned, (depth, height, width), num_levels, num_classes, splits)
+        planned["model"] |= of_levels(preset.model, images.num_levels)
+    return Found(planned, images.image_shape, images.num_levels, num_classes, splits)
+
+
+def divided_well(source: Path, data: Data, folder: Path) -> tuple[ImageSet, tuple[int, str]]:
+    """Return the images in `source`, written as a set into an empty folder, and the seed of their splits with a reason.
+
+    It is the first seed from `data.split_seed` on with which each split has enough images.  Raises UserError (exit 4)
+    if none has.
+    """
+    place, divisible = folder / "images", read_folder(source, data)
+    place.mkdir()
+    counts = write_set(place, divisible, data)
+    seed = suitable_seed(place, counts, divisible, data)
+    if seed != data.split_seed:
+        place, divisible = folder / "again", read_folder(source, data)
+        place.mkdir()
+        counts = write_set(place, divisible, data.model_copy(update={"split_seed": seed}))
+    if counts["test"] < FEWEST_COMPARED:
+        reason = f"{counts['test']} test images, but samples are compared with at least {FEWEST_COMPARED}"
+        raise UserError(f"{source}: {reason}; add images", Exit.INVALID_DATA)
+    require_splits(divisible, counts, data)
+    few = f"{data.split_seed} gives a split too few of {sum(counts.values())} images"
+    return open_images(place, str(source)), (seed, few)
+
+
+def suitable_seed(written: Path, counts: Counter[Split], source: Source, data: Data) -> int:
+    """Return the first seed from `data.split_seed` on with which each split has enough images; itself if none has.
+
+    The set that was `written` has the digests of the images.
+    """
+    needed: dict[Split, int] = {"train": 1, "validation": data.validation_fraction > 0, "test": FEWEST_COMPARED}
+
+    def enough(counts: Counter[Split]) -> bool:
+        return all(counts[split] >= least for split, least in needed.items() if split not in source.given)
+
+    if enough(counts):
+        return data.split_seed
+    images: list[tuple[bytes, Split | None]] = []
+    for split in counts:
+        drawn_from: Split | None = (split if split in source.given else "train") if source.given else None
+        images += [(bytes(row), drawn_from) for row in np.load(digests_of(written, split))]
+    for seed in range(data.split_seed + 1, data.split_seed + MOST_SEEDS):
+        tried = data.model_copy(update={"split_seed": seed})
+        if enough(Counter(split_of(digest, given, source, tried) for digest, given in images)):
+            return seed
+    return data.split_seed
+
+
+def of_findings(findings: Findings, source: Path) -> dict[str, tuple[Any, str]]:
+    """Return the limits in `contract:` that accept what `validate` would refuse, with a warning of each.
+
+    Raises UserError (exit 4) that names everything that no limit should accept, and what to do.
+    """
+    failed = findings.failed("critical")
+    refused = [result for result in failed if result.column in COPIES or result.accepted_by is None]
+    if refused:
+        advice = "leave copies out with --without-copies" if {each.column for each in refused} & {*COPIES} else ""
+        reasons = "; ".join(filter(None, [*(result.words for result in refused), advice]))
+        raise UserError(f"{source}: {reasons}", Exit.INVALID_DATA)
+    limits: dict[str, tuple[Any, str]] = {}
+    for result in failed:
+        limits[f"max_{result.column}"] = result.accepted_by, f"not so here: {result.meaning}"
+        text = "%s: %s; params.yaml accepts it, and results will say so"
+        log.warning(text, visible(source), visible(result.words))
+    return limits
 
 
 def with_values(data: Data, values: dict[str, tuple[Any, str]]) -> Data:
     """Return the parameters `data` with new values, each of which has a reason beside it."""
     return data.model_copy(update={name: value for name, (value, _) in values.items()})
-
-
-def counted(images: list[tuple[bytes, Split | None]], source: Source, data: Data) -> Counter[Split]:
-    """Return how many images each split gets, given the digest of each, and the split that the source has it in."""
-    return Counter(split_of(digest, given, source, data) for digest, given in images)
-
-
-def suitable_seed(images: list[tuple[bytes, Split | None]], source: Source, data: Data) -> int:
-    """Return the first seed from `data.split_seed` on with which each split has enough images; itself if none has.
-
-    `images` are as for `counted`.
-    """
-    needed: dict[Split, int] = {"train": 1, "validation": data.validation_fraction > 0, "test": FEWEST_COMPARED}
-    needed = {split: least for split, least in needed.items() if split not in source.given}
-    for seed in range(data.split_seed, data.split_seed + MOST_SEEDS):
-        counts = counted(images, source, data.model_copy(update={"split_seed": seed}))
-        if all(counts[split] >= least for split, least in needed.items()):
-            return seed
-    return data.split_seed
 
 
 def of_levels(model: Model, num_levels: int) -> dict[str, tuple[Any, str]]:

@@ -146,6 +146,21 @@ def test_mixed_sizes_and_channels_can_be_made_alike(folder: Path) -> None:
     assert images.description.transforms == "grayscale (ITU-R 601, rounded), resized to 3x3 (bicubic, antialiased)"
 
 
+def test_copies_are_left_out_if_asked_and_the_set_is_that_without_them(tmp_path: Path) -> None:
+    names = [f"{kind}/{i}.png" for kind in ("cat", "dog") for i in range(20)]
+    single = load(write(tmp_path / "one/set", *names))
+    write(tmp_path / "two/set", *names)
+    for name in ("cat/0.png", "cat/1.png", "dog/0.png"):
+        (tmp_path / "two/set" / name.replace(".png", " (copy).png")).write_bytes(
+            (tmp_path / "two/set" / name).read_bytes()
+        )
+    assert len(load(tmp_path / "two/set")["train"]) + len(open_images(tmp_path / "two/images")["test"]) == 43
+    without = load(tmp_path / "two/set", without_copies=True)
+    assert without.description.split == f"{single.description.split}; 3 exact copies of other images left out"
+    assert without.data_sha256 == single.data_sha256
+    assert without.labels_sha256 == single.labels_sha256
+
+
 def test_hidden_files_and_circular_links_are_left_out(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Those that macOS writes beside every file are no images."""
     for name in ("._0.png", ".DS_Store", "__MACOSX/a/1.png", "class/._2.png", ".thumbnails/1.png"):

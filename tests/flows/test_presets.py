@@ -24,6 +24,9 @@ from flows.process.locks import claim
 from flows.training.planning import of_minutes
 from vdm.model import VDM
 
+# Great Expectations warns about itself and about pandas.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
 PRESETS = ROOT / "presets"
 DIGITS = (PRESETS / "digits.yaml").read_text()
 OTHERS = sorted(set(preset_names(PRESETS)) - {WHOLE})
@@ -240,7 +243,7 @@ def test_a_preset_with_classes_takes_those_of_the_folder(mine: Path, capsys: pyt
     assert run(command) == Exit.USAGE
     (line,) = capsys.readouterr().err.splitlines()
     assert "mine: the preset has classes, which need two or more folders with the images of a class each" in line
-    draw(mine / "dog", 20, (6, 5))
+    draw(mine / "dog", 20, (6, 5), first=100)
     assert run(command) == Exit.DONE
     assert read_params(Path("params.yaml")).model.classes == "auto"
     assert run(["download"]) == Exit.DONE
@@ -364,6 +367,33 @@ def test_small_sets_get_a_seed_that_leaves_each_split_enough_images(
     images = open_images(Path("data/images"))
     assert len(images["test"]) >= 10
     assert len(images["validation"]) >= 1
+
+
+def test_the_contract_is_asked_before_steps_are_measured(
+    mine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Copies are left out if asked, and a limit accepts a flat picture, with which the stage finds the set valid."""
+
+    def measured(*_: object) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr("flows.training.planning.measured", measured)
+    draw(mine, 60, (6, 5))
+    for number in range(4):
+        (mine / f"copy{number}.png").write_bytes((mine / "000.png").read_bytes())
+    assert run(["preset", "digits", "--images=mine"]) == Exit.INVALID_DATA
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no image is twice in a split: 4 of 64 images" in line
+    assert line.endswith("; leave copies out with --without-copies")
+    monkeypatch.setattr("flows.training.planning.measured", lambda *_: (1.0, 0.5))
+    Image.fromarray(np.full((6, 5), 9, np.uint8)).save(mine / "flat.png")
+    params = planned("--without-copies")
+    assert params.data.without_copies
+    assert params.contract.max_constant == 0.017
+    assert "no image is of one level: 1 of 61 images" in caplog.text
+    assert 'flat.png"); params.yaml accepts it, and results will say so' in caplog.text
+    assert run(["download"]) == Exit.DONE
+    assert run(["validate"]) == Exit.DONE
 
 
 @pytest.mark.parametrize("seconds", [0.001, 0.05])

@@ -269,6 +269,8 @@ def test_repeated_constant_and_leaked_images_are_allowed_up_to_a_share(image_set
     ):
         assert text in str(error.value)
     assert run(image_set, **limits)["success"]
+    accepted = {result.column: result.accepted_by for result in inspected(image_set).failed("critical")}
+    assert {f"max_{column}": limit for column, limit in accepted.items()} == limits
 
 
 @pytest.mark.slow
