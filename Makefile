@@ -6,12 +6,35 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE  # some containers set it, and then every process compiles the code anew
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest
 
-# Exact versions within the ranges of pyproject.toml.  `make LOCK= TARGET` installs the newest within the ranges, and
-# leaves no stamps, so that the next `make` returns to the lock.
-LOCK = requirements.lock
-INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	$(if $(LOCK),--constraint $(LOCK),--upgrade --upgrade-strategy eager)
-STAMP = $(if $(LOCK),touch,rm -f .venv/installed-test)
+# Exact versions with their digests: requirements.lock, and requirements-test.lock, which has what tests need, too.  Torch
+# has other builds for cards than for CPUs, so of it the newest within the ranges of pyproject.toml is taken.  `make LOCK=
+# TARGET` installs the newest of everything, and leaves no stamps, so that the next `make` returns to the lock.
+LOCK = requirements
+PIP = $(BIN)/python -m pip install --disable-pip-version-check
+TORCH = $(shell grep --only-matching --extended-regexp '"torch(vision)?>=[^"]*"' pyproject.toml)
+# Some lines in place of pip's several for each package.  Errors are on stderr.
+SHOWN = awk '/^ *Collecting / && ++n % 25 == 0 { print "  " n; fflush() } \
+	/^Installing / { print "  all are here; they are being installed"; fflush() }'
+# For every Python of pyproject.toml.
+COMPILE = .vdm/lock/bin/uv pip compile pyproject.toml --universal --upgrade --generate-hashes --quiet --no-header \
+	--no-annotate --no-emit-package torch --no-emit-package torchvision
+
+# Installs a lock, or the newest versions with extras, and leaves stamps.
+ifneq ($(LOCK),)
+define INSTALL
+	@echo "$$(grep --count '^[a-z]' $(1)) packages of $(1) are fetched, which takes some minutes"
+	@$(PIP) --no-deps --require-hashes --requirement $(1) | $(SHOWN)
+	@echo 'torch is fetched: 200 MB, or 3 GB with what cards need'
+	@$(PIP) $(TORCH) | $(SHOWN)
+	@$(PIP) --no-deps --no-build-isolation --editable . >/dev/null
+	@touch $(3)
+endef
+else
+define INSTALL
+	@$(PIP) --upgrade --upgrade-strategy eager --editable '.$(2)' | $(SHOWN)
+	@rm -f .venv/installed-test $(3)
+endef
+endif
 
 # An environment that was left half made, or made in another folder, whose code its programs would run, is made anew.
 $(shell { $(BIN)/python -c 'import pip' && grep -qF "$(CURDIR)/$(BIN)/" $(BIN)/pip; } 2>/dev/null || rm -rf .venv)
@@ -48,9 +71,9 @@ check: .venv/installed-test
 
 lock:
 	$(PYTHON) -m venv --clear .vdm/lock
-	.vdm/lock/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
-	.vdm/lock/bin/python -m pip list --disable-pip-version-check --format=freeze \
-		--exclude pip --exclude setuptools --exclude-editable | sed 's/+.*//' | LC_ALL=C sort -f > requirements.lock
+	.vdm/lock/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(COMPILE) --output-file requirements.lock
+	$(COMPILE) --extra test --constraint requirements.lock --output-file requirements-test.lock
 	rm -r .vdm/lock
 
 clean:
@@ -60,12 +83,13 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit((3, 11) > sys.version_info and "make PYTHON=python3.12 names a newer Python")'
 	$(PYTHON) -m venv .venv
 
-.venv/installed: $(BIN)/python pyproject.toml $(or $(LOCK),newest)
-	$(INSTALL) --editable .
-	$(STAMP) $@
+.venv/installed .venv/installed-test: SHELL = /bin/bash
+.venv/installed .venv/installed-test: .SHELLFLAGS = -o pipefail -c
 
-.venv/installed-test: $(BIN)/python pyproject.toml $(or $(LOCK),newest)
-	$(INSTALL) --editable '.[test]'
-	$(STAMP) $@ .venv/installed
+.venv/installed: $(BIN)/python pyproject.toml $(or $(LOCK:=.lock),newest)
+	$(call INSTALL,$(LOCK).lock,,$@)
+
+.venv/installed-test: $(BIN)/python pyproject.toml $(or $(LOCK:=-test.lock),newest)
+	$(call INSTALL,$(LOCK)-test.lock,[test],$@ .venv/installed)
 
 newest:
