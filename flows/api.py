@@ -24,7 +24,7 @@ from flows.core.files import writing_folder
 from flows.core.model import CONFIG, copy_model, model_in_memory
 from flows.sampling.drawing import REPEATS
 from vdm import evaluation, sampling
-from vdm.classification import Classified, class_losses, classified
+from vdm.classification import Classified, class_losses, classified_alone
 from vdm.evaluation import Evaluation, PairedDifference
 from vdm.model import VDM
 from vdm.sampling import Solver
@@ -178,15 +178,16 @@ def compare(
 def classify(model: VDM, images: np.ndarray, *, times_per_image: int = 32, seed: int = 0) -> Classified:
     """Return the likeliest class of each image (N,C,H,W), `best` (N,), `probabilities` (N,K), and a margin in nats.
 
-    It takes as long as evaluating the images once for each class: 1 s for 10 digits.  Raises TypeError and ValueError
-    unless they are images of the model, and ValueError for a model without classes.
+    Each is classified as if it were alone.  It takes as long as evaluating the images once for each class: 1 s for 10
+    digits.  Raises TypeError and ValueError unless they are images of the model, and ValueError for a model without
+    classes.
     """
     require_images(images)
     if model.classes is None:
         raise ValueError("the model has no classes; give `train` the labels of its images")
     require_counts(times_per_image=times_per_image)
-    options = {"times_per_image": times_per_image, "num_timesteps": None, "seed": seed}
-    return classified(class_losses(model, images, range(len(images)), batch_size=BATCH_OF_EVALUATIONS, **options))
+    options = {"times_per_image": times_per_image, "num_timesteps": None, "seed": seed, "alone": True}
+    return classified_alone(class_losses(model, images, range(len(images)), batch_size=BATCH_OF_EVALUATIONS, **options))
 
 
 def sample(model: VDM, num_images: int, *, seed: int = 0, solver: Solver = DEFAULT) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import base64
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -42,9 +42,14 @@ class App(NamedTuple):
 
     def wait_until_idle(self, seconds: float = 20) -> None:
         """Wait until no request waits or is worked on."""
+        self.wait_until(lambda: not self.client.get("/health").json()["waiting"], seconds)
+
+    @staticmethod
+    def wait_until(true: Callable[[], bool], seconds: float = 20) -> None:
+        """Wait until it is true."""
         end = time.monotonic() + seconds
-        while self.client.get("/health").json()["waiting"]:
-            assert time.monotonic() < end, "a request goes on"
+        while not true():
+            assert time.monotonic() < end, "it takes too long"
             time.sleep(0.02)
 
 
@@ -55,6 +60,7 @@ def serving(
     *,
     root: Path = ROOT,
     password: str | None = None,
+    names: Collection[str] = (),
     sampling: dict[str, Any] | None = None,
     **following: bool,
 ) -> Iterator[App]:
@@ -63,9 +69,9 @@ def serving(
     evaluate = override(params.evaluate, {"device": "cpu", "times_per_image": 4, "class_times": 2})
     sample = override(params.sample, {"device": "cpu", "num_timesteps": 3} | (sampling or {}))
     model = model or open_model(DIGITS, name="pretrained/digits_classes")
-    followed = Following(root, model, version, results_of, **{"follows": False, "share": False, **following})
+    followed = Following(root, model, version, results_of, sample, **{"follows": False, "share": False, **following})
     line = Line(model.device)
-    server = server_of(application(followed, Settings(evaluate, sample), line, password))
+    server = server_of(application(followed, Settings(evaluate, sample), line, password, names))
     with open_socket("127.0.0.1", 0) as at:
         thread = Thread(target=server.run, args=([at],))
         thread.start()

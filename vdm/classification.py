@@ -37,14 +37,10 @@ def class_losses(model: VDM, pixels: np.ndarray, share: range, **options: Any) -
     5.1): classes differ where there is much noise, and a schedule learned for the bound has few times there.  The
     arguments are those of `vdm.evaluation.image_terms`, which says what it raises.
     """
-    nats, own = model.num_dims * math.log(2), model.schedule
+    nats = model.num_dims * math.log(2)
     every = (np.full(len(pixels), number) for number in range(model.classes or 0))
-    if options["num_timesteps"] is None:
-        model.schedule = own.straight()
-    try:
-        return np.stack([nats * image_terms(model, pixels, share, labels=labels, **options).sum(0) for labels in every])
-    finally:
-        model.schedule = own
+    terms = (image_terms(model, pixels, share, labels=labels, even_in_gamma=True, **options) for labels in every)
+    return np.stack([nats * each.sum(0) for each in terms])
 
 
 def classified(losses: np.ndarray) -> Classified:
@@ -59,3 +55,9 @@ def classified(losses: np.ndarray) -> Classified:
     bias = -0.5 * np.stack([stratified_variance(draws) for draws in likely]).sum(0)
     error = np.sqrt(stratified_variance(apart))
     return Classified(best, shares.T, -bounds.T, apart.mean(1), error, mixture, bias)
+
+
+def classified_alone(losses: np.ndarray) -> Classified:
+    """Classify each image as if it were alone: the draws of the others have no part in its error."""
+    found = [classified(losses[:, [image]]) for image in range(losses.shape[1])]
+    return Classified(*map(np.concatenate, zip(*found, strict=True)))

@@ -3,10 +3,14 @@
 Every image is evaluated at `times_per_image` stratified times.  Times and noise depend on the seed and on the image's
 index alone, not on the batch size, the device, the model, or the other images.  So two models, or two machines, are
 evaluated at the same times with the same noise.
+
+Over the images of a set the times are spread evenly, which makes the mean exact.  Where the figure of each image counts
+by itself, every image is evaluated `alone`, at the times and with the noise of index 0: then its figure does not depend
+on its place among others.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -173,44 +177,72 @@ def image_terms(
     seed: int,
     labels: np.ndarray | None = None,
     precision: Precision = "float32",
+    alone: bool = False,
+    even_in_gamma: bool = False,
     progress: Callable[[range], Iterable[int]] = iter,
 ) -> np.ndarray:
     """Return the terms of the bound of the images in `share` at each of their times, (3,M,K) bits/dim.
 
     `share` are M consecutive indices in `pixels` (N,C,H,W).  The terms are prior, reconstruction and diffusion.
     `num_timesteps` None gives the continuous-time bound (eq. 17), T the bound of a T-step model (section 4).
-    `batch_size` counts network evaluations; a batch has at least one image.  With `labels` (N,) they are the terms of
-    p(x | c), else those of p(x); both have the same times and noise.  A float64 model is evaluated in float64.
-    `precision` is that of the network's matrix products and convolutions; everything else has the model's.
+    `batch_size` counts network evaluations; an image with more times is in several batches.  With `labels` (N,) they
+    are the terms of p(x | c), else those of p(x); both have the same times and noise.  A float64 model is evaluated in
+    float64.  `precision` is that of the network's matrix products and convolutions; everything else has the model's.
+    With `alone` every image has the times and the noise of index 0.  With `even_in_gamma` the times of continuous time
+    are even in gamma: the schedule is the straight line between the ends of the model's.
 
-    The host reads nothing from the device before the end.  `progress` gets the batches' first indices.
+    The host reads nothing from the device before the end.  `progress` gets the numbers of `batches_of`, and is asked
+    for the next one before each batch.
 
     Raises TypeError unless the pixels are of an integer type, and ValueError unless they are images of the model, and
     for a model with dropout in training mode.
     """
     model.require_evaluation_mode()
     like = next(model.parameters())  # the computation has its device and dtype
-    size = images_per_batch(batch_size, times_per_image)
+    size, per_image = images_per_batch(batch_size, times_per_image), batches_per_image(batch_size, times_per_image)
+    schedule = model.schedule.straight() if even_in_gamma and num_timesteps is None else model.schedule
+    drawn: list[np.ndarray] = []
 
-    def inputs(first: int) -> tuple[np.ndarray, ...]:
+    def inputs(number: int) -> tuple[np.ndarray, ...]:
+        first, part = divmod(number, per_image)
         indices = range(first, min(first + size, share.stop))
         images = np.array(pixels[first : indices.stop])
-        model.require_images(images)
-        times = stratified_times(seed, indices, times_per_image).flatten()
-        classes = () if labels is None else (labels[first : indices.stop].repeat(times_per_image),)
-        return images, times, image_noise(seed, indices, times_per_image, model.image_shape), *classes
+        if part == 0:
+            model.require_images(images)
+            own = [0] * len(indices) if alone else indices
+            times = stratified_times(seed, own, times_per_image)
+            drawn[:] = times.flatten(), image_noise(seed, own, times_per_image, model.image_shape)
+        some = slice(part * batch_size, (part + 1) * batch_size) if per_image > 1 else slice(None)
+        times, noise = (array[some] for array in drawn)
+        classes = () if labels is None else (labels[first : indices.stop].repeat(len(times) // len(indices)),)
+        return images, times, noise, *classes
 
-    starts = range(share.start, share.stop, size)
+    numbers = batches_of(share, batch_size=batch_size, times_per_image=times_per_image)
     parts = [torch.zeros(3, 0, dtype=torch.float64, device=like.device)]
-    for _, (batch, t, eps, *classes) in zip(progress(starts), prefetched(inputs, starts, like.device), strict=False):
+    for _, (batch, t, eps, *classes) in zip(progress(numbers), prefetched(inputs, numbers, like.device), strict=False):
         if num_timesteps is None:
             t = t.to(like.dtype)  # not for T steps: a rounded time may lie in another step
         t = t.clamp(max=1 - torch.finfo(t.dtype).eps)  # a float64 just below 1 may round to 1
-        images = batch.repeat_interleave(times_per_image, 0)
+        images, eps = batch.repeat_interleave(len(t) // len(batch), 0), eps.to(like.dtype)
         with torch.autocast(like.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            terms = model(images, eps.to(like.dtype), t, *classes, num_timesteps=num_timesteps)
+            if num_timesteps is None:
+                given = model.given(classes[0] if classes else None)
+                terms = model.terms(images, eps, *schedule.gamma_and_slope(t), given)
+            else:
+                terms = model(images, eps, t, *classes, num_timesteps=num_timesteps)
         parts.append(torch.stack([bits_per_dim(term.double(), model.num_dims) for term in terms]))
     return torch.cat(parts, dim=1).reshape(3, len(share), times_per_image).cpu().numpy()
+
+
+def batches_per_image(batch_size: int, times_per_image: int) -> int:
+    """Return in how many batches of `batch_size` network evaluations an image is: one, unless it has more times."""
+    return -(-times_per_image // batch_size)
+
+
+def batches_of(share: range, *, batch_size: int, times_per_image: int) -> range:
+    """Return the number of each batch of `image_terms`: that of its first image, times `batches_per_image`."""
+    per_image = batches_per_image(batch_size, times_per_image)
+    return range(share.start * per_image, share.stop * per_image, images_per_batch(batch_size, times_per_image))
 
 
 def shares(num_images: int, count: int, *, batch_size: int, times_per_image: int) -> list[range]:
@@ -244,19 +276,19 @@ def at_grid_times(times: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.
     return levels, np.stack(means, axis=1)
 
 
-def stratified_times(seed: int, indices: range, times_per_image: int) -> np.ndarray:
+def stratified_times(seed: int, indices: Sequence[int], times_per_image: int) -> np.ndarray:
     """Return a uniform time in each of `times_per_image` equal strata of [0, 1): (N, times_per_image) float64, rising.
 
     The place inside the stratum follows a golden-ratio sequence over the images, which covers any range of indices
     evenly.  The seed draws where the sequence starts.
     """
     start = np.random.Generator(np.random.Philox(seed)).random()
-    place = (start + np.arange(indices.start, indices.stop) * GOLDEN_RATIO) % 1
+    place = (start + np.array(indices) * GOLDEN_RATIO) % 1
     times = (np.arange(times_per_image) + place[:, None]) / times_per_image
     return times.clip(max=1 - 2**-53)
 
 
-def image_noise(seed: int, indices: range, times_per_image: int, shape: tuple[int, int, int]) -> np.ndarray:
+def image_noise(seed: int, indices: Sequence[int], times_per_image: int, shape: tuple[int, int, int]) -> np.ndarray:
     """Return standard normal noise, one counter-based stream per image: (N * times_per_image, C, H, W) float32."""
     size = (times_per_image, *shape)
     generators = image_generators(seed, indices)

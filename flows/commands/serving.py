@@ -1,6 +1,7 @@
 """The command that serves a model in a browser and over HTTP."""
 
 from pathlib import Path
+from socket import gethostname
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,6 +25,10 @@ def app(
         str, typer.Option(help="The address to listen on; 0.0.0.0 is all interfaces, which need a password.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="The port to listen on.")] = PORT,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="A name by which browsers reach the app with its password, such as a proxy's; repeatable."),
+    ] = None,
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
     share: Annotated[
         bool, typer.Option("--share", help="Look for new champions at origin, too, as workers publish them.")
@@ -59,9 +64,10 @@ def app(
 
         given = {"device": chosen}
         settings = Settings(override(params.evaluate, given), override(params.sample, given))
-        following = Following(ROOT, opened, version, results_of, follows=follows, share=share)
-        served = application(following, settings, Line(opened.device), password)
-        listen(served, at, host, ROOT, f"{opened.name} on {opened.device}")
+        following = Following(ROOT, opened, version, results_of, settings.sample, follows=follows, share=share)
+        line, names = Line(opened.device), [host, gethostname(), *(allow_host or [])]
+        served = application(following, settings, line, password, names)
+        listen(served, line, at, host, ROOT, f"{opened.name} on {opened.device}")
 
 
 def champion_if_any() -> "Version | None":

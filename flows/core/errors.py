@@ -1,6 +1,7 @@
 """Errors that the user can correct: one line that says where, what and how to continue, and an exit code."""
 
 import errno
+import re
 from enum import IntEnum
 
 from flows.core.escaping import visible
@@ -45,8 +46,8 @@ class CheckpointError(UserError):
 
 
 def brief(error: object, most: int = 200) -> str:
-    """Return the message of an error, or other text, in one line, cut after `most` characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """Return the message of an error, or other text, in one line, cut after `most` characters, without addresses."""
+    text = re.sub(r" at 0x[0-9a-f]+", "", " ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= most else f"{text[:most]}..."
 
 

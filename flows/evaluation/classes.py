@@ -1,6 +1,7 @@
 """What the classes of a model are worth, and which class each image has by its likelihood."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +10,9 @@ import numpy as np
 from flows.core.documents import Count, Document, Figure, Sha256
 from flows.core.model import TrainedModel
 from flows.evaluation.results import ClassFigures, split_figures
-from flows.evaluation.terms import terms
+from flows.evaluation.terms import Progress, terms
 from flows.images.image_set import Chosen, given_class, spread
-from vdm.classification import classified
+from vdm.classification import classified, classified_alone
 from vdm.evaluation import Evaluation, standard_error
 
 if TYPE_CHECKING:
@@ -41,22 +42,32 @@ class Classification(Document):
     model_sha256: Sha256
 
 
-def classify(settings: "Evaluate", model: TrainedModel, images: Chosen, *, until_sure: bool) -> Classification:
-    """Classify the images at `class_times` noise levels each.
+def classify(
+    settings: "Evaluate",
+    model: TrainedModel,
+    images: Chosen,
+    *,
+    until_sure: bool,
+    most_times: float = math.inf,
+    progress: Progress | None = None,
+) -> Classification:
+    """Classify the images at `class_times` noise levels each, every image as if it were alone.
 
     With `until_sure`, each image whose two best classes are less than `SURE` standard errors apart is classified anew
-    at twice as many, up to `MOST_DOUBLINGS` times.  Raises UserError (exit 2) for a model without classes, and what
-    `flows.evaluation.terms.terms` raises.
+    at twice as many, up to `MOST_DOUBLINGS` times and to `most_times` levels.  Raises UserError (exit 2) for a model
+    without classes, and what `flows.evaluation.terms.terms` raises.
     """
     given_class(model, "class", images.set)
-    result = classified(losses_of_classes(settings, model, images, settings.class_times))
+    options: dict[str, Any] = {"alone": True, "progress": progress}
+    result = classified_alone(losses_of_classes(settings, model, images, settings.class_times, **options))
     times = np.full(len(result.best), settings.class_times)
     for _ in range(MOST_DOUBLINGS if until_sure else 0):
-        unsure = np.flatnonzero(result.margin < SURE * result.margin_standard_error)
+        unsure = np.flatnonzero((result.margin < SURE * result.margin_standard_error) & (2 * times <= most_times))
         times[unsure] *= 2
         for image in unsure.tolist():
-            alone = losses_of_classes(settings, model, images, int(times[image]), image)
-            for whole, one in zip(result, classified(alone), strict=True):
+            part = [range(image, image + 1)]
+            losses = losses_of_classes(settings, model, images, int(times[image]), part, **options)
+            for whole, one in zip(result, classified(losses), strict=True):
                 whole[image] = one[0]
     columns, names, best = {"times": times, **result._asdict()}, model.class_names, result.best.tolist()
     return Classification(
@@ -70,12 +81,19 @@ def classify(settings: "Evaluate", model: TrainedModel, images: Chosen, *, until
 
 
 def losses_of_classes(
-    settings: "Evaluate", model: TrainedModel, images: Chosen, times: int, image: int | None = None
+    settings: "Evaluate",
+    model: TrainedModel,
+    images: Chosen,
+    times: int,
+    parts: Sequence[range] | None = None,
+    **options: Any,
 ) -> np.ndarray:
-    """Return the draws of the bound given each class at so many times, for all images or for one, (K,N,T) nats."""
+    """Return the draws of the bound given each class at so many times, (K,N,T) nats.
+
+    Parts and options are those of `flows.evaluation.terms.terms`.
+    """
     settings = settings.model_copy(update={"times_per_image": times})
-    part = None if image is None else [range(image, image + 1)]
-    (losses,) = terms(model, images, settings, ["each class"], part)
+    (losses,) = terms(model, images, settings, ["each class"], parts, **options)
     return losses
 
 

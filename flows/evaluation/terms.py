@@ -5,7 +5,7 @@ and the classification of images differ only in the settings, and in what each i
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 Given = Literal["class", "each class"] | None
 """What an image is given: its own class, each class in turn, or nothing."""
+Progress = Callable[[range], Iterable[int]]
+"""What wraps the numbers of batches: it shows them, or may raise before the next one."""
 
 
 def terms(
@@ -34,12 +36,16 @@ def terms(
     settings: "Evaluate",
     given: Sequence[Given],
     parts: Sequence[range] | None = None,
+    *,
+    alone: bool = False,
+    progress: Progress | None = None,
 ) -> list[np.ndarray]:
     """Return the terms of the bound of every image once for each of `given`, at the same times and with the same noise.
 
     They are (3,N,T) bits/dim of `vdm.evaluation.image_terms` or, for "each class", (K,N,T) nats of
     `vdm.classification.class_losses`.  `parts` are the images to evaluate, all of them unless it is given: a process
-    takes one part, and at most `num_devices` share all images.
+    takes one part, and at most `num_devices` share all images.  With `alone` each image is evaluated as if it were the
+    only one.  `progress` is a bar unless it is given.
 
     Raises UserError if model and images do not fit (exit 2), for invalid images (4), for labels that are missing (2) or
     damaged (5), and for a missing device (2).
@@ -50,7 +56,7 @@ def terms(
         warn_if_seen(model, images)
         sizes = {"batch_size": settings.batch_size, "times_per_image": settings.times_per_image}
         parts = shares(len(images), settings.num_devices, **sizes)
-    job = partial(terms_of_part, model, images, settings, given, parts)
+    job = partial(terms_of_part, model, images, settings, given, parts, alone, progress)
     if len(parts) == 1:
         return job()
     from flows.training.distributed import launch
@@ -59,7 +65,13 @@ def terms(
 
 
 def terms_of_part(
-    model: TrainedModel, images: Chosen, settings: "Evaluate", given: Sequence[Given], parts: Sequence[range]
+    model: TrainedModel,
+    images: Chosen,
+    settings: "Evaluate",
+    given: Sequence[Given],
+    parts: Sequence[range],
+    alone: bool,
+    progress: Progress | None,
 ) -> list[np.ndarray]:
     """Return the terms of the images of this process for each of `given`."""
     from flows.training.distributed import local_rank
@@ -68,7 +80,8 @@ def terms_of_part(
     device = find_device(settings.device, len(parts), rank)
     vdm, part = model.on(device).vdm, parts[rank]
     options: dict[str, Any] = settings.model_dump(include={"seed", "times_per_image", "num_timesteps", "batch_size"})
-    options |= {"precision": find_precision(settings.precision, device), "progress": bar("evaluating", shown=rank == 0)}
+    options |= {"precision": find_precision(settings.precision, device), "alone": alone}
+    options |= {"progress": progress or bar("evaluating", shown=rank == 0)}
     evaluations = sum((model.num_classes or 0) if each == "each class" else 1 for each in given)
     compile_long_work(vdm, evaluations * len(part) * settings.times_per_image // settings.batch_size)
     pixels, own = images.pixels, images.classes(model) if "class" in given else None

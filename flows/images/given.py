@@ -1,24 +1,37 @@
 """Images that a user names for a model: a split of an image set, or pictures and arrays as the model takes them."""
 
 import logging
+import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from flows.core import bounded_yaml
 from flows.core.documents import checked
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import visible
-from flows.core.files import scratch_folder, write_whole
+from flows.core.files import open_regular, scratch_folder, write_whole
 from flows.core.params import Data
 from flows.images.download import line_of
 from flows.images.folder import ImageFiles, find_images
-from flows.images.image_set import Chosen, ImageSet, files_of, is_image_set, kind, open_images, save_images
-from flows.images.made_to_fit import Fitted, changed, read_to_fit
-from flows.images.transforms import describe, levels_left, parts, transform
+from flows.images.image_set import (
+    Chosen,
+    Description,
+    ImageSet,
+    files_of,
+    is_image_set,
+    kind,
+    open_images,
+    save_images,
+)
+from flows.images.made_to_fit import Fitted, changed, read_to_fit, require_small
+from flows.images.picture_files import FORMATS, BadImageError
+from flows.images.transforms import describe, levels_left, parts, shape_of, transform
 from vdm.choices import Split
 
 if TYPE_CHECKING:
@@ -26,6 +39,8 @@ if TYPE_CHECKING:
 
 SHADES = {2: np.uint8(255), 4: np.uint8(85), 16: np.uint8(17)}
 """The step between the shades of pictures of 1, 2 and 4 bits, by their number of levels."""
+LARGE = 2**20
+"""Pixels of a picture from which on decoding it takes much memory."""
 
 
 log = logging.getLogger(__name__)
@@ -72,7 +87,7 @@ def open_given(
             log.warning("%s: pictures were changed to fit: %s", visible(path), words)
     else:
         try:
-            read = read_files(path, data)
+            read = read_files(path, data, model)
             require_fitting(read, str(path), model)
         except UserError as error:
             if not can_be_made_to_fit(path, model, data):
@@ -130,12 +145,30 @@ def made_a_set(read: Read, name: str, model: "TrainedModel") -> Iterator[ImageSe
         yield open_images(folder, name)
 
 
-def read_files(path: Path, data: Data | None, most: int | None = None) -> Read:
+def in_memory(read: Read, name: str, model: "TrainedModel") -> ImageSet:
+    """Return images that fit the model as the test images of a set that lies in no folder."""
+    shown = Description(
+        name="image_folder",
+        num_levels=model.num_levels,
+        image_shape=list(model.image_shape),
+        num_train=0,
+        num_test=len(read.array),
+        transforms=read.transforms,
+        pictures=read.pictures,
+    )
+    return ImageSet(Path(os.devnull), name, shown, {"train": read.array[:0], "test": read.array})
+
+
+def read_files(path: Path, data: Data | None, model: "TrainedModel | None" = None, *, most: int | None = None) -> Read:
     """Return the images in a folder of pictures and arrays, in the order of their names, or in one file.
 
-    `data` names the transforms, if any.  Raises UserError, which is of exit 2 for more than `most` images.
+    `data` names the transforms, if any.  Raises UserError, which is of exit 2 for more than `most` images, and for a
+    picture that `require_size` refuses for the model, if there is one.
     """
     files = ImageFiles(path, data)
+    if model:
+        for name in files.names:
+            require_size(files.folder / name, data, model)
     read = list[tuple[str, np.ndarray]]()
     count = 0
     for name, part in files.read():
@@ -151,6 +184,33 @@ def read_files(path: Path, data: Data | None, most: int | None = None) -> Read:
     if levels > 256:
         raise UserError(f"{path}: images of 16 bits, which only models whose card says so take", Exit.INVALID_DATA)
     return Read(np.concatenate([part for _, part in read]), levels, set(files.formats) != {"NPY"}, names, transforms)
+
+
+def require_size(path: Path, data: Data | None, model: "TrainedModel", *, small: bool = False) -> None:
+    """Raise UserError for a large picture that the model cannot take, before it is decoded.
+
+    Those are pictures of `LARGE` pixels or more whose size the transforms do not make fit (exit 2) and, with `small`,
+    those that `flows.images.made_to_fit.require_small` refuses (4).  What is no picture is left to its reader.
+    """
+    try:
+        with warnings.catch_warnings(), open_regular(path) as file:
+            warnings.simplefilter("ignore")
+            if small:
+                require_small(path)
+            with Image.open(file, formats=FORMATS) as image:
+                width, height = image.size
+    except BadImageError as error:
+        raise UserError(f"{path}: {error}", error.code) from error
+    except Exception:  # damaged bytes make Pillow raise almost anything
+        return
+    if width * height < LARGE or (data and data.resize):
+        return
+    turned = [(height, width), (width, height)]  # as EXIF may say
+    sizes = [shape_of((1, *size), data)[1:] if data else size for size in turned]
+    pad = 2 * data.pad if data else 0
+    if not any((rows + pad, columns + pad) == model.image_shape[1:] for rows, columns in sizes):
+        reason = f"{model.name} is a model of images of {kind(model.image_shape, model.num_levels)}"
+        raise UserError(f"{reason}; {path} holds {height}x{width} pixels", Exit.USAGE)
 
 
 def require_fitting(read: Read, path: str, model: "TrainedModel") -> None:

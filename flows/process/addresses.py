@@ -1,6 +1,7 @@
 """Addresses at which programs of the project listen."""
 
 import ipaddress
+from contextlib import suppress
 
 
 def is_loopback(host: str) -> bool:
@@ -9,6 +10,14 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def is_address(host: str) -> bool:
+    """Whether the host is a number and no name."""
+    with suppress(ValueError):
+        ipaddress.ip_address(host)
+        return True
+    return False
 
 
 def reached_here(host: str) -> str:

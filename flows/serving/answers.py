@@ -7,6 +7,12 @@ from flows.evaluation.results import BoundMetrics, SampleMetrics
 from vdm.choices import Given, Grid, Precision
 
 
+class Problem(Document):
+    """Why a request is not answered."""
+
+    error: str
+
+
 class Refused(Document):
     """A picture that does not fit the model, and why."""
 
@@ -35,6 +41,8 @@ class ScoredImage(Document):
     diffusion_bpd: Figure
     more_surprising_than: Figure
     """The share of the test images with fewer bits/dim; null if those are not known."""
+    more_surprising_between: list[Figure] | None
+    """That share at two standard errors less, and at two more."""
     png_bpd: Figure
     """Bits/dim of a PNG file of the image; null unless it is gray or in colour."""
     gamma: list[Figure]

@@ -1,7 +1,7 @@
 """The routes of the app: the page, and the same over HTTP."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from http import HTTPStatus
@@ -16,7 +16,7 @@ from flows.core.params import Evaluate, Sample
 from flows.report.page import page
 from flows.sampling.samplers import SOLVERS
 from flows.serving import work
-from flows.serving.answers import About, Classes, Drawn, Examples, Health, Scores
+from flows.serving.answers import About, Classes, Drawn, Examples, Health, Problem, Scores
 from flows.serving.champion import Following
 from flows.serving.guard import Guard
 from flows.serving.line import Line
@@ -35,6 +35,7 @@ from flows.serving.questions import (
 from flows.serving.replies import answer_errors, streamed, whole
 
 PAGE = Path(__file__).parent / "page"
+RETRY_AFTER = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds until it may be tried again."}}
 LIMITS = {
     "images": MOST_IMAGES,
     "steps": MOST_STEPS,
@@ -44,8 +45,25 @@ LIMITS = {
 }
 # Of a report, which runs no script and has its styles and pictures inside.
 REPORT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; frame-ancestors 'self'"
-STREAMED: dict[int | str, dict[str, Any]] = {
-    200: {"description": "A document; with `stream` a line of JSON for each step, then one with `done` or `error`."}
+Responses = dict[int | str, dict[str, Any]]
+NOT_ALLOWED: Responses = {
+    400: {"model": Problem, "description": "The request is no HTTP or JSON as it should be."},
+    401: {"model": Problem, "description": "The app needs its password."},
+    403: {"model": Problem, "description": "Other names and pages of other origins may not use the app."},
+    413: {"model": Problem, "description": "The request is too large."},
+}
+NOT_DONE: Responses = {
+    408: {"model": Problem, "description": "The rest of the request did not come."},
+    422: {"model": Problem, "description": "The app cannot do what is asked; of pictures, `refused` says why of each."},
+    429: {"model": Problem, "description": "Many requests wait already.", "headers": RETRY_AFTER},
+    503: {"model": Problem, "description": "The app lacks memory or a file, or is being stopped."},
+}
+NO_REPORT: Responses = {404: {"model": Problem, "description": "There are no results of the model."}}
+STREAMED: Responses = NOT_DONE | {
+    200: {
+        "description": "A document; with `stream` a line of JSON for each step, then one with `done` or `error`.",
+        "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
+    }
 }
 
 
@@ -56,8 +74,10 @@ class Settings(NamedTuple):
     sample: Sample
 
 
-def application(following: Following, settings: Settings, line: Line, password: str | None = None) -> FastAPI:
-    """Return the app.  `password` is USER:PASSWORD, without which only this machine may ask."""
+def application(
+    following: Following, settings: Settings, line: Line, password: str | None = None, names: Collection[str] = ()
+) -> FastAPI:
+    """Return the app.  `password` is USER:PASSWORD, without which only this machine may ask; `names` need it, too."""
 
     @asynccontextmanager
     async def alive(_: FastAPI) -> AsyncIterator[None]:
@@ -69,8 +89,8 @@ def application(following: Following, settings: Settings, line: Line, password: 
             await looking
 
     writing_report = asyncio.Lock()
-    app = FastAPI(title="vdm", lifespan=alive, docs_url=None, redoc_url=None)
-    app.add_middleware(Guard, password=password)
+    app = FastAPI(title="vdm", lifespan=alive, docs_url=None, redoc_url=None, responses=NOT_ALLOWED)
+    app.add_middleware(Guard, password=password, names=names)
     app.mount("/page", StaticFiles(directory=PAGE))
     answer_errors(app)
 
@@ -98,7 +118,10 @@ def application(following: Following, settings: Settings, line: Line, password: 
     @app.get("/model")
     async def about_model() -> About:
         """The model that answers: card, lineage, figures, noise schedule, and what a request may ask."""
-        return following.served.about(defaults=defaults(settings), samplers=list(SOLVERS), limits=LIMITS)
+        served = following.served
+        evaluated = served.own(settings.evaluate) if following.have_results.is_set() else None
+        left_out = defaults(settings.sample, evaluated)
+        return served.about(defaults=left_out, samplers=list(SOLVERS), limits=LIMITS)
 
     @app.get("/examples")
     async def examples() -> Examples:
@@ -107,7 +130,7 @@ def application(following: Following, settings: Settings, line: Line, password: 
         named = enumerate(served.examples, 1)
         return Examples(images=[example(f"test image {number}.npy", image, served.model) for number, image in named])
 
-    @app.get("/report", response_class=HTMLResponse)
+    @app.get("/report", response_class=HTMLResponse, responses=NO_REPORT)
     async def report() -> Response:
         """The report page about the model."""
         served = following.served
@@ -130,24 +153,26 @@ def application(following: Following, settings: Settings, line: Line, password: 
         begin = partial(work.fill_in, following.served.model, settings.sample, asked)
         return await (streamed(line, begin) if asked.stream else whole(line, request, begin))
 
-    @app.post("/score", response_model=Scores)
+    @app.post("/score", response_model=Scores, responses=NOT_DONE)
     async def score(asked: ToScore, request: Request) -> Response:
         """Evaluate the bits/dim of pictures, without their class."""
+        await following.have_results.wait()
         served = following.served
-        return await whole(line, request, partial(work.score, served.model, settings.evaluate, asked, served.test_bpd))
+        evaluated = served.own(settings.evaluate)
+        return await whole(line, request, partial(work.score, served.model, evaluated, asked, served.test_bpd))
 
-    @app.post("/classify", response_model=Classes)
+    @app.post("/classify", response_model=Classes, responses=NOT_DONE)
     async def classify(asked: ToClassify, request: Request) -> Response:
         """Classify pictures by their likelihood given each class."""
-        begin = partial(work.classified, following.served.model, settings.evaluate, asked)
-        return await whole(line, request, begin)
+        await following.have_results.wait()
+        served = following.served
+        return await whole(line, request, partial(work.classified, served.model, served.own(settings.evaluate), asked))
 
     return app
 
 
-def defaults(settings: Settings) -> dict[str, Any]:
-    """Return what a request may leave out."""
-    drawn, evaluated = settings.sample, settings.evaluate
+def defaults(drawn: Sample, evaluated: Evaluate | None) -> dict[str, Any]:
+    """Return what a request may leave out; `evaluated` is None until the model's own evaluation was read."""
     samplers = [name for name, values in SOLVERS.items() if values == {"order": drawn.order, "eta": drawn.eta}]
     return {
         "num_images": ToSample().num_images,
@@ -155,5 +180,5 @@ def defaults(settings: Settings) -> dict[str, Any]:
         "sampler": samplers[0] if samplers else None,
         "seed": drawn.seed,
         "guidance": drawn.guidance,
-        "times": evaluated.times_per_image,
+        "times": evaluated and evaluated.times_per_image,
     }

@@ -1,7 +1,7 @@
 """Which model answers, and the change to a new champion between two requests.
 
-The champion's tag is looked at in the git repository.  The files of a new one are fetched, and their digests checked,
-before it answers; one that does not check is not switched to.
+The champion's tag is looked at in the git repository.  The files of a new one are fetched, their digests checked, an
+image is drawn in one step, and its results are read, before it answers; one that does not check is not switched to.
 """
 
 import asyncio
@@ -14,13 +14,18 @@ import torch
 
 from flows.core.errors import Exit, UserError, brief, of_file
 from flows.core.model import TrainedModel
+from flows.core.params import Evaluate, Sample
 from flows.images.image_set import load_array, spread
 from flows.registry.lock_file import lineage
 from flows.registry.publishing import fetch_tags
 from flows.registry.storage import fetch_model
 from flows.registry.versions import CHAMPION, Version, open_registry
 from flows.report.results import Results
+from flows.sampling.drawing import Drawing
 from flows.serving.answers import About, Schedule
+from flows.serving.questions import ToSample
+from flows.serving.work import with_options
+from vdm.sampling import decode
 
 LOOK_SECONDS = 30.0
 EXAMPLES, MOST_EXAMPLES = "examples.npy", 10
@@ -70,6 +75,19 @@ class Served:
             return None
         return np.sort(table[column].to_numpy(float))
 
+    def own(self, settings: Evaluate) -> Evaluate:
+        """Return the settings with those of the model's own evaluation, if they are known.
+
+        Its test images were evaluated so: at other noise levels a picture would have another place among them.
+        """
+        if not self.results:
+            return settings
+        metrics = self.results.metrics
+        found = {"times_per_image": metrics.times_per_image, "num_timesteps": metrics.num_timesteps}
+        found |= {} if metrics.seed is None else {"seed": metrics.seed}
+        found |= {"class_times": metrics.classes.class_times} if metrics.classes else {}
+        return settings.model_copy(update=found)
+
     def about(self, **more: object) -> About:
         """Return what is known about the model."""
         model, results, t = self.model, self.results, torch.linspace(0, 1, 101)
@@ -109,6 +127,15 @@ def shipped_examples(model: TrainedModel) -> np.ndarray | None:
     return images
 
 
+def require_drawing(model: TrainedModel, settings: Sample) -> None:
+    """Draw one image in one step.  Raises UserError (exit 5) for a model that draws none."""
+    drawing = Drawing(model, with_options(model, settings, ToSample(steps=1), 1))
+    try:
+        decode(model.vdm, drawing.steps(range(1)))
+    except ArithmeticError as error:
+        raise UserError(f"{model.name} draws no images: {error}", Exit.MISSING) from error
+
+
 class Following:
     """The model that answers, and whether the present champion takes its place."""
 
@@ -118,43 +145,53 @@ class Following:
         model: TrainedModel,
         version: Version | None,
         results_of: Callable[[str], Results],
+        settings: Sample,
         *,
         follows: bool,
         share: bool,
     ) -> None:
-        self.root, self.results_of = root, results_of
+        self.root, self.results_of, self.settings = root, results_of, settings
         self.device = model.device
         self.follows, self.share = follows, share
         self.served = Served(root, model, version)
+        self.have_results = asyncio.Event()
+        """Whether the results of the first model were read, or cannot be; those of its successors are."""
         self.problem: str | None = None
         """Why the present champion does not answer."""
 
     def look(self) -> None:
         """Change to the present champion if it is another version, and checks."""
-        problem = None
-        try:
-            if self.share:
-                fetch_tags(self.root)
-        except UserError as error:
-            problem = str(error)
-        try:
-            registry, present = open_registry(self.root), self.served.version
-            tag = registry.champion_tag
-            if tag and (present is None or tag.commit != present.commit):
-                version = registry.resolve(CHAMPION)
-                served = Served(self.root, fetch_model(self.root, version).on(self.device), version)
-                self.served = served
-                log.info("%s answers from now on", version.name)
-                served.read_results(self.results_of)  # which may fetch images, for its report
-        except Exception as error:  # such as a lack of memory for two models: the present one goes on
-            problem = of_file(error) if isinstance(error, OSError) else brief(error)
+        problem = self.attempted(lambda: fetch_tags(self.root)) if self.share else None
+        problem = self.attempted(self.change) or problem
         if problem and problem != self.problem:
             log.warning("%s goes on: %s", self.served.model.name, problem)
         self.problem = problem
 
+    def attempted(self, step: Callable[[], object]) -> str | None:
+        """Take a step, and return why it cannot be taken, such as a lack of memory for two models."""
+        try:
+            step()
+        except Exception as error:
+            return of_file(error) if isinstance(error, OSError) else brief(error)
+        return None
+
+    def change(self) -> None:
+        """Change to the champion, if it is another version.  Raises what hinders it."""
+        registry, present = open_registry(self.root), self.served.version
+        tag = registry.champion_tag
+        if tag is None or (present and tag.commit == present.commit):
+            return
+        version = registry.resolve(CHAMPION)
+        served = Served(self.root, fetch_model(self.root, version).on(self.device), version)
+        require_drawing(served.model, self.settings)
+        served.read_results(self.results_of)  # which may fetch images, for its report
+        self.served = served
+        log.info("%s answers from now on", version.name)
+
     async def keep_looking(self) -> None:
         """Read the results of the model, then look for a new champion every `LOOK_SECONDS`, in a thread."""
         await asyncio.to_thread(self.served.read_results, self.results_of)
+        self.have_results.set()
         while self.follows:
             await asyncio.sleep(LOOK_SECONDS)
             await asyncio.to_thread(self.look)

@@ -1,13 +1,14 @@
 """Who may ask, and how much: nothing of a request is trusted.
 
 A web page that a visitor of this machine has open must not use the app.  Its requests have a foreign Origin; if it
-rebinds its own name to 127.0.0.1, they have a foreign Host.  With a password the browser sends the password to the
-app's own name only.
+rebinds its own name to the app's address, they have a foreign Host.  An address cannot be rebound, so with a password
+every address may be named, and names that were allowed.
 """
 
 import asyncio
 import base64
 import hmac
+from collections.abc import Collection
 from contextlib import suppress
 from http import HTTPStatus
 from time import monotonic
@@ -19,11 +20,14 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from flows.process.addresses import is_loopback
-from flows.serving.questions import MOST_BYTES
+from flows.process.addresses import is_address, is_loopback
+from flows.serving.questions import MOST_BYTES, MOST_RECEIVED
 
 BODY_SECONDS = 60.0
 """How long a request's body may take."""
+GUESS_SECONDS = 1.0
+"""How long the answer to a wrong password takes."""
+RETRY = {"Retry-After": "5"}
 OPEN = {"/health"}
 """What is answered without the password, for whoever watches the app."""
 HEADERS = {
@@ -37,11 +41,16 @@ HEADERS = {
 
 
 class Guard:
-    """Passes on what may be asked, with at most `MOST_BYTES` of a body; answers anything else with one line."""
+    """Passes on what may be asked, with at most `MOST_BYTES` of a body; answers anything else with one line.
 
-    def __init__(self, app: ASGIApp, password: str | None = None) -> None:
+    `password` is USER:PASSWORD; `names` are those under which the app is reached with it, besides its addresses.
+    """
+
+    def __init__(self, app: ASGIApp, password: str | None = None, names: Collection[str] = ()) -> None:
         self.app = app
-        self.expected = f"Basic {base64.b64encode(password.encode()).decode()}" if password else None
+        self.expected = base64.b64encode(password.encode()) if password else None
+        self.names = {name.lower() for name in names}
+        self.received = Received()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -57,24 +66,38 @@ class Guard:
 
         headers = Headers(scope=scope)
         if refusal := self.refusal(scope["path"], headers):
+            if refusal.status_code == HTTPStatus.UNAUTHORIZED and "authorization" in headers:
+                await asyncio.sleep(GUESS_SECONDS)
             await refusal(scope, receive, with_headers)
-        else:
-            await self.app(scope, bounded(receive, headers), with_headers)
+            return
+        body = Body(receive, headers, self.received)
+        try:
+            await self.app(scope, body.receive, with_headers)
+        finally:
+            body.end()
 
     def refusal(self, path: str, headers: Headers) -> JSONResponse | None:
         """Return the answer to a request that may not be asked; None for any other."""
         host, origin = headers.get("host", ""), headers.get("origin")
-        if not self.expected and not is_loopback(name_in(host)):
-            return refused(HTTPStatus.FORBIDDEN, "this app answers to 127.0.0.1 and localhost, and to no other name")
+        if not self.may_be_named(name_in(host)):
+            advice = "--allow-host allows another" if self.expected else "and to no other name"
+            return refused(HTTPStatus.FORBIDDEN, f"this app answers to 127.0.0.1 and localhost; {advice}")
         if origin is not None and origin.partition("://")[2] != host:
             return refused(HTTPStatus.FORBIDDEN, "pages of other origins may not use this app")
-        given = headers.get("authorization", "")
-        if self.expected and path not in OPEN and not hmac.compare_digest(given.encode(), self.expected.encode()):
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        knows = scheme.lower() == "basic" and hmac.compare_digest(given.strip().encode(), self.expected or b"")
+        if self.expected and path not in OPEN and not knows:
             asking = {"WWW-Authenticate": 'Basic realm="vdm"'}
             return refused(HTTPStatus.UNAUTHORIZED, "the app needs the USER:PASSWORD of VDM_APP_AUTH_STRING", asking)
+        if "transfer-encoding" in headers and "content-length" in headers:
+            return refused(HTTPStatus.BAD_REQUEST, "a request has Content-Length or Transfer-Encoding, not both")
         if int(headers.get("content-length", "0")) > MOST_BYTES:
             return refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, TOO_LARGE)
         return None
+
+    def may_be_named(self, name: str) -> bool:
+        """Whether the app answers to a name: without a password only this machine's own."""
+        return is_loopback(name) or (self.expected is not None and (is_address(name) or name in self.names))
 
 
 def name_in(host: str) -> str:
@@ -92,23 +115,43 @@ def refused(status: HTTPStatus, reason: str, headers: dict[str, str] | None = No
     return JSONResponse({"error": reason, **more}, int(status), headers)
 
 
-def bounded(receive: Receive, headers: Headers) -> Receive:
-    """Return a function that receives a body, and raises HTTPException for one that is too large or too slow."""
-    size, is_whole = 0, headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
-    end = monotonic() + BODY_SECONDS
+class Received:
+    """How many bytes are kept of all bodies that are being received."""
 
-    async def receive_some() -> Message:
-        nonlocal size, is_whole
-        if is_whole:  # what follows is the end of the connection
-            return await receive()
+    size = 0
+
+
+class Body:
+    """The body of a request while it is received, with limits of its size, of its time, and of all bodies together."""
+
+    def __init__(self, receive: Receive, headers: Headers, received: Received) -> None:
+        self.next, self.received = receive, received
+        self.is_whole = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
+        self.deadline = monotonic() + BODY_SECONDS
+        self.size = 0
+
+    async def receive(self) -> Message:
+        """Receive some of it.  Raises HTTPException if it is too large or too slow, or if all bodies are too large."""
+        if self.is_whole:  # what follows is the end of the connection
+            return await self.next()
         try:
-            message = await asyncio.wait_for(receive(), end - monotonic())
+            message = await asyncio.wait_for(self.next(), self.deadline - monotonic())
         except TimeoutError as error:
             raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, "the rest of the request did not come") from error
-        size += len(message.get("body", b""))
-        is_whole = not message.get("more_body", False)
-        if size > MOST_BYTES:
+        size = len(message.get("body", b""))
+        self.size += size
+        self.received.size += size
+        if self.size > MOST_BYTES:
             raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, TOO_LARGE)
+        if self.received.size > MOST_RECEIVED:
+            reason = "too many large requests come at once; try again later"
+            raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, reason, RETRY)
+        if not message.get("more_body", False):
+            self.end()
         return message
 
-    return receive_some
+    def end(self) -> None:
+        """Stop counting it among those that are being received."""
+        if not self.is_whole:
+            self.is_whole = True
+            self.received.size -= self.size

@@ -1,13 +1,15 @@
 """The requests that wait for the device: a bounded line, of which one thread takes one at a time.
 
-A request whose client is gone stops where its work yields; see `flows.serving.work`.  On the CPU one thread computes
-while a trainer holds the lock of the CPU, since two pools of threads that spin on the same cores cost both tenfold.
+A request whose client is gone leaves the line, and its work stops where it pauses; see `flows.serving.work`.  On the
+CPU one thread computes while a trainer holds the lock of the CPU, since two pools of threads that spin on the same
+cores cost both tenfold.
 """
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from threading import Event, Lock
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from threading import Event
 from time import monotonic
 
 import torch
@@ -15,17 +17,22 @@ import torch
 from flows.core.device import threads_each
 from flows.core.documents import Document
 from flows.process.locks import holder_of, lock_of
-from flows.serving.work import Work
+from flows.serving.work import Pause, Work
 
 MOST_WAITING = 16
 """Requests that wait, besides the one that is worked on."""
 LOOK_SECONDS = 1.0
 """How often a work looks whether a trainer has the CPU."""
 Tell = Callable[[Document | Exception | None], None]
+Begin = Callable[[Pause], Work]
 
 
 class LineIsFull(Exception):
     """As many requests wait as may."""
+
+
+class GivenUp(Exception):
+    """Nobody waits for the answer any more."""
 
 
 class Line:
@@ -34,31 +41,46 @@ class Line:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.thread = ThreadPoolExecutor(1, "device")
+        self.turn = asyncio.Lock()
+        self.work: Future[None] | None = None
+        """What the thread does, or did last."""
         self.closing = Event()
-        self.length, self.changing = 0, Lock()
-        """How many wait or are worked on."""
+        self.length = 0
+        """How many requests wait or are worked on."""
         self.most_threads = threads_each(1)
         self.looked = -LOOK_SECONDS
 
-    async def answers(self, begin: Callable[[], Work]) -> AsyncGenerator[Document | int]:
+    async def answers(self, begin: Begin) -> AsyncGenerator[Document | int]:
         """Yield how many requests are ahead, if any, and what the work yields.  Raises LineIsFull, and what it raises.
 
-        When the iterator is closed, the work stops at its next step.
+        When the iterator is closed, the request leaves the line, or its work stops at its next pause.
         """
-        with self.changing:
-            if self.length > MOST_WAITING:
-                raise LineIsFull
-            ahead, self.length = self.length, self.length + 1
+        if self.length > MOST_WAITING:
+            raise LineIsFull
+        ahead, self.length = self.length, self.length + 1
+        try:
+            if ahead:
+                yield ahead
+            await self.turn.acquire()
+        except BaseException:
+            self.length -= 1
+            raise
         told: asyncio.Queue[Document | Exception | None] = asyncio.Queue()
         loop, given_up = asyncio.get_running_loop(), Event()
 
         def tell(answer: Document | Exception | None) -> None:
             loop.call_soon_threadsafe(told.put_nowait, answer)
 
-        self.thread.submit(self.carry_out, begin, tell, given_up)
+        def end() -> None:
+            with suppress(RuntimeError):  # the app has ended
+                loop.call_soon_threadsafe(self.end_turn)
+
         try:
-            if ahead:
-                yield ahead
+            self.work = self.thread.submit(self.carry_out, begin, tell, given_up, end)
+        except RuntimeError:  # the app is being stopped
+            self.end_turn()
+            return
+        try:
             while (found := await told.get()) is not None:
                 if isinstance(found, Exception):
                     raise found
@@ -66,25 +88,30 @@ class Line:
         finally:
             given_up.set()
 
-    def carry_out(
-        self, begin: Callable[[], Work], tell: Callable[[Document | Exception | None], None], given_up: Event
-    ) -> None:
+    def end_turn(self) -> None:
+        """Let the next request begin."""
+        self.length -= 1
+        self.turn.release()
+
+    def carry_out(self, begin: Begin, tell: Tell, given_up: Event, end: Callable[[], None]) -> None:
         """Do the work of a request, and tell what it yields or raises; None is the end."""
-        try:
+
+        def pause() -> None:
             if given_up.is_set() or self.closing.is_set():
-                return
+                raise GivenUp
             self.choose_threads()
-            for answer in begin():
-                if given_up.is_set() or self.closing.is_set():
-                    return
-                if answer is not None:
-                    tell(answer)
-                self.choose_threads()
+
+        try:
+            pause()
+            for answer in begin(pause):
+                tell(answer)
+                pause()
+        except GivenUp:
+            pass
         except Exception as error:
             tell(error)
         finally:
-            with self.changing:
-                self.length -= 1
+            end()
             tell(None)
 
     def choose_threads(self) -> None:
@@ -97,6 +124,10 @@ class Line:
             torch.set_num_threads(threads)
 
     def close(self) -> None:
-        """Stop the work at its next step, and take no more."""
+        """Stop the work at its next pause, and take no more."""
         self.closing.set()
-        self.thread.shutdown(wait=False, cancel_futures=True)
+        self.thread.shutdown(wait=False)
+
+    def has_ended(self, within: float) -> bool:
+        """Wait so many seconds at most for the work to stop after `close`, and return whether it did."""
+        return self.work is None or not wait([self.work], within).not_done

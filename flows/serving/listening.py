@@ -10,32 +10,49 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from flows.core.errors import Exit, UserError
 from flows.process.addresses import is_loopback, reached_here
 from flows.process.apps import announced
 from flows.process.ending import on_stop
 from flows.process.streams import say_on_stderr
+from flows.serving.line import Line
 
 PASSWORD = "VDM_APP_AUTH_STRING"
 SILENT_SECONDS = 5.0
-"""How long a connection may take to ask something."""
+"""How long a connection may take to ask something, or what follows an answer."""
 STOP_SECONDS = 5
 """How long answers that are being sent may take when the app is stopped."""
+LAST_SECONDS = 1.0
+"""How long the work on the device may take to stop after the last answer."""
 MOST_FILES = 65_536
+MOST_CONNECTIONS, OTHER_FILES = 4096, 128
+"""How many connections are taken, and how many open files are kept for other things."""
 
 
 class Impatient(H11Protocol):
-    """HTTP for connections that ask something soon: one that sends nothing is closed."""
+    """HTTP for connections that ask something soon, and again soon after an answer: else they are closed.
+
+    So is one that goes on sending the body of a request that was answered without it.
+    """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.loop.call_later(SILENT_SECONDS, self.close_if_silent)
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if len(self.connections) > min(MOST_CONNECTIONS, files - OTHER_FILES):
+            transport.abort()
+        self.waiting = self.loop.call_later(SILENT_SECONDS, self.close_unless_asked, None)
 
-    def close_if_silent(self) -> None:
-        """Close the connection if no request has begun."""
-        if self.cycle is None:
+    def on_response_complete(self) -> None:
+        answered = self.cycle
+        super().on_response_complete()  # which may begin with the next request
+        self.waiting.cancel()
+        self.waiting = self.loop.call_later(SILENT_SECONDS, self.close_unless_asked, answered)
+
+    def close_unless_asked(self, answered: RequestResponseCycle | None) -> None:
+        """Close the connection if no request has begun since that one."""
+        if self.cycle is answered:
             self.transport.close()
 
 
@@ -62,8 +79,11 @@ def open_socket(host: str, port: int) -> socket.socket:
         raise UserError(f"the app cannot listen at {host}, port {port}: {reason}", Exit.USAGE) from error
 
 
-def listen(app: FastAPI, at: socket.socket, host: str, folder: Path, said: str) -> None:
-    """Answer until a signal of STOP.  `said` is what answers, for the line on stderr."""
+def listen(app: FastAPI, line: Line, at: socket.socket, host: str, folder: Path, said: str) -> None:
+    """Answer until a signal of STOP.  `said` is what answers, for the line on stderr.
+
+    Work that does not stop soon after that, since a batch of a large model takes long, is ended with the process.
+    """
     allow_many_connections()
     port = at.getsockname()[1]
     here = reached_here(host)
@@ -77,11 +97,14 @@ def listen(app: FastAPI, at: socket.socket, host: str, folder: Path, said: str) 
         say_on_stderr(f"{said} answers at {url}; Ctrl-C stops it")
         server.run(sockets=[at])
     say_on_stderr("stopped")
+    if not line.has_ended(LAST_SECONDS):
+        os._exit(Exit.DONE)
 
 
 def server_of(app: FastAPI) -> uvicorn.Server:
     """Return the server of the app, which logs no request."""
     logging.getLogger("uvicorn").setLevel(logging.ERROR)  # requests that are no HTTP are no news
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # nor are pictures that are damaged
     config = uvicorn.Config(
         app,
         http=Impatient,

@@ -2,7 +2,8 @@
 
 import base64
 import binascii
-from collections.abc import Generator, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -16,7 +17,7 @@ from flows.core.files import scratch_folder
 from flows.core.model import TrainedModel
 from flows.core.params import Data
 from flows.images.folder import ENDINGS
-from flows.images.given import Read, read_files, read_made_to_fit, require_fitting, transforms_of
+from flows.images.given import Read, read_files, read_made_to_fit, require_fitting, require_size, transforms_of
 from flows.images.grids import png, shown
 from flows.images.made_to_fit import read_to_fit
 from flows.serving.answers import Example, Refused
@@ -47,8 +48,8 @@ class NothingFits(UserError):
         self.refused = refused
 
 
-def read_sent(sent: Sequence[Sent], model: TrainedModel) -> Generator[None, None, Fitting]:
-    """Yield after each file, and return the images, transformed as the model's card says.
+def read_sent(sent: Sequence[Sent], model: TrainedModel, pause: Callable[[], None]) -> Fitting:
+    """Return the images, transformed as the model's card says; pause after each file.
 
     Raises NothingFits, and UserError (exit 5) for a card that is damaged.
     """
@@ -63,14 +64,15 @@ def read_sent(sent: Sequence[Sent], model: TrainedModel) -> Generator[None, None
                     read, (fitted,) = read_made_to_fit(path, model, transforms)
                     changed = fitted.words or None
                 else:
-                    read, changed = read_files(path, transforms, MOST_IMAGES - len(sources)), None
+                    require_size(path, transforms, model, small=True)
+                    read, changed = read_files(path, transforms, most=MOST_IMAGES - len(sources)), None
                     require_fitting(read, str(path), model)
             found.append(read)
             sources += [Origin(one.name, number, changed) for number in range(len(read.array))]
         except UserError as error:
             fit = None if one.fit else what_fits(one, model, transforms)
             refused.append(Refused(name=one.name, error=str(error), fit=fit))
-        yield
+        pause()
     if not found:
         reason, more = refused[0].error, len(refused) - 1
         raise NothingFits(f"{reason}; and {more} more" if more else reason, refused=refused)
@@ -104,7 +106,9 @@ def a_file(sent: Sent) -> Iterator[Path]:
         path = folder / f"image{ending}"
         path.write_bytes(content)
         try:
-            yield path
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow's, which tell the log what is in the file
+                yield path
         except UserError as error:
             # Of a single file, the reader of folders would count it and name it once more.
             reason = str(error).removeprefix(f"{path}: 1 of 1 files cannot be used: 1 ").removeprefix(f"{path}: ")

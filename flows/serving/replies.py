@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from http import HTTPStatus
 from typing import Any
@@ -16,17 +16,15 @@ from flows.core.documents import Document
 from flows.core.errors import Exit, UserError, brief, of_file
 from flows.core.escaping import visible
 from flows.serving.answers import Frame
-from flows.serving.guard import refused
-from flows.serving.line import Line, LineIsFull
+from flows.serving.guard import RETRY, refused
+from flows.serving.line import Begin, Line, LineIsFull
 from flows.serving.pictures import NothingFits
-from flows.serving.work import Work
 
-RETRY_SECONDS = 5
 GIVEN_UP = 499
 """The status of an answer that nobody waits for."""
 
 
-async def whole(line: Line, request: Request, begin: Callable[[], Work]) -> Response:
+async def whole(line: Line, request: Request, begin: Begin) -> Response:
     """Return the last document of the work.  If the client goes away first, the work is given up."""
     answering = asyncio.create_task(last(line, begin))
     leaving = asyncio.create_task(left(request))
@@ -41,7 +39,7 @@ async def whole(line: Line, request: Request, begin: Callable[[], Work]) -> Resp
         await asyncio.gather(answering, leaving, return_exceptions=True)
 
 
-async def last(line: Line, begin: Callable[[], Work]) -> Document:
+async def last(line: Line, begin: Begin) -> Document:
     """Return the last document of the work."""
     found: Document | None = None
     async with aclosing(line.answers(begin)) as answers:
@@ -59,7 +57,7 @@ async def left(request: Request) -> None:
         pass
 
 
-async def streamed(line: Line, begin: Callable[[], Work]) -> Response:
+async def streamed(line: Line, begin: Begin) -> Response:
     """Return a stream of lines of JSON; a full line, and work that cannot begin, still has its own status."""
     answers = line.answers(begin)
     first = await anext(answers, None)
@@ -124,7 +122,7 @@ def answer_errors(app: FastAPI) -> None:
 
     async def one_line(_: Request, error: Exception) -> Response:
         status, reason, more = explained(error)
-        headers = {"Retry-After": str(RETRY_SECONDS)} if status == HTTPStatus.TOO_MANY_REQUESTS else None
+        headers = dict(getattr(error, "headers", None) or {}) | (RETRY if isinstance(error, LineIsFull) else {})
         return refused(HTTPStatus(status), reason, headers, **more)
 
     for kind in (HTTPException, RequestValidationError, LineIsFull, UserError, OSError, MemoryError, Exception):

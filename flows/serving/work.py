@@ -1,11 +1,11 @@
 """What a request makes the device do: scores, drawings and classes, by the functions behind the commands.
 
-Each is a generator.  It yields None or a frame between two pieces of work, where it may be given up, and at last its
-answer.
+Each is a generator of frames, if it has some, and at last its answer.  Between two pieces of work, of a batch of
+network evaluations at most, it calls `pause`, which raises when the work is given up; so may whoever takes a frame.
 """
 
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from time import perf_counter
 from typing import Any
 
@@ -17,8 +17,8 @@ from flows.core.errors import Exit, UserError
 from flows.core.model import TrainedModel
 from flows.core.params import Evaluate, Sample
 from flows.evaluation.classes import SURE, classify
-from flows.evaluation.terms import terms
-from flows.images.given import made_a_set, transforms_of
+from flows.evaluation.terms import Progress, terms
+from flows.images.given import in_memory, require_size, transforms_of
 from flows.images.grids import png, shown
 from flows.images.image_set import Chosen
 from flows.images.made_to_fit import read_to_fit
@@ -28,31 +28,37 @@ from flows.sampling.request import read_known, read_mask
 from flows.sampling.samplers import SOLVERS
 from flows.serving.answers import Classes, ClassifiedImage, Drawn, Frame, ScoredImage, Scores
 from flows.serving.pictures import Origin, a_file, npy_base64, png_base64, read_sent
-from flows.serving.questions import HowToDraw, ToClassify, ToFillIn, ToSample, ToScore
-from vdm.evaluation import Evaluation, stratified_times, terms_of_set
+from flows.serving.questions import MOST_TIMES, HowToDraw, ToClassify, ToFillIn, ToSample, ToScore
+from vdm.evaluation import stratified_times, terms_of_set
 from vdm.sampling import Step, decode, noise_levels
 from vdm.vlb import grid_times
 
 MOST_FRAMES, MOST_SHOWN = 30, 64
 """How many steps of a drawing are shown, and of how many images."""
-Work = Generator[Document | None]
+ERRORS = 2
+"""How many standard errors around a score its place among the test images may be."""
+Pause = Callable[[], None]
+Work = Generator[Document]
 
 
-def sample(model: TrainedModel, settings: Sample, asked: ToSample) -> Work:
+def sample(model: TrainedModel, settings: Sample, asked: ToSample, _: Pause) -> Work:
     """Draw images."""
     solver = SOLVERS[asked.sampler] if asked.sampler else {}
     yield from draw(Drawing(model, with_options(model, settings, asked, asked.num_images, **solver)))
 
 
-def fill_in(model: TrainedModel, settings: Sample, asked: ToFillIn) -> Work:
+def fill_in(model: TrainedModel, settings: Sample, asked: ToFillIn, pause: Pause) -> Work:
     """Fill in the pixels of a picture where its mask is bright."""
     with a_file(asked.picture) as path:
         stated = transforms_of(model)
         if asked.picture.fit:
             known = torch.from_numpy(read_to_fit(path, model, stated).image.astype(np.int64))
         else:
+            require_size(path, None, model, small=True)
             known = read_known(path, model.vdm, stated.background_colour if stated else None)
+    pause()
     with a_file(asked.mask) as path:
+        require_size(path, None, model, small=True)
         missing = read_mask(path, model.vdm)
     yield from draw(Drawing(model, with_options(model, settings, asked, asked.num_images), known, missing))
 
@@ -111,22 +117,27 @@ def pictures_of(x: torch.Tensor) -> list[str]:
     return [png_base64(image, 256) for image in pixels(x[:MOST_SHOWN])]
 
 
-def score(model: TrainedModel, settings: Evaluate, asked: ToScore, test_bpd: np.ndarray | None) -> Work:
-    """Evaluate the bound of p(x) of each picture; `test_bpd` are the rising bits/dim of test images, if known.
+def pausing(pause: Pause) -> Progress:
+    """Return what makes an evaluation pause before each batch."""
 
-    Raises what `read_sent` raises.
+    def numbers(batches: range) -> Iterator[int]:
+        for number in batches:
+            pause()
+            yield number
+
+    return numbers
+
+
+def score(model: TrainedModel, settings: Evaluate, asked: ToScore, test_bpd: np.ndarray | None, pause: Pause) -> Work:
+    """Evaluate the bound of p(x) of each picture, as if it were alone.
+
+    `test_bpd` are the rising bits/dim of test images, if known.  Raises what `read_sent` raises.
     """
     given: dict[str, Any] = {"times_per_image": asked.times, "seed": asked.seed}
     settings = settings.model_copy(update={name: value for name, value in given.items() if value is not None})
-    read, sources, refused = yield from read_sent(asked.pictures, model)
-    with made_a_set(read, "what was sent", model) as images:
-        chosen, found = Chosen(images, "test"), list[np.ndarray]()
-        size = max(1, settings.batch_size // settings.times_per_image)
-        for first in range(0, len(chosen), size):
-            part = range(first, min(first + size, len(chosen)))
-            found += terms(model, chosen, settings, [None], [part])
-            yield None
-    result = terms_of_set(np.concatenate(found, axis=1))
+    read, sources, refused = read_sent(asked.pictures, model, pause)
+    images = Chosen(in_memory(read, "what was sent", model), "test")
+    (found,) = terms(model, images, settings, [None], alone=True, progress=pausing(pause))
     yield Scores(
         model=model.name,
         model_sha256=model.sha256,
@@ -136,7 +147,7 @@ def score(model: TrainedModel, settings: Evaluate, asked: ToScore, test_bpd: np.
         num_timesteps=settings.num_timesteps,
         transforms=read.transforms,
         num_test_images=None if test_bpd is None else len(test_bpd),
-        images=list(scored(model, settings, read.array, sources, result, test_bpd)),
+        images=list(scored(model, settings, read.array, sources, found, test_bpd)),
         refused=refused,
     )
 
@@ -146,17 +157,18 @@ def scored(
     settings: Evaluate,
     images: np.ndarray,
     sources: list[Origin],
-    result: Evaluation,
+    found: np.ndarray,
     test_bpd: np.ndarray | None,
 ) -> Iterator[ScoredImage]:
-    """Yield the score of each image (N,C,H,W)."""
-    times = torch.from_numpy(stratified_times(settings.seed, range(len(images)), settings.times_per_image))
+    """Yield the score of each image (N,C,H,W) by its terms (3,N,K)."""
+    times = torch.from_numpy(stratified_times(settings.seed, [0], settings.times_per_image)[0])
     if settings.num_timesteps is not None:
         times = grid_times(times, settings.num_timesteps)
     with torch.inference_mode():
-        gamma = model.vdm.schedule(times.flatten().float().to(model.device)).reshape(times.shape).cpu().numpy()
-    errors = np.sqrt(result.diffusion_variance)
-    for place, ((name, number, changed), bpd) in enumerate(zip(sources, result.bpd.tolist(), strict=True)):
+        gamma = model.vdm.schedule(times.float().to(model.device)).tolist()
+    for place, (name, number, changed) in enumerate(sources):
+        result = terms_of_set(found[:, [place]])
+        bpd, error = result.bpd.item(), math.sqrt(result.diffusion_variance.item())
         content = png(shown(images[place : place + 1], model.num_levels)[0])
         yield ScoredImage(
             name=name,
@@ -164,19 +176,27 @@ def scored(
             seen=png_base64(images[place], model.num_levels),
             changed=changed,
             bpd=bpd,
-            bpd_standard_error=errors[place].item(),
-            prior_bpd=result.prior[place].item(),
-            reconstruction_bpd=result.reconstruction[place].item(),
-            diffusion_bpd=result.diffusion[place].item(),
-            more_surprising_than=None if test_bpd is None else np.searchsorted(test_bpd, bpd).item() / len(test_bpd),
+            bpd_standard_error=error,
+            prior_bpd=result.prior.item(),
+            reconstruction_bpd=result.reconstruction.item(),
+            diffusion_bpd=result.diffusion.item(),
+            more_surprising_than=None if test_bpd is None else share_below(test_bpd, bpd),
+            more_surprising_between=None
+            if test_bpd is None or not math.isfinite(error)
+            else [share_below(test_bpd, bpd + off) for off in (-ERRORS * error, ERRORS * error)],
             png_bpd=8 * len(content) / math.prod(model.image_shape) if model.image_shape[0] in (1, 3) else None,
-            gamma=gamma[place].tolist(),
-            level_bpd=result.diffusion_draws[place].tolist(),
+            gamma=gamma,
+            level_bpd=result.diffusion_draws[0].tolist(),
         )
 
 
-def classified(model: TrainedModel, settings: Evaluate, asked: ToClassify) -> Work:
-    """Classify each picture, as if it were alone.
+def share_below(test_bpd: np.ndarray, bpd: float) -> float:
+    """Return the share of rising figures below a figure."""
+    return np.searchsorted(test_bpd, bpd).item() / len(test_bpd)
+
+
+def classified(model: TrainedModel, settings: Evaluate, asked: ToClassify, pause: Pause) -> Work:
+    """Classify each picture, as if it were alone, at `MOST_TIMES` noise levels at most.
 
     Raises what `read_sent` raises, and UserError (exit 2) for a model without classes.
     """
@@ -184,35 +204,32 @@ def classified(model: TrainedModel, settings: Evaluate, asked: ToClassify) -> Wo
         raise UserError(f"{model.name} has no classes", Exit.USAGE)
     given: dict[str, Any] = {"class_times": asked.times, "seed": asked.seed}
     settings = settings.model_copy(update={name: value for name, value in given.items() if value is not None})
-    read, sources, refused = yield from read_sent(asked.pictures, model)
-    found = []
-    for (name, number, changed), image in zip(sources, read.array, strict=True):
-        alone = read._replace(array=image[None], names=[name])
-        with made_a_set(alone, name, model) as images:
-            result = classify(settings, model, Chosen(images, "test"), until_sure=asked.until_sure)
-        (best,), (margin,), (error,) = result.best, result.margin, result.margin_standard_error
-        found.append(
-            ClassifiedImage(
-                name=name,
-                number=number,
-                seen=png_base64(image, model.num_levels),
-                changed=changed,
-                best=best,
-                class_name=result.names[0] if result.names else str(best),
-                probabilities=result.probabilities[0],
-                log_likelihoods=result.log_likelihoods[0],
-                margin=margin,
-                margin_standard_error=error,
-                times=result.times[0],
-                sure=margin is not None and error is not None and margin >= SURE * error,
-            )
-        )
-        yield None
+    read, sources, refused = read_sent(asked.pictures, model, pause)
+    images = Chosen(in_memory(read, "what was sent", model), "test")
+    options: dict[str, Any] = {"until_sure": asked.until_sure, "most_times": MOST_TIMES, "progress": pausing(pause)}
+    result = classify(settings, model, images, **options)
+    margins = zip(result.margin, result.margin_standard_error, strict=True)
     yield Classes(
         model=model.name,
         model_sha256=model.sha256,
         seed=settings.seed,
         num_timesteps=settings.num_timesteps,
-        images=found,
+        images=[
+            ClassifiedImage(
+                name=name,
+                number=number,
+                seen=png_base64(read.array[place], model.num_levels),
+                changed=changed,
+                best=result.best[place],
+                class_name=result.names[place] if result.names else str(result.best[place]),
+                probabilities=result.probabilities[place],
+                log_likelihoods=result.log_likelihoods[place],
+                margin=margin,
+                margin_standard_error=error,
+                times=result.times[place],
+                sure=margin is not None and error is not None and margin >= SURE * error,
+            )
+            for place, ((name, number, changed), (margin, error)) in enumerate(zip(sources, margins, strict=True))
+        ],
         refused=refused,
     )

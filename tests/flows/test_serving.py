@@ -1,6 +1,8 @@
 """The app over HTTP: answers are those of the commands, bad requests cost a line, and a new champion answers."""
 
 import asyncio
+import base64
+import errno
 import fcntl
 import json
 import os
@@ -10,9 +12,12 @@ import shutil
 import signal
 import socket
 import time
+import warnings
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from io import BytesIO
 from pathlib import Path
+from threading import Event, Thread
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
@@ -22,29 +27,35 @@ import numpy as np
 import pytest
 import torch
 from apps import DIGITS, App, array, npy, picture, png, sent, serving
+from conftest import TINY
 from fastapi import HTTPException
 from forge import Forge, crown
+from PIL import Image
 from project import ROOT
 from small import Small
 from starlette.datastructures import Headers
 
 from flows.api import evaluate, fill_in, load, sample
 from flows.cli import run
+from flows.commands import reporting
 from flows.commands.serving import device_for
 from flows.core.errors import Exit, UserError
-from flows.core.model import open_model
+from flows.core.model import open_model, save_model
+from flows.core.params_file import read_params
 from flows.images.image_set import open_images, save_images, spread
 from flows.orchestration import status
 from flows.process.apps import apps_of
 from flows.process.locks import claim, lock_of
 from flows.registry.publishing import fetch_tags
 from flows.registry.storage import fetch_model
-from flows.registry.versions import open_registry
-from flows.serving import guard
+from flows.registry.versions import Version, open_registry
+from flows.report.results import Results
+from flows.serving import champion, guard, listening
 from flows.serving import line as waiting
 from flows.serving.champion import Following, Served
 from flows.serving.listening import PASSWORD, open_socket, require_password
 from flows.serving.questions import MOST_BYTES
+from vdm.model import VDM
 from vdm.sampling import Solver
 
 pytestmark = [pytest.mark.slow, pytest.mark.processes]
@@ -72,12 +83,13 @@ def app(locks: Path) -> Iterator[App]:
 
 
 def test_a_score_is_that_of_evaluate_with_its_place_and_its_levels(app: App, digits: np.ndarray) -> None:
+    """Each picture is evaluated as if it were alone."""
     images = digits[:3]
     found = app.post("/score", pictures=[npy(images[:2]), TEXT, npy(images[2, 0], "three.npy")], times=8)
-    expected = evaluate(load(DIGITS, "cpu"), images, times_per_image=8)
+    expected = [evaluate(load(DIGITS, "cpu"), image[None], times_per_image=8) for image in images]
     scores = found["images"]
-    np.testing.assert_allclose([each["bpd"] for each in scores], expected.bpd, rtol=1e-5)
-    errors = np.sqrt(expected.diffusion_variance)
+    np.testing.assert_allclose([each["bpd"] for each in scores], [each.bpd[0] for each in expected], rtol=1e-5)
+    errors = [np.sqrt(each.diffusion_variance[0]) for each in expected]
     np.testing.assert_allclose([each["bpd_standard_error"] for each in scores], errors, rtol=1e-4)
     for each in scores:
         assert each["diffusion_bpd"] == pytest.approx(np.mean(each["level_bpd"]))
@@ -88,6 +100,9 @@ def test_a_score_is_that_of_evaluate_with_its_place_and_its_levels(app: App, dig
     assert found["num_test_images"] == len(tested)
     places = [np.mean(tested < each["bpd"]) for each in scores]
     np.testing.assert_allclose([each["more_surprising_than"] for each in scores], places, atol=1 / len(tested))
+    for each, error in zip(scores, errors, strict=True):
+        ends = [np.mean(tested < each["bpd"] + off) for off in (-2 * error, 2 * error)]
+        np.testing.assert_allclose(each["more_surprising_between"], ends, atol=1 / len(tested))
     assert [(each["name"], each["number"]) for each in scores] == [
         ("images.npy", 0),
         ("images.npy", 1),
@@ -120,6 +135,13 @@ def test_a_picture_is_made_to_fit_if_it_is_asked_for(app: App, digits: np.ndarra
     filled = app.post("/fill-in", picture=sent_ones[2] | {"fit": True}, mask=npy(MASK), num_images=1)
     kept = MASK == 0
     np.testing.assert_array_equal(picture(filled["images"][0])[kept], picture(large["seen"])[kept])
+
+
+def test_noise_levels_are_those_of_the_models_own_evaluation(app: App, digits: np.ndarray) -> None:
+    """At the 4 and 2 levels of params.yaml a picture would have another place among test images evaluated at 32."""
+    assert app.client.get("/model").json()["defaults"]["times"] == 32
+    assert app.post("/score", pictures=[npy(digits[0])])["times_per_image"] == 32
+    assert app.post("/classify", pictures=[npy(digits[0])])["images"][0]["times"] == 32
 
 
 def test_a_drawing_is_that_of_sample_and_its_steps_can_be_watched(app: App) -> None:
@@ -156,12 +178,13 @@ def test_known_pixels_stay_and_the_others_are_those_of_fill_in(app: App, digits:
 
 def test_classes_are_those_of_the_command(app: App, digits: np.ndarray, tmp_path: Path, capsys: Any) -> None:
     found = app.post("/classify", pictures=[npy(digits[:2])], times=4)["images"]
-    np.save(tmp_path / "one.npy", digits[0, 0])
+    np.save(tmp_path / "one.npy", digits[1, 0])
     assert run(["classify", str(tmp_path / "one.npy"), str(DIGITS), "--times", "4", "--json"]) == Exit.DONE
     alone = json.loads(capsys.readouterr().out)
-    np.testing.assert_allclose(found[0]["log_likelihoods"], alone["log_likelihoods"][0], rtol=1e-4)
-    assert found[0]["best"] == alone["best"][0]
-    assert found[0]["sure"] == (found[0]["margin"] >= 3 * found[0]["margin_standard_error"])
+    np.testing.assert_allclose(found[1]["log_likelihoods"], alone["log_likelihoods"][0], rtol=1e-4)
+    assert found[1]["best"] == alone["best"][0]
+    assert found[1]["margin_standard_error"] == pytest.approx(alone["margin_standard_error"][0], rel=1e-3)
+    assert found[1]["sure"] == (found[1]["margin"] >= 3 * found[1]["margin_standard_error"])
     assert [each["number"] for each in found] == [0, 1]
     longer = app.post("/classify", pictures=[npy(digits[:2])], times=4, until_sure=True)["images"]
     assert all(each["times"] == 4 or not first["sure"] for each, first in zip(longer, found, strict=True))
@@ -209,10 +232,29 @@ def bomb() -> dict[str, str]:
     return png(np.zeros((10_000, 10_000), np.uint8), "bomb.png")
 
 
+def claiming(width: int, height: int) -> dict[str, str]:
+    """Return a WebP file of 34 bytes whose picture is said to have this size."""
+    content = BytesIO()
+    Image.new("RGB", (1, 1)).save(content, "webp", lossless=True)
+    data = bytearray(content.getvalue())
+    size = int.from_bytes(data[21:25], "little") & ~0xFFFFFFF | (height - 1) << 14 | width - 1
+    data[21:25] = size.to_bytes(4, "little")
+    return sent("large.webp", bytes(data))
+
+
+def npy_of(header: bytes) -> dict[str, str]:
+    """Return an .npy file with this header."""
+    return sent("header.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+
+
 BAD = [
     ("/score", lambda: digit(pictures=[TEXT]), 422, "text.png: damaged"),
     ("/score", lambda: digit(pictures=[sent("big.png", bytes(10 * 2**20))]), 413, "larger than 8,388,608 bytes"),
     ("/score", lambda: digit(pictures=[bomb()]), 422, "bomb.png: too large"),
+    ("/score", lambda: digit(pictures=[claiming(9400, 9400)]), 422, r"large.webp: too large \(9400x9400 pixels\)"),
+    ("/score", lambda: digit(pictures=[claiming(2000, 1000)]), 422, "large.webp holds 1000x2000 pixels"),
+    ("/fill-in", lambda: {"picture": claiming(9400, 9400), "mask": npy(MASK)}, 422, "large.webp: too large"),
+    ("/score", lambda: digit(pictures=[npy_of(b"{'shape': f()}\n")]), 422, r"malformed node .*: <ast.Call object>\)"),
     (
         "/score",
         lambda: digit(pictures=[png(np.full((8, 8), 65535, np.uint16), "deep.png")]),
@@ -293,13 +335,110 @@ def test_pages_of_others_may_not_use_the_app(app: App, headers: dict[str, str]) 
     assert app.client.post("/sample", json={"num_images": 1}, headers=own).status_code == 200
 
 
-def test_a_password_is_asked_for(locks: Path) -> None:
-    with serving(password="ann:secret") as app:
+def test_a_password_is_asked_for(locks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "GUESS_SECONDS", 0.2)
+    with serving(password="ann:secret", names=["VDM.example"]) as app:
         assert app.client.get("/health").status_code == 200
         refused = app.client.get("/model")
         assert (refused.status_code, refused.headers["www-authenticate"]) == (401, 'Basic realm="vdm"')
-        assert app.client.get("/model", auth=("ann", "wrong")).status_code == 401
-        assert app.client.get("/model", auth=("ann", "secret"), headers={"Host": "vdm.example"}).status_code == 200
+        assert refused.elapsed.total_seconds() < 0.2
+        wrong = app.client.get("/model", auth=("ann", "wrong"))
+        assert wrong.status_code == 401
+        assert wrong.elapsed.total_seconds() >= 0.2  # so that nobody tries all passwords
+        spelled = {"Authorization": "basic " + base64.b64encode(b"ann:secret").decode()}
+        assert app.client.get("/model", headers=spelled).status_code == 200
+        for host, status in (("vdm.example", 200), ("192.0.2.1:4210", 200), ("[2001:db8::1]", 200), ("evil.test", 403)):
+            found = app.client.get("/model", auth=("ann", "secret"), headers={"Host": host})
+            assert found.status_code == status, host
+
+
+def test_the_log_says_nothing_of_a_picture(app: App, capfd: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Pillow warns of the tags of a TIFF file that it cannot read, and they stand in the file."""
+    content = BytesIO()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(content, "tiff")
+    damaged = content.getvalue().replace((284).to_bytes(2, "little"), (28_400).to_bytes(2, "little"))
+    count = damaged.index((28_400).to_bytes(2, "little")) + 4
+    damaged = damaged[:count] + (10**9).to_bytes(4, "little") + damaged[count + 4 :]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        app.post("/score", pictures=[sent("tags.tif", damaged)], times=2)
+    assert (said, caplog.records, capfd.readouterr().err) == ([], [], "")
+
+
+def test_the_interface_is_described_as_it_is(app: App) -> None:
+    described = app.client.get("/openapi.json").json()
+    for path in ("/score", "/classify", "/sample", "/fill-in"):
+        responses = described["paths"][path]["post"]["responses"]
+        assert responses.keys() == {"200", "400", "401", "403", "408", "413", "422", "429", "503"}
+        for code in responses.keys() - {"200"}:
+            assert responses[code]["content"]["application/json"]["schema"]["$ref"].endswith("/Problem")
+        streams = "application/x-ndjson" in responses["200"]["content"]
+        assert streams == (path in ("/sample", "/fill-in"))
+    wrong = app.client.delete("/score")
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+
+
+def test_a_body_of_two_lengths_is_refused(app: App) -> None:
+    """A proxy might read another one."""
+    head = b"POST /sample HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with talking(app) as asking:
+        asking.sendall(head + b"2\r\n{}\r\n0\r\n\r\n")
+        assert asking.recv(999).startswith(b"HTTP/1.1 400 ")
+
+
+@contextmanager
+def talking(app: App) -> Iterator[socket.socket]:
+    """Yield a connection to the app."""
+    with socket.create_connection((app.client.base_url.host, app.client.base_url.port), timeout=20) as asking:
+        yield asking
+
+
+HEAD = b"Host: localhost\r\n"
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        b"GET /health HTTP/1.1\r\nHost: loc",
+        b"POST /nowhere HTTP/1.1\r\nContent-Length: 99\r\n" + HEAD + b"\r\nx",
+        b"POST /score HTTP/1.1\r\nContent-Length: 99999999\r\n" + HEAD + b"\r\nx",
+    ],
+)
+def test_a_connection_that_does_not_go_on_is_closed(app: App, monkeypatch: pytest.MonkeyPatch, later: bytes) -> None:
+    """A second head that does not end, and bodies that nobody reads, as after 404 and 413."""
+    monkeypatch.setattr(listening, "SILENT_SECONDS", 0.2)
+    with talking(app) as asking:
+        asking.sendall(b"GET /health HTTP/1.1\r\n" + HEAD + b"\r\n")
+        assert asking.recv(9999).startswith(b"HTTP/1.1 200 ")
+        asking.sendall(later)
+        received = b""
+        while some := asking.recv(9999):  # ends when the app closes
+            received += some
+        assert received.count(b"HTTP/1.1 4") == (b"POST" in later)
+
+
+def test_connections_are_bounded(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    app.client.get("/health")
+    monkeypatch.setattr(listening, "MOST_CONNECTIONS", 2)  # that of the client, and another
+    with talking(app) as first:
+        with talking(app) as second, suppress(ConnectionResetError):
+            assert second.recv(1) == b""
+        first.sendall(b"GET /health HTTP/1.1\r\n" + HEAD + b"\r\n")
+        assert first.recv(9999).startswith(b"HTTP/1.1 200 ")
+
+
+def test_bodies_that_are_being_received_have_one_limit_together(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "MOST_RECEIVED", 150)
+    asked, headers = b'{"num_images": 1}'.ljust(100), {"Content-Type": "application/json"}
+
+    def answered() -> httpx.Response:
+        return app.client.post("/sample", content=asked, headers=headers)
+
+    with talking(app) as unread:
+        unread.sendall(b"POST /sample HTTP/1.1\r\nContent-Length: 101\r\n" + HEAD + b"\r\n" + asked)
+        app.wait_until(lambda: answered().status_code == 503)
+        assert answered().headers["retry-after"] == "5"
+    app.wait_until(lambda: answered().status_code == 200)
 
 
 def test_an_open_address_needs_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,6 +455,7 @@ def test_an_open_address_needs_a_password(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 LONG = {"num_images": 64, "steps": 1000}
+HOURS = {"pictures": [npy(np.full((200, 1, 8, 8), 8))], "times": 1024, "until_sure": True}
 
 
 def test_a_request_that_its_client_gave_up_stops(app: App) -> None:
@@ -326,6 +466,69 @@ def test_a_request_that_its_client_gave_up_stops(app: App) -> None:
     with app.client.stream("POST", "/sample", json=LONG | {"stream": True}) as response:
         assert json.loads(next(response.iter_lines()))["step"] == 1
     app.wait_until_idle(seconds=10)
+    with pytest.raises(httpx.ReadTimeout):
+        app.client.post("/classify", json=HOURS, timeout=1)
+    app.wait_until_idle(seconds=10)
+
+
+def test_a_request_that_its_client_gave_up_leaves_the_line(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "MOST_WAITING", 1)
+    with app.client.stream("POST", "/sample", json=LONG | {"stream": True}) as first:
+        lines = first.iter_lines()
+        assert json.loads(next(lines))["event"] == "step"
+        for _ in range(2):
+            with app.client.stream("POST", "/sample", json={"stream": True}) as second:
+                assert json.loads(next(second.iter_lines())) == {"event": "waiting", "ahead": 1}
+            app.wait_until(lambda: app.client.get("/health").json()["waiting"] == 1)
+    app.wait_until_idle()
+
+
+def test_work_that_cannot_be_given_up_ends_with_the_process(
+    locks: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A batch of a large model may take minutes."""
+    monkeypatch.setattr(listening, "STOP_SECONDS", 0)
+    monkeypatch.setattr(listening, "LAST_SECONDS", 0.1)
+    begun, done, codes = Event(), Event(), list[int]()
+    monkeypatch.setattr(os, "_exit", codes.append)
+
+    def without_pause(pause: Any) -> Iterator[Any]:
+        begun.set()
+        assert done.wait(20)
+        yield from ()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            line.close()
+            await send({"type": "lifespan.shutdown.complete"})
+        else:
+            async for _ in line.answers(without_pause):
+                pass
+
+    def ask() -> None:
+        with suppress(httpx.HTTPError):
+            httpx.get(f"http://127.0.0.1:{port}/")
+
+    def stop() -> None:
+        assert begun.wait(20)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    line = waiting.Line(torch.device("cpu"))
+    with open_socket("127.0.0.1", 0) as at:
+        port = at.getsockname()[1]
+        threads = [Thread(target=ask), Thread(target=stop)]
+        for thread in threads:
+            thread.start()
+        listening.listen(app, line, at, "127.0.0.1", locks, "it")  # type: ignore[arg-type]
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert codes == [Exit.DONE]
+    assert capsys.readouterr().err.endswith("\nstopped\n")
+    assert line.has_ended(20)
 
 
 def test_the_line_is_bounded(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -393,9 +596,7 @@ def test_files_may_vanish_and_none_is_changed(tmp_path: Path, monkeypatch: pytes
 
 def test_a_promotion_changes_what_answers(forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(forge.root)
-    crown(forge.project, "v1.0.0")
-    first = open_registry(forge.root).champion
-    assert first
+    first = crowned(forge, "v1.0.0")
     with serving(fetch_model(forge.root, first), first, root=forge.root, follows=True) as app:
         before = app.client.get("/model").json()
         assert (before["name"], before["lineage"]["version"]) == ("vdm@v1.0.0", "vdm@v1.0.0")
@@ -437,6 +638,62 @@ def test_the_champion_is_followed_by_each_of_its_names(
     monkeypatch.setattr("flows.serving.listening.listen", lambda *_: None)
     assert run(["app", name, "--device=cpu"]) == Exit.DONE
     assert made.call_args.kwargs["follows"] == follows
+
+
+def test_a_champion_that_cannot_draw_does_not_answer(forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(forge.root)
+    first = crowned(forge, "v1.0.0")
+    broken = VDM(**TINY)  # type: ignore[arg-type]
+    torch.nn.init.constant_(broken.network.conv_out.weight, 1e38)
+    save_model(forge.files / "models/vdm", broken, TINY)
+    forge.version("v1.3.0")
+    crown(forge.project, "v1.3.0")
+    found = following(forge, first)
+    found.look()
+    assert found.served.version == first
+    assert found.problem == "vdm@v1.3.0 draws no images: the network's output is not finite"
+
+
+def test_the_results_of_a_champion_are_read_before_it_answers(forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(forge.root)
+    found, answering = following(forge, crowned(forge, "v1.0.0")), list[str]()
+
+    def results_of(name: str) -> Results:
+        answering.append(found.served.model.name)
+        return reporting.results_of(name)
+
+    monkeypatch.setattr(found, "results_of", results_of)
+    crown(forge.project, "v1.1.0")
+    found.look()
+    assert (answering, found.served.model.name) == (["vdm@v1.0.0"], "vdm@v1.1.0")
+
+
+def test_an_app_that_shares_follows_also_when_origin_cannot_be_asked(
+    forge: Forge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(root: Path) -> list[str]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.chdir(forge.root)
+    found = following(forge, crowned(forge, "v1.0.0"), share=True)
+    monkeypatch.setattr(champion, "fetch_tags", failing)
+    crown(forge.project, "v1.1.0")
+    found.look()
+    assert (found.served.model.name, found.problem) == ("vdm@v1.1.0", "Too many open files")
+
+
+def crowned(forge: Forge, number: str) -> Version:
+    """Return a version that is the champion now."""
+    crown(forge.project, number)
+    found = open_registry(forge.root).champion
+    assert found
+    return found
+
+
+def following(forge: Forge, version: Version, *, share: bool = False) -> champion.Following:
+    """Return what follows the champion, at this version."""
+    model, drawn = fetch_model(forge.root, version), read_params(ROOT / "params.yaml").sample
+    return champion.Following(forge.root, model, version, reporting.results_of, drawn, follows=True, share=share)
 
 
 def test_tags_of_other_machines_are_fetched_and_none_is_withdrawn(forge: Forge, tmp_path: Path) -> None:
@@ -506,9 +763,9 @@ def test_a_body_that_comes_in_small_pieces_has_one_limit_of_time(monkeypatch: py
         return {"type": "http.request", "body": b"x", "more_body": True}
 
     async def read() -> None:
-        receive = guard.bounded(piece, Headers({"content-length": "99"}))
+        body = guard.Body(piece, Headers({"content-length": "99"}), guard.Received())
         for _ in range(99):
-            await receive()
+            await body.receive()
 
     with pytest.raises(HTTPException) as error:
         asyncio.run(read())

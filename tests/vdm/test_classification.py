@@ -1,6 +1,6 @@
 """Classes: the row of "no class", guidance, dropout, and the likelihood of Gaussian classes against its closed form."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from test_codec import OneInteger
 from torch import Tensor
 from trainings import SETTINGS, start
 
-from vdm.classification import class_losses, classified
+from vdm.classification import class_losses, classified, classified_alone
 from vdm.codec import TOTAL, Codec
 from vdm.diffusion import per_image
 from vdm.discretization import pixels_to_x
@@ -182,16 +182,35 @@ def test_gaussian_classes_have_their_exact_log_ratio(tiny_model: Callable[..., V
 
 
 def test_classes_are_told_apart_at_times_even_in_gamma(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
-    """The bound of a number of steps is that of the model's own schedule, which it keeps."""
+    """The bound of a number of steps is that of the model's own schedule."""
     bent = tiny_model(classes=3, schedule="learned_monotone")
     line = tiny_model(classes=3, schedule="fixed_linear")
     line.network.load_state_dict(bent.network.state_dict())
-    own = bent.schedule
     for steps, same in ((None, True), (5, False)):
         options = BOUND | {"num_timesteps": steps}
         first, second = (class_losses(model, digits[:6], range(6), **options) for model in (bent, line))
         assert np.array_equal(first, second) == same
-        assert bent.schedule is own
+
+
+def test_a_model_keeps_its_schedule_while_it_classifies(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+    """Another thread may show it meanwhile."""
+    model, seen = tiny_model(classes=3, schedule="learned_monotone"), list[object]()
+
+    def watched(batches: range) -> Iterator[int]:
+        for number in batches:
+            yield number
+            seen.append(model.schedule)
+
+    own = model.schedule
+    class_losses(model, digits[:2], range(2), progress=watched, **BOUND)
+    assert [*map(id, seen)] == [id(own)] * 3
+
+
+def test_each_image_is_classified_as_if_it_were_alone() -> None:
+    losses = np.random.default_rng(0).normal(0, 1, (3, 4, 8)) + np.arange(8)
+    several, one = classified_alone(losses), classified(losses[:, [2]])
+    for ours, theirs in zip(several, one, strict=True):
+        np.testing.assert_array_equal(ours[2], theirs[0])
 
 
 def test_the_bias_of_the_mixture_is_that_of_many_repeats() -> None:

@@ -14,6 +14,7 @@ from vdm.evaluation import (
     Evaluation,
     evaluate,
     image_noise,
+    image_terms,
     paired_difference,
     shares,
     stratified_times,
@@ -63,10 +64,11 @@ def test_dropout_in_training_mode_is_refused(tiny_model: Callable[..., VDM], dig
 
 
 def test_float64_results_agree_for_any_batch_size(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
-    """Batches of one, one batch, and the model itself at the same times and noise agree to 1e-8."""
+    """Batches of one and of three, one batch, and the model itself at the same times and noise agree to 1e-8."""
     model = tiny_model(schedule="learned_monotone").double()
-    one, all_at_once = (evaluate(model, digits[:9], **SETTINGS | {"batch_size": size}) for size in (1, 1000))
+    one, three, all_at_once = (evaluate(model, digits[:9], **SETTINGS | {"batch_size": size}) for size in (1, 3, 1000))
     np.testing.assert_allclose(one.bpd, all_at_once.bpd, rtol=1e-8)
+    np.testing.assert_allclose(three.diffusion_draws, all_at_once.diffusion_draws, rtol=1e-8)
     t = torch.from_numpy(stratified_times(3, range(9), 4)).flatten()
     eps = torch.from_numpy(image_noise(3, range(9), 4, (1, 8, 8))).double()
     pixels = torch.from_numpy(digits[:9]).repeat_interleave(4, 0)
@@ -95,6 +97,21 @@ def test_the_seed_alone_decides_times_and_noise() -> None:
     for first, second in ((1, 2), (2**63, 2**63 + 1), (0, 2**64 - 1)):
         one, two = (image_noise(seed, range(2), 1, (1, 2, 2)) for seed in (first, second))
         assert not np.array_equal(one, two)
+
+
+def test_no_batch_is_larger_than_asked_for(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+    """An image with more times than a batch has would need the memory of all."""
+    model, sizes = tiny_model(classes=2), list[int]()
+    model.network.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    image_terms(model, digits[:2], range(2), labels=np.array([0, 1]), **SETTINGS | {"batch_size": 3})
+    assert sizes == [3, 1, 3, 1]
+
+
+def test_an_image_alone_has_the_same_terms_at_any_place(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
+    model = tiny_model(schedule="learned_monotone").double()
+    (first,) = image_terms(model, digits[3:4], range(1), **SETTINGS).transpose(1, 0, 2)
+    third = image_terms(model, digits[1:5], range(4), alone=True, **SETTINGS)[:, 2]
+    np.testing.assert_allclose(third, first, rtol=1e-8)
 
 
 def test_each_image_has_one_time_in_every_stratum() -> None:

@@ -387,6 +387,7 @@ def test_a_visitor_paints_and_gets_completions(page: Page) -> None:
 def test_a_visitor_classifies_and_spends_more_on_what_is_unsure(page: Page) -> None:
     page.get_by_role("tab", name="Classify").click()
     panel = page.locator("#classify")
+    panel.get_by_label("Noise levels").fill("4")
     between = (digit(3).astype(int) + digit(8)) // 2  # a 3 and an 8
     drop(page, "classify", npy(np.stack([digit(0), between.astype(np.uint8)]), "two.npy"))
     expect(panel.locator(".counter")).to_have_text("2 pictures classified.")

@@ -13,8 +13,8 @@ import numpy as np
 from torch import Tensor
 
 from vdm.choices import Keep, Precision
-from vdm.evaluation import Evaluation, image_terms, terms_of_set
-from vdm.model import VDM, images_per_batch
+from vdm.evaluation import Evaluation, batches_of, image_terms, terms_of_set
+from vdm.model import VDM
 from vdm.training.processes import gather, process
 
 
@@ -97,15 +97,15 @@ class Validation:
         """
         rank, processes = process()
         first, end = (len(self.images) * number // processes for number in (rank, rank + 1))
-        size = images_per_batch(self.options["batch_size"], self.options["times_per_image"])
+        sizes = {name: self.options[name] for name in ("batch_size", "times_per_image")}
         largest_share = -(-len(self.images) // processes)  # so that all processes call `stop` equally often
 
-        def until_stopped(starts: range) -> Iterator[int]:
-            for start in range(first, first + largest_share, size):
+        def until_stopped(batches: range) -> Iterator[int]:
+            for number in batches_of(range(first, first + largest_share), **sizes):
                 if stop():
                     raise Stopped
-                if start in starts:
-                    yield start
+                if number in batches:
+                    yield number
 
         share = range(first, end)
         try:

@@ -16,7 +16,7 @@ export function fit(form, model) {
   const most = { num_images: limits.images, steps: limits.steps, times: limits.times };
   for (const field of form.querySelectorAll("input[type=number]")) {
     if (most[field.name]) field.max = most[field.name];
-    if (field.value === "") field.value = defaults[field.name];
+    if (field.value === "") field.value = defaults[field.name] ?? "";  // not known yet: what is left out is the server's
   }
   if (form.elements.sampler) {
     const named = model.samplers.map(name => [name, SAMPLERS[name] ?? name]);
@@ -41,7 +41,9 @@ function choices(select, options, chosen) {
 /** Return what a form asks for, as the server takes it. */
 export function asked(form, model) {
   const values = {};
-  for (const field of form.querySelectorAll(".fields input[type=number]")) values[field.name] = Number(field.value);
+  for (const field of form.querySelectorAll(".fields input[type=number]")) {
+    if (field.value !== "") values[field.name] = Number(field.value);
+  }
   if (form.elements.sampler?.value) values.sampler = form.elements.sampler.value;
   if (model.num_classes === null) delete values.guidance;
   else if (form.elements.class?.value) values.classes = [Number(form.elements.class.value)];

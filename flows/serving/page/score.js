@@ -165,7 +165,7 @@ function card(image, answer, shape, most) {
       { className: "said" },
       element("h3", { textContent: image.label }),
       element("p", { className: "figure", innerText: figure(image.bpd, image.bpd_standard_error) }, element("small", { textContent: " bits/dim" })),
-      share === null ? null : place(share, answer.num_test_images),
+      share === null ? null : place(share, image.more_surprising_between, answer.num_test_images),
       pngLine(image.png_bpd, shape),
       element("p", {}, element("small", { className: "muted", textContent: `= ${terms.join(" + ")}` })),
     ),
@@ -180,14 +180,16 @@ export function pngLine(bpd, [channels, height, width]) {
   return element("p", { textContent: `Its pixels take ${(bpd - frame).toFixed(2)} bits/dim in a PNG.` });
 }
 
-function place(share, count) {
+function place(share, between, count) {
   const marker = element("span", { className: "marker" });
   marker.style.insetInlineStart = `${100 * share}%`;
   const of = `${counted(count, "test image")}`;
   const words = { 0: `less surprising than all ${of}`, 1: `more surprising than all ${of}` }[share];
-  const line = words ?? `more surprising than ${rounded(share)} of the ${of}`;
+  const ends = [...new Set(between?.map(rounded))];
+  const error = ends.length > 1 ? `; ${ends.join(" to ")} within two standard errors` : "";
+  const line = (words ?? `more surprising than ${rounded(share)} of the ${of}`) + error;
   return element("div", { className: "place" }, element("p", { textContent: line }), element("span", { className: "scale", ariaHidden: "true" }, marker));
 }
 
-/** Return a share between 0 and 1 in percent, never as 0% or 100%. */
-const rounded = share => `${Math.min(99, Math.max(1, Math.round(100 * share)))}%`;
+/** Return a share between 0 and 1 in percent, as 0% or 100% only if it is that. */
+const rounded = share => `${[0, 1].includes(share) ? 100 * share : Math.min(99, Math.max(1, Math.round(100 * share)))}%`;
