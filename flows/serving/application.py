@@ -58,7 +58,12 @@ NOT_DONE: Responses = {
     429: {"model": Problem, "description": "Many requests wait already.", "headers": RETRY_AFTER},
     503: {"model": Problem, "description": "The app lacks memory or a file, or is being stopped."},
 }
-NO_REPORT: Responses = {404: {"model": Problem, "description": "There are no results of the model."}}
+AS_JSON = {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+# Else the problems of a page would be said to be pages.
+NO_REPORT: Responses = {
+    code: {"description": about["description"], "content": AS_JSON}
+    for code, about in (NOT_ALLOWED | {404: {"description": "There are no results of the model."}}).items()
+}
 STREAMED: Responses = NOT_DONE | {
     200: {
         "description": "A document; with `stream` a line of JSON for each step, then one with `done` or `error`.",
