@@ -227,6 +227,8 @@ def test_a_visitor_without_pictures_tries_test_images(page: Page, app: App) -> N
     for tab, name in (("score", "Score"), ("classify", "Classify")):
         page.get_by_role("tab", name=name).click()
         panel = page.locator(f"#{tab}")
+        panel.get_by_text("Settings").click()
+        panel.get_by_label("Noise levels").fill("2")
         panel.get_by_role("button", name="Test image 4").click()
         expect(panel.locator(".card h3")).to_have_text(["test image 4.npy"])
         panel.get_by_role("button", name="Try all of them").click()
@@ -387,6 +389,7 @@ def test_a_visitor_paints_and_gets_completions(page: Page) -> None:
 def test_a_visitor_classifies_and_spends_more_on_what_is_unsure(page: Page) -> None:
     page.get_by_role("tab", name="Classify").click()
     panel = page.locator("#classify")
+    panel.get_by_text("Settings").click()
     panel.get_by_label("Noise levels").fill("4")
     between = (digit(3).astype(int) + digit(8)) // 2  # a 3 and an 8
     drop(page, "classify", npy(np.stack([digit(0), between.astype(np.uint8)]), "two.npy"))
