@@ -22,6 +22,7 @@ from flows.commands.arguments import (
 )
 from flows.core import layout
 from flows.core.errors import Exit, UserError
+from flows.core.files import require_replaceable
 from flows.process.streams import say, say_result
 from vdm.choices import Given, Split
 
@@ -55,7 +56,8 @@ SURE_HELP = (
     "Take 2, 4, 8 or 16 times as many where the two best classes are less than 3 standard errors apart. As measured,"
     " the true difference lies beyond these in 2.7% of images at 8 noise levels, and in 0.3% at 128."
 )
-OUT_HELP = "vlb: folder for metrics.json, per_image.csv and noise_levels.csv, which are replaced."
+SURPRISE_OUT_HELP = "A file to write, too: a table of all images (.csv), or a page with the oddest ones (.html)."
+OUT_HELP = "vlb: folder for metrics.json, calibration.json and the tables, which are replaced."
 
 
 @commands.command()
@@ -203,6 +205,47 @@ def classify(
     shown = {title: cells for title, cells in columns.items() if cells is not None}
     text = table([*shown], list(zip(*shown.values(), strict=True)))
     say_result(found.model_dump(), text, as_json)
+
+
+@commands.command()
+def surprise(
+    images: Annotated[Path, typer.Argument(help=PICTURES_HELP)],
+    model: ModelArgument = None,
+    fit: FitOption = False,
+    split: Annotated[Split | None, typer.Option(help=SPLIT_HELP, show_default="test, of an image set")] = None,
+    num_images: Annotated[
+        int | None, typer.Option(min=1, help="Most images, evenly spread.", show_default="all")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help=SURPRISE_OUT_HELP)] = None,
+    force: ForceOption = False,
+    as_json: AsJson = False,
+) -> None:
+    """Sort images by how odd they are to MODEL, the oddest first.
+
+    The loss of an image at some noise levels, and statistics of its pixels, are compared with those of held-out images,
+    which `vdmctl evaluate` kept. p is the share of these that are at least as odd: of images like them, one in a
+    hundred has p <= 0.01. docs/surprise.md says what this finds, and what it does not.
+    """
+    settings = parameters().evaluate
+    from flows.commands.calibration import calibration_of, seen_by
+    from flows.commands.summary import of_surprise
+    from flows.evaluation.surprise import surprise
+    from flows.images.given import open_given
+    from flows.registry.lock_file import require_no_outputs
+    from flows.report.odd import write_odd
+
+    if out:
+        require_no_outputs(ROOT, out)
+        if out.suffix not in (".csv", ".html"):
+            raise UserError(f"--out {out} must end in .csv or .html", Exit.USAGE)
+        require_replaceable(out, images, force=force)
+    compared = named_model(model)
+    calibration = calibration_of(compared)
+    with open_given(images, split, compared, num_images, fit=fit) as chosen:
+        found = surprise(settings, compared, chosen, calibration, seen_by(compared, chosen.set, calibration))
+        if out:
+            write_odd(found, chosen, out)
+    say_result(found.model_dump(), of_surprise(found), as_json)
 
 
 @commands.command()

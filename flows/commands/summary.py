@@ -13,7 +13,10 @@ from flows.evaluation.results import (
     SplitFigures,
     with_error,
 )
+from flows.evaluation.surprise import Surprise
 from flows.process.streams import say_result
+
+MOST_SHOWN = 20
 
 
 def show(result: BoundMetrics | OdeMetrics | Comparison, as_json: bool) -> None:
@@ -78,6 +81,23 @@ def difference(result: Comparison) -> str:
     for name, (first, second) in (result.samples or {}).items():
         lines.append(f"{name}: {first.of_samples}, {second.of_samples}; held-out images {first.of_held_out}")
     return "\n".join(lines)
+
+
+def of_surprise(result: Surprise) -> str:
+    """Return the oddest images as a table, and how many are odd, as text."""
+    columns = {
+        "image": [str(each.number) for each in result.images],
+        "file": [each.file or "" for each in result.images] if any(each.file for each in result.images) else None,
+        "score": [with_error(each.score, form=".2f") for each in result.images],
+        "p": ["" if each.p is None else f"{each.p:.4f}" for each in result.images] if result.batch else None,
+        "bits/dim, about": [with_error(each.bpd, form=".2f") for each in result.images],
+        "far from usual, in standard deviations": [each.words for each in result.images],
+    }
+    shown = {title: cells[:MOST_SHOWN] for title, cells in columns.items() if cells is not None}
+    lines = [table([*shown], list(zip(*shown.values(), strict=True)))]
+    if len(result.images) > MOST_SHOWN:
+        lines.append(f"and {len(result.images) - MOST_SHOWN:,} images that are less odd; --out FILE.csv has all")
+    return "\n".join([*lines, "", *result.sentences])
 
 
 def evaluated(result: BoundMetrics | Comparison) -> str:

@@ -253,6 +253,8 @@ class Evaluate(Shared):
     given: Literal["auto", Given]
     class_images: NonNegative | None
     class_times: Annotated[int, Field(ge=2, le=10**6)]  # one time has no known error
+    surprise_images: Annotated[int, Field(ge=2, le=10**6)]
+    surprise_levels: Annotated[int, Field(ge=1, le=1000)]
 
 
 class Ode(Computation):

@@ -1,9 +1,11 @@
 """From a model and images to figures, and models of other implementations.
 
-terms      the one evaluation: the terms of the bound of every image
-bound      the stage: the variational bound as metrics, and the paired comparison of two models
-classes    what the classes are worth, and images by their likelihood given each class
-ode        the likelihood of the probability-flow ODE
-results    the figures that evaluations leave, as documents
-importing  checkpoints of other implementations as model folders
+terms        the one evaluation: the terms of the bound of every image
+bound        the stage: the variational bound as metrics, and the paired comparison of two models
+classes      what the classes are worth, and images by their likelihood given each class
+calibration  the features of held-out images, kept to compare others with
+surprise     how odd images are
+ode          the likelihood of the probability-flow ODE
+results      the figures that evaluations leave, as documents
+importing    checkpoints of other implementations as model folders
 """

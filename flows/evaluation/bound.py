@@ -16,8 +16,9 @@ import torch
 from flows.core.device import find_device, find_precision, processor
 from flows.core.documents import finite_or_none
 from flows.core.errors import Exit, UserError
-from flows.core.files import file_sha256, written_last
+from flows.core.files import file_sha256, write_whole, written_last
 from flows.core.model import TrainedModel
+from flows.evaluation.calibration import CALIBRATION, calibrate
 from flows.evaluation.classes import Columns, class_figures
 from flows.evaluation.results import BOTH, BoundMetrics, Comparison, Environment, ModelFigures, split_figures
 from flows.evaluation.terms import Given, bounds, require_possible
@@ -35,7 +36,7 @@ def evaluate(
 
     The metrics name the versions of libraries, the processor, and the digest of the file `requirements`.  A model with
     classes is evaluated given the images' classes and without, unless `settings.given` is `nothing`.  Written metrics
-    of all test images also state the figures of the other splits.
+    of all test images also state the figures of the other splits, and `calibration.json` is written with them.
 
     Raises what `flows.evaluation.terms.terms` raises, and OSError that names the file that cannot be written.
     """
@@ -71,6 +72,7 @@ def evaluate(
     if out:
         if metrics.split == "test" and images.most is None:
             metrics = metrics.model_copy(update=other_splits(settings, metrics, model, images))
+            write_whole(out / CALIBRATION, calibrate(settings, model, images.set).as_json())
         write(out, metrics, result, columns, model, images)
     return metrics
 

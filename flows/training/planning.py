@@ -50,6 +50,8 @@ FEWEST_STEPS, SMALLEST_BATCH = 1000, 16
 """Batches are halved down to the smallest one while the minutes have fewer steps."""
 MEASURED_SECONDS = 5.0
 """How long steps are measured."""
+FEWEST_SURPRISE = 200
+"""The fewest validation images with which others are compared, if there are as many: fewer give no p."""
 LEAST_STEPS = 10
 """The fewest steps that the minutes must have."""
 AUTOMATIC = "".join(
@@ -385,7 +387,9 @@ def of_minutes(
     evaluations = max(2, int(seconds / 4 * calls / evaluated))
     evaluations = min(preset.evaluate.times_per_image, evaluations)
     few = "for so few minutes"
-    evaluate: dict[str, tuple[Any, str]] = {"times_per_image": (evaluations, few)}
+    compared = int(seconds / 10 * calls / preset.evaluate.surprise_levels)
+    compared = min(preset.evaluate.surprise_images, max(FEWEST_SURPRISE, compared))
+    evaluate: dict[str, tuple[Any, str]] = {"times_per_image": (evaluations, few), "surprise_images": (compared, few)}
     if num_classes is not None:
         at_once = int(seconds / 4 * calls / num_classes)  # images at one time each
         class_images = num_test if preset.evaluate.class_images is None else preset.evaluate.class_images

@@ -35,7 +35,7 @@ LAYERS = [
     {"vlb"},
     {"model", "training.batches", "training.log", "training.processes", "training.settings"},
     {"evaluation", "sampling", "ode", "codec", "training.optimizer"},
-    {"classification", "training.validation"},
+    {"classification", "surprise", "training.validation"},
     {"training.trainer"},
 ]
 

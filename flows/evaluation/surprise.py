@@ -1,0 +1,220 @@
+"""How odd images are to a model: `vdm.surprise`, with the held-out images of calibration.json."""
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from flows.core.device import find_device
+from flows.core.documents import Count, Document, Figure, Number, Sha256
+from flows.core.model import TrainedModel
+from flows.evaluation.calibration import Calibration, features_of
+from flows.images.image_set import Chosen
+from flows.images.splitting import digest_of
+from vdm.choices import Split
+from vdm.surprise import BANDS, STATISTICS, bound_of, expected, p_of_batch
+
+if TYPE_CHECKING:
+    from flows.core.params import Evaluate
+
+FEWEST_CALIBRATED = 99
+"""Held-out images below which no p is given: the lowest one would be above 0.01."""
+LOW_P = 0.01
+CHANCE = 0.001
+"""Probability with which chance alone gives so many low p, or so odd a batch."""
+FAR, MOST_WORDS = 2.0, 3
+"""Standard deviations from the mean of held-out images from which on a feature is told in words, and how many are."""
+
+
+class OddImage(Document):
+    """How odd an image is."""
+
+    number: Count
+    """Of the image in its split, or among the files."""
+    file: str | None
+    """Its file, if the images were made of files."""
+    score: Figure
+    """Its distance from held-out images; lists are sorted by it."""
+    p: Figure
+    """The share of held-out images with at least this score; null if it would not be valid."""
+    bpd: Figure
+    """About its bits/dim, from the same noise levels."""
+    deviations: list[Figure]
+    """How far each feature is from the mean of held-out images, in standard deviations: `gamma`, then `statistics`."""
+    words: str
+    """In what it differs most: bands of noise levels with an unusual loss, and unusual statistics of the pixels."""
+
+
+class OddBatch(Document):
+    """How many images have a low p, and how odd they are all together."""
+
+    num_images: Count
+    """Those with a p."""
+    num_odd: Count
+    """Of which p <= 0.01."""
+    expected_odd: Number
+    """By chance."""
+    most_odd: Count
+    """More of them come about by chance with a probability of at most 0.0005."""
+    p: Number
+    """The probability by chance of scores that are so high on the whole."""
+
+    @property
+    def alarms(self) -> bool:
+        """Whether chance alone hardly explains them."""
+        return self.num_odd > self.most_odd or self.p < CHANCE
+
+
+class Surprise(Document):
+    """Images sorted by how odd they are to a model, the oddest first."""
+
+    model: str
+    model_sha256: Sha256
+    calibrated_on: Split
+    num_calibrated: Count
+    """The held-out images n of which p is a share: the lowest p is 1 / (1 + n)."""
+    seed: Count
+    gamma: list[Number]
+    """The noise levels."""
+    statistics: list[str]
+    """The names of the other features."""
+    without_p: str | None
+    """Why no image has a p; null if some may have one."""
+    num_seen: Count
+    """Images without a p, since the model was trained on them or compares with them."""
+    batch: OddBatch | None
+    """Null if no image has a p."""
+    images: list[OddImage]
+
+    @property
+    def sentences(self) -> list[str]:
+        """What is said of the images all together."""
+        found = []
+        if of := self.batch:
+            number = f"{of.num_odd:,} of {of.num_images:,} images have p <= {LOW_P:g}"
+            chance = f"by chance {of.expected_odd:.1f} would, and hardly more than {of.most_odd:,}"
+            found.append(f"{number}; {chance} (against {self.num_calibrated:,} held-out images)")
+            found.append(f"all together: p = {of.p:.2g}")
+        if self.without_p:
+            found.append(f"an order only, without p: {self.without_p}")
+        elif self.num_seen:
+            found.append(f"without p: {self.num_seen:,} images that {self.model} was trained on or compares with")
+        return found
+
+
+class Compared(NamedTuple):
+    """How odd N images are, in their order; p is NaN where it would not be valid."""
+
+    scores: np.ndarray
+    p: np.ndarray
+    deviations: np.ndarray
+    """Of each feature, (N, L + 7)."""
+    bpd: np.ndarray
+    words: list[str]
+
+
+def surprise(
+    settings: "Evaluate", model: TrainedModel, images: Chosen, calibration: Calibration, seen: Collection[bytes] = ()
+) -> Surprise:
+    """Return how odd the images are.  `seen` are digests of images that the model was trained on.
+
+    Raises UserError if model and images do not fit (exit 2), for invalid images (4), and for a calibration that is
+    damaged (5).
+    """
+    images.set.require_fitting(model)
+    images.require_valid()
+    model.on(find_device(settings.device))
+    of_set = calibration.data_sha256 == images.set.data_sha256 and images.name in ("train", calibration.split)
+    found = compared(model, images.pixels, calibration, None if of_set else seen, settings.batch_size)
+    numbers, names = images.numbers.tolist(), images.names
+    listed = [
+        OddImage(
+            number=numbers[place],
+            file=names[place] if names else None,
+            score=found.scores[place],
+            p=found.p[place],
+            bpd=found.bpd[place],
+            deviations=found.deviations[place].tolist(),
+            words=found.words[place],
+        )
+        for place in np.argsort(-found.scores, kind="stable").tolist()
+    ]
+    return about(model, calibration, listed)
+
+
+def about(model: TrainedModel, calibration: Calibration, images: list[OddImage]) -> Surprise:
+    """Return images that were compared, with what is said of them all together."""
+    why, calibrated = without_p(calibration), calibration.reference.scores
+    judged = [each for each in images if each.p is not None and each.score is not None]
+    return Surprise(
+        model=model.name,
+        model_sha256=model.sha256,
+        calibrated_on=calibration.split,
+        num_calibrated=len(calibrated),
+        seed=calibration.seed,
+        gamma=calibration.gamma,
+        statistics=list(STATISTICS),
+        without_p=why,
+        num_seen=0 if why else len(images) - len(judged),
+        batch=batch_of(judged, calibrated) if judged else None,
+        images=images,
+    )
+
+
+def compared(
+    model: TrainedModel,
+    pixels: np.ndarray,
+    calibration: Calibration,
+    seen: Collection[bytes] | None,
+    batch_size: int,
+) -> Compared:
+    """Return how odd images (N,C,H,W) are; `seen` None stands for images that the model has all seen.
+
+    Raises UserError (exit 5) for a calibration that is damaged.
+    """
+    held_out = calibration.reference
+    levels, seed = len(calibration.gamma), calibration.seed
+    features = features_of(model, pixels, levels=levels, seed=seed, batch_size=batch_size)
+    scores, deviations = held_out.score(features), held_out.standardised(features)
+    known = None if seen is None else {*seen, *map(bytes.fromhex, calibration.digests)}
+    invalid = [known is None or digest_of(image) in known for image in pixels]
+    if without_p(calibration):
+        invalid = [True] * len(pixels)
+    return Compared(
+        scores,
+        np.where(invalid, np.nan, held_out.p_values(scores)),
+        deviations,
+        bound_of(model.vdm, pixels, features),
+        [in_words(calibration.gamma, row) for row in deviations],
+    )
+
+
+def without_p(calibration: Calibration) -> str | None:
+    """Return why the images of a calibration give no p; None if they do."""
+    if not calibration.held_out:
+        return f"the model was fitted to the {calibration.split} images with which others are compared"
+    if (count := len(calibration.reference.scores)) < FEWEST_CALIBRATED:
+        return f"{count} held-out images are fewer than {FEWEST_CALIBRATED}"
+    return None
+
+
+def batch_of(images: list[OddImage], calibrated: np.ndarray) -> OddBatch:
+    """Return how odd images with a p are all together, given the scores of held-out images."""
+    by_chance = expected(len(images), len(calibrated), LOW_P, CHANCE)
+    return OddBatch(
+        num_images=len(images),
+        num_odd=sum(each.p is not None and each.p <= LOW_P for each in images),
+        expected_odd=by_chance.mean,
+        most_odd=by_chance.high,
+        p=p_of_batch(np.array([each.score for each in images], float), calibrated),
+    )
+
+
+def in_words(gamma: list[float], deviations: np.ndarray) -> str:
+    """Return what is far from held-out images, the farthest first, by the deviation of each feature."""
+    names, losses = list(BANDS), deviations[: len(gamma)]
+    bands = np.searchsorted(list(BANDS.values()), gamma, side="right") - 1
+    found = {names[band]: max(losses[bands == band], key=abs) for band in set(bands.tolist())}
+    found |= dict(zip(STATISTICS, deviations[len(gamma) :], strict=True))
+    farthest = sorted(found.items(), key=lambda item: -abs(item[1]))[:MOST_WORDS]
+    return ", ".join(f"{name} {value:+.1f}" for name, value in farthest if abs(value) >= FAR)

@@ -1,0 +1,209 @@
+"""How odd images are: kept features, the command, its table and its page, and the function in Python."""
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from small import Small
+
+from flows.api import load, surprise, train
+from flows.cli import run
+from flows.core.documents import read
+from flows.core.errors import Exit, UserError
+from flows.core.model import save_model
+from flows.evaluation.calibration import Calibration
+from flows.evaluation.surprise import in_words
+from flows.images.image_set import save_images
+from flows.images.splitting import digest_of
+from vdm.model import VDM
+from vdm.surprise import STATISTICS, image_features, reference
+
+KEPT = Path("reports/evaluation/calibration.json")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, digits: np.ndarray) -> Path:
+    """Return a folder with a model that was evaluated on a set with 220 validation images."""
+    small = Small(tmp_path_factory.mktemp("surprise") / "small")
+    splits = {"train": digits[:60], "validation": digits[100:320], "test": digits[60:70]}
+    save_images(small.folder / "data/images", splits, {"name": "digits", "num_levels": 17})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(small.folder)
+        assert run(["evaluate"]) == Exit.DONE
+    return small.folder
+
+
+@pytest.fixture
+def here(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Change to that folder."""
+    monkeypatch.chdir(project)
+    return project
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    """Return the object that `vdmctl surprise` prints."""
+    capsys.readouterr()
+    assert run(["surprise", *arguments, "--json"]) == Exit.DONE
+    return json.loads(capsys.readouterr().out)
+
+
+def test_evaluate_keeps_the_features_of_validation_images(here: Path, digits: np.ndarray) -> None:
+    kept = read(Calibration, KEPT)
+    assert (kept.split, kept.held_out, len(kept.gamma)) == ("validation", True, 8)
+    held_out = digits[100:320]
+    assert kept.digests == [digest_of(image).hex() for image in held_out]
+    features = image_features(load("models/vdm", "cpu"), held_out, levels=8, seed=0, batch_size=512)
+    np.testing.assert_allclose(kept.features, features, rtol=1e-5, atol=1e-5)
+    halves = np.argsort(kept.digests)
+    first = np.isin(np.arange(220), halves[:110])
+    np.testing.assert_array_equal(kept.reference.scores, reference(np.array(kept.features), first).scores)
+
+
+def test_images_are_sorted_by_score_with_the_p_of_their_rank(
+    here: Path, digits: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    foreign = np.random.default_rng(0).integers(0, 17, (2, 1, 8, 8), np.uint8)
+    np.save("some.npy", np.concatenate([digits[400:408], foreign]))
+    found = printed(capsys, "some.npy")
+    images = found["images"]
+    assert {each["number"] for each in images[:2]} == {8, 9}
+    assert [each["file"] for each in images] == ["some.npy"] * 10
+    scores = [each["score"] for each in images]
+    assert scores == sorted(scores, reverse=True)
+    calibrated = read(Calibration, KEPT).reference.scores
+    assert found["num_calibrated"] == 110
+    for each in images:
+        assert each["p"] == pytest.approx((1 + (calibrated >= each["score"]).sum()) / 111)
+        assert len(each["deviations"]) == 8 + len(STATISTICS)
+    assert found["batch"]["num_odd"] == sum(each["p"] <= 0.01 for each in images) >= 2
+    assert run(["surprise", "some.npy"]) == Exit.DONE
+    text = capsys.readouterr().out
+    assert "against 110 held-out images" in text
+    assert text.splitlines()[1].split()[0] in ("8", "9")
+
+
+def test_the_table_and_the_page_have_the_images(
+    here: Path, tmp_path: Path, digits: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save("more.npy", digits[400:404])
+    found = printed(capsys, "more.npy", "--out", str(tmp_path / "odd.csv"))
+    rows = list(csv.DictReader((tmp_path / "odd.csv").read_text().splitlines()))
+    assert [int(row["image"]) for row in rows] == [each["number"] for each in found["images"]]
+    np.testing.assert_allclose([float(row["p"]) for row in rows], [each["p"] for each in found["images"]], rtol=1e-5)
+    assert run(["surprise", "more.npy", "--out", str(tmp_path / "odd.html")]) == Exit.DONE
+    page = (tmp_path / "odd.html").read_text()
+    assert page.count("data:image/png") == 4
+    assert run(["surprise", "more.npy", "--out", str(tmp_path / "odd.html")]) == Exit.USAGE
+    assert run(["surprise", "more.npy", "--out", "odd.txt"]) == Exit.USAGE
+    assert "must end in .csv or .html" in capsys.readouterr().err
+
+
+def test_images_that_the_model_has_seen_have_no_p(
+    here: Path, digits: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "validation"):
+        found = printed(capsys, "data/images", "--split", split, "--num-images", "5")
+        assert (found["batch"], found["num_seen"]) == (None, 5)
+    assert printed(capsys, "data/images")["num_seen"] == 0
+    np.save("seen.npy", digits[[100, 500]])  # of the calibration, and new
+    found = printed(capsys, "seen.npy")
+    assert [each["p"] is None for each in sorted(found["images"], key=lambda each: each["number"])] == [True, False]
+    digests = np.stack([np.frombuffer(digest_of(image), np.uint8) for image in digits[:60]])
+    np.save("data/images/train_digests.npy", digests)
+    np.save("seen.npy", digits[[7, 500]])  # of the training images, and new
+    found = printed(capsys, "seen.npy")
+    assert [each["p"] is None for each in sorted(found["images"], key=lambda each: each["number"])] == [True, False]
+    assert (found["num_seen"], found["batch"]["num_images"]) == (1, 1)
+
+
+def test_few_held_out_images_or_none_give_an_order_and_no_p(
+    small: Small, digits: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["evaluate"]) == Exit.DONE  # ten validation images
+    found = printed(capsys, "data/images", "models/vdm")
+    assert found["without_p"] == "5 held-out images are fewer than 99"
+    save_images(
+        small.folder / "data/images", {"train": digits[:60], "test": digits[60:70]}, {"name": "d", "num_levels": 17}
+    )
+    (small.folder / "data/images/validation.npy").unlink()
+    assert run(["evaluate"]) == Exit.DONE
+    kept = read(Calibration, KEPT)
+    assert (kept.split, kept.held_out, len(kept.digests)) == ("train", False, 60)
+    found = printed(capsys, "data/images", "models/vdm")
+    assert (found["batch"], {each["p"] for each in found["images"]}) == (None, {None})
+    assert found["without_p"] == "the model was fitted to the train images with which others are compared"
+    save_model(small.folder / "models/both", VDM(**TINY), TINY, fitted_to="train_and_validation")
+    save_images(
+        small.folder / "both",
+        {"train": digits[:9], "validation": digits[9:19], "test": digits[60:70]},
+        {"name": "d", "num_levels": 17},
+    )
+    assert run(["evaluate", "models/both", "--images", "both", "--out", "models/both/evaluation"]) == Exit.DONE
+    assert not read(Calibration, Path("models/both/evaluation/calibration.json")).held_out
+
+
+def test_a_model_without_kept_images_says_how_to_get_them(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["surprise", "data/images", "models/imported"]) == Exit.MISSING
+    assert "`vdmctl evaluate models/imported --out models/imported/evaluation` makes it" in capsys.readouterr().err
+    assert run(["evaluate", "models/imported", "--out", "models/imported/evaluation"]) == Exit.DONE
+    assert run(["surprise", "data/images", "models/imported"]) == Exit.DONE
+    kept = Path("models/imported/evaluation/calibration.json")
+    document = json.loads(kept.read_text())
+    for damage, said in (
+        ({"digests": document["digests"][1:]}, "9 digests and features of 10 images"),
+        ({"gamma": document["gamma"][1:]}, "an image has not 7 + 7 features"),
+        ({"features": [[None] * 15] * 10}, "no image can be compared"),
+    ):
+        kept.write_text(json.dumps(document | damage))
+        assert run(["surprise", "data/images", "models/imported"]) == Exit.MISSING
+        assert said in capsys.readouterr().err
+
+
+def test_a_broken_model_is_evaluated_and_has_nothing_to_compare_with(small: Small) -> None:
+    model = VDM(**TINY)
+    for parameter in model.network.parameters():
+        torch.nn.init.constant_(parameter, 1e30)
+    for folder in ("models/vdm", "models/imported"):
+        save_model(small.folder / folder, model, TINY)
+    assert run(["evaluate"]) == Exit.DONE
+    assert run(["surprise", "data/images"]) == Exit.MISSING
+
+
+def test_the_words_name_the_bands_and_the_statistics_that_are_far(here: Path) -> None:
+    gamma, usual = [-9.0, -6.0, -2.0, 3.0], [0.0] * len(STATISTICS)
+    assert in_words(gamma, np.array([0, 0, 0, 0, *usual])) == ""
+    assert in_words(gamma, np.array([1, -7, 2.5, 1.9, *usual])) == "fine texture -7.0, parts +2.5"
+    brighter = np.array([0, 0, 0, 4, 9, *usual[1:]])
+    assert in_words(gamma, brighter) == "brightness +9.0, composition +4.0"
+
+
+def test_python_has_the_scores_of_the_command(
+    here: Path, digits: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save("six.npy", digits[600:606])
+    listed = sorted(printed(capsys, "six.npy", "models/vdm")["images"], key=lambda each: each["number"])
+    model = load("models/vdm", "cpu")
+    found = surprise(model, digits[600:606])
+    np.testing.assert_allclose(found.scores, [each["score"] for each in listed], rtol=1e-4)
+    np.testing.assert_allclose(found.p, [each["p"] for each in listed])
+    assert found.words == [each["words"] for each in listed]
+    again = surprise(model, digits[600:606], digits[100:320])
+    np.testing.assert_allclose(again.scores, found.scores, rtol=1e-3)
+    few = surprise(model, digits[600:606], digits[100:110])
+    assert all(map(math.isnan, few.p))
+
+
+def test_a_model_in_memory_needs_held_out_images(digits: np.ndarray, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = train(digits[:40], steps=2, num_levels=17, device="cpu")
+    with pytest.raises(ValueError, match="give `held_out`"):
+        surprise(model, digits[40:42])
+    assert len(surprise(model, digits[40:42], digits[50:60]).scores) == 2
+    with pytest.raises(UserError, match="both halves need images"):
+        surprise(model, digits[40:42], digits[50:51])
