@@ -33,8 +33,8 @@ export function scoreTab(panel, app) {
     results.hidden = images.length === 0;
     if (!answered) return;
     results.querySelector(".summary").textContent = summary(answered, images);
-    const shown = images.toSorted(ORDERS[sort.value]).slice(0, most);
-    const cards = shown.map(image => card(image, answered, app.model.image_shape, highest(images)));
+    const [shown, top] = [images.toSorted(ORDERS[sort.value]).slice(0, most), highest(images)];
+    const cards = shown.map(image => card(image, answered, app.model.image_shape, top));
     results.querySelector(".cards").replaceChildren(...cards);
     further.hidden = shown.length === images.length;
     further.textContent = `Show more: ${shown.length} of ${counted(images.length, "picture")} are shown`;
