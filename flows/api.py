@@ -16,12 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from flows.commands.arguments import named_model
 from flows.compression.coding import coding_of, new_coding
 from flows.core.errors import Exit, UserError
 from flows.core.files import writing_folder
 from flows.core.model import CONFIG, DescribedVDM, copy_model, model_in_memory
+from flows.core.networks import remember
 from flows.evaluation.calibration import calibration_with
 from flows.evaluation.surprise import Compared, compared
 from flows.sampling.drawing import REPEATS
@@ -43,11 +45,14 @@ DEFAULT = Solver(num_timesteps=25, order=2)
 log = logging.getLogger(__name__)
 
 
-def load(model: str | Path, device: str = "auto") -> VDM:
+def load(model: str | Path, device: str = "auto", *, network: nn.Module | None = None) -> VDM:
     """Return a model in evaluation mode: a folder, or a version of this folder's project, `vdm@v1.2.0` or `champion`.
 
-    `device` is cpu, cuda, cuda:N, or auto: CUDA if torch finds it.  Nothing in the folder is run.  Raises UserError.
+    `device` is cpu, cuda, cuda:N, or auto: CUDA if torch finds it.  Nothing in the folder is run.  A model that was
+    trained with a network of your own needs one, `network`, made with the same arguments.  Raises UserError.
     """
+    if network is not None:
+        remember(network)
     return named_model(str(model), device).vdm
 
 
@@ -77,6 +82,7 @@ def train(
     steps: int | None = None,
     preset: str = "digits",
     start_from: VDM | None = None,
+    network: nn.Module | None = None,
     num_levels: int | None = None,
     learning_rate: float | None = None,
     seed: int = 0,
@@ -95,6 +101,10 @@ def train(
     that model, which stays as it is: the images must be like its own.  The network is that of the model, and the recipe
     is that in its card, with 0.4 of the learning rate and at most half of the steps.  Without a card, as after `train`,
     the recipe is that of `preset`, with 0.4 of the digits' learning rate.
+
+    `network` takes the place of the preset's: a module f(z_t, gamma_t) -> eps_hat of the shape of z_t (B,C,H,W), with
+    gamma_t (B,); with labels it is f(z_t, gamma_t, class), where the number after the last class stands for "no class".
+    A copy of it is trained, from its weights on.
 
     Raises TypeError unless the images are an array of integers, and the labels, too.  Raises ValueError for another
     shape, for levels that the model does not have, for other than one label for each image, and unless either `minutes`
@@ -124,6 +134,7 @@ def train(
             minutes=minutes,
             steps=steps,
             start=start,
+            network=network,
             device=device,
             **changes,
         )

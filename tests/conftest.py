@@ -76,6 +76,7 @@ MISSING = {
     "Chromium": (not shutil.which("chromium"), "apt-get install chromium"),
     "Fashion-MNIST": (not FASHION_MNIST.is_dir(), "apt-get install dataset-fashion-mnist"),
     "systemd-analyze": (not shutil.which("systemd-analyze"), "apt-get install systemd"),
+    "diffusers": (not find_spec("diffusers"), "pip install diffusers"),
     "TensorBoard": (not find_spec("tensorboard"), "pip install tensorboard"),
 }
 """What a test marked `needs` may miss on this machine, and what brings it."""

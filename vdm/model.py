@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vdm.choices import MOST_LEVELS, ScheduleKind
 from vdm.discretization import pixels_to_x, require_levels
-from vdm.network import NoisePredictor
+from vdm.network import NoisePredictor, OwnNetwork
 from vdm.schedule import LinearSchedule, MonotoneSchedule
 from vdm.vlb import (
     PredictNoise,
@@ -49,8 +49,12 @@ def images_per_batch(batch_size: int, evaluations_per_image: int) -> int:
 class VDM(nn.Module):
     """A VDM over images of `image_shape` (C,H,W) with pixel levels 0..num_levels-1.
 
-    The arguments are the configuration of a model on disk; see `NoisePredictor` for those of the network.  `gamma_0`
-    and `gamma_1` also scale its time embedding.  Raises ValueError.
+    The arguments are the configuration of a model on disk; `of_network` are those of `NoisePredictor`.  `gamma_0` and
+    `gamma_1` also scale its time embedding.
+
+    `network` takes its place: any module f(z_t, gamma_t) -> eps_hat of the shape of z_t (B,C,H,W), with gamma_t (B,).
+    With `classes` it is f(z_t, gamma_t, class), where class (B,) is 0..classes-1, or `classes` for "no class".  Fourier
+    features and conditioning are its own.  Raises ValueError, and TypeError for other arguments of a network.
     """
 
     def __init__(
@@ -61,39 +65,29 @@ class VDM(nn.Module):
         schedule: ScheduleKind,
         gamma_0: float,
         gamma_1: float,
-        width: int,
-        blocks: int,
-        attention_everywhere: bool,
-        fourier_exponents: Sequence[int],
-        norm_groups: int,
-        norm_eps: float,
-        dropout: float,
-        augmentation_input: bool,
         classes: int | None = None,
+        network: nn.Module | None = None,
+        **of_network: Any,
     ) -> None:
         super().__init__()
         if len(image_shape) != 3 or min(image_shape) < 1 or num_levels not in range(2, MOST_LEVELS + 1):
             raise ValueError(f"images cannot have shape {image_shape} and {num_levels} levels")
-        if norm_groups == width * math.prod(image_shape[1:]):
-            raise ValueError(f"norm_groups {norm_groups} normalises single numbers of images of 1x1 pixel; lower it")
         self.image_shape = (image_shape[0], image_shape[1], image_shape[2])
         self.num_levels = num_levels
         self.classes = classes
         self.schedule = build_schedule(schedule, gamma_0, gamma_1)
+        self.network: NoisePredictor | OwnNetwork
+        if network is not None:
+            if of_network:
+                raise TypeError(f"{', '.join(of_network)} are arguments of the network that `network` replaces")
+            self.network = OwnNetwork(network, classes)
+            return
         self.network = NoisePredictor(
-            channels=self.image_shape[0],
-            width=width,
-            blocks=blocks,
-            attention_everywhere=attention_everywhere,
-            fourier_exponents=fourier_exponents,
-            norm_groups=norm_groups,
-            norm_eps=norm_eps,
-            dropout=dropout,
-            gamma_min=gamma_0,
-            gamma_max=gamma_1,
-            augmentation_input=augmentation_input,
-            classes=classes,
+            channels=self.image_shape[0], gamma_min=gamma_0, gamma_max=gamma_1, classes=classes, **of_network
         )
+        groups = of_network["norm_groups"]
+        if groups == self.network.width * math.prod(self.image_shape[1:]):
+            raise ValueError(f"norm_groups {groups} normalises single numbers of images of 1x1 pixel; lower it")
 
     @property
     def num_dims(self) -> int:

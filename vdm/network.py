@@ -139,6 +139,36 @@ def require_possible(
         raise ValueError(f"norm_eps must be above 0 and finite, got {norm_eps}")
 
 
+class OwnNetwork(nn.Module):
+    """A noise predictor that somebody else wrote, called as `NoisePredictor` is; see `vdm.model.VDM`.
+
+    It is not told which images were augmented.
+    """
+
+    def __init__(self, network: nn.Module, classes: int | None = None) -> None:
+        super().__init__()
+        self.network = network
+        self.classes = classes
+
+    def forward(
+        self, z_t: Tensor, gamma_t: Tensor, augmented: Tensor | None = None, classes: Tensor | None = None
+    ) -> Tensor:
+        """Return eps_hat (B,C,H,W).  `classes` (B,) are by default "no class".  Raises ValueError for another shape."""
+        if self.classes is None:
+            eps_hat = self.network(z_t, gamma_t)
+        else:
+            none = torch.full_like(gamma_t, self.classes, dtype=torch.long)
+            eps_hat = self.network(z_t, gamma_t, none if classes is None else classes)
+        if getattr(eps_hat, "shape", None) != z_t.shape:
+            found = tuple(eps_hat.shape) if isinstance(eps_hat, Tensor) else type(eps_hat).__name__
+            raise ValueError(f"the network must return a tensor of the shape {tuple(z_t.shape)} of z_t, got {found}")
+        return eps_hat  # type: ignore[no-any-return]
+
+    def matrices_of_blocks(self) -> list[nn.Parameter]:
+        """Return no weights: which are matrices of blocks is not known, so AdamW trains all."""
+        return []
+
+
 class ResidualBlock(nn.Module):
     """x + conv(dropout(silu(norm(conv(silu(norm(x))) + projected condition)))), (B,inputs,H,W) -> (B,width,H,W)."""
 

@@ -6,6 +6,7 @@ Paths are relative to the project's folder.  Stages do not read this file: their
 from pathlib import Path
 
 PARAMS, PRESETS = Path("params.yaml"), Path("presets")
+NETWORKS = Path("networks")
 DVC_GRAPH, DVC_LOCK = Path("dvc.yaml"), Path("dvc.lock")
 DEPLOYMENTS, AUTOMATIONS = Path("prefect.yaml"), Path("automations.yaml")
 REQUIREMENTS = Path("requirements.lock")

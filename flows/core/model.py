@@ -11,6 +11,7 @@ there, until it is saved.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from flows.core.documents import Document, Sha256, explain, parse, read
 from flows.core.errors import CheckpointError, Exit, UserError, brief
 from flows.core.escaping import unescaped
 from flows.core.files import MOST_BYTES, read_bounded, write_whole, written_last
+from flows.core.networks import new_vdm
 from flows.core.params import Model, Section
 from vdm.choices import ScheduleKind, TrainingImages
 from vdm.model import VDM
@@ -54,6 +56,19 @@ class Arguments(Section):
     norm_eps: float
     dropout: float
     augmentation_input: bool
+    classes: int | None = None
+
+
+class ArgumentsWithNetwork(Section):
+    """The types of those of a `vdm.model.VDM` with a network of the user's own, and what makes that network."""
+
+    image_shape: Sequence[int]
+    num_levels: int
+    schedule: ScheduleKind
+    gamma_0: float
+    gamma_1: float
+    network: str
+    options: dict[str, Any]
     classes: int | None = None
 
 
@@ -170,15 +185,19 @@ def open_model(folder: Path, device: torch.device | str = "cpu", name: str | Non
     description, _ = read_config(folder)
     device = torch.device(device)
     try:
-        with torch.device("meta"):  # shapes without values: nothing is allocated yet
-            vdm = DescribedVDM(**description.model)
+        # Shapes without values: nothing is allocated yet.  What other networks compute for themselves would be lost.
+        with nullcontext() if "network" in description.model else torch.device("meta"):
+            vdm = new_vdm(DescribedVDM, description.model)
         count = sum(p.numel() for p in vdm.parameters())
         require_room(str(folder), count, device)
         weights = read_bytes(folder / WEIGHTS, MOST_WEIGHT_BYTES * count + MOST_HEADER_BYTES)
         if hashlib.sha256(weights).hexdigest() != description.weights_sha256:
             raise CheckpointError(f"{folder / WEIGHTS}: sha256 differs from the one in {CONFIG}; restore the file")
         # Copied, since the tensors of a file are not aligned in memory as those of a new model.
-        tensors = {name: tensor.to(torch.float32, copy=True) for name, tensor in load(weights).items()}
+        tensors = {
+            name: tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
+            for name, tensor in load(weights).items()
+        }
         vdm.load_state_dict(tensors, assign=True)
     except (SafetensorError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: weights and {CONFIG} do not describe one model: {brief(error)}") from error
@@ -285,8 +304,13 @@ def described(
 
 def arguments_of(model: Model, image_shape: Sequence[int], num_levels: int) -> dict[str, Any]:
     """Return the arguments of `vdm.model.VDM` for the parameters `model` and images of this shape and these levels."""
-    unused = {"classes"} if model.classes is None else None  # as in models of earlier versions
-    return {"image_shape": image_shape, "num_levels": num_levels, **model.model_dump(exclude=unused)}
+    without = {"classes"} if model.classes is None else set()  # as in models of earlier versions
+    if model.network:
+        named = {*ArgumentsWithNetwork.model_fields} - {"image_shape", "num_levels"}
+        chosen = model.model_dump(include=named - without)
+    else:
+        chosen = model.model_dump(exclude=without | {"network", "options"})
+    return {"image_shape": image_shape, "num_levels": num_levels, **chosen}
 
 
 def inputs_sha256(
@@ -312,10 +336,16 @@ def require_room(name: str, count: int, device: torch.device, *, bytes_each: int
 def mistyped(config: Any) -> str | None:
     """Return what is wrong with the arguments of a model, such as "model.width: Field required"; None if nothing is."""
     try:
-        Arguments.model_validate(config)
+        typed(config)
     except ValidationError as error:
         return f"model.{explain(error)}"
     return None
+
+
+def typed(config: Any) -> Arguments | ArgumentsWithNetwork:
+    """Return the arguments of a model.  Raises ValidationError."""
+    kind = ArgumentsWithNetwork if isinstance(config, dict) and "network" in config else Arguments
+    return kind.model_validate(config)
 
 
 def config_sha256(config: Any) -> str:

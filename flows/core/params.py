@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -160,6 +160,9 @@ class Model(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)]
     augmentation_input: bool
     classes: Annotated[int, Field(ge=2)] | Literal["auto"] | None
+    network: Annotated[str, Field(pattern=r"^[\w.]+:[\w.<>]+$")] | None
+    """A network of the user's own, which takes the place of that with the parameters from `width` on."""
+    options: dict[str, Any]
 
     @model_validator(mode="after")
     def consistent(self) -> Self:
@@ -333,6 +336,10 @@ class Params(Section):
     def consistent(self) -> Self:
         if self.data.source and self.data.source.startswith("~"):
             raise ValueError(f"data.source must be a path as DVC reads it; write {Path(self.data.source).expanduser()}")
+        if self.model.network and (self.train.augmentation or self.train.optimizer == "muon"):
+            raise ValueError("model.network is for train.augmentation: [] and train.optimizer: adamw")
+        if self.model.options and not self.model.network:
+            raise ValueError("model.options are those of model.network, which is null")
         if self.train.augmentation and not self.model.augmentation_input:
             raise ValueError("train.augmentation needs model.augmentation_input: true, so that the model sees the flag")
         if self.train.validate_every_steps and not self.data.validation_fraction and self.data.name != "image_folder":

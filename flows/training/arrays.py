@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from flows.core.device import find_device, set_backend
 from flows.core.model import DescribedVDM, TrainedModel, arguments_of, describe
+from flows.core.networks import new_vdm, remember
 from flows.core.params import Params, Train
 from flows.core.params_file import parse_params, read_preset
 from flows.process.streams import bar_of_steps
@@ -20,6 +22,7 @@ from flows.training.planning import (
     AUTOMATIC,
     LEAST_STEPS,
     MEASURED_SECONDS,
+    RATE_OF_ADAMW,
     continuing,
     enough_steps,
     of_levels,
@@ -45,22 +48,27 @@ def train_on(
     minutes: float | None,
     steps: int | None,
     start: TrainedModel | None,
+    network: nn.Module | None,
     device: str,
     **changes: Any,
 ) -> DescribedVDM:
     """Return the model of averaged weights that is trained on images (N,C,H,W) with `labels` (N,), or None.
 
-    Exactly one of `minutes` and `steps` is given.  With `start`, network and recipe are those of that model.  `changes`
-    replace parameters `train` of the preset.
+    Exactly one of `minutes` and `steps` is given.  With `start`, network and recipe are those of that model; `network`
+    takes the place of the preset's.  `changes` replace parameters `train` of the preset.
 
     Raises ValueError for too few minutes, and for classes without labels; UserError (exit 2) for a preset or a device
     that is missing, and for parameters that do not suit the images; TrainingDiverged.
     """
     began, where = time.monotonic(), find_device(device)
     params = parse_params(read_preset(preset, PRESETS, AUTOMATIC, *([continuing(start)] if start else [])), preset)
+    if network is not None:
+        model = params.model.model_copy(update={"network": remember(network), "options": {}})
+        train = params.train.model_copy(update={"optimizer": "adamw", "learning_rate": RATE_OF_ADAMW})
+        params = params.model_copy(update={"model": model, "train": train})
     if params.model.classes is not None and labels is None:
-        model = "the model from which training starts" if start else f"the preset {preset}"
-        raise ValueError(f"{model} has classes; give `labels`, the class of each image")
+        which = "the model from which training starts" if start else f"the preset {preset}"
+        raise ValueError(f"{which} has classes; give `labels`, the class of each image")
     config = start.description.model if start else arguments(params, images, num_levels, labels)
     alone = {"device": device, "num_devices": 1, "validate_every_steps": None, "keep": "last"}
     train = params.train.model_copy(update=alone | changes)
@@ -90,7 +98,7 @@ def train_on(
                 shown.update()
     finally:
         set_backend()
-    vdm = DescribedVDM(**config)  # not the trainer's, which may be compiled
+    vdm = new_vdm(DescribedVDM, config)  # not the trainer's, which may be compiled
     vdm.load_state_dict(trainer.averaged.state_dict())
     ancestors = start.line if start else []
     names = {"class_names": start.class_names} if start and start.class_names else {}

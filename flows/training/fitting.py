@@ -20,14 +20,15 @@ from flows.core.device import find_compile, find_device, find_precision, keep_on
 from flows.core.errors import Exit, UserError
 from flows.core.files import write_whole
 from flows.core.model import (
-    Arguments,
     TrainedModel,
     arguments_of,
     inputs_sha256,
     read_config,
     require_room,
     save_model,
+    typed,
 )
+from flows.core.networks import new_vdm
 from flows.images.grids import grid, png
 from flows.images.image_set import SPLITS, ImageSet, about_classes, number_of_classes
 from flows.process.ending import on_stop
@@ -121,14 +122,13 @@ def arguments(model: "Model", images: ImageSet) -> dict[str, Any]:
 
 def require_alike(start: TrainedModel, config: dict[str, Any], images: ImageSet) -> None:
     """Raise UserError (exit 2) unless a model has the arguments `config`, but for dropout, and the set's classes."""
-    ours = Arguments.model_validate(config).model_dump(exclude={"dropout"})
-    theirs = Arguments.model_validate(start.description.model).model_dump(exclude={"dropout"})
+    ours, theirs = (typed(each).model_dump(exclude={"dropout"}) for each in (config, start.description.model))
     if start.num_classes and start.class_names != images.class_names:
         ours["class_names"], theirs["class_names"] = images.class_names, start.class_names
     differing = [
-        f"{name} {json.dumps(theirs[name])} instead of {json.dumps(value)}"
+        f"{name} {json.dumps(theirs.get(name))} instead of {json.dumps(value)}"
         for name, value in ours.items()
-        if json.dumps(theirs[name]) != json.dumps(value)
+        if json.dumps(theirs.get(name)) != json.dumps(value)
     ]
     if differing:
         advice = "`vdmctl preset --images FOLDER --start-from MODEL` writes parameters that fit, and null begins anew"
@@ -241,11 +241,12 @@ def build(
     """
     device = bring_to or images.device
     try:
-        num_parameters = count_parameters(**config)
-        require_room("model", num_parameters, device, bytes_each=BYTES_OF_A_WEIGHT)
+        if "network" not in config:  # what another one has is known once it is made
+            require_room("model", count_parameters(**config), device, bytes_each=BYTES_OF_A_WEIGHT)
         torch.manual_seed(settings.seed)
         classes = None if labels is None else torch.from_numpy(labels).to(device)
-        vdm = VDM(**config)
+        vdm = new_vdm(VDM, config)
+        num_parameters = sum(p.numel() for p in vdm.parameters())
         if start:
             vdm.load_state_dict(start.vdm.state_dict())
         trainer = Trainer(vdm.to(device), images, settings, validation, classes, from_host=bool(bring_to))
@@ -264,9 +265,9 @@ def build(
 def warn_of_attention(trainer: Trainer) -> None:
     """Log a warning if a CPU needs minutes for the attention of a step, whose work grows with the square of pixels."""
     network, (_, height, width) = trainer.model.network, trainer.model.image_shape
-    blocks = sum(isinstance(module, AttentionBlock) for module in network.modules())
+    channels = sum(block.project.in_features for block in network.modules() if isinstance(block, AttentionBlock))
     # Two products over all pairs of pixels, forward and twice as much backward.
-    of_image = 12 * (height * width) ** 2 * network.width * blocks
+    of_image = 12 * (height * width) ** 2 * channels
     images = trainer.settings.batch_size / trainer.processes
     minutes = of_image * images / (OPERATIONS_OF_A_THREAD * torch.get_num_threads()) / 60
     if minutes > 1:

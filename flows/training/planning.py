@@ -48,6 +48,8 @@ MOST_SEEDS = 100
 """Seeds of the split that are tried, one after the other, until every split has enough images."""
 FEWEST_STEPS, SMALLEST_BATCH = 1000, 16
 """Batches are halved down to the smallest one while the minutes have fewer steps."""
+RATE_OF_ADAMW = 1e-3
+"""The learning rate of networks that are not ours, unless it is given."""
 MEASURED_SECONDS = 5.0
 """How long steps are measured."""
 FEWEST_SURPRISE = 200
@@ -150,8 +152,11 @@ def continuing(start: TrainedModel) -> str:
         if values or section == "train":
             lines += [f"{section}:", *(f"  {key}: {as_yaml(value)}  # {theirs}" for key, value in values.items())]
     before = card.get("train", {}).get("learning_rate")
-    # Without a card, it is as if the model was trained like the digits.
-    rate = SHARE_OF_THE_RATE * (before if isinstance(before, int | float) else TrainingSettings.learning_rate)
+    # Without a card, it is as if the model was trained like the digits, or as `flows.api` trains other networks.
+    usual = RATE_OF_ADAMW if "network" in start.description.model else TrainingSettings.learning_rate
+    rate = SHARE_OF_THE_RATE * (before if isinstance(before, int | float) else usual)
+    if "network" in start.description.model and "optimizer" not in card.get("train", {}):
+        lines.append(f"  optimizer: adamw  # {theirs}, whose network is no other's")
     lines.append(f"  learning_rate: {rate:.3g}  # {SHARE_OF_THE_RATE:g} of that {theirs}, which suits continuing")
     return "\n".join([*lines, f"  start_from: {as_yaml(start.name)}"])
 

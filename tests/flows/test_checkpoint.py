@@ -18,10 +18,11 @@ from fuzzing import Hostile
 
 from flows.core.device import find_device, threads_each
 from flows.core.errors import CheckpointError, Exit, UserError
-from flows.core.model import Arguments, config_sha256, open_model, read_config, save_model
+from flows.core.model import Arguments, ArgumentsWithNetwork, config_sha256, open_model, read_config, save_model
 from flows.training.runs import DamagedStateError, load_state, save_state
 from vdm.evaluation import evaluate
 from vdm.model import VDM
+from vdm.network import NoisePredictor
 
 
 @pytest.fixture
@@ -107,7 +108,10 @@ def test_weights_that_are_not_finite_are_refused(folder: Path, tiny_model: Calla
 
 
 def test_the_arguments_of_a_model_are_those_of_its_class() -> None:
-    assert ["self", *Arguments.model_fields] == list(inspect.signature(VDM.__init__).parameters)
+    of_model, of_network = (set(inspect.signature(each.__init__).parameters) for each in (VDM, NoisePredictor))
+    derived = {"self", "network", "of_network", "channels", "gamma_min", "gamma_max"}
+    assert {*Arguments.model_fields} == (of_model | of_network) - derived
+    assert {*ArgumentsWithNetwork.model_fields} == of_model - {"self", "of_network"} | {"options"}
 
 
 def test_a_model_larger_than_the_free_memory_is_refused_before_it_is_built(folder: Path) -> None:
