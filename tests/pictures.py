@@ -2,10 +2,12 @@
 
 import struct
 import zlib
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from flows.core.params import Data
 from flows.images.download import download
@@ -58,3 +60,13 @@ def set_of(num_levels: int, **splits: np.ndarray) -> ImageSet:
     shape = list(splits["train"].shape[1:])
     description = Description(name="x", num_levels=num_levels, image_shape=shape, **counts)
     return ImageSet(Path(), "x", description, splits)
+
+
+def claiming(width: int, height: int) -> bytes:
+    """Return a WebP file of 34 bytes whose picture is said to have this size."""
+    content = BytesIO()
+    Image.new("RGB", (1, 1)).save(content, "webp", lossless=True)
+    data = bytearray(content.getvalue())
+    size = int.from_bytes(data[21:25], "little") & ~0xFFFFFFF | (height - 1) << 14 | width - 1
+    data[21:25] = size.to_bytes(4, "little")
+    return bytes(data)

@@ -180,7 +180,7 @@ def classify(
     until_sure: Annotated[bool, typer.Option("--until-sure", help=SURE_HELP)] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Classify images by their likelihood given each class (parameters `evaluate:`).
+    """Classify images by their likelihood given each class (parameters `evaluate:`), each as if it were alone.
 
     The margin is the difference of the two highest log-likelihoods, in nats, with its standard error over times and
     noise, which are the same for all classes. All classes are equally likely at first.

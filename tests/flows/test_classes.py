@@ -21,7 +21,7 @@ from flows.core import layout
 from flows.core.errors import Exit
 from flows.core.model import open_model, read_config, save_model
 from flows.core.params_file import read_params
-from flows.evaluation.classes import losses_of_classes
+from flows.evaluation.classes import classify, losses_of_classes
 from flows.images.grids import eight_bit
 from flows.images.image_set import Chosen, about_classes, open_images, spread
 from flows.report.page import difference, page
@@ -236,6 +236,13 @@ def test_images_that_are_not_sure_get_more_times(classed: Small, capsys: pytest.
         assert after[2] in (4, 8, 16, 32, 64)
         assert after[0] >= 3 * after[1] or after[2] == 64
     assert set(once["times"]) < set(sure["times"])
+
+
+def test_images_that_are_not_sure_get_no_more_times_than_allowed(classed: Small) -> None:
+    settings, images = read_params(layout.PARAMS).evaluate, Chosen(open_images(layout.IMAGES), "test", 5)
+    settings = settings.model_copy(update={"class_times": 4})
+    found = classify(settings, open_model(Path(MODEL)), images, until_sure=True, most_times=15)
+    assert set(found.times) == {4, 8}
 
 
 def test_models_are_compared_by_what_both_have(classed: Small, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from pictures import settings
+from pictures import claiming, settings
 from PIL import Image
 from small import Small
 
@@ -205,6 +205,12 @@ def test_ordinary_pictures_are_made_to_fit_where_it_is_asked(
         error = capsys.readouterr().err
         assert "text.png" in error
         assert "--fit changes" not in error
+
+
+def test_a_picture_that_is_much_too_large_is_not_decoded(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("large.webp").write_bytes(claiming(9400, 9400))
+    assert run(["evaluate", MODEL, "--images=large.webp"]) == Exit.USAGE
+    assert capsys.readouterr().err.endswith("; large.webp holds 9400x9400 pixels\n")
 
 
 def test_what_is_no_picture_is_not_made_to_fit(small: Small, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,6 +30,7 @@ from apps import DIGITS, App, array, npy, picture, png, sent, serving
 from conftest import TINY
 from fastapi import HTTPException
 from forge import Forge, crown
+from pictures import claiming
 from PIL import Image
 from project import ROOT
 from small import Small
@@ -61,6 +62,7 @@ from vdm.sampling import Solver
 pytestmark = [pytest.mark.slow, pytest.mark.processes]
 MASK = np.tri(8, dtype=np.uint8)
 TEXT = sent("text.png", b"no picture\n")
+LARGE, HUGE = (sent("large.webp", claiming(*size)) for size in ((2000, 1000), (9400, 9400)))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -232,16 +234,6 @@ def bomb() -> dict[str, str]:
     return png(np.zeros((10_000, 10_000), np.uint8), "bomb.png")
 
 
-def claiming(width: int, height: int) -> dict[str, str]:
-    """Return a WebP file of 34 bytes whose picture is said to have this size."""
-    content = BytesIO()
-    Image.new("RGB", (1, 1)).save(content, "webp", lossless=True)
-    data = bytearray(content.getvalue())
-    size = int.from_bytes(data[21:25], "little") & ~0xFFFFFFF | (height - 1) << 14 | width - 1
-    data[21:25] = size.to_bytes(4, "little")
-    return sent("large.webp", bytes(data))
-
-
 def npy_of(header: bytes) -> dict[str, str]:
     """Return an .npy file with this header."""
     return sent("header.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
@@ -251,9 +243,24 @@ BAD = [
     ("/score", lambda: digit(pictures=[TEXT]), 422, "text.png: damaged"),
     ("/score", lambda: digit(pictures=[sent("big.png", bytes(10 * 2**20))]), 413, "larger than 8,388,608 bytes"),
     ("/score", lambda: digit(pictures=[bomb()]), 422, "bomb.png: too large"),
-    ("/score", lambda: digit(pictures=[claiming(9400, 9400)]), 422, r"large.webp: too large \(9400x9400 pixels\)"),
-    ("/score", lambda: digit(pictures=[claiming(2000, 1000)]), 422, "large.webp holds 1000x2000 pixels"),
-    ("/fill-in", lambda: {"picture": claiming(9400, 9400), "mask": npy(MASK)}, 422, "large.webp: too large"),
+    (
+        "/score",
+        lambda: digit(pictures=[HUGE]),
+        422,
+        r"large.webp: too large \(9400x9400 pixels\)",
+    ),
+    (
+        "/score",
+        lambda: digit(pictures=[LARGE]),
+        422,
+        "large.webp holds 1000x2000 pixels",
+    ),
+    (
+        "/fill-in",
+        lambda: {"picture": HUGE, "mask": npy(MASK)},
+        422,
+        "large.webp: too large",
+    ),
     ("/score", lambda: digit(pictures=[npy_of(b"{'shape': f()}\n")]), 422, r"malformed node .*: <ast.Call object>\)"),
     (
         "/score",
