@@ -3,6 +3,7 @@
 image_set      an image set, opened from its folder: arrays, labels, names of files, digests
 given          the images that a user names, as a model takes them
 download       the stage: read the source that `data:` names and write an image set
+containers     pictures in a zip file or in Parquet files
 folder         any folder of images as a source, in one pass
 picture_files  one file of images, with its exact levels
 splitting      which images are for training, validation and test

@@ -1,28 +1,51 @@
 """Read a folder of images, with or without train and test parts, with or without a folder per class."""
 
+import csv
 import logging
 import os
 import shlex
+import shutil
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 from tqdm import tqdm
 
-from flows.core.errors import Exit, UserError
+from flows.core.errors import Exit, UserError, brief
 from flows.core.escaping import listed, visible
-from flows.core.files import contains
+from flows.core.files import SCRATCH, contains, read_bounded
+from flows.images.containers import packed_files, unpack
 from flows.images.image_set import chunks
-from flows.images.picture_files import BadImageError, Images, levels, read_images
+from flows.images.picture_files import FIRST_FRAME, BadImageError, Images, levels, read_images
 from flows.images.splitting import Batch, Source, division, part_of, parts_of
 from flows.images.transforms import shape_of
 
 if TYPE_CHECKING:
     from flows.core.params import Data
 
-ENDINGS = (".jpeg", ".jpg", ".npy", ".png", ".tif", ".tiff", ".webp")
+ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".npy", ".png", ".tif", ".tiff", ".webp")
+CONVERTED_BY = {
+    ".avif": "avifdec IN.avif OUT.png",
+    ".dcm": "dcmj2pnm IN.dcm --write-16-bit-png OUT.png",
+    ".fit": 'python -c \'import numpy, astropy.io.fits as f; numpy.save("OUT.npy", f.getdata("IN.fit"))\'',
+    ".fits": 'python -c \'import numpy, astropy.io.fits as f; numpy.save("OUT.npy", f.getdata("IN.fits"))\'',
+    ".heic": "heif-convert IN.heic OUT.png",
+    ".heif": "heif-convert IN.heif OUT.png",
+    ".jxl": "djxl IN.jxl OUT.png",
+    ".svg": "rsvg-convert --width 64 IN.svg --output OUT.png",
+    ".arrow": 'python -c \'import datasets as d; d.Dataset.from_file("IN.arrow").to_parquet("OUT.parquet")\'',
+    ".tar": "tar --extract --file IN.tar",
+    ".tgz": "tar --extract --file IN.tgz",
+    ".tar.gz": "tar --extract --file IN.tar.gz",
+}
+"""The command that makes files which are read of others, by their ending."""
+TABLES = ("labels.csv", "metadata.csv")
+"""Files with the labels of the images in a folder: a column with the name of the file, and one with the label."""
+FILE_COLUMNS, LABEL_COLUMNS = ("file", "file_name", "filename", "image", "path"), ("label", "class", "category")
 HIDDEN = (".", "__MACOSX")
 """How the names begin that are left out; macOS writes `._*` and `__MACOSX` beside the files that it packs."""
 ROWS = 1000
@@ -40,6 +63,8 @@ def find_images(source: Path) -> tuple[Path, list[str]]:
     """
     if source.suffix == ".npz":
         raise UserError(f"{source}: .npz files are not read; save the array of images as .npy", Exit.INVALID_DATA)
+    if source.is_file() and (told := others_in_words([source.name])):
+        raise UserError(f"{source}: {told}", Exit.INVALID_DATA)
     if source.is_file():
         return source.parent, [source.name]
     if not source.is_dir():
@@ -56,13 +81,30 @@ def find_images(source: Path) -> tuple[Path, list[str]]:
                 raise UserError(f"{path}: a link that leads out of {source}; {copy}", Exit.INVALID_DATA)
         place = os.path.relpath(folder, source)
         for name in files:
+            if name in TABLES:
+                continue
             found = images if name.lower().endswith(ENDINGS) else others
             found.append(name if place == "." else f"{place}/{name}")
+    told = others_in_words(others)
     if not images:
-        raise UserError(f"{source}: holds no {', '.join(ENDINGS)} files", Exit.MISSING)
-    if others:
-        log.warning("%s: %d files are not images, such as %s", visible(source), len(others), listed(sorted(others)[:3]))
+        found_instead = f": {told}" if told else ""
+        raise UserError(f"{source}: holds no {', '.join(ENDINGS)} files{found_instead}", Exit.MISSING)
+    if told:
+        log.warning("%s: %s", visible(source), told)
+    unknown = [name for name in others if not name.lower().endswith((*CONVERTED_BY,))]
+    if unknown:
+        named = listed(sorted(unknown)[:3])
+        log.warning("%s: %d files are not images, such as %s", visible(source), len(unknown), named)
     return source, sorted(images)
+
+
+def others_in_words(names: list[str]) -> str:
+    """Return which of the files hold pictures that are not read, and the commands that convert them; "" for none."""
+    counts = Counter(end for name in names for end in CONVERTED_BY if name.lower().endswith(end))
+    return "; ".join(
+        f"{count:,} file{' is' if count == 1 else 's are'} {end}, not read; convert by `{CONVERTED_BY[end]}`"
+        for end, count in counts.most_common()
+    )
 
 
 def give_up(error: OSError) -> NoReturn:
@@ -76,7 +118,13 @@ class ImageFiles:
     def __init__(self, source: Path, data: "Data | None" = None) -> None:
         """Find the files; the transforms of `data` may remove differences.  Raises what `find_images` raises."""
         self.source = source
-        self.folder, self.names = find_images(source)
+        self.root = source
+        """Where the images are: the source, or a folder into which it is unpacked while this object lives."""
+        if packed := packed_files(source):
+            unpacked = Path(mkdtemp(prefix=SCRATCH))
+            weakref.finalize(self, shutil.rmtree, unpacked, ignore_errors=True)
+            self.root = unpack(packed, unpacked)
+        self.folder, self.names = find_images(self.root)
         self.data = data
         self.num_levels = 0
         """K of the files that were read: their levels are 0..K-1."""
@@ -106,6 +154,8 @@ class ImageFiles:
                 self.lightness += [] if images.lightness is None else [images.lightness]
             except BadImageError as error:
                 bad[name] = error
+        if frames := self.formats[FIRST_FRAME]:
+            log.warning("%s: of %d animations, the first frame is taken", visible(self.source), frames)
         if bad := bad | unlike(found):
             reason = f"{len(bad):,} of {len(self.names):,} files cannot be used: {in_groups(bad)}"
             damaged = any(error.code is Exit.MISSING for error in bad.values())
@@ -185,8 +235,8 @@ def read_folder(source: Path, data: "Data") -> Source:
     Raises what `find_images` and `parts_of` raise, and what `ImageFiles.read` raises when the batches are read.
     """
     files = ImageFiles(source, data)
-    parts = parts_of(source, files.names)
-    labels, classes = class_labels(source, files.names, 1 if parts else 0)
+    parts = parts_of(files.root, files.names)
+    labels, classes = table_labels(files) or class_labels(source, files.names, 1 if parts else 0)
     given = f"by its folders: {', '.join(f'{part} for {split}' for part, split in parts.items())}" if parts else None
     splits = frozenset(parts.values())
     origin: dict[str, Any] = {
@@ -206,6 +256,43 @@ def read_folder(source: Path, data: "Data") -> Source:
         origin.update(formats=formats, num_levels=files.num_levels)
 
     return Source(str(source), batches(), origin, splits)
+
+
+def table_labels(files: ImageFiles) -> tuple[dict[str, int], list[str]] | None:
+    """Return what `class_labels` does, from the tables in the folder and in the folders in it; None without a table.
+
+    Raises UserError: exit 5 for a table that cannot be read, 4 if it lacks a column, or the label of an image.
+    """
+    if files.root.is_file():
+        return None
+    stated: dict[str, str] = {}
+    tables = [table for name in TABLES for pattern in (name, f"*/{name}") for table in files.root.glob(pattern)]
+    for table in tables:
+        try:
+            lines = csv.DictReader(read_bounded(table).decode("utf-8-sig").splitlines())
+            columns = lines.fieldnames or []
+            file, label = (next((each for each in columns if each.lower() in known), None)
+                           for known in (FILE_COLUMNS, LABEL_COLUMNS))  # fmt: skip
+            rows = list(lines)
+        except (OSError, ValueError, csv.Error) as error:
+            raise UserError(f"{table}: missing or damaged: {brief(error)}", Exit.MISSING) from error
+        if file is None or label is None:
+            reason = f"its columns are {listed(columns[:9])}, and it needs `file` and `label`"
+            raise UserError(f"{table}: {reason}; rename them, or the table", Exit.INVALID_DATA)
+        place = "" if table.parent == files.root else f"{table.parent.name}/"
+        stated |= {f"{place}{row[file]}".replace("/./", "/"): row[label] for row in rows if row[file] and row[label]}
+    if not tables:
+        return None
+    if without := [name for name in files.names if name not in stated]:
+        reason = f"{len(without):,} images have no label in {tables[0].name}, such as {listed(without[:3])}"
+        raise UserError(f"{files.source}: {reason}; add them, or remove the table", Exit.INVALID_DATA)
+    if gone := stated.keys() - {*files.names}:
+        text = "%s: %d labels are of files that are not there, such as %s"
+        log.warning(text, visible(files.source), len(gone), listed(sorted(gone)[:3]))
+    found = {stated[name] for name in files.names}
+    classes = sorted(found, key=int if all(label.isdecimal() for label in found) else None)  # 10 after 9
+    numbers = {label: number for number, label in enumerate(classes)}
+    return {name: numbers[stated[name]] for name in files.names}, [visible(label) for label in classes]
 
 
 def class_labels(source: Path, names: list[str], first: int) -> tuple[dict[str, int] | None, list[str]]:

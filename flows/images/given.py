@@ -18,7 +18,7 @@ from flows.core.escaping import visible
 from flows.core.files import open_regular, scratch_folder, write_whole
 from flows.core.params import Data
 from flows.images.download import line_of
-from flows.images.folder import ImageFiles, find_images
+from flows.images.folder import ImageFiles
 from flows.images.image_set import (
     Chosen,
     Description,
@@ -102,7 +102,8 @@ def read_made_to_fit(path: Path, model: "TrainedModel", data: Data | None) -> tu
 
     Raises what `read_files`, `require_fitting` and `read_to_fit` raise.
     """
-    folder, names = find_images(path)
+    found = ImageFiles(path)
+    folder, names = found.folder, found.names
     parts, files, pictures = list[np.ndarray](), list[str](), list[Fitted]()
     for name in names:
         if name.lower().endswith(".npy"):

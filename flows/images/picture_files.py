@@ -14,7 +14,8 @@ from flows.core.errors import Exit, brief
 from flows.core.files import open_regular
 from flows.images.image_set import map_array
 
-FORMATS = ["PNG", "JPEG", "WEBP", "TIFF"]
+FORMATS = ["PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP"]
+FIRST_FRAME = "GIF (first frame)"
 BITS = {"1": 1, "L;2": 2, "L;4": 4, "L": 8, "RGB": 8, "I;16": 16, "I;16B": 16}
 """Bits per level by Pillow's name for how a file stores its pixels.
 
@@ -42,7 +43,7 @@ class Images(NamedTuple):
     """(N,C,H,W): one picture, or an array that is mapped into memory; of any integers, which `levels` converts."""
     num_bits: int
     format: str
-    """`NPY`, or the format of a picture: `PNG`, `JPEG`, `WEBP`, `TIFF`, `lossy WEBP` or `lossy TIFF`."""
+    """`NPY`, or the format of a picture: one of `FORMATS`, `lossy WEBP`, `lossy TIFF` or `FIRST_FRAME`."""
     lightness: float | None = None
     """Of a picture with transparency, the mean gray level of what it shows, 0 to 255."""
 
@@ -99,11 +100,12 @@ def read_picture(path: Path, background: Colour | None) -> Images:
     # Given a path, Pillow would map a TIFF file into memory and misread one that is to be turned.
     with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
         # A JPEG file that also holds a preview or a gain map is "MPO"; its first frame is the photograph.
-        if getattr(image, "is_animated", False) and image.format != "MPO":
-            raise BadImageError("with several frames", "save each frame as a file")
+        if getattr(image, "is_animated", False) and image.format not in ("MPO", "GIF"):
+            how = ", as `tiffsplit FILE` does" if image.format == "TIFF" else ""
+            raise BadImageError("with several frames", f"save each frame as a file{how}")
         # How the file stores the pixels, in Pillow's names: `L;4` is 4-bit gray.  A WebP file has no tiles.
         tile: Any = getattr(image, "tile", None)
-        arguments = tile[0][3] if tile else image.mode
+        arguments = tile[0][3] if tile and image.format not in ("GIF", "BMP") else image.mode
         stored = arguments[0] if isinstance(arguments, tuple) else arguments
         if stored not in BITS and image.mode not in ("LA", "P", "PA", "RGBA"):
             raise refusal(image, stored)
@@ -170,6 +172,8 @@ def format_of(image: Image.Image, file: BinaryIO) -> str:
     match image.format:
         case "MPO":
             return "JPEG"
+        case "GIF" if getattr(image, "is_animated", False):
+            return FIRST_FRAME
         case "WEBP":
             file.seek(0)  # Pillow has read the whole file
             # The chunk of a lossless picture begins early, after at most a profile of colours.

@@ -18,6 +18,7 @@ from flows.core import bounded_yaml, layout
 from flows.core.documents import parse
 from flows.core.errors import Exit, UserError
 from flows.core.files import parse_json
+from flows.images.containers import packed_files
 from flows.images.download import line_of
 from flows.images.folder import find_images
 from flows.images.image_set import DESCRIPTION, SPLITS, Description, ImageSet, digests_of, labels_of
@@ -74,7 +75,9 @@ def found_now(root: Path) -> dict[str, Any]:
     counts: dict[str, int | str | None] = {"added": None, "empty": None, "removed": None, "since": None}
     if newest:
         counts["since"] = name_of(root, newest)
-    if newest and source.is_absolute() and source.is_dir() and (known := recorded_files(root, newest)):
+    # Of a set without copies, or of files with many pictures, the names do not say what is new.
+    is_listed = source.is_dir() and not parameters["data"].get("without_copies") and not packed_files(source)
+    if newest and source.is_absolute() and is_listed and (known := recorded_files(root, newest)):
         names = {str(parse_json(line_of(name))): name for name in find_images(source)[1]}
         new = [source / name for said, name in names.items() if said not in known]
         kept = set[bytes]().union(*(images for name, images in known.items() if name in names))

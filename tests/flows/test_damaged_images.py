@@ -55,7 +55,11 @@ def content(data: bytes) -> Callable[[Path], object]:
 @pytest.mark.parametrize(
     ("add", "code", "message"),
     [
-        (content(b""), Exit.MISSING, '1 damaged ("bad.png": not a PNG, JPEG, WEBP or TIFF file): replace or remove'),
+        (
+            content(b""),
+            Exit.MISSING,
+            '1 damaged ("bad.png": not a PNG, JPEG, WEBP, TIFF, GIF or BMP file): replace or remove',
+        ),
         (content(png(noise(6, 5), 8)[:60]), Exit.MISSING, '1 damaged ("bad.png": '),
         (os.mkfifo, Exit.MISSING, '1 unreadable ("bad.png": not a regular file)'),
         (out_of_the_folder, Exit.INVALID_DATA, "folder COPY` makes a folder without links"),
@@ -130,8 +134,8 @@ def test_all_bad_files_are_named_in_groups_after_one_pass(folder: Path) -> None:
         '7 gray ("1.png", "2.png", "3.png", "4.png", "5.png", and 2 more): convert to RGB, or set data.grayscale (or'
         " data.gray_as_rgb) for the pipeline; "
         '3 gray with 16 bits ("0.png", "deep0.png", "deep1.png"): convert to RGB and 8 bits; '
-        '2 damaged ("x.png": not a PNG, JPEG, WEBP or TIFF file, "y.png": not a PNG, JPEG, WEBP or TIFF file): replace'
-        " or remove; "
+        '2 damaged ("x.png": not a PNG, JPEG, WEBP, TIFF, GIF or BMP file, "y.png": not a PNG, JPEG, WEBP, TIFF, GIF or'
+        " BMP file): replace or remove; "
         '1 gray of another size than 6x5 ("tall.png"): convert to RGB and 6x5, or set data.grayscale (or'
         " data.gray_as_rgb) and data.resize for the pipeline"
     )
@@ -140,7 +144,7 @@ def test_all_bad_files_are_named_in_groups_after_one_pass(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "empty", "code", "message"),
     [
-        ([], "cat", Exit.MISSING, "holds no .jpeg, "),
+        ([], "cat", Exit.MISSING, "holds no .bmp, "),
         (["one.png"], "", Exit.INVALID_DATA, "0 test images and 1 training images are left by data.test_fraction 0.25"),
         (["test.npy"], "cat", Exit.INVALID_DATA, 'there is "test.npy"; name one part as the source'),
         (["train/1.png", "test/1.png", "a/1.png"], "", Exit.INVALID_DATA, 'there is "a", "test", "train"; name'),

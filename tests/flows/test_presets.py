@@ -423,7 +423,7 @@ def test_steps_and_validations_take_the_minutes(seconds: float, splits: list[int
         (["--images=mine", "--minutes=0"], Exit.USAGE, "--minutes must be above 0, got 0"),
         (["--images=mine", "--minutes=1e-5"], Exit.USAGE, "--minutes are too few: a step takes "),
         (["--images=none"], Exit.MISSING, "none does not exist, or is not a folder of images"),
-        (["--images=presets"], Exit.MISSING, "presets: holds no .jpeg,"),
+        (["--images=presets"], Exit.MISSING, "presets: holds no .bmp,"),
         (["--images=few"], Exit.INVALID_DATA, " test images, but samples are compared with at least 10; add images"),
     ],
 )

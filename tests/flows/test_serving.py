@@ -112,7 +112,7 @@ def test_a_score_is_that_of_evaluate_with_its_place_and_its_levels(app: App, dig
     ]
     np.testing.assert_array_equal(picture(scores[2]["seen"]), np.rint(images[2, 0] * (255 / 16)))
     assert found["refused"] == [{"name": "text.png", "error": found["refused"][0]["error"], "fit": None}]
-    assert "damaged (not a PNG, JPEG, WEBP or TIFF file)" in found["refused"][0]["error"]
+    assert "damaged (not a PNG, JPEG, WEBP, TIFF, GIF or BMP file)" in found["refused"][0]["error"]
 
 
 def test_a_picture_is_made_to_fit_if_it_is_asked_for(app: App, digits: np.ndarray) -> None:

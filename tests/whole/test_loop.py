@@ -250,7 +250,7 @@ def test_a_folder_without_pictures_fails_and_the_champion_stays(plant: Plant, pi
     )
     pictures.mkdir()
     name, message = plant.finish(plant.retrain())
-    assert (name, "holds no .jpeg, .jpg, .npy, .png" in message) == ("Failed", True), message
+    assert (name, "holds no .bmp, .gif, .jpeg, .jpg, .npy, .png" in message) == ("Failed", True), message
     assert plant.status()["registry"]["versions"] == 3
     shutil.rmtree(pictures)
     pictures.with_name("elsewhere").rename(pictures)

@@ -124,7 +124,7 @@ export function dropping(panel, take) {
 export function fitting(model) {
   const [channels, height, width] = model.image_shape;
   const kind = { 1: "gray, ", 3: "in colour, " }[channels] ?? `${channels} channels, `;
-  return `PNG, JPEG, WebP, TIFF or .npy; ${kind}${width} × ${height} pixels`;
+  return `PNG, JPEG, WebP, TIFF, GIF, BMP or .npy; ${kind}${width} × ${height} pixels`;
 }
 
 /** Show the seconds that a work takes after its name, until the returned function is called. */

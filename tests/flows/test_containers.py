@@ -1,0 +1,171 @@
+"""Formats beside PNG, tables of labels, and containers give the set that a folder gives; the others are named."""
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pictures import load, noise
+from PIL import Image
+from pyarrow import parquet
+
+from flows.core.errors import Exit, UserError
+from flows.images.image_set import ImageSet
+from flows.images.picture_files import read_images
+
+NAMES = [f"{kind}/{number}.png" for kind in ("cat", "dog") for number in range(10)]
+
+
+def content(number: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(noise(6, 5, seed=number)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def classed(tmp_path: Path) -> ImageSet:
+    """Return a set of two folders of pictures."""
+    for number, name in enumerate(NAMES):
+        path = tmp_path / "folder/set" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content(number))
+    return load(tmp_path / "folder/set")
+
+
+def require_equal(first: ImageSet, second: ImageSet) -> None:
+    assert first.data_sha256 == second.data_sha256
+    assert first.labels_sha256 == second.labels_sha256
+    assert first.class_names == second.class_names
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.bmp"])
+def test_gray_gif_and_bmp_have_their_levels(name: str, tmp_path: Path) -> None:
+    Image.fromarray(noise(16, 17)).save(tmp_path / name)
+    found = read_images(tmp_path / name)
+    assert (found.num_bits, found.format) == (8, name[2:].upper())
+    assert np.array_equal(found.pixels[0], np.broadcast_to(noise(16, 17), found.pixels[0].shape))
+
+
+def test_colours_of_bmp_and_gif_and_the_first_frame_of_an_animation(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Image.fromarray(noise(6, 5, 3)).save(folder / "colour.bmp")
+    assert np.array_equal(read_images(folder / "colour.bmp").pixels[0], noise(6, 5, 3).transpose(2, 0, 1))
+    colours = Image.fromarray(noise(6, 5, 3)).quantize(16)
+    colours.save(folder / "colour.gif")
+    expected = np.asarray(colours.convert("RGB")).transpose(2, 0, 1)
+    assert np.array_equal(read_images(folder / "colour.gif").pixels[0], expected)
+    first, second = (Image.fromarray(noise(6, 5, seed=seed)) for seed in (8, 9))
+    first.save(folder / "moving.gif", save_all=True, append_images=[second])
+    images = load(folder, grayscale=True)
+    assert images.description.formats == "1 BMP, 1 GIF, 1 GIF (first frame), 8 PNG"
+    assert "of 1 animations, the first frame is taken" in caplog.text
+    every = {image.tobytes() for image in np.concatenate([images["train"], images["test"]])}
+    assert noise(6, 5, seed=8).tobytes() in every
+
+
+def test_pictures_that_are_not_read_are_named_with_the_command_that_converts_them(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a.svg", "b.SVG", "c.heic", "notes.txt"):
+        (folder / name).touch()
+    load(folder)
+    assert "2 files are .svg, not read; convert by `rsvg-convert --width 64 IN.svg" in caplog.text
+    assert "1 file is .heic, not read; convert by `heif-convert IN.heic OUT.png`" in caplog.text
+    assert '1 files are not images, such as "notes.txt"' in caplog.text
+    for path in folder.glob("*.png"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"holds no .*: 2 files are \.svg, not read; convert by") as none:
+        load(folder)
+    assert none.value.code is Exit.MISSING
+    (folder.parent / "set.tar").write_bytes(b"")
+    with pytest.raises(UserError, match=r"1 file is \.tar, not read; convert by `tar --extract --file IN.tar`"):
+        load(folder.parent / "set.tar")
+
+
+@pytest.mark.parametrize("header", ["file,label", "file_name,text,label"])
+def test_a_table_has_the_labels(header: str, tmp_path: Path, classed: ImageSet) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    lines = [header]
+    for number, name in enumerate(NAMES):
+        (flat / f"{number:02}.png").write_bytes(content(number))
+        lines.append(f"{number:02}.png,{'words,' if 'text' in header else ''}{name[:3]}")
+    table = flat / ("metadata.csv" if "text" in header else "labels.csv")
+    table.write_text("\ufeff" + "\n".join(lines) + "\n", encoding="utf-8")
+    require_equal(load(flat), classed)
+    table.write_text("\n".join(lines[:-1]))
+    with pytest.raises(UserError, match=r'1 images have no label in .*, such as "19\.png"; add them') as without:
+        load(flat)
+    assert without.value.code is Exit.INVALID_DATA
+    table.write_text("name,kind\n")
+    with pytest.raises(UserError, match='its columns are "name", "kind", and it needs `file` and `label`'):
+        load(flat)
+
+
+def test_labels_that_are_numbers_keep_their_order(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        folder = tmp_path / "set" / part
+        folder.mkdir(parents=True)
+        for number in range(3):
+            (folder / f"{number}.png").write_bytes(content(number + 3 * (part == "test")))
+        (folder / "metadata.csv").write_text("file_name,label\n0.png,10\n1.png,9\n2.png,0\n")
+    images = load(tmp_path / "set")
+    assert images.class_names == ["0", "9", "10"]
+    assert np.asarray(images.labels("test")).tolist() == [2, 1, 0]
+
+
+@pytest.mark.parametrize("inside", ["", "animals/"])
+def test_a_zip_is_read_as_the_folder_in_it(inside: str, tmp_path: Path, classed: ImageSet) -> None:
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for number, name in enumerate(NAMES):
+            archive.writestr(inside + name, content(number))
+        archive.writestr("__MACOSX/._0.png", b"")
+    require_equal(load(tmp_path / "set.zip"), classed)
+
+
+def test_what_a_zip_holds_stays_in_its_folder_and_a_damaged_one_is_named(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for number in range(9):
+            archive.writestr(f"../../{number}.png", content(number))
+    assert len(load(tmp_path / "set.zip")["train"])
+    assert {path.name for path in tmp_path.iterdir()} == {"set.zip", "images"}
+    (tmp_path / "set.zip").write_bytes((tmp_path / "set.zip").read_bytes()[:-30])
+    with pytest.raises(UserError, match=r"set\.zip: damaged, or not as it is read: File is not a zip file") as damaged:
+        load(tmp_path / "set.zip")
+    assert damaged.value.code is Exit.MISSING
+
+
+@pytest.mark.parametrize("is_hub", [True, False])
+def test_parquet_is_read_as_a_folder_with_classes(is_hub: bool, tmp_path: Path, classed: ImageSet) -> None:
+    (tmp_path / "hub/data").mkdir(parents=True)
+    if is_hub:  # as `datasets` writes it
+        pictures = [{"bytes": content(number), "path": name} for number, name in enumerate(NAMES)]
+        table = pa.table({"image": pictures, "label": [int(name[:3] == "dog") for name in NAMES]})
+        features = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
+    else:
+        table = pa.table({"image": [content(number) for number in range(20)], "label": [name[:3] for name in NAMES]})
+    halves = [table[:11], table[11:]]
+    for number, half in enumerate(halves):
+        parquet.write_table(half, tmp_path / f"hub/data/images-{number:05}-of-00002.parquet")
+    require_equal(load(tmp_path / "hub"), classed)
+
+
+def test_parquet_with_splits_and_without_pictures(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    for part, first in (("train", 0), ("test", 20)):
+        rows = pa.table({"image": [{"bytes": content(first + number), "path": None} for number in range(5)]})
+        parquet.write_table(rows, tmp_path / f"set/{part}-00000-of-00001.parquet")
+    images = load(tmp_path / "set")
+    assert [len(images[split]) for split in images.splits] == [5, 5]
+    assert np.array_equal(images["test"][:, 0], np.stack([noise(6, 5, seed=20 + number) for number in range(5)]))
+    parquet.write_table(pa.table({"text": ["a"]}), tmp_path / "text.parquet")
+    with pytest.raises(UserError, match="its columns are text, and none is `image`; rename"):
+        load(tmp_path / "text.parquet")
+    (tmp_path / "text.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"text\.parquet: damaged"):
+        load(tmp_path / "text.parquet")
