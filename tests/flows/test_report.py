@@ -328,7 +328,7 @@ def test_the_stage_writes_page_and_charts_that_stand_alone(files: Files, tmp_pat
 def test_the_stage_declares_every_file_that_it_shows() -> None:
     stage = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]["report"]
     assert WORKSPACE == PLACES
-    shown = {str(path) for path in (*WORKSPACE, layout.IMAGES, layout.REGISTERED, layout.PRESETS)}
+    shown = {str(path) for path in (*WORKSPACE, layout.IMAGES, layout.REGISTERED, layout.PRESETS, layout.NETWORKS)}
     assert shown == {dep for dep in stage["deps"] if not dep.startswith(("flows", "vdm"))}
 
 
