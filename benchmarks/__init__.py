@@ -5,6 +5,7 @@ equal_minutes  bits/dim after equal minutes of training, against the peer
 continuing     training that goes on from a model when images arrive, against training anew
 likelihood     the variance and the error of the bound's estimate, the numerical error of the ODE
 samplers       the quality of samples against their cost
+surprise       which foreign and changed images are found to be odd
 compression    our files and those of general codecs
 contract       corruptions of images that the data contract finds
 registry       the processor seconds of commands in a project with hundreds of versions

@@ -36,7 +36,7 @@ from vdm.sampling import Solver
 BATCH = 400
 BATCH_OF_EVALUATIONS = 512
 BATCH_TO_COMPRESS = 32
-SURPRISE_LEVELS = 8
+SURPRISE_LEVELS = 4
 LEVELS = 256
 """Of images whose levels are not stated."""
 COLOURS = (1, 3, 4)

@@ -1,14 +1,15 @@
-"""How odd an image is: its loss at some noise levels and plain statistics, compared with those of held-out images.
+"""How odd an image is: losses, scores and plain statistics, compared with those of held-out images.
 
 Bits/dim do not say it: simple images of another kind have fewer (Nalisnick et al. 2019, arXiv 1810.09136).  The curve
 of the loss over the noise levels does.  Its L levels are even in gamma, and the same, with the same noise, for all
 images, so that the noise adds nothing to a difference between two images:
 
-    feature_l(x) = log |eps_l - eps_hat(alpha_l x + sigma_l eps_l; gamma_l)|^2
+    loss_l(x) = log |eps_l - eps_hat(alpha_l x + sigma_l eps_l; gamma_l)|^2
+    norm_l(x) = log |eps_hat(alpha_l x; gamma_l)|^2
 
-MSMA compares norms of scores at several noise levels in this way (Mahmood et al. 2021, arXiv 2010.13132); its norm is
-that of eps_hat at the image itself, without noise.  `STATISTICS` of the pixels, which need no network, are features,
-too.  One half of the held-out images says where features lie:
+The second is the norm of the score at the image itself, without noise, which MSMA compares (Mahmood et al. 2021, arXiv
+2010.13132).  `STATISTICS` of the pixels, which need no network, are features, too.  One half of the held-out images
+says where features lie:
 
     score(x) = distance of features(x), standardised by this half, to the 5th nearest of this half
 
@@ -33,6 +34,7 @@ from torch import Tensor
 from vdm.discretization import pixels_to_x
 from vdm.evaluation import image_noise
 from vdm.model import VDM
+from vdm.schedule import alpha
 from vdm.vlb import bits_per_dim, prior_loss, squared_error
 
 NEIGHBOUR = 5
@@ -108,9 +110,9 @@ def image_features(
     batch_size: int,
     progress: Callable[[range], Iterable[int]] = iter,
 ) -> np.ndarray:
-    """Return the features of images (N,C,H,W): (N, L + 7) float64, those of L noise levels and then `STATISTICS`.
+    """Return the features of images (N,C,H,W): (N, 2 L + 7) float64, losses, norms, and then `STATISTICS`.
 
-    It takes L evaluations of the network for each image, of p(x) if the model has classes.  `progress` gets the
+    It takes 2 L evaluations of the network for each image, of p(x) if the model has classes.  `progress` gets the
     batches' first indices.  Raises TypeError and ValueError unless they are images of the model, and for a model in
     training mode.
     """
@@ -119,17 +121,20 @@ def image_features(
     like = next(model.parameters())
     gammas = noise_levels(model, levels)
     noise = torch.from_numpy(image_noise(seed, range(1), levels, model.image_shape)).to(like)
-    parts = [torch.zeros(0, levels + len(STATISTICS), dtype=torch.float64, device=like.device)]
+    parts = [torch.zeros(0, 2 * levels + len(STATISTICS), dtype=torch.float64, device=like.device)]
     for start in progress(range(0, len(pixels), batch_size)):
         batch = torch.from_numpy(np.array(pixels[start : start + batch_size])).to(like.device)
         x = pixels_to_x(batch, model.num_levels, like.dtype)
-        errors = [
+        squares = [
             squared_error(x, eps.expand_as(x), gamma.expand(len(x)), model.network)
             for gamma, eps in zip(gammas, noise, strict=True)
         ]
+        squares += [
+            model.network(alpha(gamma) * x, gamma.expand(len(x))).square().flatten(1).sum(1) for gamma in gammas
+        ]
         # A loss of 0, which the exact predictor of one image has, has a logarithm, too.
-        losses = torch.stack(errors, dim=1).double().clamp(min=torch.finfo(torch.float32).tiny).log()
-        parts.append(torch.cat([losses, statistics(batch, model.num_levels)], dim=1))
+        logarithms = torch.stack(squares, dim=1).double().clamp(min=torch.finfo(torch.float32).tiny).log()
+        parts.append(torch.cat([logarithms, statistics(batch, model.num_levels)], dim=1))
     return torch.cat(parts).cpu().numpy()
 
 
@@ -156,14 +161,14 @@ def statistics(pixels: Tensor, num_levels: int) -> Tensor:
 
 @torch.inference_mode()
 def bound_of(model: VDM, pixels: np.ndarray, features: np.ndarray) -> np.ndarray:
-    """Return about -VLB of images (N,C,H,W), from their features (N, L + 7): (N,) bits/dim.
+    """Return about -VLB of images (N,C,H,W), from their features (N, 2 L + 7): (N,) bits/dim.
 
     The diffusion term is the integral over gamma (eq. 17, section 5.1) by the midpoint rule, at one draw of the noise.
     """
     first, last = model.schedule.gamma_0, model.schedule.gamma_1
     batch = torch.from_numpy(np.array(pixels)).to(first.device)
     prior = prior_loss(pixels_to_x(batch, model.num_levels, first.dtype), last)
-    losses = np.exp(features[:, : -len(STATISTICS)])
+    losses = np.exp(features[:, : (features.shape[1] - len(STATISTICS)) // 2])
     diffusion = 0.5 * (last - first).item() * losses.mean(1)
     nats = (prior + model.reconstruction_loss(batch)).double().cpu() + torch.from_numpy(diffusion)
     return bits_per_dim(nats, model.num_dims).numpy()

@@ -44,14 +44,14 @@ class Calibration(Document):
     digests: list[Digest]
     """Of the images.  The half with the smaller ones is the first."""
     features: list[list[Figure]]
-    """Of each image the logarithm of its loss at each noise level, and then `vdm.surprise.STATISTICS`."""
+    """Of each image the losses and the norms at the noise levels, as logarithms, and `vdm.surprise.STATISTICS`."""
 
     @model_validator(mode="after")
     def consistent(self) -> "Calibration":
         if len(self.digests) != len(self.features):
             raise ValueError(f"{len(self.digests)} digests and features of {len(self.features)} images")
-        if any(len(row) != len(self.gamma) + len(STATISTICS) for row in self.features):
-            raise ValueError(f"an image has not {len(self.gamma)} + {len(STATISTICS)} features")
+        if any(len(row) != 2 * len(self.gamma) + len(STATISTICS) for row in self.features):
+            raise ValueError(f"an image has not 2 x {len(self.gamma)} + {len(STATISTICS)} features")
         return self
 
     @cached_property

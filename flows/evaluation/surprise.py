@@ -40,7 +40,7 @@ class OddImage(Document):
     bpd: Figure
     """About its bits/dim, from the same noise levels."""
     deviations: list[Figure]
-    """How far each feature is from the mean of held-out images, in standard deviations: `gamma`, then `statistics`."""
+    """How far each feature is from the mean of held-out images, in standard deviations; see `names`."""
     words: str
     """In what it differs most: bands of noise levels with an unusual loss, and unusual statistics of the pixels."""
 
@@ -76,8 +76,8 @@ class Surprise(Document):
     seed: Count
     gamma: list[Number]
     """The noise levels."""
-    statistics: list[str]
-    """The names of the other features."""
+    names: list[str]
+    """Of the features: the loss at each noise level, the norm of the score at each, and statistics of the pixels."""
     without_p: str | None
     """Why no image has a p; null if some may have one."""
     num_seen: Count
@@ -108,7 +108,7 @@ class Compared(NamedTuple):
     scores: np.ndarray
     p: np.ndarray
     deviations: np.ndarray
-    """Of each feature, (N, L + 7)."""
+    """Of each feature, (N, 2 L + 7)."""
     bpd: np.ndarray
     words: list[str]
 
@@ -153,7 +153,7 @@ def about(model: TrainedModel, calibration: Calibration, images: list[OddImage])
         num_calibrated=len(calibrated),
         seed=calibration.seed,
         gamma=calibration.gamma,
-        statistics=list(STATISTICS),
+        names=names_of(calibration.gamma),
         without_p=why,
         num_seen=0 if why else len(images) - len(judged),
         batch=batch_of(judged, calibrated) if judged else None,
@@ -210,11 +210,16 @@ def batch_of(images: list[OddImage], calibrated: np.ndarray) -> OddBatch:
     )
 
 
+def names_of(gamma: list[float]) -> list[str]:
+    """Return the names of the features at these noise levels."""
+    return [f"{what} at gamma {level:.2f}" for what in ("loss", "norm") for level in gamma] + list(STATISTICS)
+
+
 def in_words(gamma: list[float], deviations: np.ndarray) -> str:
     """Return what is far from held-out images, the farthest first, by the deviation of each feature."""
-    names, losses = list(BANDS), deviations[: len(gamma)]
-    bands = np.searchsorted(list(BANDS.values()), gamma, side="right") - 1
-    found = {names[band]: max(losses[bands == band], key=abs) for band in set(bands.tolist())}
-    found |= dict(zip(STATISTICS, deviations[len(gamma) :], strict=True))
+    names, of_levels = list(BANDS), deviations[: 2 * len(gamma)]
+    bands = np.searchsorted(list(BANDS.values()), 2 * gamma, side="right") - 1
+    found = {names[band]: max(of_levels[bands == band], key=abs) for band in set(bands.tolist())}
+    found |= dict(zip(STATISTICS, deviations[2 * len(gamma) :], strict=True))
     farthest = sorted(found.items(), key=lambda item: -abs(item[1]))[:MOST_WORDS]
     return ", ".join(f"{name} {value:+.1f}" for name, value in farthest if abs(value) >= FAR)

@@ -33,9 +33,9 @@ PAGE = """\
 <p>{{ line }}.</p>
 {% endfor %}
 <p class="muted">The oddest of {{ found.images | length | count }} images first. The score is the distance to held-out
-images, by the loss at {{ found.gamma | length }} noise levels and by plain statistics of the pixels. p is the share of
-{{ found.num_calibrated | count }} held-out images with at least this score. Behind it: what is far from theirs, in
-standard deviations. A loss at low noise is about fine texture, at medium noise about parts, at high noise about
+images, by the network at {{ found.gamma | length }} noise levels and by plain statistics of the pixels. p is the
+share of {{ found.num_calibrated | count }} held-out images with at least this score. Behind it: what is far from
+theirs, in standard deviations. Little noise hides fine texture, more of it parts, and much of it leaves
 composition.</p>
 <ul class="tiles">
 {% for each in shown %}
@@ -62,8 +62,7 @@ def table(found: Surprise) -> str:
     """Return a table with a row for each image, the oddest first."""
     text = StringIO(newline="")
     writer = csv.writer(text)
-    deviations = [*(f"loss at gamma {gamma:.2f}" for gamma in found.gamma), *found.statistics]
-    writer.writerow(["image", "file", "score", "p", "bpd", *deviations])
+    writer.writerow(["image", "file", "score", "p", "bpd", *found.names])
     for each in found.images:
         numbers = [each.score, each.p, each.bpd, *each.deviations]
         writer.writerow(

@@ -392,7 +392,7 @@ def of_minutes(
     evaluations = max(2, int(seconds / 4 * calls / evaluated))
     evaluations = min(preset.evaluate.times_per_image, evaluations)
     few = "for so few minutes"
-    compared = int(seconds / 10 * calls / preset.evaluate.surprise_levels)
+    compared = int(seconds / 10 * calls / (2 * preset.evaluate.surprise_levels))
     compared = min(preset.evaluate.surprise_images, max(FEWEST_SURPRISE, compared))
     evaluate: dict[str, tuple[Any, str]] = {"times_per_image": (evaluations, few), "surprise_images": (compared, few)}
     if num_classes is not None:

@@ -55,10 +55,10 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
 
 def test_evaluate_keeps_the_features_of_validation_images(here: Path, digits: np.ndarray) -> None:
     kept = read(Calibration, KEPT)
-    assert (kept.split, kept.held_out, len(kept.gamma)) == ("validation", True, 8)
+    assert (kept.split, kept.held_out, len(kept.gamma)) == ("validation", True, 4)
     held_out = digits[100:320]
     assert kept.digests == [digest_of(image).hex() for image in held_out]
-    features = image_features(load("models/vdm", "cpu"), held_out, levels=8, seed=0, batch_size=512)
+    features = image_features(load("models/vdm", "cpu"), held_out, levels=4, seed=0, batch_size=512)
     np.testing.assert_allclose(kept.features, features, rtol=1e-5, atol=1e-5)
     halves = np.argsort(kept.digests)
     first = np.isin(np.arange(220), halves[:110])
@@ -80,7 +80,7 @@ def test_images_are_sorted_by_score_with_the_p_of_their_rank(
     assert found["num_calibrated"] == 110
     for each in images:
         assert each["p"] == pytest.approx((1 + (calibrated >= each["score"]).sum()) / 111)
-        assert len(each["deviations"]) == 8 + len(STATISTICS)
+        assert len(each["deviations"]) == len(found["names"]) == 2 * 4 + len(STATISTICS)
     assert found["batch"]["num_odd"] == sum(each["p"] <= 0.01 for each in images) >= 2
     assert run(["surprise", "some.npy"]) == Exit.DONE
     text = capsys.readouterr().out
@@ -157,7 +157,7 @@ def test_a_model_without_kept_images_says_how_to_get_them(small: Small, capsys: 
     document = json.loads(kept.read_text())
     for damage, said in (
         ({"digests": document["digests"][1:]}, "9 digests and features of 10 images"),
-        ({"gamma": document["gamma"][1:]}, "an image has not 7 + 7 features"),
+        ({"gamma": document["gamma"][1:]}, "an image has not 2 x 3 + 7 features"),
         ({"features": [[None] * 15] * 10}, "no image can be compared"),
     ):
         kept.write_text(json.dumps(document | damage))
@@ -177,9 +177,9 @@ def test_a_broken_model_is_evaluated_and_has_nothing_to_compare_with(small: Smal
 
 def test_the_words_name_the_bands_and_the_statistics_that_are_far(here: Path) -> None:
     gamma, usual = [-9.0, -6.0, -2.0, 3.0], [0.0] * len(STATISTICS)
-    assert in_words(gamma, np.array([0, 0, 0, 0, *usual])) == ""
-    assert in_words(gamma, np.array([1, -7, 2.5, 1.9, *usual])) == "fine texture -7.0, parts +2.5"
-    brighter = np.array([0, 0, 0, 4, 9, *usual[1:]])
+    assert in_words(gamma, np.array([0, 0, 0, 0, 0, 0, 0, 0, *usual])) == ""
+    assert in_words(gamma, np.array([1, -7, 0, 1.9, 0, 0, 2.5, 0, *usual])) == "fine texture -7.0, parts +2.5"
+    brighter = np.array([0, 0, 0, 4, 0, 0, 0, 0, 9, *usual[1:]])
     assert in_words(gamma, brighter) == "brightness +9.0, composition +4.0"
 
 

@@ -45,7 +45,7 @@ def gaussian() -> VDM:
     return model
 
 
-def test_a_feature_is_the_logarithm_of_the_loss_at_its_level_with_the_noise_of_all(
+def test_features_are_losses_with_the_noise_of_all_images_and_norms_without_noise(
     gaussian: VDM, digits: np.ndarray
 ) -> None:
     features = image_features(gaussian, digits[:7], **SETTINGS)
@@ -59,11 +59,13 @@ def test_a_feature_is_the_logarithm_of_the_loss_at_its_level_with_the_noise_of_a
         slope = math.sqrt(of_noise) / ((1 - of_noise) * 0.09 + of_noise)
         rest = noise[level] - slope * (math.sqrt(1 - of_noise) * x + math.sqrt(of_noise) * noise[level])
         np.testing.assert_allclose(features[:, level], np.log(np.square(rest).sum((1, 2, 3))), rtol=1e-4)
+        norm = np.log(np.square(slope * math.sqrt(1 - of_noise) * x).sum((1, 2, 3)))
+        np.testing.assert_allclose(features[:, 4 + level], norm, rtol=1e-4)
 
 
 def test_the_other_features_are_statistics_of_the_pixels(gaussian: VDM, digits: np.ndarray) -> None:
     images = np.concatenate([digits[:3], np.zeros_like(digits[:1])])
-    found = image_features(gaussian, images, **SETTINGS)[:, 4:]
+    found = image_features(gaussian, images, **SETTINGS)[:, 8:]
     for image, row in zip(images[:, 0].astype(float), found, strict=True):
         shares = np.unique(image, return_counts=True)[1] / 64
         centre = [3.5, 3.5]
@@ -79,7 +81,7 @@ def test_features_of_an_image_depend_on_no_other_image_and_on_no_batch(model: VD
     alone = image_features(model, digits[6:7], **SETTINGS)
     np.testing.assert_allclose(features[6:], alone, atol=1e-5)  # rounding of float32
     np.testing.assert_allclose(features, image_features(model, digits[:7], **SETTINGS | {"batch_size": 2}), atol=1e-5)
-    assert image_features(model, digits[:0], **SETTINGS).shape == (0, 4 + len(STATISTICS))
+    assert image_features(model, digits[:0], **SETTINGS).shape == (0, 8 + len(STATISTICS))
     with pytest.raises(ValueError, match="images of the model are"):
         image_features(model, digits[:1, :, 1:], **SETTINGS)
 
