@@ -10,6 +10,7 @@ from threading import Thread
 
 from plant import Plant
 from prefect.client.schemas.objects import FlowRun
+from prefect.events import Event, Resource
 
 AUTOMATION = "vdm: run when images arrived"
 MAKE_BLOCK = """
@@ -48,10 +49,16 @@ def receiver() -> Iterator[tuple[str, list[str]]]:
         server.shutdown()
 
 
-def emit(plant: Plant) -> None:
-    """Say that images arrived."""
+def emit_by_command(plant: Plant) -> None:
+    """Say that images arrived, as a user does."""
     said = plant.prefect("event", "emit", "vdm.images.arrived", "--resource-id", "data/pictures")
     assert said.returncode == 0, said.stdout + said.stderr
+
+
+def emit(plant: Plant) -> None:
+    """Say the same without a new process."""
+    event = Event(event="vdm.images.arrived", resource=Resource({"prefect.resource.id": "data/pictures"}))
+    plant.client.request("POST", "/events", json=[event.model_dump(mode="json")])  # type: ignore[arg-type]
 
 
 def by_event(plant: Plant) -> list[FlowRun]:

@@ -161,7 +161,7 @@ def served(plant: Plant, database: Path | None) -> Iterator[Plant]:
             plant.stop()
 
 
-def wait_until(condition: Callable[[], bool], seconds: float, log: Path | None = None, *, every: float = 0.2) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float, log: Path | None = None, *, every: float = 0.5) -> None:
     """Wait until the condition holds; fail after `seconds` with the end of the log."""
     deadline = time.monotonic() + seconds
     while not condition():
