@@ -34,6 +34,7 @@ def set_up(client: SyncPrefectClient) -> None:
     """
     make_pool(client, [])
     deploy(client)
+    refuse_unknown_parameters(client)
     if not client.read_automations_by_name(silent_runs().name):
         silent_runs().create()
 
@@ -66,6 +67,15 @@ def deploy(client: SyncPrefectClient) -> None:
         if FLOW not in known:
             raise
         say_on_stderr(f"{error}; the server keeps the deployments that it has")
+
+
+def refuse_unknown_parameters(client: SyncPrefectClient) -> None:
+    """Let the server refuse a run with a parameter that the flow lacks, which would crash with a traceback."""
+    for each in client.read_deployments(flow_filter=OF_FLOW):
+        known = each.parameter_openapi_schema
+        if known and "additionalProperties" not in known:
+            changed = {"parameter_openapi_schema": known | {"additionalProperties": False}}
+            client.request("PATCH", "/deployments/{id}", path_params={"id": each.id}, json=changed)
 
 
 def create_deployments(names: list[str]) -> None:

@@ -25,7 +25,7 @@ from flows.core.errors import Exit, UserError
 from flows.orchestration import serve
 from flows.orchestration.files import Entry, read_automations, read_deployments
 from flows.orchestration.runs import INTERRUPTED
-from flows.orchestration.setting_up import ENDS, automate, deploy, make_pool, silent_runs
+from flows.orchestration.setting_up import ENDS, automate, deploy, make_pool, refuse_unknown_parameters, silent_runs
 from flows.orchestration.status import wrong_files
 from flows.train_vdm import DRIFTED, NEW_IMAGES, train_vdm
 
@@ -85,6 +85,18 @@ def test_a_queue_that_a_worker_wants_is_made_if_it_is_missing() -> None:
     make_pool(client, ["default", "night"])
     client.create_work_queue.assert_called_once_with("night", work_pool_name="vdm")
     assert client.create_work_pool.call_count == 0
+
+
+def test_the_server_refuses_parameters_that_the_flow_lacks() -> None:
+    """`prefect deploy` forgets it, and the next `serve` says it again."""
+    known = {"type": "object", "properties": {"preset": {}}}
+    schemas = known, known | {"additionalProperties": False}, None
+    deployments = [SimpleNamespace(id=number, parameter_openapi_schema=each) for number, each in enumerate(schemas)]
+    client = Mock(read_deployments=Mock(return_value=deployments))
+    refuse_unknown_parameters(client)
+    (call,) = client.request.call_args_list
+    assert call.kwargs["path_params"] == {"id": 0}
+    assert call.kwargs["json"] == {"parameter_openapi_schema": known | {"additionalProperties": False}}
 
 
 def test_a_notification_is_made_once_its_block_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

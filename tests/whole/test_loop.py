@@ -27,6 +27,7 @@ from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.schedules import IntervalSchedule
+from prefect.exceptions import PrefectHTTPStatusError
 from project import ROOT
 from sklearn.datasets import load_digits
 from stories import cancel, goes_on, train
@@ -244,6 +245,9 @@ def test_a_failure_is_told_in_one_line(plant: Plant) -> None:
     assert "Traceback" not in plant.logged(run)
     (problem,) = plant.status()["problems"]
     assert problem.startswith(f"the last run, {run.name}, failed at ")
+    with pytest.raises(PrefectHTTPStatusError) as refused:
+        plant.retrain(presset="mnist")
+    assert "Additional properties are not allowed ('presset' was unexpected)" in refused.value.response.text
 
 
 def test_a_folder_without_pictures_fails_and_the_champion_stays(plant: Plant, pictures: Path) -> None:
