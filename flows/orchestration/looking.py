@@ -18,6 +18,7 @@ from flows.core import bounded_yaml, layout
 from flows.core.documents import parse
 from flows.core.errors import Exit, UserError
 from flows.core.files import parse_json
+from flows.core.params import CHAMPION
 from flows.images.containers import packed_files
 from flows.images.download import line_of
 from flows.images.folder import find_images
@@ -28,7 +29,7 @@ from flows.process.inputs import content
 from flows.registry.git import content_of, git, git_lines, git_text
 from flows.registry.lock_file import read_lock
 from flows.registry.storage import content_in, dvc_repository, files_of
-from flows.registry.versions import MODEL, Tag
+from flows.registry.versions import MODEL, REFERENCE, Tag
 
 
 class Look(NamedTuple):
@@ -139,7 +140,8 @@ def look(root: Path, base: str, parameters: dict[str, Any]) -> Look:
         newest,
         same_code=objects_at(root, base, code) == objects_at(root, newest, code),
         same_parameters=all(
-            of_result(parameters.get(name, {})) == of_result(values) for name, values in recorded.parameters.items()
+            as_recorded(root, newest, parameters.get(name, {}), values) == values
+            for name, values in recorded.parameters.items()
         ),
         images=images,
         same_preparation=parameters["data"] == recorded.parameters.get("data")
@@ -147,9 +149,20 @@ def look(root: Path, base: str, parameters: dict[str, Any]) -> Look:
     )
 
 
-def of_result(section: dict[str, Any]) -> dict[str, Any]:
-    """Return a section's parameters without `start_from`: after a promotion, `champion` always is another model."""
-    return {name: value for name, value in section.items() if name != "start_from"}
+def as_recorded(root: Path, commit: str, section: dict[str, Any], recorded: dict[str, Any]) -> dict[str, Any]:
+    """Return a section's parameters, with what a run recorded in place of `start_from: champion`.
+
+    The champion, or that there was none yet, is recorded by its name: another one alone is no reason to train.
+    """
+    if section.get("start_from") != CHAMPION:
+        return section
+    start = recorded.get("start_from")
+    if start is None:
+        before = bounded_yaml.sections(content_of(root, f"{commit}^:{layout.PARAMS}"))  # where that run began
+        was_champion = before.get("train", {}).get("start_from") == CHAMPION
+    else:
+        was_champion = REFERENCE.fullmatch(start) is not None
+    return section | {"start_from": start} if was_champion else section
 
 
 def needed_by(root: Path, commit: str, stage: str) -> list[str]:

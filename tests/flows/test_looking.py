@@ -176,6 +176,35 @@ def test_the_images_of_the_newest_run_are_those_of_the_same_code_and_parameters(
     assert not prepared_alike(resize=None)
 
 
+@pytest.mark.parametrize(
+    ("stated", "recorded", "start_from", "same"),
+    [
+        ("champion", "vdm@v1.0.0", "champion", True),  # after a promotion it always is another one
+        ("champion", None, "champion", True),  # there was none
+        ("null", None, "champion", False),
+        ("champion", "vdm@v1.0.0", "vdm@v1.0.0", True),
+        ("champion", "vdm@v1.0.0", "vdm@v0.9.0", False),
+        ("champion", "vdm@v1.0.0", None, False),
+        ("null", None, None, True),
+        ("null", None, "pretrained/digits_classes", False),
+        ("pretrained/digits_classes", "pretrained/digits_classes", "champion", False),
+    ],
+)
+def test_another_start_is_a_reason_to_run_unless_the_champion_is_another_one(
+    stated: str, recorded: str | None, start_from: str | None, same: bool, forge: Forge
+) -> None:
+    text = (forge.root / "params.yaml").read_text()
+    forge.write("params.yaml", text.replace("start_from: null ", f"start_from: {stated} "))
+    forge.git("commit", "--quiet", "--all", "--allow-empty", "--message=Start")
+    lock = forge.lock("v1.0.0")
+    lock["stages"]["all"]["params"] = {"params.yaml": {"train": {"start_from": recorded, "steps": 1}}}
+    forge.version("v1.0.0", lock)
+    base = forge.git("rev-parse", "HEAD").strip()
+    parameters = {"data": {"source": "pictures"}, "train": {"start_from": start_from, "steps": 1}}
+    assert look(forge.root, base, parameters).same_parameters is same
+    assert not look(forge.root, base, parameters | {"train": {"start_from": start_from, "steps": 2}}).same_parameters
+
+
 def test_a_source_of_null_is_refused_with_the_path_to_write(forge: Forge) -> None:
     text = (forge.root / "params.yaml").read_text()
     forge.write("params.yaml", text.replace("source: data/published", "source: null"))
