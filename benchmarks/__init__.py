@@ -4,6 +4,7 @@ speed          a training step, an evaluation, sampling; with --peer against the
 equal_minutes  bits/dim after equal minutes of training, against the peer
 continuing     training that goes on from a model when images arrive, against training anew
 likelihood     the variance and the error of the bound's estimate, the numerical error of the ODE
+judging        how often the judge of challengers is wrong, in a simulation
 samplers       the quality of samples against their cost
 surprise       which foreign and changed images are found to be odd
 compression    our files and those of general codecs

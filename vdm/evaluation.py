@@ -105,7 +105,7 @@ class Evaluation(NamedTuple):
 class PairedDifference(NamedTuple):
     """The mean of second - first over the same images, times and noise, in bits/dim; NaN where it is not known.
 
-    `interval` contains the true difference with probability `confidence`.
+    `interval` contains the true difference with probability `confidence`; see `paired_difference`.
     """
 
     difference: float
@@ -123,6 +123,8 @@ def standard_error(values: np.ndarray) -> float:
 def paired_difference(first: np.ndarray, second: np.ndarray, *, confidence: float) -> PairedDifference:
     """Compare two models by the bits/dim (N,) of the same images, evaluated at the same times with the same noise.
 
+    The interval is that of Student's t, and longer on the side of the longer tail of the differences.
+
     Raises ValueError for different numbers of images.
     """
     if first.shape != second.shape:
@@ -130,8 +132,24 @@ def paired_difference(first: np.ndarray, second: np.ndarray, *, confidence: floa
     difference = second - first
     mean, error = float(difference.mean()), standard_error(difference)
     # Student's t: the interval of the mean of normal values whose deviation is estimated from them.  NaN for one value.
-    half_width = float(stdtrit(len(difference) - 1, (1 + confidence) / 2)) * error
-    return PairedDifference(mean, error, confidence, (mean - half_width, mean + half_width), len(difference))
+    quantile = float(stdtrit(len(difference) - 1, (1 + confidence) / 2))
+    # A long tail of which few values are known hides a part of the mean, and of the error.  To first order the quantile
+    # grows on its side by skewness (1 + 2 quantile^2) / (6 sqrt(N)) (Johnson 1978).  Samples know too little of the
+    # tail, so it counts four times: with lognormal differences of 30 images, 0.03 of the intervals end below the true
+    # mean, without it 0.12 (python -m benchmarks.judging).
+    tail = 4 * skewness(difference) * (1 + 2 * quantile**2) / (6 * math.sqrt(len(difference)))
+    low, high = mean - (quantile + max(0.0, -tail)) * error, mean + (quantile + max(0.0, tail)) * error
+    return PairedDifference(mean, error, confidence, (low, high), len(difference))
+
+
+def skewness(values: np.ndarray) -> float:
+    """Return the skewness of `values` (N,), corrected for their number; 0 for fewer than three and for equal ones."""
+    deviations, count = values - values.mean(), len(values)
+    variance = float(np.square(deviations).mean())
+    if count < 3 or not variance:
+        return 0.0
+    plain = float((deviations**3).mean()) / variance**1.5
+    return float(plain * math.sqrt(count * (count - 1)) / (count - 2))
 
 
 def evaluate(

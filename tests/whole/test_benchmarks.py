@@ -40,6 +40,7 @@ def small(tmp_path: Path, digits: np.ndarray) -> Path:
             for what in ("variance", "error")
         ),
         ["compression", "--model", "model", "--images", "images", "--count", "5", "--steps", "1"],
+        ["judging", "--comparisons", "20"],
         ["registry", "--versions", "2", "--commands", "models"],
         ["many_images", "--images", "--pictures", "2000"],
         ["contract", "--sets", "digits", "--rows", "a class missing, test"],
