@@ -76,6 +76,8 @@ def difference(result: Comparison) -> str:
     lines = [f"{model.model}: {bits(model)}" for model in result.models]
     bpd = with_error(result.difference_bpd, form="+.4f")
     lines.append(f"difference: {bpd} bits/dim, {interval}, {evaluated(result)}")
+    if result.classes_differ:
+        lines.append(f"not given the class: {result.classes_differ}")
     if result.samples is None:
         lines.append("samples: not compared: not measured with the same features and images; see `vdmctl sample`")
     for name, (first, second) in (result.samples or {}).items():

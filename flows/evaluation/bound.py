@@ -16,6 +16,7 @@ import torch
 from flows.core.device import find_device, find_precision, processor
 from flows.core.documents import finite_or_none
 from flows.core.errors import Exit, UserError
+from flows.core.escaping import listed
 from flows.core.files import file_sha256, write_whole, written_last
 from flows.core.model import TrainedModel
 from flows.evaluation.calibration import CALIBRATION, calibrate
@@ -118,7 +119,8 @@ def compare(
     """Return the difference second - first in bits/dim over the same images, times and noise, with its interval.
 
     `counting` (N,) says which of the images count, None that all do.  With `settings.given` auto, p(x | c) is compared
-    if both have classes, and else p(x).  Raises what `flows.evaluation.terms.terms` raises.
+    if both models and the images have the same classes, and else p(x).  Raises what `flows.evaluation.terms.terms`
+    raises.
     """
     models = first, second
     for model in models:  # errors are reported before the first is evaluated
@@ -128,7 +130,10 @@ def compare(
     if settings.given == "class" and not any(classed):
         reason = f"neither model has classes, or {images.set.name} no labels"
         raise UserError(f"{reason}; leave out --given class", Exit.USAGE)
-    given = settings.given if settings.given != "auto" else "class" if all(classed) else "nothing"
+    given, differing = settings.given, None
+    if given == "auto":
+        differing = differing_classes(first, second, images) if all(classed) else None
+        given = "class" if all(classed) and not differing else "nothing"
     results = [
         bounds(model, images, settings, ["class" if known and given == "class" else None])[0].of(counting)
         for model, known in zip(models, classed, strict=True)
@@ -156,7 +161,25 @@ def compare(
         times_per_image=settings.times_per_image,
         num_timesteps=settings.num_timesteps,
         given=given,
+        classes_differ=differing,
     )
+
+
+def differing_classes(first: TrainedModel, second: TrainedModel, images: Chosen) -> str | None:
+    """Return why the images cannot be given the same classes for both models; None if they can."""
+    if first.num_classes != second.num_classes:
+        return f"{first.name} has {first.num_classes} classes, and {second.name} {second.num_classes}"
+    if first.class_names and second.class_names and first.class_names != second.class_names:
+        theirs = f"{listed(first.class_names)} and {listed(second.class_names)}"
+        return f"{first.name} and {second.name} have other classes: {theirs}"
+    try:
+        images.classes(first)
+        images.classes(second)
+    except UserError as error:
+        if error.code is not Exit.USAGE:  # the labels are damaged
+            raise
+        return str(error)
+    return None
 
 
 def write(

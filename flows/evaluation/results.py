@@ -242,6 +242,8 @@ class Comparison(Document):
     times_per_image: Count
     num_timesteps: Count | None
     given: Given
+    classes_differ: str | None = None
+    """Why p(x) was compared, although both models have classes."""
     samples: dict[str, list[QualityFigure]] | None = None
     """The quality of both models' samples, by the name of the figure; None unless both were measured alike."""
 

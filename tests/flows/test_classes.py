@@ -261,6 +261,39 @@ def test_models_are_compared_by_what_both_have(classed: Small, capsys: pytest.Ca
     }
 
 
+@pytest.mark.parametrize(
+    ("classes", "names", "reason"),
+    [
+        (4, [*NAMES, "four"], "models/vdm has 3 classes, and models/other 4"),
+        (3, ["one", "two", "three"], 'have other classes: "Zero", "one", "2nd" and "one", "two", "three"'),
+    ],
+)
+def test_models_of_other_classes_are_compared_without(
+    classes: int, names: list[str], reason: str, classed: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A class folder came, went or was renamed: a comparison must be possible all the same."""
+    config: dict[str, Any] = TINY | {"classes": classes}
+    save_model(Path("models/other"), VDM(**config), config, class_names=names)
+    found = printed(capsys, "compare", MODEL, "models/other")
+    assert found["given"] == "nothing"
+    assert reason in found["classes_differ"]
+    assert found == printed(capsys, "compare", MODEL, "models/other", "--given", "nothing") | {
+        "classes_differ": found["classes_differ"]
+    }
+    assert run(["compare", MODEL, "models/other"]) == Exit.DONE
+    assert "\nnot given the class: models/vdm " in capsys.readouterr().out
+
+
+def test_models_are_compared_without_the_classes_of_images_that_have_others(
+    classed: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other_names()
+    found = printed(capsys, "compare", MODEL, MODEL)
+    assert found["given"] == "nothing"
+    assert "data/images has other classes than the model" in found["classes_differ"]
+    assert run(["compare", MODEL, MODEL, "--given", "class"]) == Exit.USAGE
+
+
 def test_samples_have_the_classes_that_are_named(classed: Small, capsys: pytest.CaptureFixture[str]) -> None:
     def drawn(*options: str) -> np.ndarray:
         found = printed(capsys, "sample", MODEL, "--steps=3", "--out=drawn.npy", "--force", *options)
