@@ -54,12 +54,13 @@ def seen_by(model: TrainedModel, images: ImageSet, calibration: Calibration) -> 
     Log a warning if those of a version are not.
     """
     if version := version_of(model.name):
-        kind = images.description.transforms, images.num_levels, list(images.image_shape)
+        digests, known = set[bytes](), False
         with suppress(NetworkError):
-            if (found := trained_on(open_registry(ROOT), version, kind)) is not None:
-                return found
-        log.warning("not all images that %s was trained on are known; p of one of them is not valid", version.name)
-        return set()
+            digests, unknown = trained_on(open_registry(ROOT), version, images.description.transforms)
+            known = not unknown
+        if not known:
+            log.warning("not all images that %s was trained on are known; p of one of them is not valid", version.name)
+        return digests
     with suppress(UserError):
         own = open_images(layout.IMAGES)
         if own.data_sha256 == calibration.data_sha256:

@@ -1,5 +1,6 @@
 """Commands of the registry: list versions, show their lineage, verify them, and change the champion."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 VersionArgument = Annotated[str, typer.Argument(help="A version (vdm@v1.2.0, v1.2.0) or `champion`.")]
 
 commands = typer.Typer()
+log = logging.getLogger(__name__)
 
 
 @commands.command()
@@ -52,8 +54,7 @@ def lineage(
     """Show the origin of a version: tag, commit, parameters, data, ancestors, code, outputs, with digests.
 
     With --image instead of MODEL, list the versions that were trained on one of these pictures, or began with a model
-    that was, and those that have one among their other images. It is found by its pixels after the transforms of each
-    version.
+    that was, and those that have one among their other images. It is found by its pixels before any transform.
     """
     if (model is None) == (image is None):
         raise UserError("lineage needs either a version or --image FILE", Exit.USAGE)
@@ -72,10 +73,14 @@ def lineage(
 def show_having(image: Path, as_json: bool) -> None:
     """Print the versions that have a picture, or a model that was trained on it in their line."""
     from flows.commands.summary import table
-    from flows.registry.images import having
+    from flows.registry.images import having, pictures_in
     from flows.registry.versions import open_registry
 
-    found = having(open_registry(ROOT), image)
+    registry = open_registry(ROOT)
+    wanted, others = pictures_in(image)
+    for name, reason in others.items():
+        log.warning("%s can be no image of a version: %s", name, reason)
+    found = having(registry, wanted)
     rows = [
         (
             each.version,
@@ -89,7 +94,8 @@ def show_having(image: Path, as_json: bool) -> None:
     text = table(("version", "stage", "in its images", "trained on it", "known images"), rows)
     if not found:
         text = f"no version has {image}, and all are known"
-    say_result({"image": str(image), "versions": [each._asdict() for each in found]}, text, as_json)
+    versions = [each._asdict() for each in found]
+    say_result({"image": str(image), "versions": versions, "no_images": others}, text, as_json)
 
 
 @commands.command()

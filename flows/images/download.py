@@ -21,6 +21,7 @@ from flows.images.image_set import (
     files_of,
     labels_of,
     open_images,
+    sources_of,
     write_array,
     write_description,
     write_header,
@@ -109,11 +110,13 @@ def write_set(folder: Path, source: Source, data: "Data") -> Counter[Split]:
 
 
 class Part(NamedTuple):
-    """Transformed images (n,C,H,W) of a split, their digests, their labels (n,), and the name of their file."""
+    """Transformed images (n,C,H,W) of a split, their labels (n,), and the name of their file."""
 
     split: Split
     images: np.ndarray
     digests: list[bytes]
+    sources: list[bytes]
+    """The digests of the pixels before the transforms."""
     labels: np.ndarray | None
     file: str | None
 
@@ -126,10 +129,13 @@ def divided(source: Source, data: "Data") -> Iterator[Part]:
     known: set[bytes] = set()
     left_out = 0
     for batch in source.batches:
+        sources = batch.images if batch.sources is None else batch.sources
+        is_plain = describe(batch.num_levels, data) == "none"
         for some in parts(batch.images, data):
             images = transform(batch.images[some], batch.num_levels, data)
             digests = [digest_of(image) for image in images]
-            splits = np.array([SPLITS.index(split_of(digest, batch.split, source, data)) for digest in digests])
+            before = digests if is_plain else [digest_of(image) for image in sources[some]]
+            splits = np.array([SPLITS.index(split_of(digest, batch.split, source, data)) for digest in before])
             kept = np.ones(len(images), bool)
             if data.without_copies:
                 for place, digest in enumerate(digests):
@@ -139,7 +145,8 @@ def divided(source: Source, data: "Data") -> Iterator[Part]:
             for number in np.unique(splits[kept]).tolist():
                 chosen = np.flatnonzero(kept & (splits == number))
                 labels = None if batch.labels is None else batch.labels[some][chosen]
-                yield Part(SPLITS[number], images[chosen], [digests[place] for place in chosen], labels, batch.file)
+                after, of_source = ([every[place] for place in chosen] for every in (digests, before))
+                yield Part(SPLITS[number], images[chosen], after, of_source, labels, batch.file)
     if data.without_copies:
         source.origin["split"] += f"; {left_out:,} exact copies of other images left out"
 
@@ -149,7 +156,7 @@ class Written:
 
     def __init__(self, file: BinaryIO, images: np.ndarray) -> None:
         self.file, self.dtype, self.shape = file, images.dtype, images.shape[1:]
-        self.digests, self.labels, self.names = bytearray(), list[int](), list[str]()
+        self.digests, self.sources, self.labels, self.names = bytearray(), bytearray(), list[int](), list[str]()
         write_header(file, (0, *self.shape), self.dtype)  # the number is known at the end
 
     def __len__(self) -> int:
@@ -159,6 +166,7 @@ class Written:
         """Append images."""
         self.file.write(np.ascontiguousarray(part.images).data)
         self.digests += b"".join(part.digests)
+        self.sources += b"".join(part.sources)
         if part.labels is not None:
             self.labels += part.labels.tolist()
         if part.file is not None:
@@ -182,8 +190,9 @@ def write_splits(folder: Path, source: Source, data: "Data") -> dict[str, tuple[
         for written in splits.values():
             written.finish()
     for split, written in splits.items():
-        digests = np.frombuffer(written.digests, np.uint8).reshape(-1, DIGEST_BYTES)
-        write_array(digests_of(folder, split), [digests])
+        write_array(digests_of(folder, split), [np.frombuffer(written.digests, np.uint8).reshape(-1, DIGEST_BYTES)])
+        if describe(source.origin["num_levels"], data) != "none":
+            write_array(sources_of(folder, split), [np.frombuffer(written.sources, np.uint8).reshape(-1, DIGEST_BYTES)])
         if written.labels:
             write_array(labels_of(folder, split), [np.array(written.labels, np.int64)])
         if written.names:

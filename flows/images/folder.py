@@ -112,6 +112,14 @@ def give_up(error: OSError) -> NoReturn:
     raise error
 
 
+class Levels(NamedTuple):
+    """Images (n,C,H,W) of a file, uint8 or uint16, its name, and what they were before the background, (n,...)."""
+
+    name: str
+    images: np.ndarray
+    sources: np.ndarray
+
+
 class ImageFiles:
     """The files of images in a folder, or one file, and what a pass over them finds."""
 
@@ -132,10 +140,9 @@ class ImageFiles:
         self.lightness: list[float] = []
         """Of each picture with transparency that was read."""
 
-    def read(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Yield the images of every file, (n,C,H,W) uint8 or uint16 and at most ROWS at a time, with its name.
+    def read(self) -> Iterator[Levels]:
+        """Yield the images of every file, at most ROWS at a time.  Of the transforms, only the background is applied.
 
-        Of the transforms, only the background is applied.
         Images that the transforms do not make like those of the first file are left out.  Raises UserError after the
         last file if there are any, or files that could not be used, and names them: exit 5 if one is damaged, else 4.
         """
@@ -149,7 +156,8 @@ class ImageFiles:
                     continue
                 self.num_levels = 2**images.num_bits
                 for _, pixels in chunks(images.pixels, ROWS):
-                    yield name, levels(pixels, images.num_bits)
+                    found_levels = levels(pixels, images.num_bits)
+                    yield Levels(name, found_levels, found_levels if images.source is None else images.source)
                 self.formats[images.format] += 1
                 self.lightness += [] if images.lightness is None else [images.lightness]
             except BadImageError as error:
@@ -249,9 +257,9 @@ def read_folder(source: Path, data: "Data") -> Source:
         origin["class_names"] = classes
 
     def batches() -> Iterator[Batch]:
-        for name, images in files.read():
+        for name, images, sources in files.read():
             label = np.full(len(images), labels[name]) if labels else None
-            yield Batch(images, files.num_levels, label, name, parts.get(part_of(name)))
+            yield Batch(images, files.num_levels, label, name, parts.get(part_of(name)), sources)
         formats = ", ".join(f"{count} {name}" for name, count in sorted(files.formats.items()))
         origin.update(formats=formats, num_levels=files.num_levels)
 

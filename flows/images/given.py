@@ -172,7 +172,7 @@ def read_files(path: Path, data: Data | None, model: "TrainedModel | None" = Non
             require_size(files.folder / name, data, model)
     read = list[tuple[str, np.ndarray]]()
     count = 0
-    for name, part in files.read():
+    for name, part, _ in files.read():
         count += len(part)
         if most is not None and count > most:  # before transforms make them larger
             raise UserError(f"{path}: {most} images at most are taken; leave out the others", Exit.USAGE)

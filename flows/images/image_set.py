@@ -3,9 +3,10 @@
 The folder has an array of (N,C,H,W) uint8 levels for each split, and `dataset.json` that describes them.  The arrays
 are `train.npy`, `test.npy` and, unless the validation split is empty, `validation.npy`.  A set with labels also has
 `train_labels.npy` and so on, (N,) integers, which `class_names` in the description may name.  A set made of files has
-`train_files.txt` and so on.  `train_digests.npy` has a digest of each image's pixels, by which an image is found in
-other sets.  Only likelihoods given the class depend on the labels, and none on digests and names of files.  Arrays are
-mapped into memory and never unpickled.
+`train_files.txt` and so on.  `train_digests.npy` has a digest of each image's pixels, and, after transforms,
+`train_sources.npy` one of its pixels before these, by which an image is found in other sets.  Only likelihoods given
+the class depend on the labels, and none on digests and names of files.  Arrays are mapped into memory and never
+unpickled.
 """
 
 import hashlib
@@ -388,6 +389,11 @@ def labels_of(folder: Path, split: str) -> Path:
 def digests_of(folder: Path, split: str) -> Path:
     """Return the path of the digests of a split's images, (N,16) uint8; see `flows.images.splitting.digest_of`."""
     return folder / f"{split}_digests.npy"
+
+
+def sources_of(folder: Path, split: str) -> Path:
+    """Return the path of the digests of the pixels from which transforms made a split's images, (N,16) uint8."""
+    return folder / f"{split}_sources.npy"
 
 
 def files_of(folder: Path, split: str) -> Path:

@@ -46,6 +46,8 @@ class Images(NamedTuple):
     """`NPY`, or the format of a picture: one of `FORMATS`, `lossy WEBP`, `lossy TIFF` or `FIRST_FRAME`."""
     lightness: float | None = None
     """Of a picture with transparency, the mean gray level of what it shows, 0 to 255."""
+    source: np.ndarray | None = None
+    """Of a picture with transparency, its colours and its opacity, (1,C+1,H,W)."""
 
 
 def read_images(path: Path, background: Colour | None = None) -> Images:
@@ -122,7 +124,9 @@ def read_picture(path: Path, background: Colour | None) -> Images:
                 raise refusal(image, stored)
             if alpha.min() < 255 and background is not None:
                 pixels = laid_over(colours, alpha, background).transpose(2, 0, 1)
-                return Images(pixels[None], 8, found, float(np.average(colours.mean(2), weights=alpha + 1e-9)))
+                lightness = float(np.average(colours.mean(2), weights=alpha + 1e-9))
+                source = np.concatenate([colours, alpha[..., None]], axis=2).transpose(2, 0, 1)
+                return Images(pixels[None], 8, found, lightness, source[None])
             pixels = colours
         elif image.mode == "P":
             pixels = np.asarray(image.convert("RGB"))

@@ -1,8 +1,9 @@
 """Divide images into training, validation and test images: by the names of folders, or by the images themselves.
 
-The split of an image that is drawn is a function of its pixels after the transforms and of `data.split_seed`: a hash
-of both, from 0 to 1, lies below the share or not.  So adding, removing, renaming and reordering images moves none of
-them to another split, and exact copies are in one split.  The shares are approximate.
+The split of an image that is drawn is a function of its pixels in the source, before any transform, and of
+`data.split_seed`: a hash of both, from 0 to 1, lies below the share or not.  So adding, removing, renaming and
+reordering images moves none of them to another split, nor do other transforms, and exact copies are in one split.  The
+shares are approximate.
 """
 
 import hashlib
@@ -41,6 +42,8 @@ class Batch(NamedTuple):
     """The name of the file that holds these images, in a folder of images."""
     split: Split | None = None
     """The split in which the source has them; None if it has no splits."""
+    sources: np.ndarray | None = None
+    """What the images were before the background, (n,...); None if they had no transparency."""
 
 
 class Source(NamedTuple):
@@ -58,7 +61,7 @@ class Source(NamedTuple):
 
 
 def digest_of(image: np.ndarray) -> bytes:
-    """Return the digest of an image's pixels, which says in which sets the image is."""
+    """Return the digest of an image's pixels.  That of the pixels in the source says in which sets the image is."""
     return hashlib.sha256(np.ascontiguousarray(image).data).digest()[:DIGEST_BYTES]
 
 

@@ -40,11 +40,17 @@ class Evidence(Document):
     validation_sha256: str | None = None
     num_judged: Count | None = None
     champion_saw: Seen = None
-    """How many of the challenger's images of this split the champion or a model of its line was trained on."""
+    """How many of the challenger's images of this split the champion or a model of its line is known to have seen."""
     challenger_saw: Seen = None
     """The same of the challenger."""
+    champion_unknown: list[str] | None = None
+    """The models of its line whose training images are not known."""
+    challenger_unknown: list[str] | None = None
+    """The same of the challenger, without those of the champion's line, which favour neither."""
     num_decided: Count | None = None
-    """The images that neither saw, which decided; if they are too few, none did."""
+    """The images that neither is known to have seen, which decided; if they are too few, none did."""
+    limits: list[str] | None = None
+    """What these figures cannot show."""
     min_improvement_bpd: Number | None = None
     comparison: Comparison | None = None
     """Champion and challenger on the images that decided."""

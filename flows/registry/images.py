@@ -1,10 +1,11 @@
 """The images that a version, and the models from which its training began, were trained on.
 
-An image is known by the digest of its pixels after the transforms, which the stage `download` keeps beside the arrays.
-Versions that were made before it did, and models that are no versions, have no known images.
+An image is known by the digest of its pixels in the source, before any transform, which the stage `download` keeps
+beside the arrays.  Versions that were made before it did, and models that are no versions, have no known images.
+The digests of the pixels after the transforms find images among those of the same transforms.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -12,31 +13,41 @@ from typing import NamedTuple
 import numpy as np
 
 from flows.core import layout
-from flows.core.documents import checked, parse
-from flows.core.errors import NetworkError, UserError
-from flows.core.params import Data
+from flows.core.documents import parse
+from flows.core.errors import Exit, NetworkError, UserError
 from flows.evaluation.results import BOTH
-from flows.images.folder import find_images
-from flows.images.given import read_files
-from flows.images.image_set import DESCRIPTION, Description, digests_of
+from flows.images.folder import ROWS, ImageFiles
+from flows.images.image_set import DESCRIPTION, SPLITS, Description, chunks, digests_of, sources_of
+from flows.images.picture_files import BadImageError, levels, read_images
 from flows.images.splitting import digest_of
-from flows.registry.lock_file import read_lock
 from flows.registry.storage import content_in, files_of
 from flows.registry.versions import Registry, Version, line
 from vdm.choices import Split
 
 
 class Kept(NamedTuple):
-    """The images that a version was made of."""
+    """The images that a version was made of, or those of some splits."""
 
-    kind: tuple[str, int, list[int]]
-    """Transforms, number of levels and shape: digests of images of another kind say nothing about these."""
+    transforms: str
     digests: Mapping[Split, list[bytes]]
     """Of each image, in the order of the arrays."""
 
 
-def kept_images(root: Path, version: Version) -> Kept | None:
-    """Return a version's images; None if their digests were not kept or are lost.  Raises NetworkError (exit 5)."""
+class TrainedOn(NamedTuple):
+    """The images that the models of a line were trained on, as far as they are known."""
+
+    digests: set[bytes]
+    unknown: dict[str, str]
+    """The models of the line whose images are not known: their names by their digests."""
+
+
+def kept_images(
+    root: Path, version: Version, splits: Collection[Split] = SPLITS, *, transformed: bool = False
+) -> Kept | None:
+    """Return a version's images of some splits; None if their digests were not kept or are lost.
+
+    The digests are those of the pixels before the transforms, unless `transformed`.  Raises NetworkError (exit 5).
+    """
     digests: dict[Split, list[bytes]] = {}
     try:
         with files_of(root, version) as files:
@@ -44,33 +55,39 @@ def kept_images(root: Path, version: Version) -> Kept | None:
             if described is None:
                 return None
             description = parse(Description, described, DESCRIPTION)
-            for split in description.splits:
-                content = content_in(files, digests_of(layout.IMAGES, split))
+            place = digests_of if transformed or description.transforms == "none" else sources_of
+            counts = {"train": description.num_train, "validation": description.num_validation}
+            counts["test"] = description.num_test
+            for split in set(description.splits) & set(splits):
+                content = content_in(files, place(layout.IMAGES, split))
                 if content is None:
                     return None
                 digests[split] = [bytes(row) for row in np.load(BytesIO(content), allow_pickle=False)]
-            counts = {"train": description.num_train, "validation": description.num_validation}
-            counts["test"] = description.num_test
-            if any(len(found) != counts[split] for split, found in digests.items()):
-                return None
+                if len(digests[split]) != counts[split]:
+                    return None
     except NetworkError:
         raise
     except (UserError, ValueError, TypeError):  # lost or damaged
         return None
-    return Kept((description.transforms, description.num_levels, description.image_shape), digests)
+    return Kept(description.transforms, digests)
 
 
-def trained_on(registry: Registry, version: Version, kind: tuple[str, int, list[int]]) -> set[bytes] | None:
-    """Return the digests of all images of a kind that a version or a model of its line was trained on.
+def trained_on(registry: Registry, version: Version, transforms: str | None = None) -> TrainedOn:
+    """Return the images that a version and the models of its line were trained on.
 
-    None if those of one of them are not known or of another kind.  Raises NetworkError (exit 5).
+    With `transforms` they are the images after these, and models of others count as unknown.  Raises NetworkError
+    (exit 5).
     """
-    found: set[bytes] = set()
-    for each in line(version, registry.versions):
-        kept = kept_images(registry.root, each) if each else None
-        if each is None or kept is None or kept.kind != kind:
-            return None
-        found.update(*(kept.digests.get(split, []) for split in fitted(each)))
+    found = TrainedOn(set(), {})
+    ancestors = version.metrics.ancestors or []
+    models = [(version.metrics.model_sha256 or version.name, version.name)]
+    models += [(ancestor.model_sha256, ancestor.name) for ancestor in ancestors]
+    for each, (digest, name) in zip(line(version, registry.versions), models, strict=True):
+        kept = kept_images(registry.root, each, transformed=transforms is not None) if each else None
+        if each and kept and transforms in (None, kept.transforms):
+            found.digests.update(*(kept.digests.get(split, []) for split in fitted(each)))
+        else:
+            found.unknown[digest] = name
     return found
 
 
@@ -87,15 +104,13 @@ class Having(NamedTuple):
     """Which of the version itself and the others of its line were trained on one of the pictures."""
 
 
-def having(registry: Registry, pictures: Path) -> list[Having]:
-    """Return the versions that have one of the pictures, or a model in their line that was trained on it, or may have.
+def having(registry: Registry, wanted: Collection[bytes]) -> list[Having]:
+    """Return the versions that have one of the images, or a model in their line that was trained on it, or may have.
 
-    They are a file or a folder, and are found by their pixels after the transforms of each version.  Raises UserError,
-    such as exit 5 for a file that is missing or damaged, and NetworkError (exit 5).
+    The images are given by their digests.  Raises NetworkError (exit 5).
     """
-    find_images(pictures)
     every = registry.versions
-    splits = {version.name: splits_with(registry.root, version, pictures) for version in every}
+    splits = {version.name: splits_with(registry.root, version, wanted) for version in every}
     found = []
     for version in every:
         chain = line(version, every)
@@ -107,15 +122,29 @@ def having(registry: Registry, pictures: Path) -> list[Having]:
     return found
 
 
-def splits_with(root: Path, version: Version, pictures: Path) -> list[Split] | None:
-    """Return the splits of a version's images that have one of the pictures; None if its images are not known."""
-    stated = read_lock(root, version).parameters.get("data")
+def splits_with(root: Path, version: Version, wanted: Collection[bytes]) -> list[Split] | None:
+    """Return the splits of a version's images that have one of the images; None if its images are not known."""
     kept = kept_images(root, version)
-    if kept is None or stated is None:
-        return None
-    data = checked(Data, stated, f"{version.name}: {layout.DVC_LOCK}: data")
-    wanted = {digest_of(image) for image in read_files(pictures, data).array}
-    return [split for split, digests in kept.digests.items() if not wanted.isdisjoint(digests)]
+    return kept and [split for split, digests in kept.digests.items() if not set(wanted).isdisjoint(digests)]
+
+
+def pictures_in(source: Path) -> tuple[set[bytes], dict[str, str]]:
+    """Return the digests of the images in a file or a folder, and why other files of it can be no images of a version.
+
+    Raises UserError (exit 5) for a file that is missing or damaged, since nobody can say what it was.
+    """
+    files = ImageFiles(source)
+    found, others = set[bytes](), dict[str, str]()
+    for name in files.names:
+        try:
+            images = read_images(files.folder / name, background=(0, 0, 0))  # any: the digests are of what lies over it
+            for _, pixels in chunks(images.pixels if images.source is None else images.source, ROWS):
+                found.update(map(digest_of, levels(pixels, images.num_bits)))
+        except BadImageError as error:
+            if error.code is Exit.MISSING:
+                raise UserError(f"{files.folder / name}: {error}", error.code) from error
+            others[name] = str(error)
+    return found, others
 
 
 def fitted(version: Version) -> set[Split]:

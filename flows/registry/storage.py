@@ -23,9 +23,18 @@ from flows.core import layout
 from flows.core.documents import Document, Sha256, read
 from flows.core.errors import Exit, UserError, brief, of_remote
 from flows.core.files import file_sha256, inside, scratch_folder
-from flows.images.image_set import ImageSet, open_images
+from flows.images.image_set import (
+    DESCRIPTION,
+    Description,
+    ImageSet,
+    labels_of,
+    load_array,
+    open_images,
+    write_array,
+)
 from flows.registry.lock_file import read_lock
 from flows.registry.versions import Tag, Version
+from vdm.choices import Split
 
 
 class Described(Document):
@@ -83,6 +92,29 @@ def fetch_images(root: Path, version: Version) -> ImageSet:
     raise DamagedVersionError(f"{folder} is damaged; delete it to fetch it again")
 
 
+@contextmanager
+def images_of_split(root: Path, version: Version, split: Split) -> Iterator[ImageSet]:
+    """Yield a version's images of one split, as a set that exists while the block runs; the other splits are empty.
+
+    Raises UserError (exit 5); see `fetch`.
+    """
+    with scratch_folder() as scratch:
+        with files_of(root, version) as files:
+            for path in (layout.IMAGES / DESCRIPTION, layout.IMAGES / f"{split}.npy", labels_of(layout.IMAGES, split)):
+                with readable(str(path)):
+                    is_there = files.exists(str(path)) or path != labels_of(layout.IMAGES, split)
+                if is_there:
+                    get(files, str(path), None, scratch)
+        folder = scratch / layout.IMAGES
+        pixels = load_array(folder / f"{split}.npy")
+        for other in read(Description, folder / DESCRIPTION).splits:
+            if other != split:
+                write_array(folder / f"{other}.npy", [pixels[:0]])
+        images = open_images(folder)
+        images.data_sha256 = stated(version, "data_sha256")  # that of the whole set
+        yield images
+
+
 def fetch_folder(root: Path, version: Version, path: str) -> Path:
     """Fetch a folder among the version's outputs into `.vdm/models/<md5>`; return that folder.  Raises UserError."""
     digest = read_lock(root, version).outputs.get(path, "")
@@ -110,12 +142,12 @@ def fetch_files(root: Path, version: Version, paths: list[str], folder: Path) ->
             get(files, path, outputs[path], folder)
 
 
-def get(files: DVCFileSystem, path: str, digest: str, folder: Path) -> None:
+def get(files: DVCFileSystem, path: str, digest: str | None, folder: Path) -> None:
     """Put a file or a folder of a commit at the same path in `folder`, and compare it with its md5 in dvc.lock.
 
-    The md5 of a folder is that of DVC's listing: the md5 and the path of every file.  Raises DamagedVersionError if one
-    differs or the commit lacks the path, UserError (exit 5) for a name in a listing that leads out of the folder, or
-    for a lost file.
+    It is None for a file in a folder that dvc.lock lists.  The md5 of a folder is that of DVC's listing: the md5 and
+    the path of every file.  Raises DamagedVersionError if one differs or the commit lacks the path, UserError (exit 5)
+    for a name in a listing that leads out of the folder, or for a lost file.
     """
     with readable(path):
         index, key = files.repo.index.data["repo"], PurePosixPath(path).parts
@@ -134,9 +166,9 @@ def get(files: DVCFileSystem, path: str, digest: str, folder: Path) -> None:
                 cached = files.repo.cache.local.oid_to_path(recorded[name])
                 raise DamagedVersionError(f"{name} is damaged in the cache; delete {cached} to fetch it again")
             listed.append({"md5": md5, "relpath": name[len(path) + 1 :]})
-    if digest.endswith(".dir"):
+    if digest and digest.endswith(".dir"):
         md5 = hashlib.md5(json.dumps(listed, sort_keys=True).encode()).hexdigest() + ".dir"
-    if md5 != digest:
+    if digest and md5 != digest:
         raise DamagedVersionError(f"{path} differs from its md5 in dvc.lock")
 
 

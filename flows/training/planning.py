@@ -318,7 +318,7 @@ def like_those_of(start: TrainedModel, stated: Data, source: Path) -> dict[str, 
     if start.parameters:
         return data | {name: (getattr(stated, name), "") for name in TRANSFORMS}
     files = ImageFiles(source, stated.model_copy(update=OF_ANY_KIND))
-    shapes = {images.shape[1:] for _, images in files.read()}
+    shapes = {each.images.shape[1:] for each in files.read()}
     channels, *sides = start.image_shape
     if {tuple(shape[1:]) for shape in shapes} != {tuple(sides)}:
         data["resize"] = sides, f"as the images of {start.name}"
@@ -332,7 +332,7 @@ def like(preset: Data, source: Path) -> dict[str, tuple[Any, str]]:
     files = ImageFiles(source, preset.model_copy(update=OF_ANY_KIND))
     shapes: list[tuple[int, ...]] = []
     colourless = 0
-    for _, images in files.read():
+    for _, images, _ in files.read():
         shapes += [images.shape[1:]] * len(images)
         colourless += int((images == images[:, :1]).all((1, 2, 3)).sum())
     data: dict[str, tuple[Any, str]] = {"name": ("image_folder", "yours"), "source": (str(source), "yours")}

@@ -1,10 +1,12 @@
-"""The split of an image depends on its pixels and on the seed, and on nothing else."""
+"""The split of an image depends on its pixels in the source and on the seed, and on nothing else."""
 
 import os
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +17,7 @@ from PIL import Image
 from flows.core.errors import Exit, UserError
 from flows.images import download as module
 from flows.images.download import write_images
-from flows.images.image_set import ImageSet, open_images
+from flows.images.image_set import Chosen, ImageSet, open_images, sources_of
 from flows.images.splitting import DIGEST_BYTES, Source, split_of
 
 NUM_IMAGES = 60
@@ -69,13 +71,24 @@ def test_sets_that_grow_shrink_and_are_shuffled_move_no_image(
     assert set(whole.values()) == {"train", "validation", "test"}
 
 
-def test_images_are_divided_after_their_transforms_and_by_the_seed(folder: Path) -> None:
-    """Two pictures that transforms make equal are one image, and another seed draws another split."""
-    pixels = noise(6, 5, seed=3)
-    Image.fromarray(pixels ^ 1).save(folder / "3b.png")
-    images = load(folder, num_bits=7)
-    assert splits_of(images)[(pixels >> 1).tobytes()] in images.splits
-    assert len(splits_of(images)) == 8
+@pytest.mark.parametrize("changes", [{"num_bits": 5}, {"crop": "center"}, {"resize": [4, 4]}, {"background": "black"}])
+def test_other_transforms_move_no_image(changes: dict[str, Any], tmp_path: Path) -> None:
+    """Else a model that continues would be tested on images that its ancestor was trained on."""
+    (tmp_path / "set").mkdir()
+    for seed in range(20):
+        Image.fromarray(noise(8, 6, 4, seed=seed), "RGBA").save(tmp_path / f"set/{seed}.png")
+    found = []
+    for each in ({}, changes):
+        images = load(tmp_path / "set", **({"background": "white"} | each))
+        names = [Chosen(images, split).names for split in images.splits]
+        sources = [np.load(sources_of(images.folder, split)).tolist() for split in images.splits]
+        found.append((images.data_sha256, names, sources))
+    before, after = found
+    assert before[0] != after[0]
+    assert before[1:] == after[1:]
+
+
+def test_another_seed_draws_another_split(folder: Path) -> None:
     assert splits_of(load(folder)) != splits_of(load(folder, split_seed=1))
 
 

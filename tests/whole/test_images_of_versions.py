@@ -3,22 +3,28 @@
 import json
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
-from forge import METRICS, Forge
+from forge import METRICS, Forge, comparison
 from PIL import Image
 from project import Project, one_line
 
 from flows.commands.pipeline import model_to_start_from
-from flows.core.errors import Exit, UserError
+from flows.core.errors import Exit, NetworkError, UserError
+from flows.core.model import open_model
 from flows.core.params_file import read_params
 from flows.evaluation.results import BOTH
+from flows.images.image_set import open_images
 from flows.images.splitting import digest_of
-from flows.registry.images import kept_images, trained_on
-from flows.registry.versions import add_version, line, open_registry
-
-KIND = ("none", 17, [1, 8, 8])
+from flows.registry import promotion
+from flows.registry.evidence import REFUSE, Evidence
+from flows.registry.git import registry_lock
+from flows.registry.images import Kept, kept_images, trained_on
+from flows.registry.promotion import decide, evaluated
+from flows.registry.versions import REFUSED, Version, add_version, assign, line, open_registry
+from vdm.choices import Split
 
 
 def digests(first: int, count: int = 6) -> np.ndarray:
@@ -37,15 +43,11 @@ def kept(
     for split, start in (("train", first), ("test", held_out)):
         np.save(forge.files / f"data/images/{split}_digests.npy", digests(start))
     line = [{"name": f"vdm@v1.{digit}.0", "model_sha256": digit * 64, "licence": None} for digit in ancestors]
-    lock = forge.lock(number)
-    lock["stages"]["all"]["params"] = {
-        "params.yaml": {"data": read_params(forge.root / "params.yaml").data.model_dump()}
-    }
     documents = {METRICS: json.dumps({"bpd": 2.0, "ancestors": line or None} | figures)}
-    forge.version(number, lock, documents)
+    forge.version(number, documents=documents)
 
 
-def test_all_images_of_a_line_are_known_or_none(forge: Forge) -> None:
+def test_the_images_of_a_line_are_known_and_the_models_of_which_they_are_not(forge: Forge) -> None:
     kept(forge, "v1.3.0", 0, model_sha256="3" * 64)
     kept(forge, "v1.4.0", 10, ["3"], model_sha256="4" * 64)
     kept(forge, "v1.5.0", 20, ["4", "3"], model_sha256="5" * 64)
@@ -54,18 +56,19 @@ def test_all_images_of_a_line_are_known_or_none(forge: Forge) -> None:
     assert [each and each.name for each in line(found[5], open_registry(forge.root).versions)] == [
         f"vdm@v1.{each}.0" for each in (5, 4, 3)
     ]
-    assert trained_on(open_registry(forge.root), found[3], KIND) == known(0)
-    assert trained_on(open_registry(forge.root), found[5], KIND) == known(0, 10, 20)
+    assert trained_on(open_registry(forge.root), found[3]) == (known(0), {})
+    assert trained_on(open_registry(forge.root), found[5]) == (known(0, 10, 20), {})
     assert line(found[6], open_registry(forge.root).versions) == [found[6], None]
-    assert trained_on(open_registry(forge.root), found[6], KIND) is None  # its ancestor is no version
-    assert trained_on(open_registry(forge.root), found[0], KIND) is None  # made before digests were kept
-    assert trained_on(open_registry(forge.root), found[3], ("pad", 17, [1, 8, 8])) is None
+    # Its ancestor is no version.
+    assert trained_on(open_registry(forge.root), found[6]) == (known(30), {"9" * 64: "vdm@v1.9.0"})
+    made_before_digests_were_kept = {str(found[0].metrics.model_sha256): "vdm@v1.0.0"}
+    assert trained_on(open_registry(forge.root), found[0]) == (set(), made_before_digests_were_kept)
     forge.cached(forge.store((forge.files / "data/images/train_digests.npy").read_bytes())).unlink()
     for stored in forge.remote.rglob("*"):
         if stored.is_file() and stored.read_bytes() == (forge.files / "data/images/train_digests.npy").read_bytes():
             stored.unlink()
     assert kept_images(forge.root, found[6]) is None  # lost
-    assert trained_on(open_registry(forge.root), found[5], KIND) == known(0, 10, 20)
+    assert trained_on(open_registry(forge.root), found[5]) == (known(0, 10, 20), {})
 
 
 def test_a_model_that_was_fitted_to_the_validation_images_saw_them(forge: Forge) -> None:
@@ -77,10 +80,26 @@ def test_a_model_that_was_fitted_to_the_validation_images_saw_them(forge: Forge)
     kept(forge, "v1.3.0", 0)
     kept(forge, "v1.4.0", 0, fitted_to=BOTH)
     found = [
-        trained_on(open_registry(forge.root), open_registry(forge.root).resolve(number), KIND)
+        trained_on(open_registry(forge.root), open_registry(forge.root).resolve(number)).digests
         for number in ("v1.3.0", "v1.4.0")
     ]
     assert found == [known(0), known(0, 100)]
+
+
+def test_images_are_known_before_their_transforms_or_after_the_same(forge: Forge) -> None:
+    """Versions of before have only the digests after the transforms, which other transforms would change."""
+    images = forge.files / "data/images"
+    described = json.loads((images / "dataset.json").read_text()) | {"transforms": "padded by 2"}
+    (images / "dataset.json").write_text(json.dumps(described))
+    kept(forge, "v1.3.0", 0, model_sha256="3" * 64)
+    for split in ("train", "test"):
+        np.save(images / f"{split}_sources.npy", digests(60))
+    kept(forge, "v1.4.0", 10, model_sha256="4" * 64)
+    before, after = (forge.resolve(number) for number in ("v1.3.0", "v1.4.0"))
+    assert trained_on(open_registry(forge.root), before) == (set(), {"3" * 64: "vdm@v1.3.0"})
+    assert trained_on(open_registry(forge.root), after) == (known(60), {})
+    assert trained_on(open_registry(forge.root), before, "padded by 2") == (known(0), {})
+    assert trained_on(open_registry(forge.root), after, "padded by 3") == (set(), {"4" * 64: "vdm@v1.4.0"})
 
 
 def test_a_picture_is_found_in_the_versions_and_through_their_line(
@@ -88,6 +107,10 @@ def test_a_picture_is_found_in_the_versions_and_through_their_line(
 ) -> None:
     pixels = np.arange(64, dtype=np.uint8).reshape(8, 8)
     Image.fromarray(pixels).save(forge.root / "person.png")
+    (forge.root / "people").mkdir()
+    Image.fromarray(pixels).save(forge.root / "people/b.png")
+    Image.new("CMYK", (8, 8)).save(forge.root / "people/a.tif")
+    Image.new("RGB", (9, 7)).save(forge.root / "people/c.png")
     digest = np.frombuffer(digest_of(pixels[None]), np.uint8)
     plain = digests
 
@@ -112,17 +135,118 @@ def test_a_picture_is_found_in_the_versions_and_through_their_line(
         "vdm@v1.5.0": (True, ["test"], []),
         "vdm@v1.7.0": (False, [], []),
     }
+    several = forge.vdmctl("lineage", "--image", "people", "--json")
+    assert json.loads(several.stdout)["versions"] == json.loads(result.stdout)["versions"]
+    assert json.loads(several.stdout)["no_images"] == {"a.tif": "in CMYK; convert to RGB"}
+    assert "a.tif can be no image of a version: in CMYK" in one_line(several)
     lines = forge.vdmctl("lineage", "--image", "person.png").stdout.splitlines()
     assert lines[4].split() == ["vdm@v1.3.0", "train", "vdm@v1.3.0", "all"]
     assert lines[1].endswith("not all, so it may have it")
+    (forge.root / "half.png").write_bytes((forge.root / "person.png").read_bytes()[:40])
     for arguments, code, said in (
         (["--image", "nobody.png"], Exit.MISSING, "nobody.png does not exist"),
+        (["--image", "half.png"], Exit.MISSING, "half.png: damaged"),
         ([], Exit.USAGE, "lineage needs either a version or --image FILE"),
         (["v1.3.0", "--image", "person.png"], Exit.USAGE, "lineage needs either a version or --image FILE"),
     ):
         refused = forge.vdmctl("lineage", *arguments)
         assert refused.returncode == code
         assert said in one_line(refused)
+
+
+def judged(forge: Forge, number: str, first: int, ancestors: Sequence[str], held_out: int, count: int = 16) -> None:
+    """Add a version with so many validation images, which have these digests and levels of their own."""
+    images = forge.files / "data/images"
+    described = json.loads((images / "dataset.json").read_text()) | {"num_validation": count}
+    (images / "dataset.json").write_text(json.dumps(described))
+    np.save(images / "validation.npy", np.full((count, 1, 8, 8), held_out % 17, np.uint8))
+    np.save(images / "validation_digests.npy", digests(held_out, count))
+    stated = {"model_sha256": number[3] * 64, "data_sha256": open_images(images).data_sha256}
+    kept(forge, number, first, ancestors, **stated)
+
+
+def decided(
+    forge: Forge, monkeypatch: pytest.MonkeyPatch, challenger: str, champion: str, **settings: object
+) -> Evidence:
+    """Return the evidence for and against a challenger; all models are the same."""
+    params, registry = read_params(forge.root / "params.yaml"), open_registry(forge.root)
+    monkeypatch.setattr(promotion, "fetch_model", lambda *_: open_model(forge.files / "models/vdm"))
+    versions = {"challenger": registry.resolve(challenger), "champion": registry.resolve(champion)}
+    names = {role: version.name for role, version in versions.items()}
+    evaluate = params.evaluate.model_copy(update={"times_per_image": 2} | settings)
+    found = evaluated(registry, *versions.values(), settings=evaluate, rule=params.promote)
+    evidence = Evidence(decision="", reason="", **names, **found)
+    decision, reason = decide(evidence)
+    return evidence.model_copy(update={"decision": decision, "reason": reason})
+
+
+def test_a_challenger_of_unknown_ancestors_is_refused_unless_the_champion_has_them(
+    forge: Forge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is known of the line counts in any case."""
+    judged(forge, "v1.3.0", 98, [], held_out=60)
+    judged(forge, "v1.4.0", 98, ["9"], held_out=60)
+    judged(forge, "v1.5.0", 10, ["9"], held_out=100)
+    refused = decided(forge, monkeypatch, "v1.5.0", "v1.3.0")
+    assert (refused.champion_unknown, refused.challenger_unknown) == ([], ["vdm@v1.9.0"])
+    assert (refused.champion_saw, refused.challenger_saw, refused.num_decided) == (4, 0, 12)
+    assert (refused.decision, refused.comparison is None) == (REFUSE, False)
+    assert "it is not known on which images vdm@v1.9.0 was trained, so the validation images" in refused.reason
+    alike = decided(forge, monkeypatch, "v1.5.0", "v1.4.0", given="class")  # which these models cannot be given
+    assert (alike.champion_unknown, alike.challenger_unknown) == (["vdm@v1.9.0"], [])
+    assert (alike.champion_saw, alike.num_decided) == (4, 12)
+    assert "on 12 validation images that neither is known to have seen" in alike.reason
+    before = decided(forge, monkeypatch, "v1.0.0", "v1.3.0")  # made before digests were kept
+    assert (before.challenger_unknown, before.challenger_saw) == (["vdm@v1.0.0"], "unknown")
+    assert before.decision == REFUSE
+
+
+def test_fewer_than_ten_images_decide_nothing_also_if_these_are_all(
+    forge: Forge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged(forge, "v1.3.0", 0, [], held_out=60)
+    judged(forge, "v1.4.0", 10, [], held_out=100, count=9)
+    found = decided(forge, monkeypatch, "v1.4.0", "v1.3.0")
+    assert (found.num_decided, found.comparison, found.decision) == (9, None, REFUSE)
+    assert "so 9 are left, and 10 are needed to decide" in found.reason
+
+
+def test_what_only_informs_is_left_out_if_it_is_out_of_reach(
+    forge: Forge, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of the champion's images only those that are compared are fetched."""
+    judged(forge, "v1.3.0", 0, [], held_out=60)
+    judged(forge, "v1.4.0", 10, [], held_out=80)
+    pixels = forge.store((forge.files / "data/images/validation.npy").read_bytes())
+    training = forge.store((forge.files / "data/images/train.npy").read_bytes())
+    judged(forge, "v1.5.0", 20, [], held_out=70)
+    first = {"challenger": "vdm@v1.3.0", "validation_sha256": "a" * 64, "comparison": comparison()}
+    with registry_lock(forge.root):
+        message = Evidence(decision=REFUSE, reason="", **first).message("Refuse")
+        assign(open_registry(forge.root), REFUSED, forge.resolve("v1.3.0"), message)
+
+    def away(root: Path, version: Version, *splits: list[Split]) -> Kept | None:
+        if version.name != "vdm@v1.5.0":
+            raise NetworkError(f"{version.name}: the remote does not answer")
+        return kept_images(root, version, *splits)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(promotion, "kept_images", away)
+        alone = decided(forge, monkeypatch, "v1.5.0", "v1.4.0")
+    assert (alone.num_judged, alone.forgotten) == (1, None)
+    assert "judged images that are not here are not counted: vdm@v1.3.0: the remote" in caplog.text
+    assert "not compared on the champion's own images: vdm@v1.4.0: the remote" in caplog.text
+    for place in (forge.cache, forge.remote):
+        (place / "files/md5" / training[:2] / training[2:]).unlink()
+    reached = decided(forge, monkeypatch, "v1.5.0", "v1.4.0")
+    assert reached.comparison == alone.comparison
+    assert reached.num_judged == 2  # v1.3.0 by some of these images
+    assert reached.forgotten
+    assert reached.forgotten.num_images == 16
+    assert reached.forgotten.models[0].data_sha256 == forge.resolve("v1.4.0").metrics.data_sha256
+    forge.damage(pixels)
+    assert decided(forge, monkeypatch, "v1.5.0", "v1.4.0").forgotten is None
+    assert "data/images/validation.npy is damaged in the cache" in caplog.text
 
 
 def test_training_does_not_begin_from_a_version_that_is_damaged_or_lost(
