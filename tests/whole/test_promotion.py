@@ -27,7 +27,7 @@ from flows.process.locks import holder_of
 from flows.registry import promotion
 from flows.registry.evidence import PROMOTE, REFUSE, Evidence, evidence_of
 from flows.registry.git import registry_lock
-from flows.registry.promotion import challenge, decide, evaluated, promote, rollback
+from flows.registry.promotion import challenge, decide, evaluated, limits_of, promote, rollback
 from flows.registry.storage import fetch_images
 from flows.registry.versions import (
     CHAMPION,
@@ -99,6 +99,7 @@ def test_first_better_worse_and_other_data(copied: Project, tmp_path: Path) -> N
     assert (evidence["champion_saw"], evidence["challenger_saw"]) == (seen.sum(), 0)
     assert evidence["num_decided"] == evidence["comparison"]["num_images"] == (~seen).sum() >= 10
     assert f"on {(~seen).sum()} validation images that neither saw" in evidence["reason"]
+    assert len(evidence["limits"]) == 3
     (reigning, _), tested = evidence["comparison"]["models"], evidence["test_comparison"]["models"]
     assert (reigning["model"], reigning["bpd"]) == ("vdm@v1.1.0", pytest.approx(on_new[~seen].mean(), abs=1e-6))
     # What was forgotten: the champion's validation images, without those on which the challenger was trained.
@@ -233,6 +234,17 @@ def test_the_decision(changes: dict[str, Any], decision: str, reason: str) -> No
     decided, why = decide(Evidence.model_validate(BASE | changes))
     assert decided == decision
     assert reason in why
+
+
+def test_the_evidence_says_what_it_cannot_show() -> None:
+    """The comparison is of 359 images."""
+    judged = limits_of(Evidence.model_validate(BASE | {"num_judged": 21}))
+    assert [said.partition(" ")[0] for said in judged] == ["Harm", "These", "A"]
+    assert "fewer than 0.8% of the images" in judged[0]
+    assert "have judged 21 challengers" in judged[1]
+    assert "of 20 equal challengers in a row one is promoted with a probability of about 0.13" in judged[1]
+    assert "by another seed is truly better in 38 of 100 cases" in judged[2]
+    assert limits_of(Evidence.model_validate(BASE)) == [judged[0], judged[2]]  # test images decided
 
 
 def test_versions_without_validation_images_or_fitted_to_them(copied: Project) -> None:
