@@ -67,7 +67,7 @@ def kept_images(
                     return None
     except NetworkError:
         raise
-    except (UserError, ValueError, TypeError):  # lost or damaged
+    except (UserError, ValueError, TypeError, EOFError):  # lost or damaged
         return None
     return Kept(description.transforms, digests)
 

@@ -100,6 +100,9 @@ def test_images_are_known_before_their_transforms_or_after_the_same(forge: Forge
     assert trained_on(open_registry(forge.root), after) == (known(60), {})
     assert trained_on(open_registry(forge.root), before, "padded by 2") == (known(0), {})
     assert trained_on(open_registry(forge.root), after, "padded by 3") == (set(), {"4" * 64: "vdm@v1.4.0"})
+    (images / "train_sources.npy").write_bytes(b"")
+    kept(forge, "v1.5.0", 10)
+    assert kept_images(forge.root, forge.resolve("v1.5.0")) is None  # damaged
 
 
 def test_a_picture_is_found_in_the_versions_and_through_their_line(
