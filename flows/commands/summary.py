@@ -53,7 +53,8 @@ def bound(result: BoundMetrics) -> str:
         lines.append(f"without the class: {bits(of.without)}; the class is worth {gain}")
         if of.accuracy is not None:
             how = f"{counted(of.num_classified, 'image')}, {counted(of.class_times, 'noise level')} for each class"
-            lines.append(f"accuracy: {with_error(of.accuracy, of.accuracy_standard_error)}, {how}")
+            found = with_error(of.accuracy, of.accuracy_standard_error)
+            lines.append(f"accuracy: {found}, by chance {with_error(1 / of.num_classes)}, {how}")
             bias = f"Monte Carlo bias {with_error(of.mixture_bias_bpd, form='+.4f')}"
             mixture = with_error(of.mixture_bpd, of.mixture_standard_error)
             lines.append(f"mixture over the classes: {mixture} bits/dim without the class, {bias}")

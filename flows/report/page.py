@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from flows.core.escaping import visible
 from flows.core.files import write_whole, writing_folder, written_last
+from flows.core.judgement import Accuracy, Cost, Quality, Remark, judgement
 from flows.images.as_png import InPng, in_one_png
 from flows.images.image_set import SPLITS, ImageSet, spread
 from flows.report import charts
@@ -101,6 +102,8 @@ def view(name: str, results: Results) -> dict[str, Any]:
         "extremes": extremes(results),
         "classified": classified(results),
         "facts": list(facts(results, png)),
+        "judgement": judged(results, png),
+        "guess": guess(results),
         "png": png,
         "strip_width": int.from_bytes(results.denoising[16:20]) if results.denoising else 0,
         "grids": grids(results),
@@ -283,6 +286,47 @@ def png_of(results: Results) -> InPng | None:
     return in_one_png(spread(results.images[metrics.split], metrics.num_images))
 
 
+def judged(results: Results, png: InPng | None) -> list[Remark]:
+    """Return what the figures mean, in words.  `png` is what the evaluated images take in a PNG, if they are here."""
+    metrics, of, drawn = results.metrics, results.metrics.classes, results.sample_metrics
+    levels = results.images.num_levels if results.images else results.model.num_levels if results.model else None
+    cost = Cost(
+        metrics.bpd,
+        f"{metrics.num_images:,} {metrics.split} images",
+        num_levels=levels,
+        png_bpd=png.bpd if png else None,
+        epochs=epochs(results),
+        gap=metrics.generalisation_gap_bpd,
+        gap_error=metrics.generalisation_gap_standard_error,
+    )
+    accuracy, quality, chance = None, None, guess(results)
+    if of and chance and of.accuracy is not None:
+        accuracy = Accuracy(of.accuracy, of.accuracy_standard_error, chance)
+    found = next((one for name, one in drawn.figures.items() if name.startswith("fd_")), None) if drawn else None
+    if drawn and found and found.samples is not None and found.held_out is not None:
+        errors = found.samples_standard_error, found.held_out_standard_error
+        quality = Quality(found.samples, errors[0], found.held_out, errors[1], drawn.sampler.num_timesteps)
+    return judgement(cost, accuracy, quality, may_copy=drawn is not None and may_copy(drawn))
+
+
+def guess(results: Results) -> float | None:
+    """Return how often a guess finds the class: always the most frequent one, or any, if the labels are not here."""
+    if not (of := results.metrics.classes):
+        return None
+    if results.labels is None or not of.num_classified:
+        return 1 / of.num_classes
+    _, counts = np.unique(spread(results.labels, of.num_classified), return_counts=True)
+    return float(counts.max() / counts.sum())
+
+
+def epochs(results: Results) -> float | None:
+    """Return how often the training saw every image, as far as its log, its parameters and the images say it."""
+    batch_size = results.origin.parameters.get("train", {}).get("batch_size")
+    if results.curves is None or results.images is None or not isinstance(batch_size, int):
+        return None
+    return int(results.curves["step"].iloc[-1]) * batch_size / len(results.images["train"])
+
+
 def facts(results: Results, png: InPng | None) -> Iterator[tuple[str, str]]:
     """Yield the names of the facts that are known, with their values in words."""
     origin, metrics, curves, model = results.origin, results.metrics, results.curves, results.model
@@ -295,9 +339,8 @@ def facts(results: Results, png: InPng | None) -> Iterator[tuple[str, str]]:
         train, validated = origin.parameters.get("train", {}), curves.get("validation_bpd")
         steps, batch_size = int(curves["step"].iloc[-1]), train.get("batch_size")
         taken = f"{steps:,} steps"
-        if isinstance(batch_size, int) and results.images:
-            epochs = steps * batch_size / len(results.images["train"])
-            taken += f" of {batch_size:,} images, {epochs:.1f} epochs"
+        if (number := epochs(results)) is not None:
+            taken += f" of {batch_size:,} images, {number:.1f} epochs"
         if train.get("keep") == "best" and validated is not None and validated.notna().any():
             taken += f"; weights of step {int(curves['step'][validated.idxmin()]):,}, the best on the validation images"
         yield "Training", taken

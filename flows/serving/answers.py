@@ -158,6 +158,8 @@ class About(Document):
     """Its card, in Markdown."""
     lineage: dict[str, Any] | None
     """Of a version, as `vdmctl lineage --json` prints it."""
+    judgement: list[str]
+    """What the figures mean, in words, the most important first; none without figures."""
     figures: BoundMetrics | None
     """Its evaluation, if that is with the model."""
     samples: SampleMetrics | None

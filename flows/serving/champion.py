@@ -15,11 +15,13 @@ import torch
 from flows.core.errors import Exit, UserError, brief, of_file
 from flows.core.model import TrainedModel
 from flows.core.params import Evaluate, Sample
+from flows.evaluation.exporting import without_metadata
 from flows.images.image_set import load_array, spread
 from flows.registry.lock_file import lineage
 from flows.registry.publishing import fetch_tags
 from flows.registry.storage import fetch_model
 from flows.registry.versions import CHAMPION, Version, open_registry
+from flows.report.page import judged, png_of
 from flows.report.results import Results
 from flows.sampling.drawing import Drawing
 from flows.serving.answers import About, Schedule
@@ -38,12 +40,14 @@ class Served:
 
     def __init__(self, root: Path, model: TrainedModel, version: Version | None) -> None:
         self.model, self.version = model, version
-        self.card = model.card or None
+        self.card = without_metadata(model.card) or None
         self.has_parameters = bool(model.parameters)
         self.lineage = lineage(open_registry(root), version).as_json() if version else None
         self.shipped = shipped_examples(model)
         self.results: Results | None = None
         self.problem: str | None = None
+        self.judgement: list[str] = []
+        """What the results mean, in words."""
         self.report: str | None = None
         """The report page, once somebody has asked for it."""
 
@@ -51,8 +55,10 @@ class Served:
         """Read the results of the model, which takes seconds; what is wrong with them is their `problem`."""
         try:
             found = results_of(self.model.name)
-            self.results = found if found.metrics.model_sha256 == self.model.sha256 else None
-            self.problem = None if self.results else "the results are of another model"
+            ours = found.metrics.model_sha256 == self.model.sha256
+            self.judgement = [remark.text for remark in judged(found, png_of(found))] if ours else []
+            self.results = found if ours else None
+            self.problem = None if ours else "the results are of another model"
         except Exception as error:  # the model answers without its results
             self.problem = of_file(error) if isinstance(error, OSError) else brief(error)
 
@@ -104,6 +110,7 @@ class Served:
                 "class_names": model.class_names,
                 "card": self.card,
                 "lineage": self.lineage,
+                "judgement": self.judgement,
                 "figures": results and results.metrics,
                 "samples": results and results.sample_metrics,
                 "problem": self.problem,

@@ -12,7 +12,9 @@ from flows.contract.findings import Verdict
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import markdown
 from flows.core.files import write_whole, writing, writing_folder
+from flows.core.judgement import Cost, judgement
 from flows.core.model import CARD, CONFIG, WEIGHTS, TrainedModel, arguments_of, inputs_sha256
+from flows.images.as_png import in_one_png
 from flows.images.image_set import Description, ImageSet, number_of_classes
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ log = logging.getLogger(__name__)
 
 TEXT = """\
 # Variational diffusion model of {title}
+
+{judgement}
 
 A VDM (Kingma et al. 2021, arXiv 2107.00630) over images of {shape} with {num_levels} levels, {num_parameters:,}
 parameters. The weights are the moving average {kept}.
@@ -75,16 +79,18 @@ def register(
     damaged (exit 5), and OSError that names a file that cannot be written.
     """
     require_inputs(trained, model, train, images)
-    step, bpd, best = read_curves(curves)
+    step, bpd, validated = read_curves(curves)
     kept = "at the end of training"
-    if train.keep == "best" and best:
-        kept = f"at step {best[1]}, the best on the validation images, at {best[0]:.4f} bits/dim"
+    if train.keep == "best" and validated:
+        best, at = min(validated)
+        kept = f"at step {at}, the best on the validation images, at {best:.4f} bits/dim"
     stated = images.description.stated
     parameters = {"data": data.model_dump(), "model": model.model_dump(), "train": train.model_dump()}
     card = TEXT.format(
         **{key: markdown(stated.get(key, "not stated")) for key in Description.model_fields},
         shape="x".join(map(str, trained.image_shape)),
         num_parameters=sum(p.numel() for p in trained.vdm.parameters()),
+        judgement="  \n".join(f"**{markdown(each)}**" for each in judged(train, images, step, bpd, validated)),
         verdict=markdown(verdict.words),
         data_sha256=images.data_sha256,
         model_sha256=trained.sha256,
@@ -104,6 +110,25 @@ def register(
                 shutil.copyfileobj(original, copy)
         write_whole(folder / CARD, card)
     log.info("wrote the model and its card to %s", out)
+
+
+def judged(train: "Train", images: ImageSet, step: int, bpd: float, validated: list[tuple[float, int]]) -> list[str]:
+    """Return what the figures of the training mean, in words: of the validation images, or of its last loss.
+
+    `step`, `bpd` and `validated` are what `read_curves` returns.
+    """
+    of, figure, split = images["train"], bpd, "training"
+    if validated and train.images == "train":
+        kept, _ = min(validated) if train.keep == "best" else validated[-1]
+        of, figure, split = images["validation"], kept, "validation"
+    known = Cost(
+        figure,
+        f"{len(of):,} {split} images",
+        num_levels=images.num_levels,
+        png_bpd=in_one_png(of).bpd,
+        epochs=step * train.batch_size / len(images["train"]),
+    )
+    return [remark.text for remark in judgement(known)]
 
 
 def started_from(trained: TrainedModel) -> str:
@@ -141,11 +166,11 @@ def require_inputs(trained: TrainedModel, model: "Model", train: "Train", images
         raise UserError(f"{trained.name} {reason}; {advice}", Exit.USAGE)
 
 
-def read_curves(curves: Path) -> tuple[int, float, tuple[float, int] | None]:
-    """Return the last step of the training log, its loss, and the lowest validation bits/dim with its step.
+def read_curves(curves: Path) -> tuple[int, float, list[tuple[float, int]]]:
+    """Return the last step of the training log, its loss, and the bits/dim of each validation with its step.
 
-    The loss is a mean over the steps since the line before, in bits/dim.  The lowest validation is None without
-    validations.  Raises UserError (exit 5) if the log is missing or damaged.
+    The loss is a mean over the steps since the line before, in bits/dim.  Raises UserError (exit 5) if the log is
+    missing or damaged.
     """
     try:
         rows = list(csv.DictReader(curves.read_text().splitlines()))
@@ -155,4 +180,4 @@ def read_curves(curves: Path) -> tuple[int, float, tuple[float, int] | None]:
             raise ValueError(f"step {step} at {bpd} bits/dim")
     except (OSError, ValueError, LookupError, TypeError, csv.Error) as error:
         raise UserError(f"{curves}: missing or damaged; run `vdmctl train`", Exit.MISSING) from error
-    return step, bpd, min(((best, at) for best, at in validated if math.isfinite(best)), default=None)
+    return step, bpd, [(figure, at) for figure, at in validated if math.isfinite(figure)]

@@ -82,4 +82,4 @@ def test_images_that_were_not_found_valid_are_refused(change: dict[str, Any], im
 
 def test_the_end_of_a_training_log_is_read(tmp_path: Path) -> None:
     (tmp_path / "curves.csv").write_text("step,bpd,validation_bpd\n1,3.5,3.2\n2,3.4,3.1\n3,3.3,3.4\n")
-    assert read_curves(tmp_path / "curves.csv") == (3, 3.3, (3.1, 2))
+    assert read_curves(tmp_path / "curves.csv") == (3, 3.3, [(3.2, 1), (3.1, 2), (3.4, 3)])

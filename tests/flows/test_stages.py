@@ -44,15 +44,25 @@ def without_validation_images() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "kept", "fitted_to"),
+    ("changes", "kept", "judged", "fitted_to"),
     [
-        ({}, "at step 10, the best on the validation images, at 6.4000 bits/dim.", "training images"),
-        ({"keep: best": "keep: last"}, "at the end of training.", "training images"),
-        (LAST_FIT, "at the end of training.", "training and validation images together"),
+        (
+            {},
+            "at step 10, the best on the validation images, at 6.4000 bits/dim.",
+            "10 validation images cost 6.40",
+            "training images",
+        ),
+        ({"keep: best": "keep: last"}, "at the end of training.", "10 validation images cost 6.60", "training images"),
+        (
+            LAST_FIT,
+            "at the end of training.",
+            "60 training images cost 6.50",
+            "training and validation images together",
+        ),
     ],
 )
 def test_the_card_states_digests_the_last_loss_and_which_weights_are_kept(
-    changes: dict[str, str], kept: str, fitted_to: str, small: Small
+    changes: dict[str, str], kept: str, judged: str, fitted_to: str, small: Small
 ) -> None:
     layout.CURVES.write_text("step,bpd,validation_bpd\n10,7.5,6.4\n20,6.5,6.6\n")
     set_parameters(**changes)
@@ -65,6 +75,7 @@ def test_the_card_states_digests_the_last_loss_and_which_weights_are_kept(
         "| 6.5000 bits/dim, a mean over the last steps up to 20 |",
         f"{number:,} parameters. The weights are the moving average {kept}",
         f"| fitted to | {fitted_to} |",
+        f"**It has learned almost nothing: 21 epochs. {judged} bits/dim, and 4.09 if every level is equally likely.**",
     ):
         assert text in card.replace("\n", " ")
 

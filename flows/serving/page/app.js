@@ -66,6 +66,7 @@ async function follow() {
   document.title = `${name}: a variational diffusion model`;
   const of = classes === null ? "" : `, ${counted(classes, "class", "classes")}`;
   at("about").textContent = `${name}: images of ${width} × ${height}, ${counted(channels, "channel")}${of}`;
+  say(at("judgement"), app.model.judgement[0]);
   at("tab-classify").hidden = classes === null;
   for (const refresh of refreshers) refresh();
   if (before && before.model_sha256 !== app.model.model_sha256) say(at("changed"), `${name} is the champion now. What you ask for from now on comes from it.`);

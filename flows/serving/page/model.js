@@ -53,9 +53,9 @@ function facts(model) {
   ];
 }
 
-function figures({ figures: found, samples, problem }) {
+function figures({ figures: found, judgement, samples, problem }) {
   if (!found && !samples) return [missing(problem ?? "They are still being read.")];
-  const made = [];
+  const made = judgement.map(textContent => element("p", { textContent }));
   if (found) {
     const rows = [
       [`${found.split ?? "test"} images`, found.bpd, found.bpd_standard_error, found.num_images],
@@ -64,7 +64,7 @@ function figures({ figures: found, samples, problem }) {
     ].filter(([, bpd]) => bpd !== undefined);
     made.push(table("bits/dim; lower is better", ["images", "bits/dim", "number"], rows.map(([name, bpd, error, number]) => [name, figure(bpd, error), number?.toLocaleString("en") ?? ""])));
     if (found.classes && found.classes.accuracy !== null) {
-      made.push(element("p", { textContent: `The likelihood finds the class of ${figure(100 * found.classes.accuracy, 100 * found.classes.accuracy_standard_error)}% of ${counted(found.classes.num_classified, "image")}.` }));
+      made.push(element("p", { textContent: `The likelihood finds the class of ${figure(100 * found.classes.accuracy, 100 * found.classes.accuracy_standard_error)}% of ${counted(found.classes.num_classified, "image")}; one class in ${found.classes.num_classes} is right by chance.` }));
     }
   }
   if (samples) {
