@@ -28,7 +28,7 @@ from vdm.choices import Given, Split
 
 if TYPE_CHECKING:
     from flows.core.model import TrainedModel
-    from flows.evaluation.results import SampleMetrics
+    from flows.evaluation.results import Metrics, SampleMetrics
     from flows.images.image_set import Chosen
 
 commands = typer.Typer()
@@ -346,3 +346,52 @@ def import_checkpoint(
         file, file_format, out=out, image_size=image_size, num_levels=num_levels, averaged=averaged, sha256=sha256
     )
     say(f"{out}: the model of {file}; `vdmctl evaluate {shlex.quote(str(out))}` measures its bits/dim")
+
+
+LICENCE_HELP = (
+    "The Hub's name of the licence that you give the model, as in cc-by-4.0."
+    " [default: that of its images if the Hub has it, else unknown]"
+)
+
+
+@commands.command()
+def export(
+    model: ModelArgument = None,
+    *,
+    out: Annotated[Path, typer.Option(help="The folder to write. Its name is that of the model on the Hub.")],
+    layout_of: Annotated[Literal["hub"], typer.Option("--format", help="hub: that of Hugging Face's Hub.")] = "hub",
+    licence: Annotated[str | None, typer.Option("--licence", "--license", help=LICENCE_HELP)] = None,
+) -> None:
+    """Write MODEL as a folder for the Hugging Face Hub: weights, config.json, and a card with figures and metadata.
+
+    Nothing is uploaded: the command that does it is printed. `flows.api.load` and each command that takes a MODEL read
+    the folder, and its digests are those of MODEL.
+    """
+    if out.exists():
+        raise UserError(f"{out} exists; name another folder, or remove it first", Exit.USAGE)
+    from flows.evaluation.exporting import export
+    from flows.registry.lock_file import require_no_outputs
+
+    require_no_outputs(ROOT, out)
+    exported = named_model(model)
+    metrics = metrics_of(exported)
+    stated = export(exported, metrics, out, licence=licence)
+    if not metrics:
+        log.warning("the card has no figures, since no evaluation of this model is known")
+    if stated == "unknown":
+        log.warning("the card states no licence, since that of the images has no name on the Hub; see --licence")
+    upload = f"hf upload USER/{shlex.quote(out.name)} {shlex.quote(str(out))} ."
+    say(f"{out}: {exported.name} for the Hugging Face Hub, licence {stated}; `{upload}` uploads it")
+
+
+def metrics_of(model: "TrainedModel") -> "Metrics | None":
+    """Return the figures of a version, or of a model in a folder: those in it, or the working tree's; None without."""
+    from flows.core.documents import read
+    from flows.evaluation.results import Metrics
+
+    if version := version_of(model.name):
+        return version.metrics if version.metrics.model_sha256 == model.sha256 else None
+    for path in (model.folder / layout.METRICS.relative_to(layout.REPORTS), layout.METRICS):
+        if path.exists() and (found := read(Metrics, path)).model_sha256 == model.sha256:
+            return found
+    return None

@@ -1,4 +1,4 @@
-"""From a model and images to figures, and models of other implementations.
+"""From a model and images to figures; models of other implementations, and models for others.
 
 terms        the one evaluation: the terms of the bound of every image
 bound        the stage: the variational bound as metrics, and the paired comparison of two models
@@ -8,4 +8,5 @@ surprise     how odd images are
 ode          the likelihood of the probability-flow ODE
 results      the figures that evaluations leave, as documents
 importing    checkpoints of other implementations as model folders
+exporting    a model as a repository of the Hugging Face Hub
 """

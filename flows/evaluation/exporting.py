@@ -1,0 +1,188 @@
+"""Write a model as a repository of the Hugging Face Hub: weights, config.json, and a card with the Hub's metadata.
+
+The metadata are those of https://github.com/huggingface/hub-docs/blob/main/modelcard.md.  The files of the model keep
+their names and their bytes, so that every command and `flows.api.load` read the folder.
+"""
+
+import json
+import re
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from flows.core import bounded_yaml, layout
+from flows.core.escaping import markdown, unescaped
+from flows.core.files import write_whole, writing_folder
+from flows.core.judgement import Cost, judgement
+from flows.core.model import CARD, TrainedModel, copy_model
+from flows.evaluation.results import Metrics, with_error
+
+TAGS = ["diffusion", "variational-diffusion-model", "likelihood"]
+DATASETS = {
+    "mnist": "ylecun/mnist",
+    "fashion_mnist": "zalando-datasets/fashion_mnist",
+    "cifar10": "uoft-cs/cifar10",
+    "svhn": "ufldl-stanford/svhn",
+}
+"""The names that published sets have on the Hub, by `data.name`."""
+LICENCES = {
+    *("apache-2.0", "mit", "cc0-1.0", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0"),
+    *("cc-by-sa-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nd-4.0", "cc-by-nc-nd-3.0"),
+    *("cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "odc-by", "odbl", "pddl"),
+    *("bsd-2-clause", "bsd-3-clause", "gpl-2.0", "gpl-3.0", "lgpl-2.1", "lgpl-3.0", "ofl-1.1", "unlicense", "unknown"),
+}
+"""Licences of images, as the Hub names them."""
+FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n+", re.DOTALL)
+LOAD, PARAMETERS = "## Load it\n", "## Parameters\n"
+WITHOUT_CARD = """\
+# Variational diffusion model
+
+{judgement}A VDM (Kingma et al. 2021, arXiv 2107.00630) over images of {shape} with {num_levels} levels and
+{num_parameters:,} parameters. What it was trained on is not stated.
+
+"""
+USE = """\
+## Load it
+
+With the package `vdm-pipeline`; `hf download USER/{name} --local-dir {name}` makes the folder:
+
+```python
+from flows.api import load
+
+model = load("{name}")
+```
+
+`vdmctl evaluate {name} --images PICTURES` prints the bits/dim of pictures. Nothing in the folder is run, and it is
+checked by digests: that of the model is `{model_sha256}`.
+
+"""
+OWN_NETWORK = """\
+Its network is `{network}`, whose code is not in this folder: put its file into `networks/` of the folder in which you
+work, or give `load` the network.
+
+"""
+FIGURES = """\
+## Figures
+
+| | |
+|---|---|
+| bits/dim{given} | {figure} |
+| images | {images} |
+| data sha256 | `{data_sha256}` |
+
+"""
+
+
+def export(trained: TrainedModel, metrics: Metrics | None, out: Path, *, licence: str | None = None) -> str:
+    """Write the folder `out`, all or nothing, and return the licence that its card states.
+
+    `metrics` are those of an evaluation of the model.  `licence` is the Hub's name of the licence that the model has;
+    without one, it is that of the images, if the Hub has it.  Raises UserError and OSError as `writing_folder` does.
+    """
+    licence = licence or on_the_hub(licence_of(trained))
+    text = f"---\n{metadata(trained, metrics, out.name, licence)}---\n\n{card(trained, metrics, out.name)}"
+    with writing_folder(out) as folder:
+        copy_model(folder, trained)
+        write_whole(folder / CARD, text)
+        if metrics:
+            found = json.dumps(metrics.model_dump(exclude_unset=True), indent=2) + "\n"
+            write_whole(folder / layout.METRICS.relative_to(layout.REPORTS), found)
+    return licence
+
+
+def metadata(trained: TrainedModel, metrics: Metrics | None, name: str, licence: str) -> str:
+    """Return the metadata of the card, which the Hub reads, as YAML."""
+    data = str(bounded_yaml.sections(trained.parameters).get("data", {}).get("name", "images"))
+    found: dict[str, Any] = {
+        "license": licence,
+        "library_name": "vdm-pipeline",
+        "pipeline_tag": "unconditional-image-generation",
+        "tags": TAGS,
+    }
+    if data in DATASETS:
+        found["datasets"] = [DATASETS[data]]
+    if metrics and metrics.bpd is not None:
+        figure = {"type": "bits_per_dim", "name": name_of(metrics), "value": round(metrics.bpd, 4)}
+        result = {
+            "task": {"type": "unconditional-image-generation"},
+            "dataset": {
+                "type": DATASETS.get(data, data),
+                "name": title_of(trained) or data,
+                "split": split_of(metrics),
+            },
+            "metrics": [figure],
+        }
+        found["model-index"] = [{"name": name, "results": [result]}]
+    text = StringIO()
+    yaml = YAML()
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.dump(found, text)
+    return text.getvalue()
+
+
+def card(trained: TrainedModel, metrics: Metrics | None, name: str) -> str:
+    """Return the card of the model with its figures, or what is known of a model that has none."""
+    about, _, rest = FRONT_MATTER.sub("", trained.card).partition(LOAD)
+    _, heading, parameters = rest.partition(PARAMETERS)
+    if not trained.card:
+        about = WITHOUT_CARD.format(
+            judgement=judged(trained, metrics),
+            shape="x".join(map(str, trained.image_shape)),
+            num_levels=trained.num_levels,
+            num_parameters=sum(p.numel() for p in trained.vdm.parameters()),
+        )
+    figures = ""
+    if metrics:
+        figures = FIGURES.format(
+            given=" given the class" if metrics.given == "class" else "",
+            figure=with_error(metrics.bpd, metrics.bpd_standard_error),
+            images=f"{metrics.num_images:,} {split_of(metrics)} images" if metrics.num_images else "not stated",
+            data_sha256=metrics.data_sha256,
+        )
+    use = USE.format(name=name, model_sha256=trained.sha256)
+    if network := trained.description.model.get("network"):
+        use += OWN_NETWORK.format(network=network)
+    return about + use + figures + heading + parameters
+
+
+def judged(trained: TrainedModel, metrics: Metrics | None) -> str:
+    """Return what the figures mean as a paragraph; "" without any."""
+    if not metrics:
+        return ""
+    (first, *_) = judgement(Cost(metrics.bpd, f"{split_of(metrics)} images", num_levels=trained.num_levels))
+    return f"**{markdown(first.text)}**\n\n"
+
+
+def name_of(metrics: Metrics) -> str:
+    """Return what the figure is, with its standard error and its number of images."""
+    given = " given the class" if metrics.given == "class" else ""
+    error = "" if metrics.bpd_standard_error is None else f", standard error {metrics.bpd_standard_error:.4f}"
+    return f"bits/dim{given}{error}" + (f", {metrics.num_images} images" if metrics.num_images else "")
+
+
+def split_of(metrics: Metrics) -> str:
+    """Return which images were evaluated, of which only some versions of the pipeline state another split than test."""
+    return str((metrics.model_extra or {}).get("split", getattr(metrics, "split", "test")))
+
+
+def title_of(trained: TrainedModel) -> str:
+    """Return the title of the images, as the card states it; "" without a card."""
+    return unescaped(trained.card.partition("# Variational diffusion model of ")[2].partition("\n")[0])
+
+
+def licence_of(trained: TrainedModel) -> str | None:
+    """Return the licence of the images, as the card states it."""
+    return trained.line[0].licence
+
+
+def on_the_hub(licence: str | None) -> str:
+    """Return a licence as the Hub names it; "unknown" if it has none by that name."""
+    name = (licence or "").lower().removesuffix(" license").replace(" ", "-")
+    return name if name in LICENCES else "unknown"
+
+
+def without_metadata(card: str) -> str:
+    """Return a card as a reader wants it: without the metadata for the Hub."""
+    return FRONT_MATTER.sub("", card)
