@@ -15,11 +15,13 @@ from small import Small
 
 from flows import api
 from flows.cli import run
-from flows.core import layout
+from flows.core import layout, networks
 from flows.core.errors import Exit
-from flows.core.model import WEIGHTS, open_model
-from flows.evaluation.exporting import on_the_hub, without_metadata
+from flows.core.model import WEIGHTS, open_model, save_model
+from flows.evaluation.exporting import export, on_the_hub, without_metadata
 from flows.images.image_set import open_images
+from networks.dit import DiT
+from vdm.model import VDM
 
 CLASSES = ROOT / "pretrained/digits_classes"
 
@@ -103,6 +105,21 @@ def test_the_programs_in_the_documentation_run(tmp_path: Path, monkeypatch: pyte
     with torch.no_grad():
         ours, theirs = found["model"].network(z_t, gamma_t), torch.export.load("network.pt2").module()(z_t, gamma_t)
     torch.testing.assert_close(theirs, ours)
+
+
+def test_the_card_says_which_network_is_not_in_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(networks, "IN_MEMORY", {})
+    arguments = {
+        "image_shape": (1, 8, 8),
+        "num_levels": 17,
+        "schedule": "fixed_linear",
+        "gamma_0": -9.0,
+        "gamma_1": 5.0,
+    }
+    own = {"network": networks.remember(DiT(1, (8, 8), width=16, layers=1)), "options": {}}
+    save_model(tmp_path / "model", networks.new_vdm(VDM, arguments | own), arguments | own)
+    export(open_model(tmp_path / "model"), None, tmp_path / "out")
+    assert "Its network is `networks.dit:DiT`, whose code is not in this folder" in parts(tmp_path / "out")[1]
 
 
 def test_an_existing_folder_is_kept(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
