@@ -45,7 +45,7 @@ STYLE: Any = {
     "legend.frameon": False,
     "lines.linewidth": 1.6,
 }
-SIZE = (5.0, 3.2)
+SIZE, DPI = (5.0, 3.2), 200
 MOST_POINTS = 400
 """The largest number of points of a curve that are drawn."""
 MOST_CHARACTERS = 30
@@ -56,12 +56,13 @@ Tables = Mapping[str, pd.DataFrame]
 
 
 class Chart(NamedTuple):
-    """A chart: the name of its file, its title, what it shows in words, and its SVG."""
+    """A chart: the name of its file, its title, what it shows in words, its SVG, and a PNG of it on white paper."""
 
     name: str
     title: str
     alt: str
     svg: str
+    png: bytes
 
 
 def ending(name: str) -> str:
@@ -164,7 +165,7 @@ def drawn(name: str, models: Tables) -> Chart:
     from matplotlib.figure import Figure
 
     _, title, alt, draw = CHARTS[name]
-    file = BytesIO()
+    file, picture = BytesIO(), BytesIO()
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=SIZE, layout="constrained")
         axes = figure.subplots()
@@ -175,8 +176,9 @@ def drawn(name: str, models: Tables) -> Chart:
             figure.set_figheight(SIZE[1] + 0.25 * len(labels) / columns)
             figure.legend(handles, labels, loc="outside upper left", ncols=columns)
         figure.savefig(file, format="svg", metadata={"Date": None})
+        figure.savefig(picture, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
     svg = file.getvalue().decode().replace(INK, "currentColor").replace("<defs>", f"{SCHEME}\n <defs>", 1)
-    return Chart(name, title, alt, svg)
+    return Chart(name, title, alt, svg, picture.getvalue())
 
 
 def thinned(table: pd.DataFrame) -> list[np.ndarray]:

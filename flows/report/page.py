@@ -22,7 +22,7 @@ from flows.report.charts import Chart, ending
 from flows.report.origin import Origin, beside_preset
 from flows.report.pictures import Picture, encoded, grids, tile
 from flows.report.results import Files, Results, description, read_results
-from flows.report.words import cautions, changed, may_copy, measures, sampler, value
+from flows.report.words import cautions, changed, latex, may_copy, measures, sampler, value
 
 if TYPE_CHECKING:
     from flows.core.model import TrainedModel
@@ -84,6 +84,7 @@ def page(first: Results, second: Results | None = None) -> Page:
         measures=measures(*(one.sample_metrics for one in models)),
         difference=difference(first, second) if second else "",
         cautions=cautions(first.sample_metrics, second.sample_metrics) if second else [],
+        latex=latex([(name, one.metrics, one.sample_metrics) for name, one in zip(names, models, strict=True)]),
         changed=changed(first.origin.parameters, second.origin.parameters) if second else [],
     )
     return Page(html, drawn)

@@ -1,10 +1,10 @@
 """Results in words: how good the samples are next to held-out images, parameters, and what differs in them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from flows.evaluation.results import QualityFigure, SampleMetrics, SamplerSettings
+from flows.evaluation.results import BoundMetrics, QualityFigure, SampleMetrics, SamplerSettings
 
 MEASURES = {
     "fd": ("Fréchet distance", "distance of the means and covariances of features; 0 is best"),
@@ -26,6 +26,10 @@ SAMPLERS = {
     (2, 1.0): "stochastic DPM-Solver++(2M)",
 }
 """The samplers that `vdm.sampling.Solver` names, by order and eta."""
+IN_LATEX = str.maketrans(
+    {character: f"\\{character}" for character in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+)
 
 
 class Measure(NamedTuple):
@@ -101,3 +105,24 @@ def changed(first: Any, second: Any, name: str = "") -> list[tuple[str, Any, Any
 def value(parameter: Any) -> str:
     """Return a value as text: a string as it is, anything else as JSON, which is how params.yaml writes it."""
     return parameter if isinstance(parameter, str) else json.dumps(parameter, default=str)
+
+
+def latex(models: Sequence[tuple[str, BoundMetrics, SampleMetrics | None]]) -> list[str]:
+    """Return a row of a table in LaTeX for each model, by its name, after a comment with the names of the columns."""
+    shown = measures(*(drawn for *_, drawn in models))
+    columns = ["model", "bits/dim", "prior", "reconstruction", "diffusion", "images", *(each.name for each in shown)]
+    lines = [f"% {' & '.join(columns)}"]
+    for place, (name, bound, _) in enumerate(models):
+        terms = (bound.prior_bpd, bound.reconstruction_bpd, bound.diffusion_bpd)
+        cells = [in_latex(bound.bpd, bound.bpd_standard_error), *map(in_latex, terms), str(bound.num_images)]
+        found = [measure.figures[place] for measure in shown]
+        cells += [in_latex(one.samples, one.samples_standard_error) if one else "--" for one in found]
+        lines.append(" & ".join([name.translate(IN_LATEX), *cells]) + r" \\")
+    return lines
+
+
+def in_latex(number: float | None, error: float | None = None) -> str:
+    """Return a number in LaTeX, with its standard error if it has one; a dash if it is not finite."""
+    if number is None:
+        return "--"
+    return f"${number:.3f}$" if error is None else rf"${number:.3f} \pm {error:.3f}$"

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 from base64 import b64decode
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from flows.report.origin import origin_here
 from flows.report.page import Page, alike, classes, difference, extremes, guess, judged, page, png_of, report
 from flows.report.pictures import grids, in_rows
 from flows.report.results import Files, disagreements, opened_images, opened_model, read_results
-from flows.report.words import cautions
+from flows.report.words import cautions, latex
 from vdm.model import VDM
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=http://a/b onerror=alert(2)> {{ 7 * 7 }} $x^$ ]]> \x1b[2J\u202e"
@@ -153,11 +154,11 @@ def test_the_page_is_accessible_and_needs_nothing_else(whole: Page) -> None:
     assert all(after <= before + 1 for before, after in pairwise(headings))
     ids = [attributes["id"] for _, attributes in document.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
-    assert {link["href"] for link in document.all("a")} <= {f"#{name}" for name in ids}
+    assert {link["href"] for link in document.all("a") if "download" not in link} <= {f"#{name}" for name in ids}
     assert all(image["alt"] and str(image["src"]).startswith("data:image/") for image in document.all("img"))
     assert all(header["scope"] in ("row", "col") for header in document.all("th"))
     assert not {"script", "link", "iframe", "object", "image", "form"} & {tag for tag, _ in document.tags}
-    assert "http" not in whole.html.replace("http-equiv", "")
+    assert "http" not in re.sub(r'base64,[^"]*', "", whole.html.replace("http-equiv", ""))
     drawn = [image for image in document.all("img") if image.get("class") == "chart"]
     assert [svg(image) for image in drawn] == [chart.svg for chart in whole.charts]
 
@@ -473,6 +474,29 @@ def test_the_page_says_first_what_the_figures_mean(files: Files, tmp_path: Path)
 def test_what_differs_from_the_preset_is_a_table(whole: Page) -> None:
     text = words(Document(whole.html).text)
     assert "What differs from the preset digits parameter here digits train.steps 30 3300" in text
+
+
+@pytest.mark.slow
+def test_figures_can_be_copied(whole: Page) -> None:
+    document = Document(whole.html)
+    links = {link["download"]: str(link["href"]).partition(",") for link in document.all("a") if "download" in link}
+    assert links.keys() == {f"{chart.name}.{kind}" for chart in whole.charts for kind in ("png", "svg")}
+    for chart in whole.charts:
+        assert b64decode(links[f"{chart.name}.svg"][2]).decode() == chart.svg
+        picture = Image.open(BytesIO(b64decode(links[f"{chart.name}.png"][2])))
+        assert (picture.width, picture.getpixel((0, 0))) == (1000, (255, 255, 255, 255))
+    columns = "% model & bits/dim & prior & reconstruction & diffusion & images & Fréchet distance & precision"
+    row = (
+        r"models/vdm & $2.000 \pm 0.095$ & $0.001$ & $0.030$ & $1.969$ & 40 & $1.250 \pm 0.050$ & $1.250 \pm 0.050$ \\"
+    )
+    assert f"{columns} {row}" in words(document.text)
+
+
+def test_a_row_for_latex_is_only_text() -> None:
+    bound = BoundMetrics(**metrics("a" * 64) | {"bpd": None})
+    columns, row = latex([("50%_of{a}\\b", bound, None)])
+    assert columns == "% model & bits/dim & prior & reconstruction & diffusion & images"
+    assert row == r"50\%\_of\{a\}\textbackslash{}b & -- & $0.001$ & $0.030$ & $1.969$ & 40 \\"
 
 
 @pytest.mark.slow
