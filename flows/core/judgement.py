@@ -82,20 +82,19 @@ def of_cost(known: Cost) -> Remark:
     """Return what the bits/dim say by themselves, beside a PNG, and beside levels that are all equally likely."""
     if known.bpd is None:
         return Remark("The likelihood is not finite: something went wrong in the training.", bad=True)
-    uniform = math.log2(known.num_levels) if known.num_levels else None
+    uniform = math.log2(known.num_levels) if known.num_levels else 0
+    figures = f"{known.of} cost {known.bpd:.2f} bits/dim, and {uniform:.2f} if every level is equally likely"
     if uniform and known.bpd > (1 - LITTLE) * uniform:
         reason = "" if known.epochs is None else f": {trained(known.epochs)}"
-        figures = f"{known.of} cost {known.bpd:.2f} bits/dim, and {uniform:.2f} if every level is equally likely"
-        return Remark(f"It has learned almost nothing{reason}. {figures[0].upper()}{figures[1:]}.", bad=True)
+        return Remark(f"It has learned almost nothing{reason}. {figures}.", bad=True)
     if known.png_bpd is not None:
-        figures = f"{known.bpd:.2f} bits/dim for {known.of}, and {known.png_bpd:.2f} in one PNG"
+        figures = f"{known.of} cost {known.bpd:.2f} bits/dim, and {known.png_bpd:.2f} in one PNG"
         if known.bpd > known.png_bpd:
             reason = "train longer" if known.epochs is None else f"train longer than {trained(known.epochs)}"
-            return Remark(f"Worse than PNG: {reason}. It needs {figures}.", bad=True)
+            return Remark(f"Worse than PNG: {reason}. {figures}.", bad=True)
         return Remark(f"Better than PNG by {1 - known.bpd / known.png_bpd:.0%}: {figures}.")
     if uniform:
-        saved = f"{1 - known.bpd / uniform:.0%} of the bits of equally likely levels"
-        return Remark(f"It saves {saved}: {known.bpd:.2f} bits/dim for {known.of}, of {uniform:.2f}.")
+        return Remark(f"It saves {1 - known.bpd / uniform:.0%} of the bits: {figures}.")
     return Remark(f"It needs {known.bpd:.2f} bits/dim for {known.of}.")
 
 

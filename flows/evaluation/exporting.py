@@ -151,7 +151,8 @@ def judged(trained: TrainedModel, metrics: Metrics | None) -> str:
     """Return what the figures mean as a paragraph; "" without any."""
     if not metrics:
         return ""
-    (first, *_) = judgement(Cost(metrics.bpd, f"{split_of(metrics)} images", num_levels=trained.num_levels))
+    of = f"{metrics.num_images or 'all'} {split_of(metrics)} images"
+    (first, *_) = judgement(Cost(metrics.bpd, of, num_levels=trained.num_levels))
     return f"**{markdown(first.text)}**\n\n"
 
 

@@ -321,11 +321,12 @@ def guess(results: Results) -> float | None:
 
 
 def epochs(results: Results) -> float | None:
-    """Return how often the training saw every image, as far as its log, its parameters and the images say it."""
+    """Return how often the training saw every image, as far as its log, its parameters and the metrics say it."""
     batch_size = results.origin.parameters.get("train", {}).get("batch_size")
-    if results.curves is None or results.images is None or not isinstance(batch_size, int):
+    count = len(results.images["train"]) if results.images else results.metrics.num_train
+    if results.curves is None or not count or not isinstance(batch_size, int):
         return None
-    return int(results.curves["step"].iloc[-1]) * batch_size / len(results.images["train"])
+    return int(results.curves["step"].iloc[-1]) * batch_size / count
 
 
 def facts(results: Results, png: InPng | None) -> Iterator[tuple[str, str]]:

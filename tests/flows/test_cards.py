@@ -8,6 +8,7 @@ import pytest
 from project import ROOT
 
 from flows.core.documents import read
+from flows.core.judgement import Cost, judgement
 from flows.core.model import TrainedModel, open_model
 from flows.evaluation.results import BoundMetrics
 
@@ -31,7 +32,9 @@ def test_the_code_of_a_card_runs(trained: TrainedModel, monkeypatch: pytest.Monk
 def test_a_card_says_what_the_metrics_beside_it_say(trained: TrainedModel) -> None:
     metrics = read(BoundMetrics, Path(trained.folder, "evaluation/metrics.json"))
     assert metrics.fitted_to
+    (judged, *_) = judgement(Cost(metrics.bpd, f"{metrics.num_images:,} test images", num_levels=trained.num_levels))
     for said in (
+        f"**{judged.text}**\n",
         f"| fitted to | {FITTED[metrics.fitted_to]} |",
         f"`{metrics.data_sha256}`",
         f"`{metrics.model_sha256}`",

@@ -87,7 +87,7 @@ def test_a_model_without_a_card_says_what_is_known(small: Small, caplog: pytest.
     assert run(["export", "models/mine", "--out", "evaluated"]) == Exit.DONE
     metadata, text = parts(Path("evaluated"))
     assert metadata["model-index"][0]["results"][0]["metrics"][0]["value"] == 3.9
-    assert "It has learned almost nothing. Test images cost 3.90 bits/dim" in text
+    assert "It has learned almost nothing. 20 test images cost 3.90 bits/dim" in text
     np.save("digits.npy", open_images(layout.IMAGES)["test"][:4])
     assert run(["evaluate", "evaluated", "--images", "digits.npy"]) == Exit.DONE
 

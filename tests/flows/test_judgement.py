@@ -26,18 +26,15 @@ def test_a_model_that_saves_less_than_a_tenth_has_learned_almost_nothing() -> No
     assert first(edge + 1e-6, epochs=0.5).text == f"{said} equally likely."
     assert first(edge + 1e-6).text.startswith("It has learned almost nothing. 40")
     assert first(edge + 1e-6, png_bpd=1.0).text.startswith("It has learned almost nothing")
-    assert first(edge) == Remark(
-        "It saves 10% of the bits of equally likely levels: 7.20 bits/dim for 40 test images, of 8.00."
-    )
+    saves = "It saves 10% of the bits: 40 test images cost 7.20 bits/dim, and 8.00 if every level is equally likely."
+    assert first(edge) == Remark(saves)
 
 
 def test_a_png_of_the_images_is_what_a_model_must_beat() -> None:
-    worse = (
-        "Worse than PNG: train longer than 3 epochs. It needs 2.00 bits/dim for 40 test images, and 2.00 in one PNG."
-    )
+    worse = "Worse than PNG: train longer than 3 epochs. 40 test images cost 2.00 bits/dim, and 2.00 in one PNG."
     assert first(2.0001, png_bpd=2.0, epochs=3) == Remark(worse, bad=True)
     assert first(2.0, png_bpd=2.0).text.startswith("Better than PNG by 0%")
-    better = "Better than PNG by 50%: 1.00 bits/dim for 40 test images, and 2.00 in one PNG."
+    better = "Better than PNG by 50%: 40 test images cost 1.00 bits/dim, and 2.00 in one PNG."
     assert first(1.0, png_bpd=2.0, epochs=3) == Remark(better)
 
 

@@ -219,7 +219,7 @@ def test_the_model_says_what_it_is_and_the_schedule_of_the_interface_is_whole(ap
     assert (about["num_classes"], about["num_test_images"], about["report"]) == (10, 365, True)
     assert about["card"] == (DIGITS / "README.md").read_text()
     assert about["figures"]["bpd"] == pytest.approx(1.629, abs=1e-3)
-    assert "1.63 bits/dim for 365 test images" in about["judgement"][0]
+    assert "365 test images cost 1.63 bits/dim" in about["judgement"][0]
     assert "It finds the class of 99.2% of the images, where a guess finds 10%." in about["judgement"]
     assert about["schedule"]["gamma"] == sorted(about["schedule"]["gamma"])
     assert "<h2" in app.client.get("/report").text

@@ -413,7 +413,7 @@ def test_a_visitor_reads_about_the_model(page: Page, app: App) -> None:
     expect(panel).to_contain_text(app.following.served.model.sha256)
     page.clock.fast_forward(11_000)  # its results are read meanwhile
     expect(panel).to_contain_text("1.629 ± 0.013")
-    expect(page.locator("#judgement")).to_contain_text("1.63 bits/dim for 365 test images")
+    expect(page.locator("#judgement")).to_contain_text("365 test images cost 1.63 bits/dim")
     expect(panel.get_by_role("img", name="Line chart of gamma")).to_be_visible()
     expect(panel.get_by_role("heading", name="Load it")).to_be_visible()
     frame = panel.locator("iframe")
