@@ -27,10 +27,12 @@ from flows.core import bounded_yaml, layout
 from flows.core.documents import read
 from flows.core.errors import Exit, NetworkError, UserError, brief
 from flows.core.params import CHAMPION
+from flows.core.params_file import read_params
+from flows.evaluation.odd import Surprise
 from flows.evaluation.results import BoundMetrics
 from flows.images.image_set import open_images
 from flows.orchestration import artifacts, restoring
-from flows.orchestration.looking import Arrived, Look, arrived, look, name_of, same_images
+from flows.orchestration.looking import Arrived, Look, arrived, look, name_of, same_images, write_new_images
 from flows.orchestration.releasing import RETRIED, Release, catch_up, publish_all, release
 from flows.orchestration.runs import INTERRUPTED
 from flows.orchestration.streaming import EXPECTED, STOPPED, as_user_error, leave_out_tracebacks, result_of, stream
@@ -59,6 +61,10 @@ BUSY_SECONDS = 60.0
 """How often a stage looks whether its device is free."""
 DRIFTED = "Drifted"
 """The state of the task `drift`, and of the run if it fails, when the images differ from the champion's."""
+ODD_IMAGES = "OddImages"
+"""The state of the task `odd` when chance hardly explains how odd the new images are to the champion."""
+MOST_NEW, MOST_NAMED = 1000, 12
+"""How many new images of a run are compared with the champion's, evenly spread, and how many odd ones are named."""
 NEW_IMAGES = "NewImages"
 """The state of the task `images` when the images are not those of the newest run."""
 
@@ -160,7 +166,7 @@ def retrain(
             return nothing_to_do(root, made) + note
         result_of(check_champion(place.folder, return_state=True), "champion")
         logger.info("run %s of commit %s in %s", place.folder.name, place.base[:12], place.folder)
-        images = ""
+        images, arrivals = "", False
         for stage in stages(place.folder):
             if stage == restoring.DOWNLOAD and lacking:
                 continue
@@ -173,6 +179,9 @@ def retrain(
                 if found.same_preparation:
                     new = result_of(compare(root, place.folder, found.newest, return_state=True), "images")
                     images = f"; images: {new}" if new else ""
+                    arrivals = new is not None and new.added > 0
+            if stage == "validate" and arrivals and found.newest:
+                images += result_of(odd(place, found.newest, return_state=True), "odd")
         artifacts.show_results(place.folder, place.reports)
         return record(place, images + note)
 
@@ -316,6 +325,53 @@ def findings_of_champion(root: Path, folder: Path) -> Path | None:
     place = folder / layout.PRIVATE / "champion"
     fetch_files(root, champion, [path], place)
     return place / path
+
+
+@task(name="odd", task_run_name="odd", cache_policy=NO_CACHE, timeout_seconds=3600 * 2)
+def odd(place: Workspace, newest: str) -> State[str]:
+    """Compare the images that are new since the newest run with the champion's, and show the oddest.
+
+    Its result is what the run's message says of them.  Raises UserError (exit 4) if more of them are odd than
+    `contract.max_odd` allows and than chance makes.
+    """
+    folder, logger = place.folder, get_run_logger()
+    try:
+        champion = open_registry(place.root).champion
+        if champion is None:
+            raise UserError("there is no champion", Exit.MISSING)
+        images = open_images(folder / layout.IMAGES)
+        write_new_images(images, place.root, newest, MOST_NEW, folder / layout.NEW_IMAGES)
+        page = ["--out", str(layout.ODD_PAGE), "--force", "--json"]
+        command = ["flows.cli", "surprise", str(layout.NEW_IMAGES), champion.name, *page]
+        stream(command, folder, stdout=folder / layout.ODD)
+        found = read(Surprise, folder / layout.ODD)
+    except UserError as error:
+        logger.warning("it is not known how odd the new images are: %s", error)
+        return Completed(data="")
+    kept = artifacts.show_odd(found, open_images(folder / layout.NEW_IMAGES), folder / layout.ODD_PAGE, place.reports)
+    for sentence in found.sentences:
+        logger.info("new images: %s", sentence)
+    said = judged(found, read_params(folder / layout.PARAMS).contract.max_odd, kept.relative_to(place.root))
+    alarms = found.batch is not None and found.batch.alarms
+    return (
+        Completed(name=ODD_IMAGES, message=said, data=f"; {said}") if alarms else Completed(data=said and f"; {said}")
+    )
+
+
+def judged(found: Surprise, limit: float | None, page: Path) -> str:
+    """Return what a run's message says of new images, "" if they have no p.
+
+    Raises UserError (exit 4) if more of them are odd than the limit, `contract.max_odd`, and than chance makes.
+    """
+    if (batch := found.batch) is None:
+        return ""
+    names = ", ".join(each.file or f"image {each.number}" for each in found.images[:MOST_NAMED])
+    said = f"{batch.num_odd:,} of {batch.num_images:,} new images are odd to {found.model}"
+    if limit is not None and batch.num_odd > max(batch.most_odd, limit * batch.num_images):
+        reason = f"{said}, more than contract.max_odd {limit:g} allows: {names}"
+        raise UserError(f"{reason}; look at {page}, remove them or raise the limit", Exit.INVALID_DATA)
+    said += f", by chance about {batch.expected_odd:.0f}"
+    return f"{said}; the oddest: {names}" if batch.alarms else said
 
 
 @task(name="restore", task_run_name="restore", timeout_seconds=3600 * 6, **RETRIED)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from flows.core.escaping import visible
+from flows.evaluation.odd import Surprise
 from flows.evaluation.results import (
     BOTH,
     BoundMetrics,
@@ -13,7 +14,6 @@ from flows.evaluation.results import (
     SplitFigures,
     with_error,
 )
-from flows.evaluation.surprise import Surprise
 from flows.process.streams import say_result
 
 MOST_SHOWN = 20

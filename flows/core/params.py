@@ -143,6 +143,7 @@ class Contract(Section):
     max_shift: Annotated[float, Field(ge=0)]
     max_drift: Share
     on_drift: Literal["warn", "fail"]
+    max_odd: Share | None
 
 
 class Model(Section):

@@ -19,12 +19,16 @@ from flows.contract.findings import Findings
 from flows.core import layout
 from flows.core.documents import read
 from flows.core.errors import brief
+from flows.evaluation.odd import Surprise
 from flows.evaluation.results import BoundMetrics, Metrics, SampleMetrics
+from flows.images.image_set import Chosen, ImageSet
 from flows.process.progress import told
 from flows.registry.evidence import Evidence
 from flows.report import markdown
+from flows.report.odd import picture_of
 
 EVERY_SECONDS = 5.0
+MOST_ODD = 12
 
 
 @contextmanager
@@ -92,6 +96,17 @@ def show_results(folder: Path, kept: Path) -> None:
     content = markdown.report(metrics, folder / layout.PICTURES, drawn, kept / "report.html")
     show("report", markdown.headline(metrics), content)
     show("model-card", markdown.headline(metrics), (kept / "card.md").read_text(encoding="utf-8"))
+
+
+def show_odd(found: Surprise, images: ImageSet, page: Path, kept: Path) -> Path:
+    """Show the new images of a run that are oddest to the champion; return the copy of the page in `kept`."""
+    kept.mkdir(parents=True, exist_ok=True)
+    copy, drawn = kept / "odd.html", kept / "odd.png"
+    shutil.copyfile(page, copy)
+    drawn.write_bytes(picture_of(found, Chosen(images, "test"), MOST_ODD))
+    description = found.sentences[0] if found.sentences else "How odd the new images are"
+    show("odd", markdown.quoted(description), markdown.odd(found, drawn, copy, MOST_ODD))
+    return copy
 
 
 def show_metrics(models: dict[str, Metrics], evidence: Evidence) -> None:

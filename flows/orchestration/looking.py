@@ -17,12 +17,22 @@ from dvc_data.hashfile.build import build
 from flows.core import bounded_yaml, layout
 from flows.core.documents import parse
 from flows.core.errors import Exit, UserError
-from flows.core.files import parse_json
+from flows.core.files import parse_json, write_whole
 from flows.core.params import CHAMPION
 from flows.images.containers import packed_files
 from flows.images.download import line_of
 from flows.images.folder import find_images
-from flows.images.image_set import DESCRIPTION, SPLITS, Description, ImageSet, digests_of, labels_of
+from flows.images.image_set import (
+    DESCRIPTION,
+    SPLITS,
+    Description,
+    ImageSet,
+    digests_of,
+    labels_of,
+    load_array,
+    save_images,
+    spread,
+)
 from flows.images.image_set import files_of as names_of
 from flows.orchestration.workspace import compose_params
 from flows.process.inputs import content
@@ -256,6 +266,32 @@ def arrived(images: ImageSet, root: Path, commit: str) -> Arrived | None:
     if not (ours and theirs):
         return None
     return Arrived(len(ours - theirs), len(theirs - ours), name_of(root, commit))
+
+
+def write_new_images(images: ImageSet, root: Path, commit: str, most: int, out: Path) -> None:
+    """Write the images of a set that an earlier run did not have, at most so many, evenly spread, as a set in `out`.
+
+    They are its test images, with the names of their files.  Raises UserError (exit 5) if that run's cannot be read.
+    """
+    known: set[bytes] = set()
+    with files_of(root, Tag("an earlier run", commit)) as files:
+        for split in SPLITS:
+            if recorded := content_in(files, digests_of(layout.IMAGES, split)):
+                known |= set(map(bytes, np.load(BytesIO(recorded), allow_pickle=False)))
+    places = [
+        (split, number)
+        for split in images.splits
+        for number, digest in enumerate(load_array(digests_of(images.folder, split)))
+        if bytes(digest) not in known
+    ]
+    chosen = [places[place] for place in spread(np.arange(len(places)), most)]
+    named = {split: images.file_names(split, {number for each, number in chosen if each == split}) for split in SPLITS}
+    array = np.stack([images[split][number] for split, number in chosen])
+    described = {"name": images.description.name, "num_levels": images.num_levels}
+    described["transforms"] = images.description.transforms
+    save_images(out, {"train": array[:0], "test": array}, described)
+    if all(named[split] for split, _ in chosen):
+        write_whole(names_of(out, "test"), "".join(f"{line_of(named[split][number])}\n" for split, number in chosen))
 
 
 def name_of(root: Path, commit: str) -> str:

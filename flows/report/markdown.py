@@ -11,6 +11,7 @@ from flows.core.documents import Document, checked
 from flows.core.errors import UserError
 from flows.core.escaping import markdown
 from flows.core.files import read_bounded
+from flows.evaluation.odd import Surprise
 from flows.evaluation.results import BoundMetrics, Metrics, SampleMetrics, with_error
 from flows.process.progress import TrainingProgress
 from flows.report.charts import CHARTS
@@ -85,6 +86,22 @@ def data_docs(found: Findings, drawn: Path, page: Path) -> str:
     return "\n\n".join([about, rows, *pictures, *docs])
 
 
+def odd(found: Surprise, drawn: Path, page: Path, most: int) -> str:
+    """Return what is said of images all together, the picture `drawn` of the oddest, and a table of them."""
+    rows = [
+        (
+            each.file or f"image {each.number}",
+            figure(each.score, form=".2f"),
+            "" if each.p is None else f"{each.p:.4f}",
+            each.words,
+        )
+        for each in found.images[:most]
+    ]
+    header = ("image", "score", "p", "far from usual, in standard deviations")
+    said = [quoted(markdown(f"{sentence}.")) for sentence in found.sentences]
+    return "\n\n".join([*said, picture(drawn, "The oddest images"), table(header, rows), where("The page", page)])
+
+
 def verdict(found: Findings) -> str:
     """Return what the contract found in one line."""
     held = sum(result.success for result in found.expectations)
@@ -99,9 +116,9 @@ def expectation(result: Result) -> tuple[str, str, str]:
     return result.meaning, ("holds" if result.success else "BROKEN") + warns, shown
 
 
-def figure(number: float | None, error: float | None = None) -> str:
+def figure(number: float | None, error: float | None = None, form: str = ".4f") -> str:
     """Return a figure with its standard error, if there is one, such as "1.7091 ± 0.0130"."""
-    return with_error(number, error).replace("+-", "±")
+    return with_error(number, error, form).replace("+-", "±")
 
 
 def table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from flows.core.files import write_whole
-from flows.evaluation.surprise import Surprise
+from flows.evaluation.odd import Surprise
 from flows.images.grids import grid, png
 from flows.images.image_set import Chosen
 from flows.report.page import Shown, template

@@ -10,21 +10,33 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from PIL import Image
+from project import ROOT
+from sklearn.datasets import load_digits
 from small import Small
 
 from flows.api import load, surprise, train
 from flows.cli import run
-from flows.core.documents import read
+from flows.core.documents import checked, read
 from flows.core.errors import Exit, UserError
 from flows.core.model import save_model
 from flows.evaluation.calibration import Calibration
+from flows.evaluation.odd import Surprise
 from flows.evaluation.surprise import in_words
 from flows.images.image_set import save_images
 from flows.images.splitting import digest_of
+from flows.train_vdm import judged
 from vdm.model import VDM
 from vdm.surprise import STATISTICS, image_features, reference
 
 KEPT = Path("reports/evaluation/calibration.json")
+
+
+@pytest.fixture(scope="module")
+def digits() -> np.ndarray:
+    """Return scikit-learn's digits in a random order: in their own, writers follow each other."""
+    images = load_digits().images.astype(np.uint8)[:, None]
+    return images[np.random.default_rng(0).permutation(len(images))]
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +98,40 @@ def test_images_are_sorted_by_score_with_the_p_of_their_rank(
     text = capsys.readouterr().out
     assert "against 110 held-out images" in text
     assert text.splitlines()[1].split()[0] in ("8", "9")
+
+
+def test_foreign_images_are_the_oddest_of_900_and_digits_alarm_nobody(
+    here: Path, digits: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nine pictures of clothes, of which no feature was chosen to tell them from digits."""
+    np.save("arrived.npy", digits[400:1300])
+    found = checked(Surprise, printed(capsys, "arrived.npy"), "printed")
+    assert found.batch
+    assert not found.batch.alarms
+    said = judged(found, 0.0, Path("odd.html"))
+    assert said == f"{found.batch.num_odd} of 900 new images are odd to models/vdm, by chance about 8"
+    clothes = np.load(ROOT / "pretrained/fashion_mnist_cpu/examples.npy")[:9, 0]
+    shrunk = [np.asarray(Image.fromarray(each).resize((8, 8), Image.Resampling.BOX)) // 15 for each in clothes]
+    foreign = np.stack(shrunk)[:, None].clip(0, 16).astype(np.uint8)
+    np.save("arrived.npy", np.concatenate([digits[400:1291], foreign]))
+    found = checked(Surprise, printed(capsys, "arrived.npy"), "printed")
+    assert sum(each.number >= 891 for each in found.images[:15]) >= 7
+
+
+def test_too_many_odd_images_are_refused_if_the_contract_says_so(
+    here: Path, digits: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 17, (40, 1, 8, 8), np.uint8)
+    np.save("arrived.npy", np.concatenate([digits[400:420], noise]))
+    found = checked(Surprise, printed(capsys, "arrived.npy"), "printed")
+    assert found.batch
+    assert found.batch.alarms
+    assert "60 new images are odd to models/vdm, by chance about 1; the oddest: arrived.npy" in judged(
+        found, 0.8, Path("odd.html")
+    )
+    with pytest.raises(UserError, match=r"more than contract\.max_odd 0\.5 allows: .*; look at odd\.html") as refused:
+        judged(found, 0.5, Path("odd.html"))
+    assert refused.value.code is Exit.INVALID_DATA
 
 
 def test_the_table_and_the_page_have_the_images(

@@ -72,6 +72,7 @@ def plant(tmp_path_factory: pytest.TempPathFactory, pictures: Path, empty_databa
         "max_skipped: 0.25": "max_skipped: 0.9",
         "min_improvement_bpd: 0.001": "min_improvement_bpd: 0.0",
         "start_from: null ": "start_from: champion ",
+        "validation_fraction: 0.1 ": "validation_fraction: 0.4 ",  # so that new images have a p
     }
     plant.project.edit("params.yaml", **changes)
     plant.project.edit("automations.yaml", **{"schedule_after: 60": "schedule_after: 0"})
@@ -160,19 +161,27 @@ def test_pictures_that_arrive_and_go_make_a_version_and_somebody_is_told(
 ) -> None:
     assert not any("NewImages" in text for text in told)
     draw(pictures, FIRST, 1797)
+    clothes = np.load(ROOT / "pretrained/fashion_mnist_cpu/examples.npy")[:9, 0]
+    for number, image in enumerate(clothes):
+        levels = np.asarray(Image.fromarray(image).resize((8, 8), Image.Resampling.BOX)) // 15
+        Image.fromarray(levels.clip(0, 16) * 15).save(pictures / f"foreign-{number}.png")
     for number in range(50):
         (pictures / f"{number:04}.png").unlink()
     seen = plant.status()["images"]
-    assert (seen["state"], seen["added"], seen["removed"], seen["since"]) == ("changed", 897, 50, "vdm@v1.0.0")
+    assert (seen["state"], seen["added"], seen["removed"], seen["since"]) == ("changed", 906, 50, "vdm@v1.0.0")
     emit(plant)  # the minute of the events before is over
     wait_until(lambda: len(by_event(plant)) == 2, 60, plant.log)
     run, _ = by_event(plant)
     name, message = plant.finish(run)
     assert name == "Promoted", message
     assert message.startswith("vdm@v1.1.0, ")
-    counted = "897 added and 50 removed since vdm@v1.0.0"
+    counted = "906 added and 50 removed since vdm@v1.0.0"
     assert f"images: {counted}" in message
     assert plant.tasks(run)["images"] == "NewImages"
+    assert re.search(r"; \d+ of 906 new images are odd to vdm@v1.0.0, by chance about \d+", message), message
+    (page,) = (plant.project.folder / ".vdm/reports").glob("*/odd.html")
+    oddest = re.findall(r"^([\w-]+\.png), score", page.read_text(), re.MULTILINE)[:15]
+    assert sum(name.startswith("foreign") for name in oddest) >= 7, oddest
     assert plant.project.vdmctl("verify", "v1.1.0").returncode == 0
     text = f"vdm: NewImages: {counted} ({run.name}: "
     wait_until(lambda: any(each.startswith(text) for each in told), 60, plant.log)
