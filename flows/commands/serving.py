@@ -57,14 +57,17 @@ def app(
     with open_socket(host, port) as at:
         chosen = device_for(device)
         opened = named_model(version.name if version else model, chosen)
+        from flows.commands.calibration import calibration_of
         from flows.commands.reporting import results_of
         from flows.serving.application import Settings, application
-        from flows.serving.champion import Following
+        from flows.serving.champion import Following, Kept
         from flows.serving.line import Line
 
         given = {"device": chosen}
         settings = Settings(override(params.evaluate, given), override(params.sample, given))
-        following = Following(ROOT, opened, version, results_of, settings.sample, follows=follows, share=share)
+        following = Following(
+            ROOT, opened, version, Kept(results_of, calibration_of), settings.sample, follows=follows, share=share
+        )
         line, names = Line(opened.device), [host, gethostname(), *(allow_host or [])]
         served = application(following, settings, line, password, names)
         listen(served, line, at, host, ROOT, f"{opened.name} on {opened.device}")

@@ -39,10 +39,12 @@ class ScoredImage(Document):
     prior_bpd: Figure
     reconstruction_bpd: Figure
     diffusion_bpd: Figure
-    more_surprising_than: Figure
-    """The share of the test images with fewer bits/dim; null if those are not known."""
-    more_surprising_between: list[Figure] | None
-    """That share at two standard errors less, and at two more."""
+    score: Figure
+    """How odd it is: its distance from held-out images; null if none are kept with the model."""
+    p: Figure
+    """The share of held-out images with at least this score; null if it would not be valid."""
+    words: str
+    """In what it differs most from held-out images, in standard deviations."""
     png_bpd: Figure
     """Bits/dim of a PNG file of the image; null unless it is gray or in colour."""
     gamma: list[Figure]
@@ -62,8 +64,10 @@ class Scores(Document):
     num_timesteps: Count | None
     transforms: str
     """How the pixels were changed, in words, as the model's card says."""
-    num_test_images: Count | None
-    """With how many `more_surprising_than` compares; null if their figures are not with the model."""
+    num_calibrated: Count | None
+    """The held-out images of which `p` is a share; null if none are kept with the model."""
+    without_p: str | None
+    """Why no image has a p; null if some may have one."""
     images: list[ScoredImage]
     refused: list[Refused]
 
@@ -169,7 +173,8 @@ class About(Document):
     schedule: Schedule
     report: bool
     """Whether `GET /report` has the report page."""
-    num_test_images: Count | None
+    num_calibrated: Count | None
+    """Held-out images with which pictures are compared; null if none are kept with the model."""
     device: str
     defaults: dict[str, Any]
     """What a request may leave out."""

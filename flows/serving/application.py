@@ -164,7 +164,7 @@ def application(
         await following.have_results.wait()
         served = following.served
         evaluated = served.own(settings.evaluate)
-        return await whole(line, request, partial(work.score, served.model, evaluated, asked, served.test_bpd))
+        return await whole(line, request, partial(work.score, served.model, evaluated, asked, served.calibration))
 
     @app.post("/classify", response_model=Classes, responses=NOT_DONE)
     async def classify(asked: ToClassify, request: Request) -> Response:

@@ -7,7 +7,9 @@ image is drawn in one step, and its results are read, before it answers; one tha
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ import torch
 from flows.core.errors import Exit, UserError, brief, of_file
 from flows.core.model import TrainedModel
 from flows.core.params import Evaluate, Sample
+from flows.evaluation.calibration import Calibration
 from flows.evaluation.exporting import without_metadata
 from flows.images.image_set import load_array, spread
 from flows.registry.lock_file import lineage
@@ -35,6 +38,13 @@ EXAMPLES, MOST_EXAMPLES = "examples.npy", 10
 log = logging.getLogger(__name__)
 
 
+class Kept(NamedTuple):
+    """What finds the results of a model, and the features of its held-out images, where they are kept."""
+
+    results_of: Callable[[str], Results]
+    calibration_of: Callable[[TrainedModel], Calibration]
+
+
 class Served:
     """A model that answers, with what its folder and the registry say of it, read once: its files may vanish."""
 
@@ -45,16 +55,22 @@ class Served:
         self.lineage = lineage(open_registry(root), version).as_json() if version else None
         self.shipped = shipped_examples(model)
         self.results: Results | None = None
+        self.calibration: Calibration | None = None
+        """The features of held-out images, with which pictures are compared."""
         self.problem: str | None = None
         self.judgement: list[str] = []
         """What the results mean, in words."""
         self.report: str | None = None
         """The report page, once somebody has asked for it."""
 
-    def read_results(self, results_of: Callable[[str], Results]) -> None:
+    def read_results(self, kept: Kept) -> None:
         """Read the results of the model, which takes seconds; what is wrong with them is their `problem`."""
+        with suppress(UserError):
+            found = kept.calibration_of(self.model)
+            if len(found.reference.scores):
+                self.calibration = found
         try:
-            found = results_of(self.model.name)
+            found = kept.results_of(self.model.name)
             ours = found.metrics.model_sha256 == self.model.sha256
             self.judgement = [remark.text for remark in judged(found, png_of(found))] if ours else []
             self.results = found if ours else None
@@ -69,17 +85,6 @@ class Served:
             return self.shipped
         images = self.results.images if self.results else None
         return spread(images["test"], MOST_EXAMPLES) if images else np.empty((0, *self.model.image_shape), np.uint8)
-
-    @property
-    def test_bpd(self) -> np.ndarray | None:
-        """The rising bits/dim of p(x) of the test images; None if they are not known."""
-        if not self.results or self.results.per_image is None or self.results.metrics.split != "test":
-            return None
-        table = self.results.per_image
-        column = "without_bpd" if self.results.metrics.given == "class" else "bpd"
-        if column not in table or table[column].isna().any():
-            return None
-        return np.sort(table[column].to_numpy(float))
 
     def own(self, settings: Evaluate) -> Evaluate:
         """Return the settings with those of the model's own evaluation, if they are known.
@@ -116,7 +121,7 @@ class Served:
                 "problem": self.problem,
                 "schedule": Schedule(t=t.tolist(), gamma=gamma.tolist()),
                 "report": results is not None,
-                "num_test_images": None if (known := self.test_bpd) is None else len(known),
+                "num_calibrated": len(self.calibration.reference.scores) if self.calibration else None,
                 "device": str(model.device),
                 **more,
             }
@@ -151,13 +156,13 @@ class Following:
         root: Path,
         model: TrainedModel,
         version: Version | None,
-        results_of: Callable[[str], Results],
+        kept: Kept,
         settings: Sample,
         *,
         follows: bool,
         share: bool,
     ) -> None:
-        self.root, self.results_of, self.settings = root, results_of, settings
+        self.root, self.kept, self.settings = root, kept, settings
         self.device = model.device
         self.follows, self.share = follows, share
         self.served = Served(root, model, version)
@@ -191,13 +196,13 @@ class Following:
         version = registry.resolve(CHAMPION)
         served = Served(self.root, fetch_model(self.root, version).on(self.device), version)
         require_drawing(served.model, self.settings)
-        served.read_results(self.results_of)  # which may fetch images, for its report
+        served.read_results(self.kept)  # which may fetch images, for its report
         self.served = served
         log.info("%s answers from now on", version.name)
 
     async def keep_looking(self) -> None:
         """Read the results of the model, then look for a new champion every `LOOK_SECONDS`, in a thread."""
-        await asyncio.to_thread(self.served.read_results, self.results_of)
+        await asyncio.to_thread(self.served.read_results, self.kept)
         self.have_results.set()
         while self.follows:
             await asyncio.sleep(LOOK_SECONDS)

@@ -16,7 +16,9 @@ from flows.core.documents import Document
 from flows.core.errors import Exit, UserError
 from flows.core.model import TrainedModel
 from flows.core.params import Evaluate, Sample
+from flows.evaluation.calibration import Calibration
 from flows.evaluation.classes import SURE, classify
+from flows.evaluation.surprise import Compared, compared, without_p
 from flows.evaluation.terms import Progress, terms
 from flows.images.given import in_memory, require_size, transforms_of
 from flows.images.grids import png, shown
@@ -35,8 +37,6 @@ from vdm.vlb import grid_times
 
 MOST_FRAMES, MOST_SHOWN = 30, 64
 """How many steps of a drawing are shown, and of how many images."""
-ERRORS = 2
-"""How many standard errors around a score its place among the test images may be."""
 Pause = Callable[[], None]
 Work = Generator[Document]
 
@@ -128,16 +128,24 @@ def pausing(pause: Pause) -> Progress:
     return numbers
 
 
-def score(model: TrainedModel, settings: Evaluate, asked: ToScore, test_bpd: np.ndarray | None, pause: Pause) -> Work:
-    """Evaluate the bound of p(x) of each picture, as if it were alone.
+def score(
+    model: TrainedModel, settings: Evaluate, asked: ToScore, calibration: Calibration | None, pause: Pause
+) -> Work:
+    """Evaluate the bound of p(x) of each picture, as if it were alone, and compare it with held-out images, if any.
 
-    `test_bpd` are the rising bits/dim of test images, if known.  Raises what `read_sent` raises.
+    Raises what `read_sent` raises.
     """
     given: dict[str, Any] = {"times_per_image": asked.times, "seed": asked.seed}
     settings = settings.model_copy(update={name: value for name, value in given.items() if value is not None})
     read, sources, refused = read_sent(asked.pictures, model, pause)
     images = Chosen(in_memory(read, "what was sent", model), "test")
     (found,) = terms(model, images, settings, [None], alone=True, progress=pausing(pause))
+    size = settings.batch_size
+    odd = [
+        compared(model, read.array[first : first + size], calibration, (), size)
+        for first in pausing(pause)(range(0, len(images), size))
+        if calibration
+    ]
     yield Scores(
         model=model.name,
         model_sha256=model.sha256,
@@ -146,8 +154,9 @@ def score(model: TrainedModel, settings: Evaluate, asked: ToScore, test_bpd: np.
         times_per_image=settings.times_per_image,
         num_timesteps=settings.num_timesteps,
         transforms=read.transforms,
-        num_test_images=None if test_bpd is None else len(test_bpd),
-        images=list(scored(model, settings, read.array, sources, found, test_bpd)),
+        num_calibrated=len(calibration.reference.scores) if calibration else None,
+        without_p=without_p(calibration) if calibration else None,
+        images=list(scored(model, settings, read.array, sources, found, odd)),
         refused=refused,
     )
 
@@ -158,9 +167,11 @@ def scored(
     images: np.ndarray,
     sources: list[Origin],
     found: np.ndarray,
-    test_bpd: np.ndarray | None,
+    odd: list[Compared],
 ) -> Iterator[ScoredImage]:
-    """Yield the score of each image (N,C,H,W) by its terms (3,N,K)."""
+    """Yield the score of each image (N,C,H,W) by its terms (3,N,K), and by its comparison with held-out images."""
+    scores, p = (np.concatenate([np.zeros(0), *(part[place] for part in odd)]) for place in (0, 1))
+    words = [each for part in odd for each in part.words]
     times = torch.from_numpy(stratified_times(settings.seed, [0], settings.times_per_image)[0])
     if settings.num_timesteps is not None:
         times = grid_times(times, settings.num_timesteps)
@@ -180,19 +191,13 @@ def scored(
             prior_bpd=result.prior.item(),
             reconstruction_bpd=result.reconstruction.item(),
             diffusion_bpd=result.diffusion.item(),
-            more_surprising_than=None if test_bpd is None else share_below(test_bpd, bpd),
-            more_surprising_between=None
-            if test_bpd is None or not math.isfinite(error)
-            else [share_below(test_bpd, bpd + off) for off in (-ERRORS * error, ERRORS * error)],
+            score=scores[place] if odd else None,
+            p=p[place] if odd else None,
+            words=words[place] if odd else "",
             png_bpd=8 * len(content) / math.prod(model.image_shape) if model.image_shape[0] in (1, 3) else None,
             gamma=gamma,
             level_bpd=result.diffusion_draws[0].tolist(),
         )
-
-
-def share_below(test_bpd: np.ndarray, bpd: float) -> float:
-    """Return the share of rising figures below a figure."""
-    return np.searchsorted(test_bpd, bpd).item() / len(test_bpd)
 
 
 def classified(model: TrainedModel, settings: Evaluate, asked: ToClassify, pause: Pause) -> Work:

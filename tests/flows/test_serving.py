@@ -36,9 +36,10 @@ from project import ROOT
 from small import Small
 from starlette.datastructures import Headers
 
-from flows.api import evaluate, fill_in, load, sample
+from flows.api import evaluate, fill_in, load, sample, surprise
 from flows.cli import run
 from flows.commands import reporting
+from flows.commands.calibration import calibration_of
 from flows.commands.serving import device_for
 from flows.core.errors import Exit, UserError
 from flows.core.model import open_model, save_model
@@ -98,13 +99,11 @@ def test_a_score_is_that_of_evaluate_with_its_place_and_its_levels(app: App, dig
         assert len(each["gamma"]) == 8
         assert each["gamma"] == sorted(each["gamma"])
         assert each["png_bpd"] > each["bpd"]
-    tested = np.genfromtxt(DIGITS / "evaluation/per_image.csv", delimiter=",", names=True)["without_bpd"]
-    assert found["num_test_images"] == len(tested)
-    places = [np.mean(tested < each["bpd"]) for each in scores]
-    np.testing.assert_allclose([each["more_surprising_than"] for each in scores], places, atol=1 / len(tested))
-    for each, error in zip(scores, errors, strict=True):
-        ends = [np.mean(tested < each["bpd"] + off) for off in (-2 * error, 2 * error)]
-        np.testing.assert_allclose(each["more_surprising_between"], ends, atol=1 / len(tested))
+    odd = surprise(load(DIGITS, "cpu"), images)
+    np.testing.assert_allclose([each["score"] for each in scores], odd.scores, rtol=1e-4)
+    assert [each["words"] for each in scores] == odd.words
+    assert (found["num_calibrated"], {each["p"] for each in scores}) == (82, {None})
+    assert found["without_p"] == "82 held-out images are fewer than 99"
     assert [(each["name"], each["number"]) for each in scores] == [
         ("images.npy", 0),
         ("images.npy", 1),
@@ -216,7 +215,7 @@ def test_examples_are_test_images_that_can_be_asked_for(app: App, digits: np.nda
 def test_the_model_says_what_it_is_and_the_schedule_of_the_interface_is_whole(app: App) -> None:
     about = app.client.get("/model").json()
     assert about["name"] == "pretrained/digits_classes"
-    assert (about["num_classes"], about["num_test_images"], about["report"]) == (10, 365, True)
+    assert (about["num_classes"], about["num_calibrated"], about["report"]) == (10, 82, True)
     assert about["card"] == (DIGITS / "README.md").read_text()
     assert about["figures"]["bpd"] == pytest.approx(1.629, abs=1e-3)
     assert "365 test images cost 1.63 bits/dim" in about["judgement"][0]
@@ -671,7 +670,7 @@ def test_the_results_of_a_champion_are_read_before_it_answers(forge: Forge, monk
         answering.append(found.served.model.name)
         return reporting.results_of(name)
 
-    monkeypatch.setattr(found, "results_of", results_of)
+    monkeypatch.setattr(found, "kept", found.kept._replace(results_of=results_of))
     crown(forge.project, "v1.1.0")
     found.look()
     assert (answering, found.served.model.name) == (["vdm@v1.0.0"], "vdm@v1.1.0")
@@ -702,7 +701,8 @@ def crowned(forge: Forge, number: str) -> Version:
 def following(forge: Forge, version: Version, *, share: bool = False) -> champion.Following:
     """Return what follows the champion, at this version."""
     model, drawn = fetch_model(forge.root, version), read_params(ROOT / "params.yaml").sample
-    return champion.Following(forge.root, model, version, reporting.results_of, drawn, follows=True, share=share)
+    kept = champion.Kept(reporting.results_of, calibration_of)
+    return champion.Following(forge.root, model, version, kept, drawn, follows=True, share=share)
 
 
 def test_tags_of_other_machines_are_fetched_and_none_is_withdrawn(forge: Forge, tmp_path: Path) -> None:

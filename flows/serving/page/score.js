@@ -15,8 +15,9 @@ const PNG_FRAME = 57;  // bytes of a PNG file that are not pixels
 const MOST_FRAME = 4;  // a file of less than so many frames says little about its pixels
 
 const ORDERS = {
-  surprise: (a, b) => b.bpd - a.bpd,
-  "-surprise": (a, b) => a.bpd - b.bpd,
+  surprise: (a, b) => b.score - a.score,
+  "-surprise": (a, b) => a.score - b.score,
+  bpd: (a, b) => b.bpd - a.bpd,
   name: (a, b) => a.label.localeCompare(b.label, "en", { numeric: true }),
 };
 
@@ -32,6 +33,9 @@ export function scoreTab(panel, app) {
   const show = () => {
     results.hidden = images.length === 0;
     if (!answered) return;
+    const isCompared = answered.num_calibrated !== null;
+    for (const option of sort.querySelectorAll("[value$=surprise]")) option.hidden = option.disabled = !isCompared;
+    if (!isCompared && sort.value.endsWith("surprise")) sort.value = "bpd";
     results.querySelector(".summary").textContent = summary(answered, images);
     const [shown, top] = [images.toSorted(ORDERS[sort.value]).slice(0, most), highest(images)];
     const cards = shown.map(image => card(image, answered, app.model.image_shape, top));
@@ -146,7 +150,6 @@ function summary(answer, images) {
 
 function card(image, answer, shape, most) {
   const terms = ["diffusion", "reconstruction", "prior"].map(name => `${figure(image[`${name}_bpd`])} ${name}`);
-  const share = image.more_surprising_than;
   const chart = lineChart({
     x: image.gamma,
     y: image.level_bpd,
@@ -165,7 +168,7 @@ function card(image, answer, shape, most) {
       { className: "said" },
       element("h3", { textContent: image.label }),
       element("p", { className: "figure", innerText: figure(image.bpd, image.bpd_standard_error) }, element("small", { textContent: " bits/dim" })),
-      share === null ? null : place(share, image.more_surprising_between, answer.num_test_images),
+      image.score === null ? null : place(image, answer),
       pngLine(image.png_bpd, shape),
       element("p", {}, element("small", { className: "muted", textContent: `= ${terms.join(" + ")}` })),
     ),
@@ -180,15 +183,21 @@ export function pngLine(bpd, [channels, height, width]) {
   return element("p", { textContent: `Its pixels take ${(bpd - frame).toFixed(2)} bits/dim in a PNG.` });
 }
 
-function place(share, between, count) {
+/** Return how odd an image is, in what, and which share of held-out images is less odd. */
+function place(image, { num_calibrated: count, without_p }) {
+  const what = image.words ? `: ${image.words} (standard deviations from usual)` : "";
+  const line = element("p", { textContent: `surprise ${image.score.toFixed(1)}${what}` });
+  if (image.p === null) {
+    const reason = without_p ?? "it is one of those with which others are compared";
+    return element("div", { className: "place" }, line, element("p", { className: "muted", textContent: `No share: ${reason}.` }));
+  }
+  const share = 1 - (image.p * (count + 1) - 1) / count;
   const marker = element("span", { className: "marker" });
   marker.style.insetInlineStart = `${100 * share}%`;
-  const of = `${counted(count, "test image")}`;
-  const words = { 0: `less surprising than all ${of}`, 1: `more surprising than all ${of}` }[share];
-  const ends = [...new Set(between?.map(rounded))];
-  const error = ends.length > 1 ? `; ${ends.join(" to ")} within two standard errors` : "";
-  const line = (words ?? `more surprising than ${rounded(share)} of the ${of}`) + error;
-  return element("div", { className: "place" }, element("p", { textContent: line }), element("span", { className: "scale", ariaHidden: "true" }, marker));
+  const of = counted(count, "held-out image");
+  const words = { 0: `less odd than all ${of}`, 1: `odder than all ${of}` }[share] ?? `odder than ${rounded(share)} of the ${of}`;
+  const scale = element("span", { className: "scale", ariaHidden: "true" }, marker);
+  return element("div", { className: "place" }, line, element("p", { textContent: `${words}; p ${image.p.toPrecision(2)}` }), scale);
 }
 
 /** Return a share between 0 and 1 in percent, as 0% or 100% only if it is that. */
