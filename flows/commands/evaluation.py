@@ -2,7 +2,7 @@
 
 import logging
 import shlex
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -369,13 +369,16 @@ def export(
     """
     if out.exists():
         raise UserError(f"{out} exists; name another folder, or remove it first", Exit.USAGE)
+    from flows.commands.calibration import calibration_of
     from flows.evaluation.exporting import export
     from flows.registry.lock_file import require_no_outputs
 
     require_no_outputs(ROOT, out)
     exported = named_model(model)
-    metrics = metrics_of(exported)
-    stated = export(exported, metrics, out, licence=licence)
+    metrics, calibration = metrics_of(exported), None
+    with suppress(UserError):  # there is none of an older model
+        calibration = calibration_of(exported)
+    stated = export(exported, metrics, out, calibration=calibration, licence=licence)
     if not metrics:
         log.warning("the card has no figures, since no evaluation of this model is known")
     if stated == "unknown":

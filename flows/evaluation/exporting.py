@@ -17,6 +17,7 @@ from flows.core.escaping import markdown, unescaped
 from flows.core.files import write_whole, writing_folder
 from flows.core.judgement import Cost, judgement
 from flows.core.model import CARD, TrainedModel, copy_model
+from flows.evaluation.calibration import Calibration
 from flows.evaluation.results import Metrics, with_error
 
 TAGS = ["diffusion", "variational-diffusion-model", "likelihood"]
@@ -75,20 +76,31 @@ FIGURES = """\
 """
 
 
-def export(trained: TrainedModel, metrics: Metrics | None, out: Path, *, licence: str | None = None) -> str:
+def export(
+    trained: TrainedModel,
+    metrics: Metrics | None,
+    out: Path,
+    *,
+    calibration: Calibration | None = None,
+    licence: str | None = None,
+) -> str:
     """Write the folder `out`, all or nothing, and return the licence that its card states.
 
-    `metrics` are those of an evaluation of the model.  `licence` is the Hub's name of the licence that the model has;
-    without one, it is that of the images, if the Hub has it.  Raises UserError and OSError as `writing_folder` does.
+    `metrics` are those of an evaluation of the model, `calibration` is what surprise compares images with.  `licence`
+    is the Hub's name of the licence that the model has; without one, it is that of the images, if the Hub has it.
+    Raises UserError and OSError as `writing_folder` does.
     """
     licence = licence or on_the_hub(licence_of(trained))
     text = f"---\n{metadata(trained, metrics, out.name, licence)}---\n\n{card(trained, metrics, out.name)}"
     with writing_folder(out) as folder:
         copy_model(folder, trained)
         write_whole(folder / CARD, text)
+        results = folder / layout.EVALUATION.relative_to(layout.REPORTS)
         if metrics:
             found = json.dumps(metrics.model_dump(exclude_unset=True), indent=2) + "\n"
-            write_whole(folder / layout.METRICS.relative_to(layout.REPORTS), found)
+            write_whole(results / layout.METRICS.name, found)
+        if calibration:
+            write_whole(results / layout.CALIBRATION.name, calibration.as_json())
     return licence
 
 

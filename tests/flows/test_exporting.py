@@ -61,6 +61,8 @@ def test_a_trained_model_has_a_card_for_the_hub(
     assert (ours.sha256, ours.parameters, ours.line[0].licence) == (theirs.sha256, theirs.parameters, "CC BY 4.0")
     assert (out / WEIGHTS).read_bytes() == (CLASSES / WEIGHTS).read_bytes()
     assert without_metadata(ours.card) == text.lstrip("\n")
+    kept = [json.loads((each / "evaluation/calibration.json").read_text()) for each in (out, CLASSES)]
+    assert kept[0] == kept[1]
     monkeypatch.chdir("out")
     found: dict[str, Any] = {}
     (code,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
