@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forge import Forge, crown
 from project import ROOT
 from ruamel.yaml import YAML
 from small import Small
@@ -20,6 +21,7 @@ from flows.core.errors import Exit
 from flows.core.model import WEIGHTS, open_model, save_model
 from flows.evaluation.exporting import export, on_the_hub, without_metadata
 from flows.images.image_set import open_images
+from flows.registry.versions import open_registry
 from networks.dit import DiT
 from vdm.model import VDM
 
@@ -92,6 +94,19 @@ def test_a_model_without_a_card_says_what_is_known(small: Small, caplog: pytest.
     assert "It has learned almost nothing. 20 test images cost 3.90 bits/dim" in text
     np.save("digits.npy", open_images(layout.IMAGES)["test"][:4])
     assert run(["evaluate", "evaluated", "--images", "digits.npy"]) == Exit.DONE
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_a_version_has_the_figures_of_its_run(forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
+    crown(forge.project, "v1.0.0")
+    monkeypatch.chdir(forge.root)
+    assert run(["export", "champion", "--out", "../out"]) == Exit.DONE
+    champion = open_registry(forge.root).resolve("vdm@v1.0.0")
+    (result,) = parts(Path("../out"))[0]["model-index"][0]["results"]
+    assert champion.metrics.bpd
+    assert result["metrics"][0]["value"] == round(champion.metrics.bpd, 4)
+    assert open_model(Path("../out")).sha256 == champion.metrics.model_sha256
 
 
 @pytest.mark.slow
