@@ -186,8 +186,9 @@ def title_of(trained: TrainedModel) -> str:
 
 
 def licence_of(trained: TrainedModel) -> str | None:
-    """Return the licence of the images, as the card states it."""
-    return trained.line[0].licence
+    """Return the licence of the images; None unless those of all models from which it began have the same."""
+    licences = {each.licence for each in trained.line}
+    return licences.pop() if len(licences) == 1 else None
 
 
 def on_the_hub(licence: str | None) -> str:

@@ -17,8 +17,9 @@ from small import Small
 from flows import api
 from flows.cli import run
 from flows.core import layout, networks
+from flows.core.ancestry import Ancestor
 from flows.core.errors import Exit
-from flows.core.model import WEIGHTS, open_model, save_model
+from flows.core.model import WEIGHTS, TrainedModel, open_model, save_model
 from flows.evaluation.exporting import export, on_the_hub, without_metadata
 from flows.images.image_set import open_images
 from flows.registry.versions import open_registry
@@ -122,6 +123,15 @@ def test_the_programs_in_the_documentation_run(tmp_path: Path, monkeypatch: pyte
     with torch.no_grad():
         ours, theirs = found["model"].network(z_t, gamma_t), torch.export.load("network.pt2").module()(z_t, gamma_t)
     torch.testing.assert_close(theirs, ours)
+
+
+def test_a_model_that_began_from_images_of_another_licence_has_no_licence_by_itself(tmp_path: Path) -> None:
+    theirs = open_model(CLASSES)
+    for licence, stated in (("CC BY 4.0", "cc-by-4.0"), ("CC BY-NC 4.0", "unknown")):
+        ancestor = Ancestor(name="first", model_sha256="a" * 64, licence=licence)
+        description = theirs.description.model_copy(update={"ancestors": [ancestor]})
+        model = TrainedModel(description, theirs.vdm)
+        assert export(model, None, tmp_path / stated) == stated
 
 
 def test_the_card_says_which_network_is_not_in_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
