@@ -70,10 +70,10 @@ class Served:
             if len(found.reference.scores):
                 self.calibration = found
         try:
-            found = kept.results_of(self.model.name)
-            ours = found.metrics.model_sha256 == self.model.sha256
-            self.judgement = [remark.text for remark in judged(found, png_of(found))] if ours else []
-            self.results = found if ours else None
+            results = kept.results_of(self.model.name)
+            ours = results.metrics.model_sha256 == self.model.sha256
+            self.judgement = [remark.text for remark in judged(results, png_of(results))] if ours else []
+            self.results = results if ours else None
             self.problem = None if ours else "the results are of another model"
         except Exception as error:  # the model answers without its results
             self.problem = of_file(error) if isinstance(error, OSError) else brief(error)
