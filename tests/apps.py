@@ -73,7 +73,7 @@ def serving(
     kept = Kept(results_of, calibration_of)
     followed = Following(root, model, version, kept, sample, **{"follows": False, "share": False, **following})
     line = Line(model.device)
-    server = server_of(application(followed, Settings(evaluate, sample), line, password, names))
+    server = server_of(application(followed, Settings(evaluate, sample), line, password, names), line)
     with open_socket("127.0.0.1", 0) as at:
         thread = Thread(target=server.run, args=([at],))
         thread.start()

@@ -177,7 +177,7 @@ class About(Document):
     """Held-out images with which pictures are compared; null if none are kept with the model."""
     device: str
     defaults: dict[str, Any]
-    """What a request may leave out."""
+    """What a request may leave out; `times` is null until the model's own evaluation was read."""
     samplers: list[str]
     limits: dict[str, Count]
     """The most that a request may ask: `images`, `steps`, `pictures`, `times`, `bytes`."""

@@ -44,7 +44,8 @@ class Line:
         self.turn = asyncio.Lock()
         self.work: Future[None] | None = None
         """What the thread does, or did last."""
-        self.closing = Event()
+        self.closing, self.closed = Event(), asyncio.Event()
+        """For the thread, and for those who wait."""
         self.length = 0
         """How many requests wait or are worked on."""
         self.most_threads = threads_each(1)
@@ -126,8 +127,10 @@ class Line:
     def close(self) -> None:
         """Stop the work at its next pause, and take no more."""
         self.closing.set()
+        self.closed.set()
         self.thread.shutdown(wait=False)
 
-    def has_ended(self, within: float) -> bool:
-        """Wait so many seconds at most for the work to stop after `close`, and return whether it did."""
-        return self.work is None or not wait([self.work], within).not_done
+    def wait(self, seconds: float) -> None:
+        """Wait so many seconds at most for the work to stop after `close`."""
+        if self.work:
+            wait([self.work], seconds)

@@ -82,13 +82,13 @@ def open_socket(host: str, port: int) -> socket.socket:
 def listen(app: FastAPI, line: Line, at: socket.socket, host: str, folder: Path, said: str) -> None:
     """Answer until a signal of STOP.  `said` is what answers, for the line on stderr.
 
-    Work that does not stop soon after that, since a batch of a large model takes long, is ended with the process.
+    It ends the process.
     """
     allow_many_connections()
     port = at.getsockname()[1]
     here = reached_here(host)
     url = f"http://{f'[{here}]' if ':' in here else here}:{port}"
-    server = server_of(app)
+    server = server_of(app, line)
 
     def stop(*_: Any) -> None:
         server.should_exit = True
@@ -97,11 +97,23 @@ def listen(app: FastAPI, line: Line, at: socket.socket, host: str, folder: Path,
         say_on_stderr(f"{said} answers at {url}; Ctrl-C stops it")
         server.run(sockets=[at])
     say_on_stderr("stopped")
-    if not line.has_ended(LAST_SECONDS):
-        os._exit(Exit.DONE)
+    line.wait(LAST_SECONDS)
+    os._exit(Exit.DONE)  # Python would wait for a batch of a large model, and then unload torch for seconds
 
 
-def server_of(app: FastAPI) -> uvicorn.Server:
+class Server(uvicorn.Server):
+    """A server whose line is closed before its last second, so that whoever waits is told why."""
+
+    def __init__(self, config: uvicorn.Config, line: Line) -> None:
+        super().__init__(config)
+        self.line = line
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().call_later(STOP_SECONDS - 1, self.line.close)
+        await super().shutdown(sockets)
+
+
+def server_of(app: FastAPI, line: Line) -> Server:
     """Return the server of the app, which logs no request."""
     logging.getLogger("uvicorn").setLevel(logging.ERROR)  # requests that are no HTTP are no news
     logging.getLogger("PIL").setLevel(logging.CRITICAL)  # nor are pictures that are damaged
@@ -116,7 +128,7 @@ def server_of(app: FastAPI) -> uvicorn.Server:
         proxy_headers=False,
         timeout_graceful_shutdown=STOP_SECONDS,
     )
-    return uvicorn.Server(config)
+    return Server(config, line)
 
 
 def allow_many_connections() -> None:

@@ -20,23 +20,26 @@ from flows.serving.guard import RETRY, refused
 from flows.serving.line import Begin, Line, LineIsFull
 from flows.serving.pictures import NothingFits
 
+STOPPED = "the app is being stopped"
 GIVEN_UP = 499
 """The status of an answer that nobody waits for."""
 
 
 async def whole(line: Line, request: Request, begin: Begin) -> Response:
-    """Return the last document of the work.  If the client goes away first, the work is given up."""
+    """Return the last document of the work, which is given up if the client goes away, or if the line is closed."""
     answering = asyncio.create_task(last(line, begin))
-    leaving = asyncio.create_task(left(request))
+    others = [asyncio.create_task(left(request)), asyncio.create_task(line.closed.wait())]
     try:
-        await asyncio.wait([answering, leaving], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([answering, *others], return_when=asyncio.FIRST_COMPLETED)
         if answering.done():
             return JSONResponse(answering.result().model_dump())
+        if line.closed.is_set():
+            raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, STOPPED)
         return Response(status_code=GIVEN_UP)
     finally:
-        answering.cancel()
-        leaving.cancel()
-        await asyncio.gather(answering, leaving, return_exceptions=True)
+        for task in (answering, *others):
+            task.cancel()
+        await asyncio.gather(answering, *others, return_exceptions=True)
 
 
 async def last(line: Line, begin: Begin) -> Document:
@@ -47,7 +50,7 @@ async def last(line: Line, begin: Begin) -> Document:
             if isinstance(answer, Document):
                 found = answer
     if found is None:
-        raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "the app is being stopped")
+        raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, STOPPED)
     return found
 
 

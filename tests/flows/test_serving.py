@@ -536,7 +536,7 @@ def test_work_that_cannot_be_given_up_ends_with_the_process(
         thread.join()
     assert codes == [Exit.DONE]
     assert capsys.readouterr().err.endswith("\nstopped\n")
-    assert line.has_ended(20)
+    line.wait(20)
 
 
 def test_the_line_is_bounded(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
