@@ -92,7 +92,7 @@ def test_a_group_outlives_its_terminal_and_listens_on_loopback_alone(project: Pr
     def watch() -> None:
         while process.poll() is None:
             found.update(listening(process.pid))
-            time.sleep(0.1)
+            time.sleep(0.5)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
