@@ -56,6 +56,10 @@ SURE_HELP = (
     "Take 2, 4, 8 or 16 times as many where the two best classes are less than 3 standard errors apart. As measured,"
     " the true difference lies beyond these in 2.7% of images at 8 noise levels, and in 0.3% at 128."
 )
+LABELS_HELP = (
+    "Of an image set with labels, by a model with classes: sort by p(label | image), the least likely first, to find"
+    " wrong labels. It takes as long as `vdmctl classify`. Name images on which the model was not trained."
+)
 SURPRISE_OUT_HELP = "A file to write, too: a table of all images (.csv), or a page with the oddest ones (.html)."
 OUT_HELP = "vlb: folder for metrics.json, calibration.json and the tables, which are replaced."
 
@@ -218,6 +222,7 @@ def surprise(
     ] = None,
     out: Annotated[Path | None, typer.Option(help=SURPRISE_OUT_HELP)] = None,
     force: ForceOption = False,
+    labels: Annotated[bool, typer.Option("--labels", help=LABELS_HELP)] = False,
     as_json: AsJson = False,
 ) -> None:
     """Sort images by how odd they are to MODEL, the oddest first.
@@ -240,6 +245,16 @@ def surprise(
             raise UserError(f"--out {out} must end in .csv or .html", Exit.USAGE)
         require_replaceable(out, images, force=force)
     compared = named_model(model)
+    if labels:
+        if out:
+            raise UserError("--labels prints, and writes no --out", Exit.USAGE)
+        from flows.commands.summary import of_labels
+        from flows.evaluation.labels import unlikely_labels
+
+        with open_given(images, split, compared, num_images, fit=fit) as chosen:
+            labelled = unlikely_labels(settings, compared, chosen)
+        say_result(labelled.model_dump(), of_labels(labelled), as_json)
+        return
     calibration = calibration_of(compared)
     with open_given(images, split, compared, num_images, fit=fit) as chosen:
         found = surprise(settings, compared, chosen, calibration, seen_by(compared, chosen.set, calibration))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from flows.core.escaping import visible
-from flows.evaluation.odd import Surprise
+from flows.evaluation.odd import Labelled, Surprise
 from flows.evaluation.results import (
     BOTH,
     BoundMetrics,
@@ -101,6 +101,22 @@ def of_surprise(result: Surprise) -> str:
     if len(result.images) > MOST_SHOWN:
         lines.append(f"and {len(result.images) - MOST_SHOWN:,} images that are less odd; --out FILE.csv has all")
     return "\n".join([*lines, "", *result.sentences])
+
+
+def of_labels(result: Labelled) -> str:
+    """Return the images with the least likely labels as a table."""
+    header = ["image", "label", "p", "likeliest", "p", "file"]
+    rows = [
+        [str(each.number), each.label, with_p(each.p_label), each.likeliest, with_p(each.p_likeliest), each.file or ""]
+        for each in result.images[:MOST_SHOWN]
+    ]
+    rest = len(result.images) - len(rows)
+    return "\n".join([table(header, rows), *([f"and {rest:,} images with likelier labels"] if rest else [])])
+
+
+def with_p(p: float | None) -> str:
+    """Return a probability as text."""
+    return with_error(p, form=".2g")
 
 
 def evaluated(result: BoundMetrics | Comparison) -> str:

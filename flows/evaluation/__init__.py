@@ -5,7 +5,8 @@ bound        the stage: the variational bound as metrics, and the paired compari
 classes      what the classes are worth, and images by their likelihood given each class
 calibration  the features of held-out images, kept to compare others with
 surprise     how odd images are
-odd          the same, as documents
+labels       images whose label is unlikely
+odd          odd images and unlikely labels, as documents
 ode          the likelihood of the probability-flow ODE
 results      the figures that evaluations leave, as documents
 importing    checkpoints of other implementations as model folders

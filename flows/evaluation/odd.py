@@ -82,3 +82,29 @@ class Surprise(Document):
         elif self.num_seen:
             found.append(f"without p: {self.num_seen:,} images that {self.model} was trained on or compares with")
         return found
+
+
+class LabelledImage(Document):
+    """How likely the label of an image is."""
+
+    number: Count
+    """Of the image in its split."""
+    file: str | None
+    label: str
+    """Its name, or its number."""
+    p_label: Figure
+    """The probability of the label given the image, if all classes are equally likely at first."""
+    likeliest: str
+    """The likeliest class: its name, or its number."""
+    p_likeliest: Figure
+
+
+class Labelled(Document):
+    """Images sorted by how likely their label is, the least likely first."""
+
+    model: str
+    model_sha256: Sha256
+    seed: Count
+    times: Count
+    """Noise levels of each image and class."""
+    images: list[LabelledImage]

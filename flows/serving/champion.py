@@ -66,9 +66,9 @@ class Served:
     def read_results(self, kept: Kept) -> None:
         """Read the results of the model, which takes seconds; what is wrong with them is their `problem`."""
         with suppress(UserError):
-            found = kept.calibration_of(self.model)
-            if len(found.reference.scores):
-                self.calibration = found
+            calibration = kept.calibration_of(self.model)
+            if len(calibration.reference.scores):  # which fails for features that cannot be compared
+                self.calibration = calibration
         try:
             results = kept.results_of(self.model.name)
             ours = results.metrics.model_sha256 == self.model.sha256

@@ -46,7 +46,7 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
 
 def test_the_page_is_up_to_date() -> None:
     assert written(PAGE) == PAGE, "run `python -m flows.commands.json_docs`"
-    assert PAGE.count("<!-- flows.") == 17
+    assert PAGE.count("<!-- flows.") == 18
 
 
 def test_every_command_with_json_has_a_section() -> None:

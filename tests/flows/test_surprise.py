@@ -21,7 +21,7 @@ from flows.core.documents import checked, read
 from flows.core.errors import Exit, UserError
 from flows.core.model import save_model
 from flows.evaluation.calibration import Calibration
-from flows.evaluation.odd import Surprise
+from flows.evaluation.odd import Labelled, Surprise
 from flows.evaluation.surprise import in_words
 from flows.images.image_set import save_images
 from flows.images.splitting import digest_of
@@ -253,3 +253,32 @@ def test_a_model_in_memory_needs_held_out_images(digits: np.ndarray, tmp_path: P
     assert len(surprise(model, digits[40:42], digits[50:60]).scores) == 2
     with pytest.raises(UserError, match="both halves need images"):
         surprise(model, digits[40:42], digits[50:51])
+
+
+@pytest.mark.slow
+def test_wrong_labels_are_found_among_images_that_the_model_has_not_seen(
+    small: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 100 validation images, five get another label: an average precision of at least 0.95."""
+    loaded = load_digits()
+    kept = read(Calibration, ROOT / "pretrained/digits_classes/evaluation/calibration.json")
+    validation = set(kept.digests)
+    unseen = [number for number, image in enumerate(loaded.images) if digest(image) in validation][:100]
+    images, labels = loaded.images[unseen].astype(np.uint8)[:, None], loaded.target[unseen]
+    wrong = np.random.default_rng(0).permutation(100)[:5]
+    labels[wrong] = (labels[wrong] + np.arange(1, 6)) % 10
+    save_images(small.folder / "set", {"train": images[:0], "test": images}, {"name": "digits", "num_levels": 17})
+    np.save("set/test_labels.npy", labels)
+    small.edit(class_times=8)
+    found = checked(Labelled, printed(capsys, "set", str(ROOT / "pretrained/digits_classes"), "--labels"), "printed")
+    is_wrong = np.isin([each.number for each in found.images], wrong)
+    precision = np.cumsum(is_wrong) / np.arange(1, 101)
+    assert precision[is_wrong].mean() >= 0.95
+    worst = found.images[0]
+    assert (worst.label, worst.p_label) != (worst.likeliest, worst.p_likeliest)
+    assert run(["surprise", "set", "models/vdm", "--labels"]) == Exit.USAGE  # a model without classes
+
+
+def digest(image: np.ndarray) -> str:
+    """Return the digest of a digit as calibration.json has it."""
+    return digest_of(image.astype(np.uint8)[None]).hex()
