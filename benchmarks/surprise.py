@@ -40,7 +40,8 @@ from vdm.evaluation import evaluate
 
 BATCH = 200
 LEVELS = (0.01, 0.05, 0.1)
-Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+Change = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
+"""Returns changed images (N,C,H,W), given their number of levels."""
 Row = dict[str, Any]
 
 
@@ -60,26 +61,26 @@ def main() -> None:
         show({"sets": sets, "left_out": left_out}[chosen.what](chosen), as_json=chosen.json)
 
 
-def noise_of_4(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def noise_of_4(images: np.ndarray, num_levels: int, rng: np.random.Generator) -> np.ndarray:
     """Return images with uniform noise of up to 4 levels."""
-    return (images.astype(int) + rng.integers(-4, 5, images.shape)).clip(0, 255).astype(np.uint8)
+    return (images.astype(int) + rng.integers(-4, 5, images.shape)).clip(0, num_levels - 1).astype(np.uint8)
 
 
 def jpeg(quality: int) -> Change:
     """Return the change by a JPEG file."""
 
-    def change(images: np.ndarray, _: np.random.Generator) -> np.ndarray:
+    def change(images: np.ndarray, num_levels: int, _: np.random.Generator) -> np.ndarray:
         found = []
-        for pixels in shown(images, 256):
+        for pixels in shown(images, num_levels):
             file = BytesIO()
             Image.fromarray(pixels).save(file, format="jpeg", quality=quality)
             found.append(np.asarray(Image.open(file)).reshape(*pixels.shape[:2], -1).transpose(2, 0, 1))
-        return np.stack(found)
+        return (np.stack(found) * ((num_levels - 1) / 255)).round().astype(np.uint8)
 
     return change
 
 
-def shifted(images: np.ndarray, _: np.random.Generator) -> np.ndarray:
+def shifted(images: np.ndarray, *_: object) -> np.ndarray:
     """Return images that are moved by 2 pixels to the right and downwards."""
     moved = np.zeros_like(images)
     moved[:, :, 2:, 2:] = images[:, :, :-2, :-2]
@@ -87,18 +88,18 @@ def shifted(images: np.ndarray, _: np.random.Generator) -> np.ndarray:
 
 
 CHANGES: dict[str, Change] = {
-    "constant": lambda images, rng: np.broadcast_to(
-        rng.integers(0, 256, (len(images), 1, 1, 1), np.uint8), images.shape
+    "constant": lambda images, num_levels, rng: np.broadcast_to(
+        rng.integers(0, num_levels, (len(images), 1, 1, 1), np.uint8), images.shape
     ),
-    "inverted": lambda images, _: 255 - images,
-    "uniform noise": lambda images, rng: rng.integers(0, 256, images.shape, np.uint8),
+    "inverted": lambda images, num_levels, _: (num_levels - 1 - images.astype(int)).astype(np.uint8),
+    "uniform noise": lambda images, num_levels, rng: rng.integers(0, num_levels, images.shape, np.uint8),
     "noise of 4 levels": noise_of_4,
     "JPEG 90": jpeg(90),
     "JPEG 60": jpeg(60),
-    "upside down": lambda images, _: images[:, :, ::-1],
-    "turned": lambda images, _: np.rot90(images, axes=(2, 3)),
+    "upside down": lambda images, *_: images[:, :, ::-1],
+    "turned": lambda images, *_: np.rot90(images, axes=(2, 3)),
     "shifted by 2": shifted,
-    "contrast": lambda images, _: (images * 0.9).round().astype(np.uint8),
+    "contrast": lambda images, *_: (images * 0.9).round().astype(np.uint8),
 }
 FOREIGN = ("MNIST", "constant", "inverted", "uniform noise", "noise of 4 levels")
 
@@ -125,8 +126,8 @@ def sets(chosen: argparse.Namespace) -> Row:
     against = usual[: chosen.count]
     reference = others(model, against, chosen.times)
     reference["ours"] = of_usual.scores[: len(against)]
-    foreign = {"MNIST": mnist(chosen.count)}
-    foreign |= {name: change(changed, rng) for name, change in CHANGES.items()}
+    foreign = {"MNIST": mnist(chosen.count) if test.shape[1:] == (1, 28, 28) else None}
+    foreign |= {name: change(changed, model.num_levels, rng) for name, change in CHANGES.items()}
     rows = []
     for name, images in foreign.items():
         if images is None or (chosen.rows and name not in chosen.rows):

@@ -10,8 +10,10 @@ import pytest
 from conftest import TINY
 from project import ROOT
 
-from benchmarks import continuing, equal_minutes, gpu_day, preset_params
-from flows.core.model import save_model
+from benchmarks import continuing, equal_minutes, gpu_day, preset_params, surprise
+from flows.core.files import write_whole
+from flows.core.model import open_model, save_model
+from flows.evaluation.calibration import calibrate
 from flows.images.image_set import open_images, save_images
 from vdm.model import VDM
 
@@ -103,3 +105,20 @@ def test_a_training_that_continues_has_the_same_losses_and_bfloat16_similar_ones
     assert found["continued_from_whole"] == 0
     assert 0 < found["bfloat16_from_float32"] < 0.3
     assert 0 < abs(found["evaluated_bfloat16_minus_float32"]) < 0.1
+
+
+def test_foreign_images_are_told_from_test_images(
+    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = preset_params("digits", evaluate={"device": "cpu"}).evaluate
+    kept = calibrate(settings, open_model(small / "model"), open_images(small / "images"))
+    write_whole(small / "model/evaluation/calibration.json", kept.as_json())
+    monkeypatch.chdir(small)
+    sizes = ["--count", "4", "--tested", "6", "--times", "1"]
+    monkeypatch.setattr(sys, "argv", ["surprise", "sets", "--model", "model", "--images", "images", *sizes, "--json"])
+    surprise.main()
+    found = json.loads(capsys.readouterr().out)
+    areas = {row["set"]: row["ours"] for row in found["rows"]}
+    assert areas.keys() == surprise.CHANGES.keys()
+    assert areas["uniform noise"] == 1
+    assert surprise.auroc(np.array([1.0, 2.0]), np.array([0.0, 1.0]))[0] == 7 / 8
