@@ -59,6 +59,9 @@ def test_numbers_are_read_as_dvc_reads_them() -> None:
         ("images: train ", "images: train_and_validation ", "train: images: train_and_validation leaves no images for"),
         ("norm_groups: 8", "norm_groups: 32", "model: norm_groups must be less than width, or the network ignores"),
         ("inception_weights: null", "inception_weights: a", "sample: inception_weights and inception_sha256 belong"),
+        ("max_odd: null", "max_odd: 2", "contract.max_odd"),
+        ("surprise_images: 2000", "surprise_images: 1", "evaluate.surprise_images"),
+        ("surprise_levels: 4", "surprise_levels: 0", "evaluate.surprise_levels"),
     ],
 )
 def test_an_error_names_the_key_and_what_is_wrong(old: str, new: str, message: str) -> None:
