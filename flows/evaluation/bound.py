@@ -5,6 +5,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -17,9 +18,9 @@ from flows.core.device import find_device, find_precision, processor
 from flows.core.documents import finite_or_none
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import listed
-from flows.core.files import file_sha256, write_whole, written_last
+from flows.core.files import file_sha256, written_last
 from flows.core.model import TrainedModel
-from flows.evaluation.calibration import CALIBRATION, calibrate
+from flows.evaluation.calibration import CALIBRATION, Calibration, calibrate
 from flows.evaluation.classes import Columns, class_figures
 from flows.evaluation.results import BOTH, BoundMetrics, Comparison, Environment, ModelFigures, split_figures
 from flows.evaluation.terms import Given, bounds, require_possible
@@ -71,10 +72,11 @@ def evaluate(
         ancestors=model.description.ancestors,
     )
     if out:
+        calibration = None
         if metrics.split == "test" and images.most is None:
             metrics = metrics.model_copy(update=other_splits(settings, metrics, model, images))
-            write_whole(out / CALIBRATION, calibrate(settings, model, images.set).as_json())
-        write(out, metrics, result, columns, model, images)
+            calibration = calibrate(settings, model, images.set)
+        write(out, metrics, result, columns, model, images, calibration)
     return metrics
 
 
@@ -183,9 +185,15 @@ def differing_classes(first: TrainedModel, second: TrainedModel, images: Chosen)
 
 
 def write(
-    out: Path, metrics: BoundMetrics, result: Evaluation, columns: Columns, model: TrainedModel, images: Chosen
+    out: Path,
+    metrics: BoundMetrics,
+    result: Evaluation,
+    columns: Columns,
+    model: TrainedModel,
+    images: Chosen,
+    calibration: Calibration | None,
 ) -> None:
-    """Write `metrics.json`, `per_image.csv` and `noise_levels.csv`, or else none of them.
+    """Write `metrics.json`, `per_image.csv`, `noise_levels.csv` and a calibration, if given, or else none of them.
 
     `per_image.csv` has the number of every image in the split, its terms in bits/dim, the `columns`, and its file, if
     the set was made of files.  `noise_levels.csv` has time, gamma, and the diffusion term with its standard error in
@@ -205,6 +213,7 @@ def write(
         written_last(out / "metrics.json", text),
         written_last(out / "per_image.csv", table(header, images.numbers.tolist(), *terms, *more.values())),
         written_last(out / "noise_levels.csv", noise),
+        written_last(out / CALIBRATION, calibration.as_json()) if calibration else nullcontext(),
     ):
         pass
 
