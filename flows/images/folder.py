@@ -54,32 +54,33 @@ MOST_NAMED = 5
 log = logging.getLogger(__name__)
 
 
-def find_images(source: Path) -> tuple[Path, list[str]]:
+def find_images(root: Path, source: Path | None = None) -> tuple[Path, list[str]]:
     """Return a folder and the names of the images below it, sorted; for a single file, its folder and its name.
 
-    Hidden files and folders are left out, and links to folders are not followed.  Raises UserError: exit 5 for a folder
-    that is missing or without images, 4 for a link out of the folder and for an .npz file.  Raises OSError for a folder
-    that cannot be read.
+    Hidden files and folders are left out, and links to folders are not followed.  Messages name the `source` that was
+    unpacked into the folder, if it was.  Raises UserError: exit 5 for a folder that is missing or without images, 4 for
+    a link out of the folder and for an .npz file.  Raises OSError for a folder that cannot be read.
     """
+    source = source or root
     if source.suffix == ".npz":
         raise UserError(f"{source}: .npz files are not read; save the array of images as .npy", Exit.INVALID_DATA)
-    if source.is_file() and (told := others_in_words([source.name])):
+    if root.is_file() and (told := others_in_words([source.name])):
         raise UserError(f"{source}: {told}", Exit.INVALID_DATA)
-    if source.is_file():
-        return source.parent, [source.name]
-    if not source.is_dir():
+    if root.is_file():
+        return root.parent, [root.name]
+    if not root.is_dir():
         raise UserError(f"{source} does not exist, or is not a folder of images", Exit.MISSING)
     images: list[str] = []
     others: list[str] = []
-    for folder, folders, files in os.walk(source, onerror=give_up):
+    for folder, folders, files in os.walk(root, onerror=give_up):
         folders[:] = [name for name in folders if not name.startswith(HIDDEN)]
         files = [name for name in files if not name.startswith(HIDDEN)]
         for name in (*folders, *files):
             path = Path(folder, name)
-            if path.is_symlink() and not contains(source, path):
+            if path.is_symlink() and not contains(root, path):
                 copy = f"`cp -rL {shlex.quote(str(source))} COPY` makes a folder without links"
                 raise UserError(f"{path}: a link that leads out of {source}; {copy}", Exit.INVALID_DATA)
-        place = os.path.relpath(folder, source)
+        place = os.path.relpath(folder, root)
         for name in files:
             if name in TABLES:
                 continue
@@ -95,7 +96,7 @@ def find_images(source: Path) -> tuple[Path, list[str]]:
     if unknown:
         named = listed(sorted(unknown)[:3])
         log.warning("%s: %d files are not images, such as %s", visible(source), len(unknown), named)
-    return source, sorted(images)
+    return root, sorted(images)
 
 
 def others_in_words(names: list[str]) -> str:
@@ -123,22 +124,29 @@ class Levels(NamedTuple):
 class ImageFiles:
     """The files of images in a folder, or one file, and what a pass over them finds."""
 
-    def __init__(self, source: Path, data: "Data | None" = None) -> None:
-        """Find the files; the transforms of `data` may remove differences.  Raises what `find_images` raises."""
-        self.source = source
-        self.root = source
-        """Where the images are: the source, or a folder into which it is unpacked while this object lives."""
-        if packed := packed_files(source):
-            unpacked = Path(mkdtemp(prefix=SCRATCH))
-            weakref.finalize(self, shutil.rmtree, unpacked, ignore_errors=True)
-            self.root = unpack(packed, unpacked)
-        self.folder, self.names = find_images(self.root)
+    def __init__(self, source: "Path | ImageFiles", data: "Data | None" = None) -> None:
+        """Find the files, unless they were found; the transforms of `data` may remove differences.
+
+        Raises what `find_images` raises.
+        """
         self.data = data
         self.num_levels = 0
         """K of the files that were read: their levels are 0..K-1."""
         self.formats: Counter[str] = Counter()
         self.lightness: list[float] = []
         """Of each picture with transparency that was read."""
+        if isinstance(source, Path):
+            self.source = source
+            self.root = source
+            """Where the images are: the source, or a folder into which it is unpacked while this object lives."""
+            if packed := packed_files(source):
+                unpacked = Path(mkdtemp(prefix=SCRATCH))
+                weakref.finalize(self, shutil.rmtree, unpacked, ignore_errors=True)
+                self.root = unpack(packed, unpacked)
+            self.folder, self.names = find_images(self.root, source)
+        else:
+            self.found = source  # so that what it unpacked stays
+            self.source, self.root, self.folder, self.names = source.source, source.root, source.folder, source.names
 
     def read(self) -> Iterator[Levels]:
         """Yield the images of every file, at most ROWS at a time.  Of the transforms, only the background is applied.
@@ -237,13 +245,14 @@ def in_groups(bad: dict[str, BadImageError]) -> str:
     return "; ".join(texts)
 
 
-def read_folder(source: Path, data: "Data") -> Source:
-    """Return the images in `source`, a folder or one .npy file, in the order of their names.
+def read_folder(found: Path | ImageFiles, data: "Data") -> Source:
+    """Return the images in a folder or in one file, or in the files that were found, in the order of their names.
 
     Raises what `find_images` and `parts_of` raise, and what `ImageFiles.read` raises when the batches are read.
     """
-    files = ImageFiles(source, data)
-    parts = parts_of(files.root, files.names)
+    files = ImageFiles(found, data)
+    source = files.source
+    parts = parts_of(files.root, files.names, source)
     labels, classes = table_labels(files) or class_labels(source, files.names, 1 if parts else 0)
     given = f"by its folders: {', '.join(f'{part} for {split}' for part, split in parts.items())}" if parts else None
     splits = frozenset(parts.values())
@@ -276,6 +285,7 @@ def table_labels(files: ImageFiles) -> tuple[dict[str, int], list[str]] | None:
     stated: dict[str, str] = {}
     tables = [table for name in TABLES for pattern in (name, f"*/{name}") for table in files.root.glob(pattern)]
     for table in tables:
+        shown = files.source / table.relative_to(files.root)
         try:
             lines = csv.DictReader(read_bounded(table).decode("utf-8-sig").splitlines())
             columns = lines.fieldnames or []
@@ -283,10 +293,10 @@ def table_labels(files: ImageFiles) -> tuple[dict[str, int], list[str]] | None:
                            for known in (FILE_COLUMNS, LABEL_COLUMNS))  # fmt: skip
             rows = list(lines)
         except (OSError, ValueError, csv.Error) as error:
-            raise UserError(f"{table}: missing or damaged: {brief(error)}", Exit.MISSING) from error
+            raise UserError(f"{shown}: missing or damaged: {brief(error)}", Exit.MISSING) from error
         if file is None or label is None:
             reason = f"its columns are {listed(columns[:9])}, and it needs `file` and `label`"
-            raise UserError(f"{table}: {reason}; rename them, or the table", Exit.INVALID_DATA)
+            raise UserError(f"{shown}: {reason}; rename them, or the table", Exit.INVALID_DATA)
         place = "" if table.parent == files.root else f"{table.parent.name}/"
         stated |= {f"{place}{row[file]}".replace("/./", "/"): row[label] for row in rows if row[file] and row[label]}
     if not tables:

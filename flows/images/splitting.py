@@ -113,11 +113,11 @@ def division(data: "Data", given: str | None = None, *, has_validation: bool = F
     return f"{test}; {data.validation_fraction:g} of the training images held out for validation {how}"
 
 
-def parts_of(root: Path, names: list[str]) -> dict[str, Split]:
+def parts_of(root: Path, names: list[str], source: Path) -> dict[str, Split]:
     """Return the split of each part of a folder, such as {"train": "train", "val": "test"}; {} if it has no parts.
 
     A validation part is the test split if the only other part is a training part, as in ImageNet.  Raises UserError
-    (exit 4) if a part is empty, and if parts do not divide the whole folder.
+    (exit 4), which names the source, if a part is empty, and if parts do not divide the whole folder.
     """
     if root.is_file():  # its name says nothing
         return {}
@@ -125,7 +125,7 @@ def parts_of(root: Path, names: list[str]) -> dict[str, Split]:
     splits, named = set(parts.values()), {part: split for part, split in parts.items() if split}
     folders = sorted(path.name for path in root.iterdir() if path.is_dir())
     if empty := [folder for folder in folders if split_named(part_of(folder)) not in {None, *splits}]:
-        raise UserError(f"{root}: no images in {listed(empty)}; add them, or remove that folder", Exit.INVALID_DATA)
+        raise UserError(f"{source}: no images in {listed(empty)}; add them, or remove that folder", Exit.INVALID_DATA)
     if not named:
         return {}
     if "train" not in splits or None in splits or not 2 <= len(parts) == len(splits):
@@ -133,7 +133,7 @@ def parts_of(root: Path, names: list[str]) -> dict[str, Split]:
         found = sorted({name.partition("/")[0] for name in names})
         wanted = f"parts for training ({train}), test ({test}) and perhaps validation ({validation}), and no others"
         advice = "name one part as the source, or add, rename or remove parts"
-        raise UserError(f"{root}: needs {wanted}; there is {listed(found[:5])}; {advice}", Exit.INVALID_DATA)
+        raise UserError(f"{source}: needs {wanted}; there is {listed(found[:5])}; {advice}", Exit.INVALID_DATA)
     return {part: split if split == "train" or "test" in splits else "test" for part, split in named.items()}
 
 

@@ -189,12 +189,13 @@ def of_images(
     """
     from flows.contract.inspection import inspect_images  # which takes time that training on arrays does not need
 
-    data = like_those_of(start, preset.data, source) if start else like(preset.data, source)
+    files = ImageFiles(source)
+    data = like_those_of(start, preset.data, files) if start else like(preset.data, files)
     if without_copies:
         data["without_copies"] = True, "as you said"
     planned: Values = {"data": data, "model": {}}
     with scratch_folder() as folder:
-        images, data["split_seed"] = divided_well(source, with_values(preset.data, data), folder)
+        images, data["split_seed"] = divided_well(files, with_values(preset.data, data), folder)
         splits = [len(images[split]) for split in SPLITS]
         found = kind(images.image_shape, images.num_levels)
         if start and found != (theirs := kind(start.image_shape, start.num_levels)):
@@ -231,26 +232,26 @@ def of_images(
     return Found(planned, images.image_shape, images.num_levels, num_classes, splits)
 
 
-def divided_well(source: Path, data: Data, folder: Path) -> tuple[ImageSet, tuple[int, str]]:
-    """Return the images in `source`, written as a set into an empty folder, and the seed of their splits with a reason.
+def divided_well(files: ImageFiles, data: Data, folder: Path) -> tuple[ImageSet, tuple[int, str]]:
+    """Return the images in the files, written as a set into an empty folder, and the seed of their splits with why.
 
     It is the first seed from `data.split_seed` on with which each split has enough images.  Raises UserError (exit 4)
     if none has.
     """
-    place, divisible = folder / "images", read_folder(source, data)
+    place, divisible = folder / "images", read_folder(files, data)
     place.mkdir()
     counts = write_set(place, divisible, data)
     seed = suitable_seed(place, counts, divisible, data)
     if seed != data.split_seed:
-        place, divisible = folder / "again", read_folder(source, data)
+        place, divisible = folder / "again", read_folder(files, data)
         place.mkdir()
         counts = write_set(place, divisible, data.model_copy(update={"split_seed": seed}))
     if counts["test"] < FEWEST_COMPARED:
         reason = f"{counts['test']} test images, but samples are compared with at least {FEWEST_COMPARED}"
-        raise UserError(f"{source}: {reason}; add images", Exit.INVALID_DATA)
+        raise UserError(f"{files.source}: {reason}; add images", Exit.INVALID_DATA)
     require_splits(divisible, counts, data)
     few = f"{data.split_seed} gives a split too few of {sum(counts.values())} images"
-    return open_images(place, str(source)), (seed, few)
+    return open_images(place, str(files.source)), (seed, few)
 
 
 def suitable_seed(written: Path, counts: Counter[Split], source: Source, data: Data) -> int:
@@ -309,15 +310,15 @@ def of_levels(model: Model, num_levels: int) -> dict[str, tuple[Any, str]]:
     return {"gamma_0": (gamma_0, reason), "fourier_exponents": ([finest - 1, finest], reason)}
 
 
-def like_those_of(start: TrainedModel, stated: Data, source: Path) -> dict[str, tuple[Any, str]]:
-    """Return the parameters `data` that make the images in `source` like those of a model.
+def like_those_of(start: TrainedModel, stated: Data, found: ImageFiles) -> dict[str, tuple[Any, str]]:
+    """Return the parameters `data` that make the images in the files like those of a model.
 
     Its card states the transforms, which are `stated`; without a card they follow from the shape of its images.
     """
-    data: dict[str, tuple[Any, str]] = {"name": ("image_folder", "yours"), "source": (str(source), "yours")}
+    data: dict[str, tuple[Any, str]] = {"name": ("image_folder", "yours"), "source": (str(found.source), "yours")}
     if start.parameters:
         return data | {name: (getattr(stated, name), "") for name in TRANSFORMS}
-    files = ImageFiles(source, stated.model_copy(update=OF_ANY_KIND))
+    files = ImageFiles(found, stated.model_copy(update=OF_ANY_KIND))
     shapes = {each.images.shape[1:] for each in files.read()}
     channels, *sides = start.image_shape
     if {tuple(shape[1:]) for shape in shapes} != {tuple(sides)}:
@@ -327,15 +328,15 @@ def like_those_of(start: TrainedModel, stated: Data, source: Path) -> dict[str, 
     return data
 
 
-def like(preset: Data, source: Path) -> dict[str, tuple[Any, str]]:
-    """Return the parameters `data` that make the images in `source` alike."""
-    files = ImageFiles(source, preset.model_copy(update=OF_ANY_KIND))
+def like(preset: Data, found: ImageFiles) -> dict[str, tuple[Any, str]]:
+    """Return the parameters `data` that make the images in the files alike."""
+    files = ImageFiles(found, preset.model_copy(update=OF_ANY_KIND))
     shapes: list[tuple[int, ...]] = []
     colourless = 0
     for _, images, _ in files.read():
         shapes += [images.shape[1:]] * len(images)
         colourless += int((images == images[:, :1]).all((1, 2, 3)).sum())
-    data: dict[str, tuple[Any, str]] = {"name": ("image_folder", "yours"), "source": (str(source), "yours")}
+    data: dict[str, tuple[Any, str]] = {"name": ("image_folder", "yours"), "source": (str(found.source), "yours")}
     if files.lightness:
         light = float(np.mean(files.lightness))
         background, looks = ("white", "dark") if light < 128 else ("black", "light")

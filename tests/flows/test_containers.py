@@ -10,11 +10,14 @@ import pyarrow as pa
 import pytest
 from pictures import load, noise
 from PIL import Image
+from project import ROOT
 from pyarrow import parquet
 
 from flows.core.errors import Exit, UserError
+from flows.core.params_file import read_params
 from flows.images.image_set import ImageSet
 from flows.images.picture_files import read_images
+from flows.training.planning import of_images
 
 NAMES = [f"{kind}/{number}.png" for kind in ("cat", "dog") for number in range(10)]
 
@@ -137,6 +140,46 @@ def test_what_a_zip_holds_stays_in_its_folder_and_a_damaged_one_is_named(tmp_pat
     with pytest.raises(UserError, match=r"set\.zip: damaged, or not as it is read: File is not a zip file") as damaged:
         load(tmp_path / "set.zip")
     assert damaged.value.code is Exit.MISSING
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("notes.txt", "", r"set\.zip: holds no "),
+        ("test/labels.csv", "name\n", r"set\.zip/test/labels\.csv: its columns are "),
+        ("other/1.png", "", r"set\.zip: needs parts for training "),
+    ],
+)
+def test_what_is_wrong_inside_a_zip_is_said_of_the_zip(name: str, text: str, reason: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        archive.writestr(name, text)
+        for part in () if name == "notes.txt" else ("train", "test"):
+            archive.writestr(f"{part}/{part}.png", content(len(part)))
+    with pytest.raises(UserError, match=f"^{tmp_path}/{reason}"):
+        load(tmp_path / "set.zip")
+
+
+@pytest.mark.filterwarnings("ignore")  # Great Expectations warns about itself and about pandas.
+def test_a_preset_for_a_zip_unpacks_it_once_and_says_once_what_it_does_not_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        archive.writestr("notes.txt", "")
+        for number in range(100):
+            archive.writestr(f"{number}.png", content(number))
+    unpacked: list[Path] = []
+    extract = zipfile.ZipFile.extractall
+
+    def extractall(archive: zipfile.ZipFile, out: Path) -> None:
+        unpacked.append(out)
+        extract(archive, out)
+
+    monkeypatch.setattr(zipfile.ZipFile, "extractall", extractall)
+    preset = read_params(ROOT / "presets/digits.yaml")
+    found = of_images(preset, tmp_path / "set.zip", None, classes=False)
+    assert sum(found.splits) == 100
+    assert caplog.text.count("set.zip: 1 files are not images") == 1
+    assert [path.exists() for path in unpacked] == [False]
 
 
 @pytest.mark.parametrize("is_hub", [True, False])
