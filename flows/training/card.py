@@ -90,7 +90,7 @@ def register(
         **{key: markdown(stated.get(key, "not stated")) for key in Description.model_fields},
         shape="x".join(map(str, trained.image_shape)),
         num_parameters=sum(p.numel() for p in trained.vdm.parameters()),
-        judgement="  \n".join(f"**{markdown(each)}**" for each in judged(train, images, step, bpd, validated)),
+        judgement="  \n".join(markdown(each) for each in judged(train, images, step, bpd, validated)),
         verdict=markdown(verdict.words),
         data_sha256=images.data_sha256,
         model_sha256=trained.sha256,

@@ -34,7 +34,7 @@ def test_a_card_says_what_the_metrics_beside_it_say(trained: TrainedModel) -> No
     assert metrics.fitted_to
     (judged, *_) = judgement(Cost(metrics.bpd, f"{metrics.num_images:,} test images", num_levels=trained.num_levels))
     for said in (
-        f"**{judged.text}**\n",
+        f"{judged.text}\n",
         f"| fitted to | {FITTED[metrics.fitted_to]} |",
         f"`{metrics.data_sha256}`",
         f"`{metrics.model_sha256}`",

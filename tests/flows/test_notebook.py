@@ -16,7 +16,7 @@ from project import ROOT
 NOTEBOOK = ROOT / "docs/first_model.ipynb"
 QUICK = {"STEPS": "10", "TIMES": "1"}
 """Parameters in the first cell, and what stands for them here."""
-TRAININGS = {"minutes=MINUTES,": "steps=30,", "minutes=MINUTES / 2,": "steps=6,"}
+TRAININGS = {"minutes=MINUTES,": "steps=30,", "minutes=MINUTES / 2,": "steps=2,"}
 """Arguments of trainings, and what stands for them: beside other tests, a few seconds may be too few."""
 LIBRARIES = {"flows.api", "vdm", "numpy", "matplotlib", "sklearn", "torch"}
 

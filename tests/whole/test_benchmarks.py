@@ -1,4 +1,7 @@
-"""Every benchmark runs, at the smallest sizes, and says on which machine and at which commit."""
+"""Every benchmark runs, at the smallest sizes, and says on which machine and at which commit.
+
+Those that start programs are in tests/soak.
+"""
 
 import json
 import sys
@@ -43,10 +46,7 @@ def small(tmp_path: Path, digits: np.ndarray) -> Path:
         ),
         ["compression", "--model", "model", "--images", "images", "--count", "5", "--steps", "1"],
         ["judging", "--comparisons", "20"],
-        ["registry", "--versions", "2", "--commands", "models"],
-        ["many_images", "--images", "--pictures", "2000"],
         ["contract", "--sets", "digits", "--rows", "a class missing, test"],
-        ["serving", "--requests", "4", "--clients", "2", "--steps", "2", "--seconds", "0", "--rows", "both"],
         ["gpu_day", *QUICK, "--rows", "evaluate", "train, bfloat16, graphs", "--minutes", "0.001", "--out", "day"],
     ],
     ids=" ".join,
@@ -55,7 +55,7 @@ def test_a_benchmark_prints_its_figures_and_the_machine(
     command: list[str], small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module, *options = command
-    monkeypatch.chdir(ROOT if module in ("contract", "serving") else small)
+    monkeypatch.chdir(ROOT if module == "contract" else small)
     monkeypatch.setattr(sys, "argv", [module, *options, "--json"])
     import_module(f"benchmarks.{module}").main()
     assert json.loads(capsys.readouterr().out).keys() > MACHINE
