@@ -1,5 +1,9 @@
 """Fixtures that many tests share: small models, images and projects."""
 
+import gc
+
+gc.disable()  # while modules are imported, which makes no garbage: half of the seconds
+
 import os
 import shutil
 import signal
@@ -88,6 +92,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         is_missing, command = MISSING[name]
         if is_missing:
             pytest.skip(f"{name} is missing; `{command}`, then run the tests again")
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage again, but not among what was imported."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -123,7 +123,7 @@ def test_metrics_and_tables_have_every_figure_under_its_name(folder: Path) -> No
     }
     assert {name: getattr(metrics, name) for name in terms} == {name: each.mean() for name, each in terms.items()}
     out.mkdir()
-    bound.write(out, metrics, result, {}, model, images)
+    bound.write(out, metrics, result, {}, model, images, calibration=None)
     levels = result.noise_levels(seed=settings.seed, num_timesteps=settings.num_timesteps)
     gamma = model.vdm.schedule(torch.from_numpy(levels.t).float()).detach().numpy()
     of_levels = {

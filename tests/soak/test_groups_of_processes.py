@@ -1,13 +1,16 @@
-"""Training in several processes of which one dies or is stopped, and under torchrun."""
+"""Training in several processes of which one dies or is stopped, under torchrun, and without a terminal."""
 
 import os
 import re
 import signal
+import threading
+import time
 
+import psutil
 import pytest
 from group import continued, prepare, start, train_undisturbed, workers
 from interrupted import wait_for_step
-from project import Project
+from project import Project, one_line, session
 
 from flows.core.errors import Exit
 
@@ -51,3 +54,52 @@ def test_a_group_that_dies_or_of_which_one_is_stopped_continues_under_torchrun(
     project.edit("params.yaml", **{"images_on: auto": "images_on: host"})  # which changes no byte
     continued(project, start(project, *torchrun), undisturbed)
     project.edit("params.yaml", **{"images_on: host": "images_on: auto"})
+
+
+def listening(leader: int) -> set[str]:
+    """Return the addresses at which the processes of a session listen."""
+    found = set()
+    for process in session(leader):
+        try:
+            sockets = process.net_connections("inet")
+        except psutil.Error:
+            continue
+        found |= {each.laddr.ip for each in sockets if each.laddr and not each.raddr}
+    return found
+
+
+NOHUP = "import os, sys; os.execvp('nohup', ['nohup', sys.executable, '-m', *sys.argv[1:]])"
+
+
+def test_a_group_outlives_its_terminal_and_listens_on_loopback_alone(project: Project, undisturbed: bytes) -> None:
+    """It is started by nohup.  It restarts from its last state, and no second training gets its device.
+
+    It listens on loopback alone from start to end, whatever interface the environment names.
+    """
+    addresses = psutil.net_if_addrs().items()
+    others = [
+        name for name, found in addresses if name != "lo" and any(each.family.name == "AF_INET" for each in found)
+    ]
+    interfaces = dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), others[0] if others else "lo")
+    process = start(project, "-c", NOHUP, "flows.cli", "train", **interfaces)
+    found: set[str] = set()
+
+    def watch() -> None:
+        while process.poll() is None:
+            found.update(listening(process.pid))
+            time.sleep(0.5)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    wait_for_step(project, process, 5)
+    os.killpg(process.pid, signal.SIGHUP)
+    os.killpg(process.pid, signal.SIGSTOP)
+    second = project.vdmctl("train")
+    os.killpg(process.pid, signal.SIGCONT)
+    wait_for_step(project, process, 10)
+    os.kill(workers(process)[0], signal.SIGKILL)
+    watcher.join()
+    assert continued(project, process, undisturbed).count("continuing from step") == 1
+    assert second.returncode == Exit.BUSY
+    assert "vdmctl: cpu is busy: process " in one_line(second)
+    assert found == {"127.0.0.1"}
