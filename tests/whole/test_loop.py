@@ -166,8 +166,9 @@ def test_pictures_that_arrive_and_go_make_a_version_and_somebody_is_told(
         (pictures / f"{number:04}.png").unlink()
     seen = plant.status()["images"]
     assert (seen["state"], seen["added"], seen["removed"], seen["since"]) == ("changed", 906, 50, "vdm@v1.0.0")
-    emit(plant)  # the minute of the events before is over
-    wait_until(lambda: len(by_event(plant)) == 2, 60, plant.log)
+    while len(by_event(plant)) == 1:  # the minute of the events before may not be over
+        emit(plant)
+        time.sleep(2)
     run, _ = by_event(plant)
     name, message = plant.finish(run)
     assert name == "Promoted", message
