@@ -103,21 +103,32 @@ def read_made_to_fit(path: Path, model: "TrainedModel", data: Data | None) -> tu
     Raises what `read_files`, `require_fitting` and `read_to_fit` raise.
     """
     found = ImageFiles(path)
-    folder, names = found.folder, found.names
     parts, files, pictures = list[np.ndarray](), list[str](), list[Fitted]()
-    for name in names:
+    for name in found.names:
         if name.lower().endswith(".npy"):
-            array = read_files(folder / name, data)
-            require_fitting(array, str(folder / name), model)
+            array = read_files(alone(found, name), data)
+            require_fitting(array, str(shown_as(found, name)), model)
             parts.append(array.array)
         else:
-            pictures.append(read_to_fit(folder / name, model, data))
+            pictures.append(read_to_fit(found.folder / name, model, data, shown_as(found, name)))
             parts.append(pictures[-1].image[None])
         files += [name] * len(parts[-1])
     # A PNG file shows the levels of these models as they look.
     are_pictures = bool(pictures) and model.num_levels in (*SHADES, 256)
     transforms = describe(256, data) if data else "none"
     return Read(np.concatenate(parts), model.num_levels, are_pictures, files, transforms), pictures
+
+
+def shown_as(files: ImageFiles, name: str) -> Path:
+    """Return what messages call a file: its path, or its place in the zip or Parquet file that it was unpacked from."""
+    return files.source if files.root.is_file() else files.source / name
+
+
+def alone(files: ImageFiles, name: str) -> ImageFiles:
+    """Return one of the files, as if it was the source."""
+    one = ImageFiles(files)
+    one.source, one.root, one.names = shown_as(files, name), files.folder / name, [name]
+    return one
 
 
 def can_be_made_to_fit(path: Path, model: "TrainedModel", data: Data | None) -> bool:
@@ -160,16 +171,19 @@ def in_memory(read: Read, name: str, model: "TrainedModel") -> ImageSet:
     return ImageSet(Path(os.devnull), name, shown, {"train": read.array[:0], "test": read.array})
 
 
-def read_files(path: Path, data: Data | None, model: "TrainedModel | None" = None, *, most: int | None = None) -> Read:
+def read_files(
+    found: Path | ImageFiles, data: Data | None, model: "TrainedModel | None" = None, *, most: int | None = None
+) -> Read:
     """Return the images in a folder of pictures and arrays, in the order of their names, or in one file.
 
     `data` names the transforms, if any.  Raises UserError, which is of exit 2 for more than `most` images, and for a
     picture that `require_size` refuses for the model, if there is one.
     """
-    files = ImageFiles(path, data)
+    files = ImageFiles(found, data)
+    path = files.source
     if model:
         for name in files.names:
-            require_size(files.folder / name, data, model)
+            require_size(files.folder / name, data, model, shown=shown_as(files, name))
     read = list[tuple[str, np.ndarray]]()
     count = 0
     for name, part, _ in files.read():
@@ -187,12 +201,16 @@ def read_files(path: Path, data: Data | None, model: "TrainedModel | None" = Non
     return Read(np.concatenate([part for _, part in read]), levels, set(files.formats) != {"NPY"}, names, transforms)
 
 
-def require_size(path: Path, data: Data | None, model: "TrainedModel", *, small: bool = False) -> None:
+def require_size(
+    path: Path, data: Data | None, model: "TrainedModel", *, small: bool = False, shown: Path | None = None
+) -> None:
     """Raise UserError for a large picture that the model cannot take, before it is decoded.
 
     Those are pictures of `LARGE` pixels or more whose size the transforms do not make fit (exit 2) and, with `small`,
     those that `flows.images.made_to_fit.require_small` refuses (4).  What is no picture is left to its reader.
+    Messages call the path `shown`, if that is given.
     """
+    shown = shown or path
     try:
         with warnings.catch_warnings(), open_regular(path) as file:
             warnings.simplefilter("ignore")
@@ -201,7 +219,7 @@ def require_size(path: Path, data: Data | None, model: "TrainedModel", *, small:
             with Image.open(file, formats=FORMATS) as image:
                 width, height = image.size
     except BadImageError as error:
-        raise UserError(f"{path}: {error}", error.code) from error
+        raise UserError(f"{shown}: {error}", error.code) from error
     except Exception:  # damaged bytes make Pillow raise almost anything
         return
     if width * height < LARGE or (data and data.resize):
@@ -211,7 +229,7 @@ def require_size(path: Path, data: Data | None, model: "TrainedModel", *, small:
     pad = 2 * data.pad if data else 0
     if not any((rows + pad, columns + pad) == model.image_shape[1:] for rows, columns in sizes):
         reason = f"{model.name} is a model of images of {kind(model.image_shape, model.num_levels)}"
-        raise UserError(f"{reason}; {path} holds {height}x{width} pixels", Exit.USAGE)
+        raise UserError(f"{reason}; {shown} holds {height}x{width} pixels", Exit.USAGE)
 
 
 def require_fitting(read: Read, path: str, model: "TrainedModel") -> None:

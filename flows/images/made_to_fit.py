@@ -40,18 +40,20 @@ class Fitted(NamedTuple):
     is_resized: bool
 
 
-def read_to_fit(path: Path, model: "TrainedModel", data: Data | None) -> Fitted:
+def read_to_fit(path: Path, model: "TrainedModel", data: Data | None, shown: Path | None = None) -> Fitted:
     """Return the picture in a file, made to fit; `data` has the transforms of the model's card.
 
+    Messages call the file `shown`, if that is given.
     Raises UserError: exit 2 for a picture that cannot be made to fit, 4 and 5 for a file that cannot be used.
     """
+    shown = shown or path
     if not takes_pictures(model) or path.suffix.lower() == ".npy":
-        raise UserError(f"{path}: it cannot be made to fit {model.name}", Exit.USAGE)
+        raise UserError(f"{shown}: it cannot be made to fit {model.name}", Exit.USAGE)
     try:
         require_small(path)
         return made_to_fit(read_images(path, (data and data.background_colour) or BLACK), model, data)
     except BadImageError as error:
-        raise UserError(f"{path}: {error}", error.code) from error
+        raise UserError(f"{shown}: {error}", error.code) from error
 
 
 def require_small(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -211,6 +212,27 @@ def test_a_picture_that_is_much_too_large_is_not_decoded(small: Small, capsys: p
     Path("large.webp").write_bytes(claiming(9400, 9400))
     assert run(["evaluate", MODEL, "--images=large.webp"]) == Exit.USAGE
     assert capsys.readouterr().err.endswith("; large.webp holds 9400x9400 pixels\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("large.webp", [], "; set.zip/large.webp holds 9400x9400 pixels"),
+        ("large.webp", ["--fit"], "set.zip/large.webp: too large"),
+        ("high.npy", ["--fit"], "set.zip/high.npy: image 0 holds level 17"),
+        ("damaged.npy", ["--fit"], "set.zip/damaged.npy: 1 of 1 files cannot be used"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_named_inside_its_zip(
+    name: str, options: list[str], message: str, small: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("large.webp").write_bytes(claiming(9400, 9400))
+    np.save("high.npy", np.full((8, 8), 17, np.uint8))
+    Path("damaged.npy").touch()
+    with zipfile.ZipFile("set.zip", "w") as archive:
+        archive.write(name, f"icons/{name}")
+    assert run(["evaluate", MODEL, "--images=set.zip", *options]) != Exit.DONE
+    assert message in capsys.readouterr().err
 
 
 def test_what_is_no_picture_is_not_made_to_fit(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
