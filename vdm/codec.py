@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from vdm.diffusion import denoise, forward_step, reverse_step
-from vdm.discretization import pixels_to_x
+from vdm.discretization import SUMMED, pixels_to_x, window
 from vdm.model import VDM
 from vdm.schedule import alpha, sigma
 
@@ -47,6 +47,8 @@ FRACTION = 4096
 """Standard deviations, in cells, are multiples of 1/FRACTION: a table follows from an integer alone."""
 PIXELS_AT_ONCE = 2**13
 """Pixels that the network or the coder takes at once.  In float64 on a CPU the network is slower with more."""
+ENTRIES_AT_ONCE = 2**13 * 257
+"""Entries of the tables of pixels that are in memory at once."""
 FARTHEST = 2**30
 """The largest mean, in cells."""
 
@@ -133,13 +135,13 @@ class Codec:
     Decode the batches of `encode` in reverse order: the network must see the same batches in both directions.  A batch
     takes 2 log2(4.1 `cells`) bits per dimension off the stack before it returns them, and up to 6 more if there are
     many steps.  Raises ValueError unless `cells` is a power of two up to `PLACES`, for a schedule whose steps are too
-    unequal, a model of more than 256 levels, and one with dropout in training mode.
+    unequal, and a model with dropout in training mode.
     """
 
     def __init__(self, model: VDM, num_timesteps: int, cells: int = CELLS) -> None:
         model.require_evaluation_mode()
-        if PLACES % cells or model.num_levels > 256:
-            raise ValueError(f"cells must divide {PLACES}, got {cells}; levels are at most 256, got {model.num_levels}")
+        if PLACES % cells:
+            raise ValueError(f"cells must divide {PLACES}, got {cells}")
         self.model = model
         self.places = PLACES // cells
         times = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
@@ -156,7 +158,7 @@ class Codec:
     def encode(
         self, coder: Coder, pixels: np.ndarray, tick: Tick = lambda _: None, classes: np.ndarray | None = None
     ) -> None:
-        """Encode images (B,C,H,W) uint8, and with classes (B,) these and the images given them.
+        """Encode images (B,C,H,W) uint8 or uint16, and with classes (B,) these and the images given them.
 
         Raises ArithmeticError if the network's output is not finite, and ValueError unless they are images of the
         model.
@@ -174,7 +176,7 @@ class Codec:
 
     @torch.inference_mode()
     def decode(self, coder: Coder, count: int, tick: Tick = lambda _: None, *, classed: bool = False) -> np.ndarray:
-        """Decode a batch of `count` images: (count,C,H,W) uint8.  `classed` says whether they have classes.
+        """Decode a batch of `count` images (count,C,H,W), uint8 or uint16.  `classed` says whether they have classes.
 
         Raises ArithmeticError if the stack turns out to be damaged.
         """
@@ -216,26 +218,56 @@ class Codec:
         return reverse_step(z_t, denoise(z_t, eps_hat, gamma_t), torch.zeros_like(z_t), gamma_s, gamma_t)
 
     def push_pixels(self, coder: Coder, pixels: np.ndarray, z_0: Tensor) -> None:
-        """Encode pixels (B,C,H,W) under p(x | z_0), a part at a time, since a pixel's table takes K + 1 numbers."""
+        """Encode pixels (B,C,H,W) under p(x | z_0), a part at a time, since the table of a pixel is large.
+
+        Raises ArithmeticError if a pixel lies beyond the levels that z_0 leaves possible.  As with q, this happens only
+        when a damaged stack is decoded.
+        """
         z, level = z_0.reshape(-1), pixels.reshape(-1).astype(np.int64)
-        for first in reversed(range(0, len(level), PIXELS_AT_ONCE)):
-            part = level[first : first + PIXELS_AT_ONCE]
-            tables, dims = self.pixel_tables(z[first : first + PIXELS_AT_ONCE]), np.arange(len(part))
-            coder.push(tables[dims, part], tables[dims, part + 1] - tables[dims, part])
+        for first in reversed(range(0, len(level), self.pixels_at_once)):
+            part = slice(first, first + self.pixels_at_once)
+            tables, lowest = self.pixel_tables(z[part])
+            symbol, dims = level[part] - lowest, np.arange(len(tables))
+            if symbol.min() < 0 or symbol.max() >= tables.shape[1] - 1:
+                raise ArithmeticError("a pixel lies beyond the table of p")
+            coder.push(tables[dims, symbol], tables[dims, symbol + 1] - tables[dims, symbol])
 
     def pop_pixels(self, coder: Coder, z_0: Tensor) -> np.ndarray:
-        """Decode pixels in the shape of z_0 (B,C,H,W), uint8."""
-        popped = [coder.pop(self.pixel_tables(z), np.arange(len(z))) for z in z_0.reshape(-1).split(PIXELS_AT_ONCE)]
-        return np.concatenate(popped).reshape(z_0.shape).astype(np.uint8)
+        """Decode pixels in the shape of z_0 (B,C,H,W), uint8 or uint16."""
+        popped = []
+        for z in z_0.reshape(-1).split(self.pixels_at_once):
+            tables, lowest = self.pixel_tables(z)
+            popped.append(lowest + coder.pop(tables, np.arange(len(tables))))
+        return np.concatenate(popped).reshape(z_0.shape).astype(np.uint8 if self.model.num_levels <= 256 else np.uint16)
 
-    def pixel_tables(self, z_0: Tensor) -> np.ndarray:
-        """Return the cumulative frequencies of p(x | z_0) for pixels z_0 (N,) of any images, (N,K+1) int64."""
+    @property
+    def pixels_at_once(self) -> int:
+        """The number of pixels whose tables are in memory at once."""
+        return max(1, min(PIXELS_AT_ONCE, ENTRIES_AT_ONCE // (self.levels_of_a_pixel + 1)))
+
+    @property
+    def levels_of_a_pixel(self) -> int:
+        """The number W of levels in the table of a pixel: all of them, above `SUMMED` those that q can have drawn from.
+
+        A level is at most `REACH` standard deviations and a cell from the z_0 that q draws, and the nearest one nearer.
+        """
         num_levels = self.model.num_levels
-        levels = pixels_to_x(torch.arange(num_levels, device="cpu"), num_levels, torch.float64).numpy()
+        reach = window(float(self.gammas[0]), num_levels, REACH + 1)
+        return num_levels if num_levels <= SUMMED else min(2 * reach + 1, num_levels)
+
+    def pixel_tables(self, z_0: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Return the cumulative frequencies of p(x | z_0) for pixels z_0 (N,) of any images, and their lowest levels.
+
+        These are (N,W+1) and (N,) int64, of the W levels of `levels_of_a_pixel`.
+        """
+        num_levels, count = self.model.num_levels, self.levels_of_a_pixel
         z, gamma_0 = (z_0 / alpha(self.gammas[0])).cpu().numpy().reshape(-1, 1), float(self.gammas[0])
+        nearest = np.rint((z[:, 0] + 1) * num_levels / 2 - 0.5).clip(0, num_levels)
+        lowest = (nearest.astype(np.int64) - count // 2).clip(0, num_levels - count)
+        levels = pixels_to_x(torch.from_numpy(lowest[:, None] + np.arange(count)), num_levels, torch.float64).numpy()
         logits = -0.5 * np.square((z - levels) * math.exp(-gamma_0 / 2))
         weights = np.exp(logits - logits.max(1, keepdims=True)).cumsum(1)
-        return cumulative(weights[:, :-1] / weights[:, -1:])
+        return cumulative(weights[:, :-1] / weights[:, -1:]), lowest
 
 
 def encode_plainly(coder: Coder, pixels: np.ndarray, num_levels: int) -> None:

@@ -19,6 +19,8 @@ from vdm.choices import MOST_BLOCKS
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear, nn.Embedding)
 
 LARGEST_EXPONENT = 64
+FINEST_ANGLE = 8
+"""The largest exponent with which sines of 2 pi 2^n z are taken as they are."""
 SCORES_AT_ONCE = 5 * 2**18
 """Attention scores in bfloat16 that a CPU core can keep in its cache."""
 
@@ -237,8 +239,15 @@ def fourier_features(z: Tensor, exponents: Sequence[int]) -> Tensor:
     """Return sin and cos of 2 pi 2^n z for the N `exponents` n (appendix C): (B,C,H,W) -> (B, 2 N C, H, W).
 
     Sines come before cosines, each channel-major.  The result is at least float32, since the argument exceeds 800 rad.
+    With an exponent above `FINEST_ANGLE`, 2^n z is reduced modulo 1 before, without an error: in float32 an angle of
+    2e5 has lost two digits.
     """
     z = z if z.dtype == torch.float64 else z.float()
+    if max(exponents, default=0) > FINEST_ANGLE:
+        powers = torch.cat([z.new_full((1,), 2.0**n) for n in exponents])
+        turns = (z.unsqueeze(2) * powers[:, None, None]).flatten(1, 2)
+        angles = 2 * math.pi * torch.remainder(turns, 1)
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
     # Made on the device: `torch.tensor` would copy them from the CPU, and so wait for all earlier work of the device.
     frequencies = torch.cat([z.new_empty(0), *(z.new_full((1,), 2 * math.pi * 2.0**n) for n in exponents)])
     angles = (z.unsqueeze(2) * frequencies[:, None, None]).flatten(1, 2)

@@ -1,6 +1,7 @@
 """The codec: tables, round trips with an oracle of a coder, and code lengths at the bound."""
 
 import math
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -105,19 +106,30 @@ def test_a_table_is_exact_in_integers(width: float, places: int, open_ended: boo
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"schedule": "learned_monotone"}, {"image_shape": (3, 5, 4), "num_levels": 256}]
+    "changes",
+    [
+        {},
+        {"schedule": "learned_monotone"},
+        {"image_shape": (3, 5, 4), "num_levels": 256},
+        {"num_levels": 2**16, "gamma_0": -24.39},
+        {"num_levels": 1000, "gamma_0": -8.0},
+    ],
 )
 def test_images_come_back_and_the_stack_too(changes: dict[str, Any], tiny_model: Callable[..., VDM]) -> None:
     model = tiny_model(**changes).double()
     shape = (5, *model.image_shape)
-    pixels = np.random.default_rng(1).integers(0, model.num_levels, shape, dtype=np.uint8)
+    dtype = np.uint8 if model.num_levels <= 256 else np.uint16
+    pixels = np.random.default_rng(1).integers(0, model.num_levels, shape, dtype=dtype)
+    pixels[:, :, 0, :2] = 0, model.num_levels - 1
     tested = Codec(model, 3, 4)
     coder = OneInteger(7**12000)
     before, steps = coder.state, list[int]()
     tested.encode(coder, pixels[2:], steps.append)
     tested.encode(coder, pixels[:2])
     assert steps == [3, 3, 3]
-    assert (tested.decode(coder, 2) == pixels[:2]).all()
+    first = tested.decode(coder, 2)
+    assert (first == pixels[:2]).all()
+    assert first.dtype == dtype
     assert (tested.decode(coder, 3, steps.append) == pixels[2:]).all()
     assert coder.state == before
     assert steps == [3] * 6
@@ -147,8 +159,55 @@ def test_pixels_are_coded_under_p_of_x_given_z_0(tiny_model: Callable[..., VDM])
     torch.testing.assert_close(z_0, diffuse(x, gamma_0, torch.zeros_like(x)))
     z = z_0.reshape(-1, 1, 1, 1)
     log_p = torch.stack([log_p_pixels(torch.full_like(z, level).long(), z, gamma_0, 17) for level in range(17)], dim=1)
-    shares = np.diff(tested.pixel_tables(z_0.flatten())) / TOTAL
-    np.testing.assert_allclose(shares, log_p.exp(), atol=1e-8)
+    tables, lowest = tested.pixel_tables(z_0.flatten())
+    np.testing.assert_allclose(np.diff(tables) / TOTAL, log_p.exp(), atol=1e-8)
+    assert not lowest.any()
+
+
+@pytest.mark.parametrize("noises", [0.02, 0.3, 6.0])
+def test_the_table_of_a_pixel_has_all_levels_that_q_can_have_drawn_from(
+    noises: float, tiny_model: Callable[..., VDM]
+) -> None:
+    """Their shares are those of p among all levels, which are so many noises apart."""
+    model = tiny_model(num_levels=4096, gamma_0=-2 * math.log(2048 * noises), image_shape=(1, 1, 6)).double()
+    tested, gamma_0 = Codec(model, 3), model.schedule.gamma_0.detach()
+    pixels = np.array([0, 1, 700, 2048, 4094, 4095], np.uint16)
+    reach = (codec.REACH + 1 / 64) * torch.exp(gamma_0 / 2) * alpha(gamma_0)
+    for sign in (-1, 0, 1):
+        z = tested.first_mean(pixels) + sign * reach
+        tables, lowest = tested.pixel_tables(z)
+        assert (lowest <= pixels).all()
+        assert (pixels < lowest + tables.shape[1] - 1).all()
+        places = np.arange(tables.shape[1] - 1)
+        levels = torch.from_numpy(lowest[:, None] + places)
+        log_p = [log_p_pixels(levels[:, [i]].reshape(-1, 1, 1, 1), z.reshape(-1, 1, 1, 1), gamma_0, 4096)
+                 for i in range(0, len(places), 97)]  # fmt: skip
+        shares = np.diff(tables)[:, ::97] / TOTAL
+        np.testing.assert_allclose(shares, torch.stack(log_p, dim=1).exp(), atol=1e-6)
+
+
+def test_a_pixel_beyond_its_table_is_damage(tiny_model: Callable[..., VDM]) -> None:
+    tested = Codec(tiny_model(num_levels=2**16, gamma_0=-24.39, image_shape=(1, 1, 1)).double(), 3)
+    z_0 = tested.first_mean(np.array([[[[1000]]]], np.uint16))
+    for level in (900, 1100):
+        with pytest.raises(ArithmeticError, match="beyond the table"):
+            tested.push_pixels(OneInteger(7**100), np.array([[[[level]]]], np.uint16), z_0)
+
+
+def test_an_image_of_16_bits_is_compressed_in_little_memory(tiny_model: Callable[..., VDM]) -> None:
+    model = tiny_model(num_levels=2**16, gamma_0=-24.39, image_shape=(1, 32, 32)).double()
+    pixels = np.random.default_rng(0).integers(0, 2**16, (1, 1, 32, 32), dtype=np.uint16)
+    gaussian_tables.cache_clear()
+    tracemalloc.start()
+    try:
+        tested, coder = Codec(model, 3), CountsBits()
+        z_0 = tested.q(0).pop(coder, tested.first_mean(pixels))
+        tested.push_pixels(coder, pixels, z_0)
+        found = tested.pixel_tables(z_0.flatten())[0]
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()
+    assert found.shape == (1024, 8)
 
 
 def test_noise_is_drawn_from_scattered_bits_and_nothing_else_is(tiny_model: Callable[..., VDM]) -> None:
@@ -186,11 +245,9 @@ VARIANCE = 0.15
 class KnowsTheData:
     """Stands for a VDM of pixels that are independent and Gaussian: its noise predictor is exact."""
 
-    num_levels = 17
-
-    def __init__(self, num_dims: int) -> None:
-        self.image_shape = (1, 1, num_dims)
-        self.schedule = LinearSchedule(-9.0, 5.0, learned=False).double()
+    def __init__(self, num_dims: int, num_levels: int, gamma_0: float) -> None:
+        self.image_shape, self.num_levels = (1, 1, num_dims), num_levels
+        self.schedule = LinearSchedule(gamma_0, 5.0, learned=False).double()
 
     def require_evaluation_mode(self) -> None:
         """It has no dropout."""
@@ -210,18 +267,21 @@ class KnowsTheData:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_timesteps", [10, 50])
-def test_the_code_is_as_long_as_the_bound(num_timesteps: int) -> None:
+@pytest.mark.parametrize(
+    ("num_timesteps", "num_levels", "gamma_0"),
+    [(10, 17, -9.0), (50, 17, -9.0), (50, 2**16, -24.39), (50, 2**16, -18.0)],
+)
+def test_the_code_is_as_long_as_the_bound(num_timesteps: int, num_levels: int, gamma_0: float) -> None:
     num_dims = 60_000
-    model: Any = KnowsTheData(num_dims)
+    model: Any = KnowsTheData(num_dims, num_levels, gamma_0)
     random = np.random.default_rng(0)
-    levels = np.round((random.normal(0, VARIANCE**0.5, num_dims) + 1) * 17 / 2 - 0.5).clip(0, 16)
-    pixels = levels.astype(np.uint8).reshape(1, 1, 1, -1)
+    levels = np.round((random.normal(0, VARIANCE**0.5, num_dims) + 1) * num_levels / 2 - 0.5).clip(0, num_levels - 1)
+    pixels = levels.astype(np.uint8 if num_levels <= 256 else np.uint16).reshape(1, 1, 1, -1)
     coder = CountsBits()
     Codec(model, num_timesteps).encode(coder, pixels)
-    x = pixels_to_x(torch.from_numpy(pixels), 17, torch.float64)
-    gamma_0, gamma_1 = model.schedule.gamma_0, model.schedule.gamma_1
-    bound = prior_loss(x, gamma_1) + reconstruction_loss(torch.from_numpy(pixels), gamma_0, 17)
+    x = pixels_to_x(torch.from_numpy(pixels), num_levels, torch.float64)
+    ends = model.schedule.gamma_0, model.schedule.gamma_1
+    bound = prior_loss(x, ends[1]) + reconstruction_loss(torch.from_numpy(pixels), ends[0], num_levels)
     for step in range(1, num_timesteps + 1):
         eps = torch.from_numpy(random.standard_normal(x.shape))
         gamma_s, gamma_t = model.schedule(torch.tensor([step - 1.0, step]).double() / num_timesteps)[:, None]
@@ -236,8 +296,6 @@ def test_the_code_is_as_long_as_the_bound(num_timesteps: int) -> None:
 def test_what_cannot_be_coded_is_refused(tiny_model: Callable[..., VDM]) -> None:
     with pytest.raises(ValueError, match="got 48"):
         Codec(tiny_model(), 3, 48)
-    with pytest.raises(ValueError, match="got 257"):
-        Codec(tiny_model(num_levels=257), 3)
     with pytest.raises(ValueError, match="in training mode, with dropout"):
         Codec(tiny_model(dropout=0.1).train(), 3)
     with pytest.raises(ValueError, match="too unequal"):

@@ -96,6 +96,14 @@ def test_fourier_features_are_sines_then_cosines_by_channel() -> None:
     torch.testing.assert_close(fourier_features(z, [6, 7]).flatten(), expected, atol=1e-4, rtol=0)
 
 
+def test_fine_fourier_features_keep_their_digits_in_float32() -> None:
+    """Angles of 2e5 are rounded to 0.01 in float32; 2^n z is not, and neither is what remains of it modulo 1."""
+    z = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    found = fourier_features(z, [3, 14]).double()
+    exact = torch.cat([torch.sin(2 * torch.pi * z.double() * 2**n) for n in (3, 14)], dim=1)
+    torch.testing.assert_close(found[:, :2], exact, atol=1e-6, rtol=0)
+
+
 def test_autocast_leaves_sines_and_the_identity_path_in_float32() -> None:
     network = predictor()
     z, gamma = torch.randn(2, 3, 8, 8), torch.tensor([-13.3, 5.0])

@@ -195,6 +195,21 @@ def test_the_gradients_and_the_precision_of_the_caller_do_not_reach_the_network(
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
+def test_the_figure_of_16_bits_does_not_hang_on_float32(tiny_model: Callable[..., VDM]) -> None:
+    """In float32 the steps of the solver would be those of the rounding of z."""
+    settings: dict[str, Any] = {"seed": 0, "num_draws": 1, "num_probes": 1, "batch_size": 4}
+    changes = {"num_levels": 2**16, "gamma_0": -24.39, "image_shape": (1, 2, 2), "fourier_exponents": []}
+    pixels = np.random.default_rng(0).integers(0, 2**16, (2, 1, 2, 2), dtype=np.uint16)
+    model = tiny_model(**changes)
+    found, exact = (
+        evaluate_ode(each, pixels, solve=dopri5(1e-4), dequantisation="truncated_normal", **settings)
+        for each in (model, tiny_model(**changes).double())
+    )
+    np.testing.assert_array_equal(found, exact)
+    assert next(model.parameters()).dtype == torch.float32
+
+
 def test_one_backward_pass_serves_several_probes_and_changes_nothing(
     tiny_model: Callable[..., VDM], monkeypatch: pytest.MonkeyPatch
 ) -> None:
