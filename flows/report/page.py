@@ -158,17 +158,20 @@ def class_names(results: Results) -> list[str]:
     return list(description(results.images).get("class_names") or of_model or [])
 
 
-def classes(results: Results) -> list[tuple[str, int, float, float]]:
+def classes(results: Results) -> list[tuple[str, int, float, float | None]]:
     """Return each class with the number of its images and their mean bits/dim with its standard error, worst first.
 
-    [] without labels or figures, and for one label.
+    One image has no error.  [] without labels or figures, and for one label.
     """
     table, labels = results.per_image, results.labels
     if table is None or labels is None or table["image"].max() >= len(labels):
         return []
     by_label = table["bpd"].groupby(labels[table["image"].astype(int)]).agg(["count", "mean", "sem"])
     names, rows = class_names(results), by_label.sort_values("mean", ascending=False).itertuples(name=None)
-    found = [(names[label] if label < len(names) else f"class {label}", *figures) for label, *figures in rows]
+    found = [
+        (names[label] if label < len(names) else f"class {label}", number, bpd, None if number == 1 else error)
+        for label, number, bpd, error in rows
+    ]
     return found if len(found) > 1 else []
 
 

@@ -190,7 +190,7 @@ def test_withheld_figures_are_told_with_the_reason(files: Files, tmp_path: Path)
     files.sample_metrics.write_text(json.dumps(found))
     text = shown(files, tmp_path)
     assert "Distances, precision and recall are withheld: no better than <a> guess." in text
-    assert "is right about 0.1100 ± 0.0200 of the test images, where a guess would be about 0.1000; its" in text
+    assert "is right for about 0.1100 ± 0.0200 of the test images, where a guess would be about 0.1000; its" in text
     assert "0.4800 ± 0.0300" in text
     drawn = files.sample_metrics.with_name("samples.png")
     Image.new("L", (4, 4)).save(drawn)
@@ -228,6 +228,21 @@ def test_classes_have_their_names(files: Files, tmp_path: Path, digits: np.ndarr
     named = write_results(tmp_path / "named", digits, class_names=["Ankle boot", "Bag"])
     of_images = read_results(named, ORIGIN, *opened(tmp_path / "named"))
     assert sorted(name for name, *_ in classes(of_images)) == ["Ankle boot", "Bag"]
+
+
+@pytest.mark.slow
+def test_a_class_of_one_image_has_no_error_and_a_long_list_of_names_is_folded(
+    tmp_path: Path, digits: np.ndarray
+) -> None:
+    names = [f"class {number}" for number in range(30)]
+    files = write_results(tmp_path, digits, class_names=names)
+    labels = tmp_path / layout.IMAGES / "test_labels.npy"
+    np.save(labels, np.where(np.arange(40) == 0, 29, np.load(labels)))
+    results = read_results(files, ORIGIN, *opened(tmp_path))
+    assert [figures for label, *figures in classes(results) if label == "class 29"] == [[1, 1.0, None]]
+    made = page(results).html
+    assert "class 29, 1 image</dt> <dd>1.0000</dd>" in made
+    assert "<summary>30 of them</summary>" in made
 
 
 def test_results_that_do_not_belong_together_are_named(files: Files, tmp_path: Path, digits: np.ndarray) -> None:
@@ -466,7 +481,10 @@ def test_the_page_says_first_what_the_figures_mean(files: Files, tmp_path: Path)
     assert "It finds the class of 75% of the images, where a guess finds 50%." in [
         one.text for one in judged(found, png)
     ]
-    text = shown(files, tmp_path)
+    images, _ = opened(tmp_path)
+    made = page(read_results(files._replace(curves=None, noise_levels=None, per_image=None), ORIGIN, images, None)).html
+    assert f"<p>{quality}" in made  # no colour says that this is good
+    text = words(Document(made).text)
     assert text.index("bits/dim on 40 test images") < text.index("drawn in 25 steps.") < text.index("not selected")
 
 
