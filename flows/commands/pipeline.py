@@ -235,7 +235,12 @@ def preset(
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Your images: a folder of pictures, or an .npy file.")] = None,
     minutes: Annotated[
-        float | None, typer.Option(help="With --images: minutes of training on this machine.", show_default="10")
+        float | None,
+        typer.Option(
+            help="With --images: minutes of training on this machine, as busy as it is now. The other stages take "
+            "about as long again, and a minute or two more to start and to train the features.",
+            show_default="10",
+        ),
     ] = None,
     classes: Annotated[
         bool, typer.Option("--classes", help="With --images: a model that is given the class, a folder for each.")

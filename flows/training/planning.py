@@ -115,7 +115,7 @@ def plan(
     load = max(load, os.getloadavg()[0])
     if load > cores:
         text = (
-            "the machine was busy while steps were measured: a load of %.1f on %d cores; alone, it takes fewer minutes"
+            "the machine was busy while steps were measured: a load of %.1f on %d cores; with another, minutes differ"
         )
         log.warning(text, load, cores)
     seen = planned["train"]["steps"][0] * planned["train"]["batch_size"][0]
