@@ -26,6 +26,7 @@ from flows.core.model import CONFIG, DescribedVDM, copy_model, model_in_memory
 from flows.core.networks import remember
 from flows.evaluation.calibration import calibration_with
 from flows.evaluation.surprise import Compared, compared
+from flows.images.image_set import dtype_of
 from flows.sampling.drawing import REPEATS
 from vdm import evaluation, sampling
 from vdm.classification import Classified, class_losses, classified_alone
@@ -127,7 +128,7 @@ def train(
     changes = {"seed": seed} | ({} if learning_rate is None else {"learning_rate": learning_rate})
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         return train_on(
-            np.array(images, np.uint8 if num_levels <= 256 else np.int32),
+            np.array(images, dtype_of(num_levels)),
             num_levels,
             classes,
             preset,
@@ -259,21 +260,18 @@ def compress(model: VDM, images: np.ndarray, *, num_timesteps: int = 100) -> byt
     """Return images (N,C,H,W) without loss, as the content of a .vdmz file, for `decompress` and `vdmctl decompress`.
 
     It takes `num_timesteps` evaluations of the network for each image: 10 s for 50 digits.  Both need the same model,
-    versions and kind of processor.  Raises TypeError and ValueError unless they are images of the model, of at most 256
-    levels.
+    versions and kind of processor.  Raises TypeError and ValueError unless they are images of the model.
     """
     require_images(images)
     require_counts(num_timesteps=num_timesteps)
     model.require_images(images)
-    if model.num_levels > 256:
-        raise ValueError(f"images of at most 256 levels can be compressed, and the model has {model.num_levels}")
-    known, pixels = model_in_memory(model), np.ascontiguousarray(images, np.uint8)
+    known, pixels = model_in_memory(model), np.ascontiguousarray(images, dtype_of(model.num_levels))
     coding = new_coding(known, num_images=len(pixels), num_timesteps=num_timesteps, batch_size=BATCH_TO_COMPRESS)
     return coding.encode(pixels, hashlib.sha256(pixels.data).digest(), unseen, None).content
 
 
 def decompress(model: VDM, content: bytes) -> np.ndarray:
-    """Return the images (N,C,H,W) uint8 in the content of a .vdmz file.
+    """Return the images (N,C,H,W) in the content of a .vdmz file: uint8 or, above 256 levels, uint16.
 
     It takes as long as `compress`.  Raises UserError if it is of another model, is damaged, or is decoded differently
     on this machine.

@@ -27,6 +27,8 @@ def prefetched(
 
     def ready(key: Key) -> tuple[list[Tensor], Any]:
         tensors = [torch.from_numpy(array) for array in make(key)]
+        if device.type == "cuda":  # where many operations do not take uint16
+            tensors = [tensor.int() if tensor.dtype == torch.uint16 else tensor for tensor in tensors]
         with torch.cuda.stream(stream):
             moved = [pinned(tensor, device).to(device, non_blocking=True) for tensor in tensors]
             return moved, stream.record_event() if stream else None

@@ -30,6 +30,7 @@ from flows.core.device import processor
 from flows.core.documents import Document
 from flows.core.errors import Exit, UserError
 from flows.core.model import TrainedModel
+from flows.images.image_set import dtype_of
 from vdm.codec import CELLS, Codec, Tick, decode_plainly, encode_plainly
 
 MAGIC, VERSION = b"VDMZ", 3
@@ -140,7 +141,7 @@ class Coding:
         return self.coarse if batch.stop > self.header.num_images - COARSE_IMAGES else self.fine
 
     def encode(self, images: np.ndarray, pixels_sha256: bytes, tick: Tick, classes: np.ndarray | None) -> Encoded:
-        """Encode images (N,C,H,W) uint8, with their classes (N,) if the header says so.
+        """Encode images (N,C,H,W) of levels, with their classes (N,) if the header says so.
 
         Raises UserError (exit 5) if the network's output is not finite.
         """
@@ -162,7 +163,7 @@ class Coding:
         return Encoded(self.start + code, WORD_BITS * coder.depth, code_bpd)
 
     def decode(self, content: bytes, name: str, tick: Tick) -> Iterator[np.ndarray]:
-        """Yield the images in a file of this content and name in order, (n,C,H,W) uint8.
+        """Yield the images in a file of this content and name in order, (n,C,H,W) of levels.
 
         Raises UserError (exit 5), at the latest after the last image, unless all are as they were encoded.
         """
@@ -176,7 +177,7 @@ class Coding:
                         part = codec.decode(coder, len(batch), tick, classed=self.header.classes)
                     else:
                         plain = decode_plainly(coder, (len(batch), *self.vdm.image_shape), self.vdm.num_levels)
-                        part = plain.astype(np.uint8)
+                        part = plain.astype(dtype_of(self.vdm.num_levels))
                     self.pixels.update(part.data)
                     yield part
             bottom = [*seal(self.start, self.pixels.digest()), 1]  # the encoder's first state, 1, is on top

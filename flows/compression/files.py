@@ -101,13 +101,13 @@ def compress(
         if verify:
             require_decodable(encoded.content, out, model)
         file.write(encoded.content)
-    file_bytes, pixel_bytes = len(encoded.content), array.size
+    file_bytes = len(encoded.content)
     return Compressed(
         **described(coding, out, model, pixels.hexdigest()),
         batch_size=batch_size,
-        pixel_bytes=pixel_bytes,
+        pixel_bytes=array.nbytes,
         file_bytes=file_bytes,
-        net_bpd=8 * file_bytes / pixel_bytes,
+        net_bpd=8 * file_bytes / array.size,
         code_bpd=encoded.code_bpd,
         initial_bits=encoded.initial_bits,
         classes=coding.header.classes,

@@ -15,6 +15,7 @@ from flows.contract.expected import LIMITS, Expected, from_lossy_files
 from flows.contract.facts import Facts, num_redundant
 from flows.contract.findings import Difference, Result
 from flows.contract.traces import Comb, comb, unjudged
+from flows.images.depth import shift_of
 from flows.images.image_set import SPLITS, ImageSet
 from vdm.choices import Split
 
@@ -50,9 +51,11 @@ def split_rows(image_set: ImageSet, facts: dict[Split, Facts], labels: dict[Spli
     """Return one row per split: its numbers of images and labels, and its detail.
 
     `more_than_stated` and `more_than_published` count images, `labels_without_images` labels, and `redundant_channels`
-    the channels of the whole set that hold nothing new.  A negative number says how many are missing.
+    the channels of the whole set that hold nothing new, `empty_low_bits` the lowest bits that are 0 in all its levels.
+    A negative number says how many are missing.
     """
     about, rows = image_set.description, []
+    empty_low_bits = shift_of(np.flatnonzero(np.sum([known.histogram for known in facts.values()], axis=0)))
     labelled = any(each is not None for each in labels.values())
     for split, known in facts.items():
         count, of_split = len(known.digest), labels[split]
@@ -70,6 +73,7 @@ def split_rows(image_set: ImageSet, facts: dict[Split, Facts], labels: dict[Spli
                 "redundant_channels": num_redundant(facts.values()),
                 "lossy_files": from_lossy_files(image_set),
                 "label_ratio": frequencies.max() / frequencies.min() if num_labels else 1.0,
+                "empty_low_bits": empty_low_bits,
                 "lost_detail": known.lost_detail,
                 "jpeg_grid": known.jpeg_grid,
             }
@@ -96,7 +100,7 @@ def histogram_rows(facts: dict[Split, Facts], settings: "Contract") -> tuple[pd.
             "gaps": teeth.gaps | of_whole.gaps,
             "peaks": teeth.peaks | of_whole.peaks,
             "skipped": teeth.skipped | of_whole.skipped,
-            "unused": whole == 0,
+            "unused": (whole == 0) & (len(whole) <= 256),
         }
         parts.append(pd.DataFrame(columns | dict.fromkeys(ignored, False)))
     return pd.concat(parts, ignore_index=True), ignored

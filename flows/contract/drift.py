@@ -23,7 +23,7 @@ from scipy import stats
 from flows.contract.duplicates import search
 from flows.contract.facts import GROUPS, Facts, measure
 from flows.contract.findings import FINDINGS, Difference, Profile, Reference
-from flows.contract.traces import heights
+from flows.contract.traces import MOST_LEVELS, heights
 from flows.core.documents import read
 from flows.images.image_set import is_image_set, open_images
 from vdm.choices import Split
@@ -76,10 +76,15 @@ def profile(facts: Facts, labels: np.ndarray | None, label_agreement: list[int])
     height, error = heights(facts.histograms.sum(axis=1))
     values, counts = np.unique([] if labels is None else labels, return_counts=True)
     quantiles = {name: np.quantile(column, QUANTILES) for name, column in facts.statistics.items()}
+    num_levels = len(facts.histogram)
+    each = -(-num_levels // MOST_LEVELS)
+    if each > 1:  # no height is known
+        height, error = height[:0], error[:0]
     return Profile(
         num_images=len(facts.digest),
         image_shape=list(facts.image_shape),
-        histogram=facts.histogram.tolist(),
+        histogram=np.add.reduceat(facts.histogram, range(0, num_levels, each)).tolist(),
+        **({"levels_each": each} if each > 1 else {}),
         height=height.round(6).tolist(),
         height_error=np.where(np.isfinite(error), error, -1).round(6).tolist(),
         statistics={name: values.astype(float).round(4).tolist() for name, values in quantiles.items()},
@@ -141,7 +146,7 @@ def from_reference(reference: Profile, ours: Profile, settings: "Contract") -> I
 
     If the numbers of levels or the shapes differ, that is the only one.
     """
-    if len(ours.histogram) != len(reference.histogram):
+    if (len(ours.histogram), ours.levels_each) != (len(reference.histogram), reference.levels_each):
         yield Shift("number of levels", 1.0, 0.0, 0.0, "")
     elif ours.image_shape != reference.image_shape:
         yield Shift("shape of images", 1.0, 0.0, 0.0, "")

@@ -104,11 +104,11 @@ def pixel_distances(
     images: np.ndarray, of: np.ndarray, others: np.ndarray, queries: np.ndarray, mirrored: np.ndarray
 ) -> np.ndarray:
     """Return the mean absolute difference in levels of each pair of images (n,): the least over shifts of a pixel."""
-    distance, step = np.empty(len(of)), fitting(COMPARED, 8 * images[0].nbytes)
+    distance, step = np.empty(len(of)), fitting(COMPARED, 8 * images[0].size)
     height, width = images.shape[2] - 2, images.shape[3] - 2
     for first in range(0, len(of), step):
         some = slice(first, first + step)
-        theirs, ours = pick(images, of[some]).astype(np.int16), pick(others, queries[some]).astype(np.int16)
+        theirs, ours = pick(images, of[some]).astype(np.int32), pick(others, queries[some]).astype(np.int32)
         ours = np.where(mirrored[some, None, None, None], ours[..., ::-1], ours)
         inner: np.ndarray = theirs[:, :, 1:-1, 1:-1]
         shifted = (ours[:, :, down : down + height, across : across + width] for down, across in np.ndindex(3, 3))

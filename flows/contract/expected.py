@@ -20,6 +20,8 @@ ERROR: Level = "critical"
 WARNING: Level = "warning"
 FEW_LEVELS = 16
 UNJUDGED = " (cannot be judged: too few levels are in use)"
+UNJUDGED_DEEP = " (cannot be judged: too few pixels of each level)"
+EXPECTED_UNUSED = " (not judged above 256 levels, of which few images use all)"
 LIMITS = {"leaked": 0.0, "duplicates": 0.01, "constant": 0.001, "lost_detail": 0.15, "jpeg_grid": 0.3,
           "gaps": 0.015, "peaks": 0.02, "skipped": 0.25}  # fmt: skip
 """The usual limits of what must hold, by column: `max_gaps` limits `gaps`.  presets/digits.yaml has them, too."""
@@ -47,10 +49,12 @@ def contract(
     settings: "Contract",
     unjudged: Collection[str] = (),
     searched: Mapping[tuple[Split, Split], int] | None = None,
+    advice: str = "",
 ) -> dict[str, list[Expected]]:
     """Return the contract by table: `settings` are the thresholds in `contract:`, `unjudged` columns say nothing.
 
-    `searched` says of how many images similar ones were searched for, by pair of splits, where not of all.
+    `searched` says of how many images similar ones were searched for, by pair of splits, where not of all.  `advice` is
+    that of `flows.images.depth.advice` about the levels in use.
     """
     splits, num_levels = image_set.splits, image_set.num_levels
     num_images = sum(getattr(image_set.description, f"num_{split}") for split in splits)
@@ -64,6 +68,8 @@ def contract(
     parts = [
         f"{count:,} of {second} were searched for in {first}" for (first, second), count in (searched or {}).items()
     ]
+    fewer_bits = f" ({advice})" if advice else ""
+    deep = num_levels > 256
     sample = f" (of a sample: {'; '.join(parts)})" if parts else ""
     # fmt: off
     tables: dict[str, list[tuple[str | None, Rule, Level, str, str]]] = {
@@ -73,8 +79,8 @@ def contract(
              "number of images", "an empty table passes all that is expected of its rows"),
             ("shape", among(shape), ERROR,
              "shape of every image", "bits/dim divide by the number of dimensions"),
-            ("dtype", among("uint8"), ERROR,
-             "pixels are uint8 integers", "floats have a density, not a probability"),
+            ("dtype", among(str(image_set.dtype)), ERROR,
+             f"pixels are {image_set.dtype} integers", "floats have a density, not a probability"),
             ("num_nan", among(0), ERROR,
              "no pixel is NaN", "it has no likelihood"),
             ("lowest", between(0, None), ERROR,
@@ -110,6 +116,8 @@ def contract(
              "images did not go through JPEG (how much they lie on its grid)", "what JPEG rounded away costs no bits"),
             ("lossy_files", never(), WARNING,
              "no image comes from a lossy file, whose pixels are the decoder's", "what was lost costs no bits"),
+            *([("empty_low_bits", among(0), ERROR,
+                f"the lowest bit of the levels is used{fewer_bits}", "an unused bit costs nothing")] if deep else []),
             ("label_ratio", between(None, settings.max_label_ratio), WARNING,
              "images of the most frequent label, per image of the least frequent", "the mean is that of one label"),
         ],
@@ -120,7 +128,8 @@ def contract(
             ("count", between(num_pixels, num_pixels, of="ColumnSum"), ERROR,
              "every pixel has one of the levels", "others have no likelihood"),
             ("level_in_use", between((num_levels - 1) // 2 + 1, None, of="ColumnMax"), ERROR,
-             "levels of the upper half are used: the set has no fewer bits than stated", "an unused bit costs nothing"),
+             f"levels of the upper half are used: the set has no fewer bits than stated{fewer_bits}",
+             "an unused bit costs nothing"),
             ("gaps", never(), ERROR,
              "levels are not spread: almost empty between full ones", "levels that cannot occur cost no bits"),
             ("peaks", never(), ERROR,
@@ -142,7 +151,11 @@ def contract(
         ],
     }
     # fmt: on
-    remarks = {key: f" (relaxed: {it})" for key, it in relaxed(settings).items()} | dict.fromkeys(unjudged, UNJUDGED)
+    remarks = {key: f" (relaxed: {it})" for key, it in relaxed(settings).items()} | dict.fromkeys(
+        unjudged, UNJUDGED_DEEP if deep else UNJUDGED
+    )
+    if deep:
+        remarks["unused"] = EXPECTED_UNUSED
     return {
         table: [Expected(*row[:3], row[3] + remarks.get(row[0] or "", ""), row[4]) for row in rows]
         for table, rows in tables.items()

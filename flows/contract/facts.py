@@ -36,7 +36,7 @@ class Facts(NamedTuple):
     thumbnails: np.ndarray
     """(N,h,w) float32, the brightness of cells; (N,0,0) for what is not an image."""
     histograms: np.ndarray
-    """(groups,channels,K) number of pixels of each level; only uint8 pixels of a level are counted."""
+    """(groups,channels,K) number of pixels of each level; only uint8 and uint16 pixels of a level are counted."""
     textured: np.ndarray
     """(K,) number of pixels of each level that differ from the pixel to the left and from the one above."""
     differ: np.ndarray
@@ -96,7 +96,7 @@ def measure(images: np.ndarray, num_levels: int) -> Facts:
         if flat.dtype.kind == "f":
             facts.num_nan[rows] = np.isnan(flat).sum(axis=1)
         facts.lowest[rows], facts.highest[rows] = flat.min(axis=1), flat.max(axis=1)
-        if flat.dtype == np.uint8:
+        if flat.dtype in (np.uint8, np.uint16):
             for group, channel in np.ndindex(facts.histograms.shape[:2]):
                 some = chunk.reshape(len(chunk), channels, -1)[(group - first) % GROUPS :: GROUPS, channel]
                 count_levels(some.ravel(), facts.histograms[group, channel])
@@ -114,7 +114,7 @@ def measure(images: np.ndarray, num_levels: int) -> Facts:
 
 
 def count_levels(pixels: np.ndarray, histogram: np.ndarray) -> None:
-    """Add uint8 pixels (P,) to a histogram (K,)."""
+    """Add uint8 or uint16 pixels (P,) to a histogram (K,)."""
     histogram += np.bincount(pixels, minlength=max(256, len(histogram)))[: len(histogram)]
 
 
@@ -125,8 +125,8 @@ def pick(images: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 
 
 def is_image(images: np.ndarray) -> bool:
-    """Return whether an array holds (N,C,H,W) uint8 levels of at least 3x3 pixels."""
-    if images.ndim != 4 or images.dtype != np.uint8:
+    """Return whether an array holds (N,C,H,W) levels, uint8 or uint16, of at least 3x3 pixels."""
+    if images.ndim != 4 or images.dtype not in (np.uint8, np.uint16):
         return False
     return bool(images.shape[1] > 0 and min(images.shape[2:]) >= FEWEST_PIXELS)
 

@@ -21,7 +21,9 @@ class Profile(Document):
     image_shape: list[int]
     """Channels, height and width."""
     histogram: list[int]
-    """Number of pixels by level."""
+    """Number of pixels by level; above 1,024 levels, of some neighbouring ones together."""
+    levels_each: int = 1
+    """How many levels are counted together."""
     height: list[float]
     """How much fuller each level is than its neighbours."""
     height_error: list[float]

@@ -16,12 +16,13 @@ import pandas as pd
 from flows.contract.checking import Checker, difference_rows, histogram_rows, image_rows, split_rows, with_files
 from flows.contract.drift import REFERENCE, agreement, differences, profile
 from flows.contract.duplicates import lookalikes, search, searched
-from flows.contract.expected import UNJUDGED, contract, relaxed
+from flows.contract.expected import EXPECTED_UNUSED, UNJUDGED, UNJUDGED_DEEP, contract, relaxed
 from flows.contract.facts import measure
 from flows.contract.findings import FINDINGS, Alike, Findings, Profile
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import visible
 from flows.core.files import write_whole
+from flows.images.depth import advice
 from flows.images.image_set import ImageSet
 from vdm.choices import Split
 
@@ -74,7 +75,8 @@ def inspect_images(settings: "Contract", images: ImageSet, reference: Profile | 
     differ = differences(profiles, agreements, reference, settings)
     levels, ignored = histogram_rows(facts, settings)
     samples = searched(facts, found)
-    checker, rows = Checker(), contract(images, settings, ignored, samples)
+    used = np.flatnonzero(np.sum([known.histogram for known in facts.values()], axis=0))
+    checker, rows = Checker(), contract(images, settings, ignored, samples, advice(used, images.num_levels))
     checker.check("images", image_rows(images, facts, alike), rows["images"], ["split", "image"], "images")
     checker.check("splits", split_rows(images, facts, labels), rows["splits"], ["split"], "splits")
     checker.check("histogram", levels, rows["histogram"], ["split", "level"], "levels")
@@ -140,7 +142,8 @@ def require_success(findings: Findings, images: str, out: Path | None) -> None:
         raise UserError(f"{images}: {'; '.join(result.words for result in critical)}{see}", Exit.INVALID_DATA)
     held = sum(result.success for result in findings.expectations)
     log.info("%s: %s: %d of %d expectations hold", shown, findings.words, held, len(findings.expectations))
-    for meaning in [result.meaning for result in findings.expectations if result.meaning.endswith(UNJUDGED)]:
+    remarks = UNJUDGED, UNJUDGED_DEEP, EXPECTED_UNUSED
+    for meaning in [result.meaning for result in findings.expectations if result.meaning.endswith(remarks)]:
         log.info("%s: %s", shown, meaning)
 
 
@@ -176,10 +179,14 @@ def draw(images: ImageSet, histograms: dict[str, np.ndarray], findings: Findings
 
 def draw_image(axes: "Axes", images: ImageSet, split: Split, number: int, text: str) -> None:
     """Draw an image above its number and a text: three channels in colour, else the first in gray; no other shapes."""
-    image, highest = images[split][number], images.num_levels - 1
+    image, lowest, highest = images[split][number], 0.0, images.num_levels - 1.0
+    if highest > 255 and image.size and image.dtype == images.dtype:
+        lowest, highest = np.percentile(image, [0.5, 99.5])
+        text += f"\nlevels {lowest:,.0f} to {highest:,.0f}"
     if image.ndim == 3 and image.size:
         step = max(1, max(image.shape[1:]) // SIDE)
-        shown = np.clip(np.nan_to_num(image[:, ::step, ::step].astype(float)) / highest, 0, 1)
+        values = np.nan_to_num(image[:, ::step, ::step].astype(float))
+        shown = np.clip((values - lowest) / max(highest - lowest, 1), 0, 1)
         axes.imshow(shown.transpose(1, 2, 0) if len(shown) == 3 else shown[0], cmap="gray", vmin=0, vmax=1)
     axes.axis("off")
     axes.text(0, -0.02, f"{split} {number}{text}", fontsize=7, va="top", transform=axes.transAxes)

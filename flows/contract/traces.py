@@ -59,10 +59,14 @@ class Comb(NamedTuple):
 
 
 def unjudged(histogram: np.ndarray, textured: np.ndarray) -> list[str]:
-    """Return the fields of `Comb` for which too few levels are in use, given all and the textured pixels (K,)."""
+    """Return the fields of `Comb` for which too few levels are in use, given all and the textured pixels (K,).
+
+    Above 256 levels there may also be too few pixels of each.
+    """
     inner = np.sort(histogram[1:-1][histogram[1:-1] > 0])[::-1]
     in_tenth = inner[: -(-len(inner) // 10)].sum()
-    if textured.sum() < LEAST_TEXTURE * histogram.sum() or in_tenth > MOST_IN_TENTH * inner.sum():
+    sparse = len(histogram) > 256 and inner.sum() < FEWEST_FOR_GAP * len(inner)
+    if sparse or textured.sum() < LEAST_TEXTURE * histogram.sum() or in_tenth > MOST_IN_TENTH * inner.sum():
         return [*Comb._fields]
     return ["gaps", "peaks"] if len(histogram) < FEWEST_LEVELS else []
 
@@ -73,7 +77,8 @@ def comb(histogram: np.ndarray, textured: np.ndarray) -> Comb:
     used = pd.Series(histogram).where(histogram > 0)
     # The smaller count of the nearest used levels below and above.
     enclosing = np.minimum(used.ffill(), used.bfill()).to_numpy()
-    many = histogram.sum() >= FEWEST_PER_LEVEL * num_levels
+    # Levels of pictures of more than 8 bits are rarely all used, and one between full ones is not empty by chance.
+    many = num_levels > 256 or histogram.sum() >= FEWEST_PER_LEVEL * num_levels
     skipped = (histogram == 0) & (enclosing >= FEWEST_FOR_GAP) & many
     if num_levels < FEWEST_LEVELS:
         none = np.zeros(num_levels, dtype=bool)

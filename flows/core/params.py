@@ -91,7 +91,8 @@ class Data(Section):
     crop: Literal["center"] | None = None
     resize: Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=2, max_length=2)] | None
     pad: Annotated[int, Field(ge=0, le=1024)]
-    num_bits: Annotated[int, Field(ge=1, le=8)]
+    stored_bits: Annotated[int, Field(ge=1, le=15)] | None = None
+    num_bits: Annotated[int, Field(ge=1, le=16)] | None
 
     @model_validator(mode="after")
     def consistent(self) -> Self:
@@ -103,6 +104,8 @@ class Data(Section):
             raise ValueError("background needs name: image_folder, since published sets have no transparency")
         if self.without_copies and self.name != "image_folder":
             raise ValueError("without_copies needs name: image_folder, since published sets are compared as a whole")
+        if self.stored_bits and self.name != "image_folder":
+            raise ValueError("stored_bits needs name: image_folder, since published sets have 8 bits")
         if self.grayscale and self.gray_as_rgb:
             raise ValueError("grayscale and gray_as_rgb exclude each other; set one to false")
         return self

@@ -33,7 +33,8 @@ def in_one_png(images: np.ndarray) -> InPng:
     """Return what images (N,C,H,W), evenly spread if they are many, take below each other in a PNG."""
     chosen = np.ascontiguousarray(spread(images, max(1, MOST_BYTES // images[0].nbytes)))
     _, channels, _, width = chosen.shape
-    rows = chosen.transpose(0, 2, 3, 1).reshape(-1, width, 3) if channels == 3 else chosen.reshape(-1, width)
+    in_colour = channels == 3 and chosen.dtype == np.uint8  # Pillow writes no colours of 16 bits
+    rows = chosen.transpose(0, 2, 3, 1).reshape(-1, width, 3) if in_colour else chosen.reshape(-1, width)
     file = BytesIO()
     Image.fromarray(rows).save(file, format="png", compress_level=9)
     return InPng(len(chosen), len(chosen) == len(images), 8 * file.tell() / chosen.size)

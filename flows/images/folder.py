@@ -19,6 +19,7 @@ from flows.core.errors import Exit, UserError, brief
 from flows.core.escaping import listed, visible
 from flows.core.files import SCRATCH, contains, read_bounded
 from flows.images.containers import packed_files, unpack
+from flows.images.depth import Used
 from flows.images.image_set import chunks
 from flows.images.picture_files import FIRST_FRAME, BadImageError, Images, levels, read_images
 from flows.images.splitting import Batch, Source, division, part_of, parts_of
@@ -132,6 +133,8 @@ class ImageFiles:
         self.data = data
         self.num_levels = 0
         """K of the files that were read: their levels are 0..K-1."""
+        self.used = Used()
+        """Which levels the files of more than 8 bits have."""
         self.formats: Counter[str] = Counter()
         self.lightness: list[float] = []
         """Of each picture with transparency that was read."""
@@ -159,12 +162,17 @@ class ImageFiles:
         for name in tqdm(self.names, "reading images", disable=None, leave=False):
             try:
                 images = read_images(self.folder / name, self.data.background_colour if self.data else None)
+                stored = self.data.stored_bits if self.data else None
+                if stored and images.num_bits > stored:
+                    images = images._replace(num_bits=stored)
                 found.setdefault(kind := self.kind_of(images), []).append(name)
                 if kind != next(iter(found)):
                     continue
                 self.num_levels = 2**images.num_bits
                 for _, pixels in chunks(images.pixels, ROWS):
                     found_levels = levels(pixels, images.num_bits)
+                    if self.num_levels > 256:
+                        self.used.add(found_levels)
                     yield Levels(name, found_levels, found_levels if images.source is None else images.source)
                 self.formats[images.format] += 1
                 self.lightness += [] if images.lightness is None else [images.lightness]
@@ -271,6 +279,14 @@ def read_folder(found: Path | ImageFiles, data: "Data") -> Source:
             yield Batch(images, files.num_levels, label, name, parts.get(part_of(name)), sources)
         formats = ", ".join(f"{count} {name}" for name, count in sorted(files.formats.items()))
         origin.update(formats=formats, num_levels=files.num_levels)
+        bits = (files.num_levels - 1).bit_length()
+        if files.num_levels > 256:
+            left = files.used.left(bits - min(bits, data.num_bits or bits))
+            text = "%s: levels %s"
+            if left < len(files.used.levels):
+                text += f"; the shift to {data.num_bits} bits, data.num_bits, leaves {left:,} levels; null leaves all"
+            level = logging.INFO if left == len(files.used.levels) else logging.WARNING
+            log.log(level, text, visible(str(source)), files.used.words(files.num_levels))
 
     return Source(str(source), batches(), origin, splits)
 

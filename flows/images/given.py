@@ -23,6 +23,7 @@ from flows.images.image_set import (
     Chosen,
     Description,
     ImageSet,
+    dtype_of,
     files_of,
     is_image_set,
     kind,
@@ -47,7 +48,7 @@ log = logging.getLogger(__name__)
 
 
 class Read(NamedTuple):
-    """Images (N,C,H,W) uint8 from files, whether these are pictures, the file of each, the transforms in words."""
+    """Images (N,C,H,W) of levels from files, whether these are pictures, the file of each, the transforms in words."""
 
     array: np.ndarray
     num_levels: int
@@ -71,7 +72,7 @@ def open_given(
     The split of a set is `test` for None.  Files are transformed as the images of the model were, if its card says how
     and `transformed` is set.  With `fit`, pictures are made to fit the model, and a warning says what was changed.
     Raises UserError: exit 2 for a split of what is not a set, for a set with `fit`, and for images that do not fit the
-    model, 4 for images of several kinds or of more than 8 bits, 5 for missing and damaged files.
+    model, 4 for images of several kinds, 5 for missing and damaged files.
     """
     if is_image_set(path):
         if fit:
@@ -152,7 +153,8 @@ def made_a_set(read: Read, name: str, model: "TrainedModel") -> Iterator[ImageSe
     described = {"name": "image_folder", "num_levels": model.num_levels}
     described |= {"transforms": read.transforms, "pictures": read.pictures}
     with scratch_folder() as folder:
-        save_images(folder, {"train": read.array[:0], "test": read.array}, described)
+        array = read.array.astype(dtype_of(model.num_levels), copy=False)
+        save_images(folder, {"train": array[:0], "test": array}, described)
         write_whole(files_of(folder, "test"), "".join(f"{line_of(name)}\n" for name in read.names))
         yield open_images(folder, name)
 
@@ -168,7 +170,8 @@ def in_memory(read: Read, name: str, model: "TrainedModel") -> ImageSet:
         transforms=read.transforms,
         pictures=read.pictures,
     )
-    return ImageSet(Path(os.devnull), name, shown, {"train": read.array[:0], "test": read.array})
+    array = read.array.astype(dtype_of(model.num_levels), copy=False)
+    return ImageSet(Path(os.devnull), name, shown, {"train": array[:0], "test": array})
 
 
 def read_files(
@@ -196,8 +199,6 @@ def read_files(
     levels, transforms = files.num_levels, "none"
     if data:
         levels, transforms = levels_left(levels, data.num_bits), describe(levels, data)
-    if levels > 256:
-        raise UserError(f"{path}: images of 16 bits, which only models whose card says so take", Exit.INVALID_DATA)
     return Read(np.concatenate([part for _, part in read]), levels, set(files.formats) != {"NPY"}, names, transforms)
 
 
@@ -233,19 +234,19 @@ def require_size(
 
 
 def require_fitting(read: Read, path: str, model: "TrainedModel") -> None:
-    """Raise UserError (exit 2) unless the model has at most 256 levels, and the images fit it, named by their path.
+    """Raise UserError (exit 2) unless the images fit the model, named by their path.
 
-    Pictures of 1, 2 and 4 bits need a model with the same number of levels.
+    Pictures of 1, 2 and 4 bits need a model with the same number of levels, and so do pictures of up to 8 bits and
+    models of more.
     """
     name, num_levels = model.name, model.num_levels
-    if num_levels > 256:
-        raise UserError(f"{name} has {num_levels} levels; files of images need a model of at most 256", Exit.USAGE)
     if read.array.shape[1:] != model.image_shape:
         reason = f"{name} is a model of images of {kind(model.image_shape, num_levels)}"
         theirs = "x".join(map(str, read.array.shape[1:]))
         raise UserError(f"{reason}; {path} holds {theirs}, transforms: {read.transforms}", Exit.USAGE)
     few = {read.num_levels, num_levels} & SHADES.keys()
-    if read.pictures and few and read.num_levels != num_levels:
+    one_is_deep = (read.num_levels > 256) != (num_levels > 256)
+    if read.pictures and (few or one_is_deep) and read.num_levels != num_levels:
         reason = f"{path} holds pictures of {read.num_levels} levels"
         raise UserError(f"{name} is a model of {num_levels} levels; {reason}", Exit.USAGE)
     highest = read.array.reshape(len(read.array), -1).max(1)

@@ -1,12 +1,12 @@
 """An image set: the folder in which it lies, and the opened set that commands pass along.
 
-The folder has an array of (N,C,H,W) uint8 levels for each split, and `dataset.json` that describes them.  The arrays
-are `train.npy`, `test.npy` and, unless the validation split is empty, `validation.npy`.  A set with labels also has
-`train_labels.npy` and so on, (N,) integers, which `class_names` in the description may name.  A set made of files has
-`train_files.txt` and so on.  `train_digests.npy` has a digest of each image's pixels, and, after transforms,
-`train_sources.npy` one of its pixels before these, by which an image is found in other sets.  Only likelihoods given
-the class depend on the labels, and none on digests and names of files.  Arrays are mapped into memory and never
-unpickled.
+The folder has an array of (N,C,H,W) levels for each split, uint8 or, above 256 levels, uint16, and `dataset.json` that
+describes them.  The arrays are `train.npy`, `test.npy` and, unless the validation split is empty, `validation.npy`.  A
+set with labels also has `train_labels.npy` and so on, (N,) integers, which `class_names` in the description may name.
+A set made of files has `train_files.txt` and so on.  `train_digests.npy` has a digest of each image's pixels, and,
+after transforms, `train_sources.npy` one of its pixels before these, by which an image is found in other sets.  Only
+likelihoods given the class depend on the labels, and none on digests and names of files.  Arrays are mapped into memory
+and never unpickled.
 """
 
 import hashlib
@@ -104,6 +104,11 @@ class ImageSet:
     def num_levels(self) -> int:
         """K: pixels are 0..K-1."""
         return self.description.num_levels
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of the pixels."""
+        return dtype_of(self.num_levels)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -259,7 +264,7 @@ class Chosen:
         if self.split == "validation" and not len(images):
             advice = "set data.validation_fraction and run `dvc repro`"
             raise UserError(f"{self.set.name} has no validation images; {advice}", Exit.USAGE)
-        if images.dtype != np.uint8 or images.shape[1:] != self.set.image_shape or not len(images):
+        if images.dtype != self.set.dtype or images.shape[1:] != self.set.image_shape or not len(images):
             found = f"{len(images)} images of {images.dtype} and shape {images.shape[1:]}"
             raise UserError(f"{self.set.name}: {self.split}.npy holds {found}; {advice}", Exit.INVALID_DATA)
         highest = max(int(chunk.max()) for _, chunk in chunks(images, len(images)))
@@ -379,6 +384,11 @@ def whole_map(images: np.ndarray) -> np.memmap[Any, Any] | None:
 def fitting(most: int, row_bytes: int) -> int:
     """Return how many rows make a chunk of bounded size: at most `most`, at least one."""
     return max(1, min(most, MOST_CHUNK_BYTES // max(row_bytes, 1)))
+
+
+def dtype_of(num_levels: int) -> np.dtype[Any]:
+    """Return the type of pixels with so many levels: uint8 or, above 256 levels, uint16."""
+    return np.dtype(np.uint8 if num_levels <= 256 else np.uint16)
 
 
 def labels_of(folder: Path, split: str) -> Path:

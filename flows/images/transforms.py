@@ -1,6 +1,7 @@
 """Transform the pixels of a source.  Each transform changes the bits/dim, so each is declared and recorded.
 
-The order: background, more than 8 bits down to 8, grayscale or gray_as_rgb, crop, resize, pad, down to `num_bits`.
+The order: background, grayscale or gray_as_rgb, crop, resize, pad, down to `num_bits`.  If that is 8 or less, images of
+more than 8 bits are first shifted down to 8.
 `flows.images.picture_files` lays pictures over the background.
 """
 
@@ -48,12 +49,13 @@ def shape_of(shape: tuple[int, ...], data: "Data") -> tuple[int, int, int]:
 
 
 def transform(images: np.ndarray, num_levels: int, data: "Data") -> np.ndarray:
-    """Return (N,C,H,W) levels 0..num_levels-1, uint8 or uint16, transformed to uint8 levels 0..levels_left(...)-1.
+    """Return (N,C,H,W) levels 0..num_levels-1, uint8 or uint16, transformed to levels 0..levels_left(...)-1.
 
-    Raises UserError (exit 2) for grayscale of other than 1 or 3 channels.
+    These are uint8 up to 256 levels.  Raises UserError (exit 2) for grayscale of other than 1 or 3 channels.
     """
-    images = shifted(images, num_levels, 8).astype(np.uint8, copy=False)
-    num_levels = levels_left(num_levels, 8)
+    if data.num_bits and data.num_bits <= 8:
+        images = shifted(images, num_levels, 8).astype(np.uint8, copy=False)
+        num_levels = levels_left(num_levels, 8)
     if data.grayscale and images.shape[1] != 1:
         images = gray(images)
     if data.gray_as_rgb and images.shape[1] == 1:
@@ -68,12 +70,12 @@ def transform(images: np.ndarray, num_levels: int, data: "Data") -> np.ndarray:
 
 
 def gray(images: np.ndarray) -> np.ndarray:
-    """Return the gray levels of (N,3,H,W) uint8, rounded, so that colours without hue keep their level."""
+    """Return the gray levels of (N,3,H,W), rounded, so that colours without hue keep their level."""
     if images.shape[1] != 3:
         reason = f"data.grayscale needs 1 or 3 channels, but the images have {images.shape[1]}"
         raise UserError(reason, Exit.USAGE)
     red, green, blue = images.astype(np.uint32).swapaxes(0, 1)
-    return np.asarray((299 * red + 587 * green + 114 * blue + 500) // 1000, np.uint8)[:, None]
+    return np.asarray((299 * red + 587 * green + 114 * blue + 500) // 1000, images.dtype)[:, None]
 
 
 def middle(images: np.ndarray) -> np.ndarray:
@@ -92,24 +94,28 @@ def resized(images: np.ndarray, size: list[int], num_levels: int) -> np.ndarray:
     bicubic = functional.InterpolationMode.BICUBIC
     # np.require copies read-only images, of which torch warns.
     tensor = torch.from_numpy(np.require(images, requirements=["C", "W"]))
+    if images.dtype != np.uint8:
+        tensor = tensor.float()
     if size[1] == 1:  # torch fails for three channels then, and is wrong for five; one channel at a time is slower
         tensor = tensor.flatten(0, 1)[:, None]
     result = functional.resize(tensor, size, interpolation=bicubic, antialias=True).numpy()
-    return np.asarray(np.minimum(result, np.uint8(num_levels - 1))).reshape(*images.shape[:2], *size)
+    if images.dtype != np.uint8:
+        result = result.round().clip(0)
+    return np.asarray(np.minimum(result, num_levels - 1), images.dtype).reshape(*images.shape[:2], *size)
 
 
-def shifted(images: np.ndarray, num_levels: int, num_bits: int) -> np.ndarray:
-    """Return the upper `num_bits` bits of the levels."""
+def shifted(images: np.ndarray, num_levels: int, num_bits: int | None) -> np.ndarray:
+    """Return the upper `num_bits` bits of the levels; all for None."""
     shift = lost_bits(num_levels, num_bits)
     return images >> images.dtype.type(shift) if shift else images
 
 
-def lost_bits(num_levels: int, num_bits: int) -> int:
-    """Return how many low bits to drop so that levels 0..num_levels-1 fit into `num_bits`."""
-    return max(0, (num_levels - 1).bit_length() - num_bits)
+def lost_bits(num_levels: int, num_bits: int | None) -> int:
+    """Return how many low bits to drop so that levels 0..num_levels-1 fit into `num_bits`; 0 for None."""
+    return 0 if num_bits is None else max(0, (num_levels - 1).bit_length() - num_bits)
 
 
-def levels_left(num_levels: int, num_bits: int) -> int:
+def levels_left(num_levels: int, num_bits: int | None) -> int:
     """Return the number of levels after the shift to `num_bits`."""
     return ((num_levels - 1) >> lost_bits(num_levels, num_bits)) + 1
 
@@ -124,6 +130,6 @@ def describe(num_levels: int, data: "Data") -> str:
         "cropped to the middle square" if data.crop else "",
         f"resized to {data.resize[0]}x{data.resize[1]} (bicubic, antialiased)" if data.resize else "",
         f"padded by {data.pad}" if data.pad else "",
-        f"{bits} bits shifted to {data.num_bits}" if bits > data.num_bits else "",
+        f"{bits} bits shifted to {data.num_bits}" if lost_bits(num_levels, data.num_bits) else "",
     ]
     return ", ".join(step for step in steps if step) or "none"

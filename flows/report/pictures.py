@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-from flows.images.grids import png, shades, transparent_grid
+from flows.images.grids import Stretch, png, shades, stretch_of, transparent_grid
 from flows.images.image_set import spread
 from flows.report.results import Results
 
@@ -30,6 +30,8 @@ class Grids(NamedTuple):
     num_images: int
     samples: Picture
     held_out: Picture | None
+    stretch: str = ""
+    """Which levels are black and white, above 256 levels."""
 
 
 def grids(results: Results) -> Grids | None:
@@ -39,20 +41,23 @@ def grids(results: Results) -> Grids | None:
         return None
     real = results.images["test"] if results.images else drawn[:0]
     size = min(columns_of(drawn.shape[3]) ** 2, len(drawn), len(real) or len(drawn))
-    samples = in_rows(drawn[:size], known.num_levels, f"{size} samples of the model")
-    held_out = in_rows(spread(real, size), known.num_levels, f"{size} test images") if len(real) else None
-    return Grids(size, samples, held_out)
+    stretch = stretch_of(spread(real, size) if len(real) else drawn[:size], known.num_levels)
+    samples = in_rows(drawn[:size], known.num_levels, f"{size} samples of the model", stretch)
+    held_out = in_rows(spread(real, size), known.num_levels, f"{size} test images", stretch) if len(real) else None
+    return Grids(size, samples, held_out, stretch.words if known.num_levels > 256 else "")
 
 
 def tile(image: np.ndarray, num_levels: int, alt: str) -> Picture:
-    """Return an image (C,H,W) of the levels 0..num_levels-1 as a picture."""
-    return picture(shades(image, num_levels), TILE, alt)
+    """Return an image (C,H,W) of the levels 0..num_levels-1 as a picture; its description has the stretch, if any."""
+    stretch = stretch_of(image, num_levels)
+    described = f"{alt}, {stretch.words}" if num_levels > 256 else alt
+    return picture(shades(image, num_levels, stretch), TILE, described)
 
 
-def in_rows(images: np.ndarray, num_levels: int, alt: str) -> Picture:
+def in_rows(images: np.ndarray, num_levels: int, alt: str, stretch: Stretch | None = None) -> Picture:
     """Return images (N,C,H,W) of the levels 0..num_levels-1 in rows."""
     columns = columns_of(shades(images[0], num_levels).shape[1])
-    return picture(transparent_grid(images, num_levels, columns), GRID, alt)
+    return picture(transparent_grid(images, num_levels, columns, stretch), GRID, alt)
 
 
 def columns_of(width: int) -> int:

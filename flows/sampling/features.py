@@ -164,6 +164,7 @@ def exercise(pixels: np.ndarray, labels: np.ndarray | None, generator: torch.Gen
     if labels is not None:
         return batch, torch.from_numpy(labels.astype(np.int64))
     target = torch.randint(len(SYMMETRIES), (len(batch),), generator=generator)
+    batch = batch.int() if batch.dtype == torch.uint16 else batch  # torch cannot flip these
     for number, axes in enumerate(SYMMETRIES):
         batch[target == number] = batch[target == number].flip(axes)
     return batch, target

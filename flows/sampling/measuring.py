@@ -19,7 +19,7 @@ from flows.core.errors import Exit, UserError, brief
 from flows.core.files import file_sha256, written_last
 from flows.core.model import TrainedModel
 from flows.evaluation.results import QualityFigure, SampleMetrics, SamplerSettings
-from flows.images.grids import eight_bit, grid, png
+from flows.images.grids import Stretch, eight_bit, grid, png, stretch_of
 from flows.images.image_set import FEWEST_COMPARED, Chosen, ImageSet, chunks, class_numbers, given_class, spread
 from flows.sampling import film
 from flows.sampling.distances import (
@@ -105,6 +105,8 @@ def tables_and_pictures(
     np.save(array, drawn)
     nearest = neighbours[:MOST_PAIRS]
     pairs = np.concatenate([drawn[nearest["sample"]], images["train"][nearest["train_image"]]])
+    if images.num_levels > 256:
+        log.info("samples.png: %s", stretch_of(shown, images.num_levels).words)
     return {
         "neighbours.csv": neighbours.to_csv(index=False).encode(),
         "neighbours.png": png(grid(pairs, images.num_levels, len(nearest))),
@@ -335,7 +337,9 @@ def inception_features(
     images: np.ndarray, num_levels: int, network: torch.nn.Module, device: torch.device
 ) -> np.ndarray:
     """Return the pooled features (N,2048) of images (N,C,H,W), gray or in colour, by the network on the device."""
-    batches = torch.from_numpy(eight_bit(images, num_levels)).expand(-1, 3, -1, -1).split(INCEPTION_BATCH)
+    # Samples and other images get the same shades, whatever levels they fill.
+    pixels = eight_bit(images, num_levels, Stretch(0, num_levels - 1))
+    batches = torch.from_numpy(pixels).expand(-1, 3, -1, -1).split(INCEPTION_BATCH)
     return torch.cat([network(batch.to(device))[0].double().cpu() for batch in batches]).numpy()
 
 

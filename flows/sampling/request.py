@@ -1,5 +1,6 @@
 """What `vdmctl sample MODEL` asks for: draw it, and write it as a grid, as PNG files, or as an array of levels."""
 
+import logging
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -15,8 +16,8 @@ from flows.core.errors import Exit, UserError
 from flows.core.files import naming, require_replaceable, write_whole, writing_folder, written_last
 from flows.core.model import TrainedModel
 from flows.images.given import transforms_of
-from flows.images.grids import grid, png, rows_of, shown
-from flows.images.image_set import class_numbers, write_array
+from flows.images.grids import grid, png, rows_of, shown, stretch_of
+from flows.images.image_set import class_numbers, dtype_of, write_array
 from flows.images.picture_files import BadImageError, Colour, levels, read_images
 from flows.sampling import film
 from flows.sampling.drawing import Drawing, draw
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from flows.core.params import Sample
 
 WRITTEN = r"\d+\.png"
+log = logging.getLogger(__name__)
 
 
 class Request(NamedTuple):
@@ -84,6 +86,10 @@ def require_possible(request: Request) -> None:
     if (request.known is None) != (request.mask is None):
         raise UserError("--known and --mask must be given together: a picture and its mask", Exit.USAGE)
     require_kind(request.out, ".png", ".npy", "")
+    vdm = request.model.vdm
+    if not request.out.suffix and vdm.num_levels > 256 and vdm.image_shape[0] != 1:
+        reason = f"{request.out}: PNG files of {vdm.num_levels} levels are gray, and these images have"
+        raise UserError(f"{reason} {vdm.image_shape[0]} channels; name an .npy file", Exit.USAGE)
     inputs = [path for path in (request.model.folder, request.known, request.mask) if path]
     names = None if request.out.suffix else WRITTEN
     require_replaceable(request.out, *inputs, force=request.force, names=names)
@@ -104,7 +110,7 @@ def require_kind(path: Path, *kinds: str) -> None:
 
 
 def write(path: Path, images: np.ndarray, num_levels: int, beside: Sequence[np.ndarray] = (), *, rows: int = 0) -> None:
-    """Write a grid (.png), an array of levels (.npy), or a folder with a PNG file for each image.
+    """Write a grid (.png), an array of levels (.npy), or a folder with a PNG file for each image: of 8 bits, or of 16.
 
     The images `beside` (C,H,W) come first in a grid, and are in no other output.  Without them, a grid may have `rows`,
     as in `rows_of`.  The output appears whole or not at all.  Raises OSError that names the file.
@@ -115,27 +121,32 @@ def write(path: Path, images: np.ndarray, num_levels: int, beside: Sequence[np.n
             columns = max(1 + len(beside), math.ceil(math.sqrt(len(together)))) if beside else None
             by_row = rows and not beside
             write_whole(path, png(rows_of(images, num_levels, rows) if by_row else grid(together, num_levels, columns)))
+            if num_levels > 256:
+                log.info("%s: %s", path, stretch_of(together, num_levels).words)
         case ".npy":
-            write_array(path, [images.astype(np.uint8 if num_levels <= 256 else np.uint16, copy=False)])
+            write_array(path, [images.astype(dtype_of(num_levels), copy=False)])
         case _:
             digits = len(str(len(images) - 1))
             with writing_folder(path) as folder:
-                for number, image in enumerate(shown(images, num_levels)):
+                # Above 256 levels a picture has 16 bits, and holds the levels as they are.
+                for number, image in enumerate(shown(images, num_levels) if num_levels <= 256 else images[:, 0]):
                     file = folder / f"{number:0{digits}}.png"
                     with naming(file, file):
-                        Image.fromarray(image).save(file, optimize=True)
+                        Image.fromarray(image.astype(dtype_of(num_levels), copy=False)).save(file, optimize=True)
 
 
 def read_known(path: Path, vdm: VDM, background: Colour | None) -> torch.Tensor:
     """Return a picture, or an array of levels in an .npy file, as levels (C,H,W) of the model.
 
-    Black and white of a picture are the first and the last level; where it is transparent, it shows the background of
-    the model's images.  Raises UserError: exit 5 for a file that cannot be
-    read, 4 for one that is no picture of levels, 2 for another size or other levels than the model's.
+    Black and white of a picture are the first and the last level; above 256 levels it holds the levels as they are.
+    Where it is transparent, it shows the background of the model's images.  Raises UserError: exit 5 for a file that
+    cannot be read, 4 for one that is no picture of levels, 2 for another size or other levels than the model's.
     """
     levels, white = read(path, background)
     highest = vdm.num_levels - 1
-    if path.suffix.lower() != ".npy":
+    if highest > 255 >= white:
+        raise UserError(f"{path} has 8 bits, and the model's levels are 0 to {highest}", Exit.USAGE)
+    if path.suffix.lower() != ".npy" and highest <= 255:
         levels = np.rint(levels * (highest / white))
     elif levels.max() > highest:
         raise UserError(f"{path} holds level {levels.max()}, but the model's levels are 0 to {highest}", Exit.USAGE)

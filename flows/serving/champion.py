@@ -19,7 +19,7 @@ from flows.core.model import TrainedModel
 from flows.core.params import Evaluate, Sample
 from flows.evaluation.calibration import Calibration
 from flows.evaluation.exporting import without_metadata
-from flows.images.image_set import load_array, spread
+from flows.images.image_set import dtype_of, load_array, spread
 from flows.registry.lock_file import lineage
 from flows.registry.publishing import fetch_tags
 from flows.registry.storage import fetch_model
@@ -84,7 +84,11 @@ class Served:
         if self.shipped is not None:
             return self.shipped
         images = self.results.images if self.results else None
-        return spread(images["test"], MOST_EXAMPLES) if images else np.empty((0, *self.model.image_shape), np.uint8)
+        return (
+            spread(images["test"], MOST_EXAMPLES)
+            if images
+            else np.empty((0, *self.model.image_shape), dtype_of(self.model.num_levels))
+        )
 
     def own(self, settings: Evaluate) -> Evaluate:
         """Return the settings with those of the model's own evaluation, if they are known.
@@ -134,7 +138,8 @@ def shipped_examples(model: TrainedModel) -> np.ndarray | None:
     if not path.exists():
         return None
     images = np.array(load_array(path))
-    if images.shape[1:] != model.image_shape or images.dtype != np.uint8 or images.max(initial=0) >= model.num_levels:
+    fitting = images.shape[1:] == model.image_shape and images.dtype == dtype_of(model.num_levels)
+    if not fitting or images.max(initial=0) >= model.num_levels:
         raise UserError(f"{path}: damaged: no images of the model; remove it", Exit.MISSING)
     return images
 

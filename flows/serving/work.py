@@ -20,6 +20,7 @@ from flows.evaluation.calibration import Calibration
 from flows.evaluation.classes import SURE, classify
 from flows.evaluation.surprise import Compared, compared, without_p
 from flows.evaluation.terms import Progress, terms
+from flows.images.as_png import in_one_png
 from flows.images.given import in_memory, require_size, transforms_of
 from flows.images.grids import png, shown
 from flows.images.image_set import Chosen
@@ -180,7 +181,8 @@ def scored(
     for place, (name, number, changed) in enumerate(sources):
         result = terms_of_set(found[:, [place]])
         bpd, error = result.bpd.item(), math.sqrt(result.diffusion_variance.item())
-        content = png(shown(images[place : place + 1], model.num_levels)[0])
+        image = images[place : place + 1]
+        in_png = in_one_png(image).bpd if model.num_levels > 256 else png_bpd(image, model.num_levels)
         yield ScoredImage(
             name=name,
             number=number,
@@ -194,10 +196,15 @@ def scored(
             score=scores[place] if odd else None,
             p=p[place] if odd else None,
             words=words[place] if odd else "",
-            png_bpd=8 * len(content) / math.prod(model.image_shape) if model.image_shape[0] in (1, 3) else None,
+            png_bpd=in_png if model.image_shape[0] in (1, 3) else None,
             gamma=gamma,
             level_bpd=result.diffusion_draws[0].tolist(),
         )
+
+
+def png_bpd(image: np.ndarray, num_levels: int) -> float:
+    """Return what an image (1,C,H,W) takes in a PNG file of its shades, in bits/dim."""
+    return 8 * len(png(shown(image, num_levels)[0])) / image.size
 
 
 def classified(model: TrainedModel, settings: Evaluate, asked: ToClassify, pause: Pause) -> Work:

@@ -168,9 +168,12 @@ def train_here(
         labels = {split: images.classes(split) for split in SPLITS} if stated else {}
         if labels and train.images != "train":
             labels["train"] = np.concatenate([labels["train"], labels["validation"]])
-        bring_to = None if keep_on_device(train.images_on, pixels.nbytes, device) else device
+        num_bytes = pixels.nbytes * (2 if pixels.dtype == torch.uint16 else 1)  # as integers of 32 bits
+        bring_to = None if keep_on_device(train.images_on, num_bytes, device) else device
         precision = settings.precision if device.type == "cuda" else "float32"
         validation = validation_of(train, images, precision, labels.get("validation"))
+        if device.type == "cuda" and not bring_to and pixels.dtype == torch.uint16:
+            pixels = pixels.int()  # many operations of CUDA do not take uint16
         pixels = pixels if bring_to else pixels.to(device)
         trainer = build(config, settings, pixels, validation, bring_to, labels.get("train"), start=start)
         restore(trainer, run)

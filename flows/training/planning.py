@@ -23,6 +23,7 @@ from flows.core.files import scratch_folder
 from flows.core.model import TrainedModel, arguments_of
 from flows.core.params import Data, Model, Params, Train
 from flows.core.params_file import parse_params, read_preset
+from flows.images.depth import advice, fitting
 from flows.images.download import write_set
 from flows.images.folder import ImageFiles, read_folder
 from flows.images.image_set import FEWEST_COMPARED, SPLITS, ImageSet, digests_of, kind, open_images
@@ -61,7 +62,7 @@ AUTOMATIC = "".join(
     for section in ("train", "evaluate", "sample")
 )
 """What suits the images of a folder, and not the digits."""
-TRANSFORMS = ("background", "grayscale", "gray_as_rgb", "crop", "resize", "pad", "num_bits")
+TRANSFORMS = ("background", "grayscale", "gray_as_rgb", "crop", "resize", "pad", "stored_bits", "num_bits")
 """The parameters `data` that a training takes from the one that it continues."""
 RECIPE = (
     "batch_size",
@@ -342,6 +343,7 @@ def like(preset: Data, found: ImageFiles) -> dict[str, tuple[Any, str]]:
         background, looks = ("white", "dark") if light < 128 else ("black", "light")
         which = f"{len(files.lightness):,} of {len(shapes):,} are transparent in places"
         data["background"] = background, f"{which}, and {looks}: a mean level of {light:.0f}"
+    data |= of_depth(files)
     channels, *sides = np.array(shapes).T
     if len({*channels}) > 1 or (channels.max() == 3 and colourless == len(shapes)):
         if 2 * colourless > len(shapes):
@@ -360,6 +362,18 @@ def like(preset: Data, found: ImageFiles) -> dict[str, tuple[Any, str]]:
         ranges = " by ".join(" to ".join(f"{length}" for length in sorted({side.min(), side.max()})) for side in sides)
         data["resize"] = size, f"they have {ranges} pixels; larger images show more and take longer"
     return data
+
+
+def of_depth(files: ImageFiles) -> dict[str, tuple[Any, str]]:
+    """Return the parameters `data` for the levels of files of more than 8 bits, all of which were read."""
+    if files.num_levels <= 256:
+        return {}
+    used, bits = files.used, (files.num_levels - 1).bit_length()
+    found = fitting(used.levels, files.num_levels)
+    left = used.left(bits - 8)
+    text = "%s: levels %s; a shift to 8 bits (data.num_bits: 8) would leave %s"
+    log.info(text, visible(str(files.source)), used.words(files.num_levels), f"{left:,}")
+    return {name: (value, advice(used.levels, files.num_levels).partition(":")[0]) for name, value in found.items()}
 
 
 def of_minutes(

@@ -213,13 +213,13 @@ def test_compress_refuses_a_file_that_does_not_decode_here(monkeypatch: pytest.M
 def test_images_that_do_not_fit_the_model_are_refused() -> None:
     np.save("large.npy", np.zeros((3, 1, 9, 9), np.uint8))
     np.save("bright.npy", np.where(np.arange(16)[:, None, None, None] == 13, 17, PIXELS))
-    np.save("deep.npy", PIXELS.astype(np.uint16))
+    Image.fromarray(PIXELS[0, 0].astype(np.uint16)).save("deep.png")
     Path("bits").mkdir()
     Image.new("1", (5, 6)).save("bits/0.png")
     for name, message, code in (
         ("large.npy", "is a model of images of 1x6x5 with 17 levels; .*large.npy holds 1x9x9", Exit.USAGE),
         ("bright.npy", r"bright\.npy: image 13 holds level 17, and the levels of .* are 0 to 16", Exit.USAGE),
-        ("deep.npy", "images of 16 bits", Exit.INVALID_DATA),
+        ("deep.png", "is a model of 17 levels; deep.png holds pictures of 65536 levels", Exit.USAGE),
         ("bits", "is a model of 17 levels; .* holds pictures of 2 levels", Exit.USAGE),
         ("nothing", "nothing does not exist", Exit.MISSING),
     ):

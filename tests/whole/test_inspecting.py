@@ -46,7 +46,7 @@ def test_a_folder_outside_the_pipeline(folder: Path) -> None:
 
 def test_transforms_of_the_parameters_apply_and_the_report_is_a_reference(folder: Path) -> None:
     text = (folder / "params.yaml").read_text()
-    (folder / "params.yaml").write_text(text.replace("num_bits: 8", "num_bits: 4").replace("pad: 0", "pad: 1"))
+    (folder / "params.yaml").write_text(text.replace("num_bits: null", "num_bits: 4").replace("pad: 0", "pad: 1"))
     shutil.copytree(folder / "pictures", folder / "report/data_docs/mine")
     result = vdmctl(folder, "validate", "pictures", "--json", "--out", "report")
     assert result.returncode == Exit.DONE, result.stderr

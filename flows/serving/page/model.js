@@ -44,7 +44,7 @@ function facts(model) {
     list([
       ["Name", model.name],
       ["Images", `${width} × ${height}, ${counted(channels, "channel")}`],
-      ["Levels", model.num_levels],
+      ["Levels", model.num_levels > 256 ? `${model.num_levels}; every picture is shown from its darkest levels to its brightest` : model.num_levels],
       ["Classes", model.num_classes === null ? "none" : (model.class_names?.join(", ") ?? model.num_classes)],
       ["Parameters", model.num_parameters.toLocaleString("en")],
       ["Device", model.device],
