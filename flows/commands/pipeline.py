@@ -233,7 +233,9 @@ def preset(
     name: Annotated[
         str | None, typer.Argument(help="The name of a file in presets/ without .yaml, such as digits.")
     ] = None,
-    images: Annotated[Path | None, typer.Option(help="Your images: a folder of pictures, or an .npy file.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Your images: a folder, a zip or Parquet of pictures, or an .npy file.")
+    ] = None,
     minutes: Annotated[
         float | None,
         typer.Option(

@@ -237,4 +237,5 @@ def observed(result: dict[str, Any], unit: str) -> Any:
     values = result["partial_unexpected_list"]
     if all(value is True for value in values):  # a flag needs no example
         return found
-    return f"{found}, such as {', '.join(list(dict.fromkeys(map(str, values)))[:5])}"
+    texts = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
+    return f"{found}, such as {', '.join(list(dict.fromkeys(texts))[:5])}"
