@@ -30,10 +30,10 @@ from typing import Any
 
 import torch
 
-from flows.commands.summary import table
 from flows.core.errors import UserError
 from flows.core.params import Params
 from flows.core.params_file import parse_params, read_preset
+from flows.core.tables import table
 
 PRESETS = Path(__file__).parents[1] / "presets"
 

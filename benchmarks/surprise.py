@@ -28,14 +28,14 @@ from scipy.stats import norm, rankdata
 
 from benchmarks import explained, new_parser, positive, show
 from flows import api
-from flows.commands.arguments import named_model
-from flows.commands.calibration import calibration_of
 from flows.core import layout
 from flows.core.model import TrainedModel
 from flows.evaluation.calibration import Calibration
 from flows.evaluation.surprise import Compared, compared
 from flows.images.grids import png, shown
 from flows.images.image_set import open_images, spread
+from flows.registry.calibration import calibration_of
+from flows.registry.project import Project
 from vdm.evaluation import evaluate
 
 BATCH = 200
@@ -116,8 +116,8 @@ def mnist(count: int) -> np.ndarray | None:
 
 def sets(chosen: argparse.Namespace) -> Row:
     """Return the figures of every set, and those of the p-values."""
-    model = named_model(chosen.model)
-    calibration, test = calibration_of(model), np.array(open_images(chosen.images)["test"])
+    model = Project().model(chosen.model)
+    calibration, test = calibration_of(Project(), model), np.array(open_images(chosen.images)["test"])
     order = np.random.default_rng(0).permutation(len(test))
     usual, changed, rng = test[order[: chosen.tested]], test[order[-chosen.count :]], np.random.default_rng(1)
     begin = time.perf_counter(), time.process_time()

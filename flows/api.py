@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from flows.commands.arguments import named_model
 from flows.compression.coding import coding_of, new_coding
 from flows.core.errors import Exit, UserError
 from flows.core.files import writing_folder
@@ -27,6 +26,7 @@ from flows.core.networks import remember
 from flows.evaluation.calibration import calibration_with
 from flows.evaluation.surprise import Compared, compared
 from flows.images.image_set import dtype_of
+from flows.registry.project import Project
 from flows.sampling.drawing import REPEATS
 from vdm import evaluation, sampling
 from vdm.classification import Classified, class_losses, classified_alone
@@ -54,7 +54,7 @@ def load(model: str | Path, device: str = "auto", *, network: nn.Module | None =
     """
     if network is not None:
         remember(network)
-    return named_model(str(model), device).vdm
+    return Project().model(str(model), device).vdm
 
 
 def save(model: VDM, folder: str | Path, *, overwrite: bool = False) -> None:
@@ -220,9 +220,9 @@ def surprise(model: VDM, images: np.ndarray, held_out: np.ndarray | None = None,
     if held_out is None and known.name == DescribedVDM.name:
         raise ValueError("this model is in memory alone; give `held_out`, images on which it was not trained")
     if held_out is None:
-        from flows.commands.calibration import calibration_of  # half a second, which other functions do not need
+        from flows.registry.calibration import calibration_of  # half a second, which other functions do not need
 
-        calibration = calibration_of(known)
+        calibration = calibration_of(Project(), known)
     else:
         require_images(held_out)
         kept: dict[str, Any] = {"data_sha256": None, "split": "validation", "held_out": True}

@@ -15,13 +15,12 @@ from PIL import Image
 from project import ROOT
 
 from flows.commands.arguments import override
-from flows.commands.calibration import calibration_of
-from flows.commands.reporting import results_of
 from flows.core.model import TrainedModel, open_model
 from flows.core.params_file import read_params
+from flows.registry.project import Project
 from flows.registry.versions import Version
 from flows.serving.application import Settings, application
-from flows.serving.champion import Following, Kept
+from flows.serving.champion import Following
 from flows.serving.line import Line
 from flows.serving.listening import open_socket, server_of
 
@@ -70,8 +69,7 @@ def serving(
     evaluate = override(params.evaluate, {"device": "cpu", "times_per_image": 4, "class_times": 2})
     sample = override(params.sample, {"device": "cpu", "num_timesteps": 3} | (sampling or {}))
     model = model or open_model(DIGITS, name="pretrained/digits_classes")
-    kept = Kept(results_of, calibration_of)
-    followed = Following(root, model, version, kept, sample, **{"follows": False, "share": False, **following})
+    followed = Following(Project(root), model, version, sample, **{"follows": False, "share": False, **following})
     line = Line(model.device)
     server = server_of(application(followed, Settings(evaluate, sample), line, password, names), line)
     with open_socket("127.0.0.1", 0) as at:

@@ -9,7 +9,7 @@ import httpx
 from pictures import noise
 from PIL import Image
 from plant import PORTS, is_free, wait_until
-from project import Project
+from project import Sandbox
 
 
 class Bucket:
@@ -44,7 +44,7 @@ class Bucket:
         self.process.terminate()
         self.process.wait(60)
 
-    def import_pictures(self, project: Project) -> None:
+    def import_pictures(self, project: Sandbox) -> None:
         """Import the pictures to data/pictures of a project, and make the bucket its DVC remote, too."""
         for name, path in (("storage", "vdm"), ("pictures", "pictures")):
             project.dvc("remote", "add", "--force", name, f"s3://bucket/{path}")

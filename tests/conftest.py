@@ -20,9 +20,10 @@ import torch
 from filelock import FileLock
 from pictures import noise
 from PIL import Image
-from project import IDENTITY, Project
+from project import IDENTITY, Sandbox
 from results import write_results
 
+from flows.registry.project import Project
 from flows.registry.versions import add_version
 from flows.report.results import Files
 from vdm.model import VDM
@@ -161,7 +162,7 @@ def files(tmp_path: Path, digits: np.ndarray) -> Files:
 
 
 @pytest.fixture(scope="session")
-def registry(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Project:
+def registry(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Sandbox:
     """Return a project with three versions, which are in its DVC remote, too.  Tests that change it must copy it.
 
     v1.0.0 is trained for 20 steps, v1.1.0 for 40, and v1.2.0 for 80 on another split of the data.
@@ -170,12 +171,12 @@ def registry(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Projec
     shared = own if worker_id == "master" else own.parent  # built once for all pytest processes; each gets a copy
     with FileLock(shared / "built.lock"):
         if not (shared / "built.whole").exists():
-            three_versions(Project(shared / "built"), shared / "remote")
+            three_versions(Sandbox(shared / "built"), shared / "remote")
             (shared / "built.whole").touch()
-    return Project.at(shared / "built").copy(own / "registry")
+    return Sandbox.at(shared / "built").copy(own / "registry")
 
 
-def three_versions(project: Project, remote: Path) -> None:
+def three_versions(project: Sandbox, remote: Path) -> None:
     """Train, commit, push and register the three versions."""
     for key, value in IDENTITY.items():
         project.git("config", f"user.{key.lower()}", value)
@@ -189,12 +190,12 @@ def three_versions(project: Project, remote: Path) -> None:
         project.git("add", "--all")
         project.git("commit", "--quiet", "--message=Reproduce")
         project.dvc("push")
-        add_version(project.folder, "HEAD", "Retrained")
+        add_version(Project(project.folder), "HEAD", "Retrained")
     project.git("repack", "-a", "-d", "--quiet")  # one file instead of 300, in every copy
 
 
 @pytest.fixture
-def copied(registry: Project, tmp_path: Path) -> Project:
+def copied(registry: Sandbox, tmp_path: Path) -> Sandbox:
     """Return a copy of the registry's project that the test may change."""
     return registry.copy(tmp_path / "project")
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from conftest import TINY
-from project import IDENTITY, ROOT, Project
+from project import IDENTITY, ROOT, Sandbox
 
 from flows.core import layout
 from flows.core.files import file_sha256
@@ -18,8 +18,9 @@ from flows.core.model import save_model
 from flows.evaluation.results import Comparison, ModelFigures
 from flows.images.image_set import open_images, save_images
 from flows.registry.evidence import PROMOTE, REFUSE, Evidence
-from flows.registry.git import registry_lock
-from flows.registry.versions import CHAMPION, REFUSED, Version, assign, open_registry
+from flows.registry.project import Project
+from flows.registry.versions import Version, assign
+from flows.repository.tags import CHAMPION, REFUSED
 from vdm.model import VDM
 
 METRICS = str(layout.METRICS)
@@ -71,7 +72,7 @@ class Forge:
         """Set the paths to those below `folder`."""
         self.folder = folder
         self.root = folder / "project"
-        self.project = Project.at(self.root)
+        self.project = Sandbox.at(self.root)
         self.git, self.vdmctl = self.project.git, self.project.vdmctl
         self.cache, self.remote = self.root / ".dvc/cache", folder / "store"
         self.files = folder / "files"
@@ -160,9 +161,14 @@ class Forge:
         self.git("tag", "--annotate", f"--message=Version {number}", f"vdm@{number}", made)
         return f"vdm@{number}"
 
+    @property
+    def opened(self) -> Project:
+        """The project, as the product opens it."""
+        return Project(self.root)
+
     def resolve(self, reference: str) -> Version:
         """Return a version by its name, or the champion."""
-        return open_registry(self.root).resolve(reference)
+        return self.opened.registry.resolve(reference)
 
     def damage(self, digest: str) -> None:
         """Change the last byte of an object in DVC's cache."""
@@ -193,30 +199,30 @@ def comparison(
     )
 
 
-def crown(project: Project, *references: str) -> None:
+def crown(project: Sandbox, *references: str) -> None:
     """Make the versions champion one after the other."""
     for reference in references:
-        with registry_lock(project.folder):
+        with Project(project.folder).registry_lock():
             message = Evidence(decision=PROMOTE, reason="better", challenger=reference).message("Promote")
-            registry = open_registry(project.folder)
+            registry = Project(project.folder).registry
             assign(registry, CHAMPION, registry.resolve(reference), message)
 
 
-def refuse(project: Project, *references: str, reason: str = "worse") -> None:
+def refuse(project: Sandbox, *references: str, reason: str = "worse") -> None:
     """Refuse the versions."""
     for reference in references:
-        with registry_lock(project.folder):
+        with Project(project.folder).registry_lock():
             message = Evidence(decision=REFUSE, reason=reason, challenger=reference).message("Refuse")
-            registry = open_registry(project.folder)
+            registry = Project(project.folder).registry
             assign(registry, REFUSED, registry.resolve(reference), message)
 
 
-def champion(project: Project) -> str:
+def champion(project: Sandbox) -> str:
     """Return the name of the champion."""
-    return open_registry(project.folder).resolve("champion").name
+    return Project(project.folder).registry.resolve("champion").name
 
 
-def history(project: Project) -> list[str]:
+def history(project: Sandbox) -> list[str]:
     """Return the versions that the champion's tags name, oldest first, without the code under test."""
     names = project.git("tag", "--list", "vdm#champion*", "--sort=version:refname").split()
     return [project.git("tag", "--list", "vdm@*", "--points-at", f"{name}^{{commit}}").strip() for name in names]

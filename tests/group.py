@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from interrupted import remove_finished
-from project import Project
+from project import Sandbox
 
 PARAMS = {
     "num_devices: 1": "num_devices: 2",
@@ -17,16 +17,16 @@ PARAMS = {
 }
 
 
-def prepare(folder: Path) -> Project:
+def prepare(folder: Path) -> Sandbox:
     """Return a project with validated images, set up to train with two processes."""
-    project = Project(folder)
+    project = Sandbox(folder)
     project.edit("params.yaml", **PARAMS)
     for stage in ("download", "validate"):
         assert project.vdmctl(stage).returncode == 0
     return project
 
 
-def train_undisturbed(project: Project) -> bytes:
+def train_undisturbed(project: Sandbox) -> bytes:
     """Return the weights of a run that nothing interrupts."""
     result = project.new_vdmctl("train")
     assert result.returncode == 0, result.stderr
@@ -35,16 +35,16 @@ def train_undisturbed(project: Project) -> bytes:
     return weights(project)
 
 
-def curves(project: Project) -> list[dict[str, float]]:
+def curves(project: Sandbox) -> list[dict[str, float]]:
     with (project.folder / "reports/training/curves.csv").open() as file:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
-def weights(project: Project) -> bytes:
+def weights(project: Sandbox) -> bytes:
     return (project.folder / "models/trained/weights.safetensors").read_bytes()
 
 
-def start(project: Project, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+def start(project: Sandbox, *arguments: str, **environment: str) -> subprocess.Popen[str]:
     """Start a training, which may continue from the states of an unfinished one."""
     remove_finished(project)
     command = [sys.executable, *(arguments or ("-m", "flows.cli", "train"))]
@@ -61,7 +61,7 @@ def workers(process: subprocess.Popen[str]) -> list[int]:
     return sorted(int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes())
 
 
-def continued(project: Project, process: subprocess.Popen[str], undisturbed: bytes) -> str:
+def continued(project: Sandbox, process: subprocess.Popen[str], undisturbed: bytes) -> str:
     """Wait for the end of a run that continues from a saved state, and return what it printed.
 
     Its log and weights are those of a run in one go.

@@ -6,7 +6,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from project import Project
+from project import Sandbox
 
 from flows.core.errors import Exit
 
@@ -17,24 +17,24 @@ SLOW = {
 }
 
 
-def states(project: Project) -> list[Path]:
+def states(project: Sandbox) -> list[Path]:
     """Return the saved states of all runs."""
     return sorted((project.folder / ".vdm" / "runs").glob("*/step-*.state"))
 
 
-def remove_finished(project: Project) -> None:
+def remove_finished(project: Sandbox) -> None:
     """Remove the last model, and the states of finished runs, which a run with the same parameters would continue."""
     shutil.rmtree(project.folder / "models" / "trained", ignore_errors=True)
     for path in (project.folder / ".vdm" / "runs").glob("*/model_sha256"):
         shutil.rmtree(path.parent)
 
 
-def has_state(project: Project, step: int) -> bool:
+def has_state(project: Sandbox, step: int) -> bool:
     """Whether a state at or after the step is on disk."""
     return any(int(path.stem.removeprefix("step-")) >= step for path in states(project))
 
 
-def wait_for_step(project: Project, process: subprocess.Popen[str], step: int) -> None:
+def wait_for_step(project: Sandbox, process: subprocess.Popen[str], step: int) -> None:
     """Wait until the process has saved a state at or after the step."""
     while not has_state(project, step):
         assert process.poll() is None, process.stderr and process.stderr.read()

@@ -18,7 +18,7 @@ import psutil
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun
-from project import Project
+from project import Sandbox
 
 from flows.orchestration.runs import engines
 
@@ -43,7 +43,7 @@ class Plant:
     """A project with a bare git remote and a DVC remote, served by `vdmctl serve`."""
 
     def __init__(self, folder: Path, **environment: str) -> None:
-        self.project = Project(folder / "project")
+        self.project = Sandbox(folder / "project")
         self.remote = folder / "remote.git"
         self.project.git("init", "--quiet", "--bare", str(self.remote))
         self.project.git("remote", "add", "origin", str(self.remote))

@@ -43,7 +43,7 @@ TINY_PARAMS = {
 }
 
 
-class Project:
+class Sandbox:
     """A git repository with this project's files, and parameters with which training takes a second."""
 
     def __init__(self, folder: Path) -> None:
@@ -67,16 +67,16 @@ class Project:
         self.git("commit", "--quiet", "--message=Start")
 
     @classmethod
-    def at(cls, folder: Path) -> "Project":
+    def at(cls, folder: Path) -> "Sandbox":
         """Return the project that already exists in the folder."""
         project = object.__new__(cls)
         project.folder = folder
         return project
 
-    def copy(self, folder: Path) -> "Project":
+    def copy(self, folder: Path) -> "Sandbox":
         """Copy the repository and its cache to another folder, without `.vdm`; return the copy."""
         shutil.copytree(self.folder, folder, symlinks=True, ignore=shutil.ignore_patterns(".vdm"))
-        return Project.at(folder)
+        return Sandbox.at(folder)
 
     def edit(self, name: str, **replacements: str) -> None:
         """Replace texts in a file; each must be there."""
@@ -194,7 +194,7 @@ def session(leader: int) -> list[psutil.Process]:
     return found
 
 
-def cached(project: Project, output: str, place: str, version: str) -> Path:
+def cached(project: Sandbox, output: str, place: str, version: str) -> Path:
     """Return the path in the cache of a file of an output ('': its listing), without the code under test."""
     lock = YAML(typ="safe").load(project.git("show", f"vdm@{version}:dvc.lock"))
     outs = [out for stage in lock["stages"].values() for out in stage["outs"] if out["path"] == output]
@@ -206,7 +206,7 @@ def cached(project: Project, output: str, place: str, version: str) -> Path:
     return folder / md5[:2] / md5[2:]
 
 
-def metrics_at(project: Project, commit: str) -> dict[str, float]:
+def metrics_at(project: Sandbox, commit: str) -> dict[str, float]:
     """Return the metrics of the test images at a commit."""
     return json.loads(project.git("show", f"{commit}:reports/evaluation/metrics.json"))  # type: ignore[no-any-return]
 

@@ -1,21 +1,15 @@
-"""What commands share: the folder, MODEL, --json, params.yaml, and options that replace its parameters."""
+"""What commands share: the project, MODEL, --json, and options that replace parameters."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from flows.core import layout
 from flows.core.errors import Exit, UserError
 
 if TYPE_CHECKING:
-    from flows.contract.findings import Verdict
-    from flows.core.model import TrainedModel
-    from flows.core.params import Params, Section
-    from flows.registry.versions import Version
+    from flows.core.params import Section
+    from flows.registry.project import Project
 
-ROOT = Path()
-"""The project: the current folder."""
 MODEL_HELP = "A model folder, a version (vdm@v1.2.0) or `champion`."
 ModelArgument = Annotated[str | None, typer.Argument(help=MODEL_HELP, show_default="models/vdm")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace outputs that exist.")]
@@ -28,11 +22,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on s
 SectionType = TypeVar("SectionType", bound="Section")
 
 
-def parameters() -> "Params":
-    """Return params.yaml of the current folder.  Raises UserError (exit 2) that names file and key."""
-    from flows.core.params_file import read_params  # 0.1 s, which `--help` does not need
+def project() -> "Project":
+    """Return the project in the current folder."""
+    from flows.registry.project import Project  # 0.1 s, which `--help` does not need
 
-    return read_params(layout.PARAMS)
+    return Project()
 
 
 def override(section: SectionType, values: dict[str, Any]) -> SectionType:
@@ -56,48 +50,3 @@ def override(section: SectionType, values: dict[str, Any]) -> SectionType:
             other = {"Evaluate": "ode", "Ode": "vlb"}.get(type(section).__name__)
             raise UserError(f"{option} needs --protocol {other}", Exit.USAGE) from error
         raise UserError(f"{option}{explain(first)}", Exit.USAGE) from error
-
-
-def verdict() -> "Verdict":
-    """Return what the contract found of data/images.  Raises UserError (exit 5) before `vdmctl validate`."""
-    from flows.contract.findings import Verdict
-    from flows.core.documents import read
-
-    return read(Verdict, layout.VALIDATION, "run `vdmctl validate`")
-
-
-def version_of(model: str) -> "Version | None":
-    """Return the version that the text names, as `champion` does; None for the path of a folder, as `./champion`."""
-    from flows.registry.versions import REFERENCE, open_registry
-
-    return open_registry(ROOT).resolve(model) if REFERENCE.fullmatch(model) else None
-
-
-def named_model(model: str | None, device: str = "cpu") -> "TrainedModel":
-    """Return the model that the text names, by default models/vdm, opened on the device.  A version is fetched.
-
-    Raises UserError: exit 5 if the folder or the version is missing or damaged, 2 for a device that is missing.
-    """
-    from flows.core.device import find_device  # torch takes a second
-    from flows.core.model import open_model
-
-    return open_model(model_folder(model), find_device(device), model)
-
-
-def model_folder(model: str | None) -> Path:
-    """Return the folder of a model, by default models/vdm.  A version is fetched.
-
-    Raises UserError (exit 5) if the folder or the version is missing.
-    """
-    if model is None:
-        if not layout.REGISTERED.is_dir():
-            raise UserError(f"{layout.REGISTERED}: no model yet; `dvc repro` trains one", Exit.MISSING)
-        return layout.REGISTERED
-    if version := version_of(model):
-        from flows.registry.storage import fetch
-
-        return fetch(ROOT, version)
-    if not Path(model).is_dir():
-        reason = "no such folder, and not a version such as vdm@v1.2.0, nor `champion`"
-        raise UserError(f"{model}: {reason}; `vdmctl models` lists the versions", Exit.MISSING)
-    return Path(model)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.arguments import ROOT, AsJson, FitOption, ForceOption, ModelArgument, named_model
+from flows.commands.arguments import AsJson, FitOption, ForceOption, ModelArgument, project
 from flows.compression.batches import MOST_BATCH, MOST_TIMESTEPS
 from flows.process.streams import say_result
 from vdm.choices import Split
@@ -58,10 +58,10 @@ def compress(
     from flows.core.files import require_replaceable
     from flows.evaluation.results import with_error
     from flows.images.given import open_given
-    from flows.registry.lock_file import require_no_outputs
+    from flows.repository.lock_file import require_no_outputs
 
-    require_no_outputs(ROOT, out)
-    coder = named_model(model, device)
+    require_no_outputs(project(), out)
+    coder = project().model(model, device)
     require_replaceable(out, images, coder.folder, force=force)
     options = {"num_timesteps": num_timesteps, "batch_size": batch_size}
     with open_given(images, split, coder, transformed=False, fit=fit) as to_compress:
@@ -95,10 +95,10 @@ def decompress(
     from flows.commands.summary import counted
     from flows.compression.files import WRITTEN, decompress
     from flows.core.files import require_replaceable
-    from flows.registry.lock_file import require_no_outputs
+    from flows.repository.lock_file import require_no_outputs
 
-    require_no_outputs(ROOT, out)
-    coder = named_model(model, device)
+    require_no_outputs(project(), out)
+    coder = project().model(model, device)
     require_replaceable(out, file, coder.folder, force=force, names=WRITTEN)
     done = decompress(file, coder, out)
     say_result(done.model_dump(), f"{counted(done.num_images, 'image')} in {done.out}", as_json)

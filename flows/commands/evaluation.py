@@ -8,18 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from flows.commands.arguments import (
-    MODEL_HELP,
-    ROOT,
-    AsJson,
-    FitOption,
-    ForceOption,
-    ModelArgument,
-    named_model,
-    override,
-    parameters,
-    version_of,
-)
+from flows.commands.arguments import MODEL_HELP, AsJson, FitOption, ForceOption, ModelArgument, override, project
 from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.core.files import require_replaceable
@@ -102,12 +91,12 @@ def evaluate(
 
     A model with classes is evaluated given the images' classes and without them, and images are classified by it.
     """
-    params = parameters()
+    params = project().params
     from flows.commands.summary import show, summary
     from flows.evaluation.bound import evaluate
     from flows.evaluation.ode import ode
     from flows.images.given import open_given
-    from flows.registry.lock_file import require_no_outputs
+    from flows.repository.lock_file import require_no_outputs
 
     options = {
         "times_per_image": times_per_image,
@@ -120,7 +109,7 @@ def evaluate(
     }
     chosen = {name: value for name, value in options.items() if value is not None}
     if out:
-        require_no_outputs(ROOT, out)
+        require_no_outputs(project(), out)
     if protocol == "ode":
         if num_timesteps or out:
             raise UserError("--num-timesteps and --out need --protocol vlb", Exit.USAGE)
@@ -128,7 +117,7 @@ def evaluate(
         num_images = of_ode.num_images
     if fit and images is None:
         raise UserError("--fit is for pictures; name them with --images", Exit.USAGE)
-    evaluated = named_model(model)
+    evaluated = project().model(model)
     given_images = images and open_given(images, split, evaluated, num_images, fit=fit)
     with given_images or nullcontext(images_for(split or "test", model, most=num_images)) as to_evaluate:
         if protocol == "ode":
@@ -189,13 +178,13 @@ def classify(
     The margin is the difference of the two highest log-likelihoods, in nats, with its standard error over times and
     noise, which are the same for all classes. All classes are equally likely at first.
     """
-    settings = override(parameters().evaluate, {"class_times": times} if times else {})
-    from flows.commands.summary import table
+    settings = override(project().params.evaluate, {"class_times": times} if times else {})
+    from flows.core.tables import table
     from flows.evaluation.classes import classify
     from flows.evaluation.results import with_error
     from flows.images.given import open_given
 
-    classifier = named_model(model)
+    classifier = project().model(model)
     with open_given(images, split, classifier, fit=fit) as to_classify:
         found = classify(settings, classifier, to_classify, until_sure=until_sure)
     columns = {
@@ -231,20 +220,20 @@ def surprise(
     which `vdmctl evaluate` kept. p is the share of these that are at least as odd: of images like them, one in a
     hundred has p <= 0.01. docs/surprise.md says what this finds, and what it does not.
     """
-    settings = parameters().evaluate
-    from flows.commands.calibration import calibration_of, seen_by
+    settings = project().params.evaluate
     from flows.commands.summary import of_surprise
     from flows.evaluation.surprise import surprise
     from flows.images.given import open_given
-    from flows.registry.lock_file import require_no_outputs
+    from flows.registry.calibration import calibration_of, seen_by
     from flows.report.odd import write_odd
+    from flows.repository.lock_file import require_no_outputs
 
     if out:
-        require_no_outputs(ROOT, out)
+        require_no_outputs(project(), out)
         if out.suffix not in (".csv", ".html"):
             raise UserError(f"--out {out} must end in .csv or .html", Exit.USAGE)
         require_replaceable(out, images, force=force)
-    compared = named_model(model)
+    compared = project().model(model)
     if labels:
         if out:
             raise UserError("--labels prints, and writes no --out", Exit.USAGE)
@@ -255,9 +244,9 @@ def surprise(
             labelled = unlikely_labels(settings, compared, chosen)
         say_result(labelled.model_dump(), of_labels(labelled), as_json)
         return
-    calibration = calibration_of(compared)
+    calibration = calibration_of(project(), compared)
     with open_given(images, split, compared, num_images, fit=fit) as chosen:
-        found = surprise(settings, compared, chosen, calibration, seen_by(compared, chosen.set, calibration))
+        found = surprise(settings, compared, chosen, calibration, seen_by(project(), compared, chosen.set, calibration))
         if out:
             write_odd(found, chosen, out)
     say_result(found.model_dump(), of_surprise(found), as_json)
@@ -280,13 +269,13 @@ def compare(
     """
     if not 0 < confidence < 1:
         raise UserError(f"--confidence must lie between 0 and 1, got {confidence}", Exit.USAGE)
-    settings = override(parameters().evaluate, {"given": given} if given else {})
+    settings = override(project().params.evaluate, {"given": given} if given else {})
     from flows.commands.summary import show
     from flows.evaluation.bound import compare
     from flows.evaluation.results import common_figures
     from flows.images.image_set import Chosen, open_images
 
-    models = named_model(first), named_model(second)
+    models = project().model(first), project().model(second)
     chosen = Chosen(open_images(images), split) if images else images_for(split, first, second)
     samples = common_figures(*map(sample_metrics, models))
     compared = compare(settings, *models, chosen, confidence=confidence)
@@ -301,7 +290,7 @@ def sample_metrics(model: "TrainedModel") -> "SampleMetrics | None":
     from flows.core.documents import read
     from flows.evaluation.results import SampleMetrics
 
-    if version := version_of(model.name):
+    if version := project().version(model.name):
         return version.samples
     if not layout.SAMPLE_METRICS.exists():
         return None
@@ -316,11 +305,11 @@ def images_for(split: Split, *models: str | None, most: int | None = None) -> "C
     """
     from flows.images.image_set import Chosen, open_images
 
-    versions = [version for model in models if model and (version := version_of(model))]
+    versions = [version for model in models if model and (version := project().version(model))]
     if versions and not layout.IMAGES.exists():
-        from flows.registry.storage import fetch_images
+        from flows.registry.fetching import fetch_images
 
-        images = fetch_images(ROOT, versions[-1])
+        images = fetch_images(project(), versions[-1])
     else:
         images = open_images(layout.IMAGES)
     for version in versions:
@@ -348,9 +337,9 @@ def import_checkpoint(
     force: ForceOption = False,
 ) -> None:
     """Convert another implementation's checkpoint to a model folder for `vdmctl evaluate`."""
-    from flows.registry.lock_file import require_no_outputs
+    from flows.repository.lock_file import require_no_outputs
 
-    require_no_outputs(ROOT, out)
+    require_no_outputs(project(), out)
     if out.exists() and not force:
         raise UserError(f"{out} exists; name another folder, or replace it with --force", Exit.USAGE)
     if min(image_size) < 1:
@@ -384,15 +373,15 @@ def export(
     """
     if out.exists():
         raise UserError(f"{out} exists; name another folder, or remove it first", Exit.USAGE)
-    from flows.commands.calibration import calibration_of
     from flows.evaluation.exporting import export
-    from flows.registry.lock_file import require_no_outputs
+    from flows.registry.calibration import calibration_of
+    from flows.repository.lock_file import require_no_outputs
 
-    require_no_outputs(ROOT, out)
-    exported = named_model(model)
+    require_no_outputs(project(), out)
+    exported = project().model(model)
     metrics, calibration = metrics_of(exported), None
     with suppress(UserError):  # there is none of an older model
-        calibration = calibration_of(exported)
+        calibration = calibration_of(project(), exported)
     stated = export(exported, metrics, out, calibration=calibration, licence=licence)
     if not metrics:
         log.warning("the card has no figures, since no evaluation of this model is known")
@@ -407,7 +396,7 @@ def metrics_of(model: "TrainedModel") -> "Metrics | None":
     from flows.core.documents import read
     from flows.evaluation.results import Metrics
 
-    if version := version_of(model.name):
+    if version := project().version(model.name):
         return version.metrics if version.metrics.model_sha256 == model.sha256 else None
     for path in (model.folder / layout.METRICS.relative_to(layout.REPORTS), layout.METRICS):
         if path.exists() and (found := read(Metrics, path)).model_sha256 == model.sha256:

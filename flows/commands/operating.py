@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.commands.arguments import ROOT, AsJson
+from flows.commands.arguments import AsJson, project
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.process.streams import say_result
 
@@ -78,10 +78,11 @@ def status(
     device; the apps and what they serve; the worktrees of runs; the champion; and the disk usage. The last lines say
     what is wrong and what to do.
     """
-    from flows.commands.summary import counted, table
+    from flows.commands.summary import counted
+    from flows.core.tables import table
     from flows.orchestration.status import status
 
-    found = status(ROOT)
+    found = status(project())
     if verify and found["registry"].get("champion"):
         found["problems"] += champion_problems()
     say_result(found, table(("what", "state"), list(rows(found))), as_json)
@@ -92,11 +93,11 @@ def status(
 def champion_problems() -> list[str]:
     """Return the checks of the champion that fail, or why it cannot be checked."""
     from flows.registry.verification import verify
-    from flows.registry.versions import CHAMPION, open_registry
+    from flows.repository.tags import CHAMPION
 
     try:
-        reigning = open_registry(ROOT).resolve(CHAMPION)
-        checks = verify(ROOT, reigning)
+        reigning = project().registry.resolve(CHAMPION)
+        checks = verify(project(), reigning)
     except NetworkError as error:
         return [f"the champion cannot be verified now: {error}"]
     except UserError as error:
@@ -133,6 +134,7 @@ def rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "versions", f"{registry['versions']}, champion {registry['champion'] or 'none'}{figure}"
     if "problem" not in found["images"]:
         yield "images", images_now(found["images"])
+        yield "next run", found["images"]["due"]
     for kind, size in found["disk_bytes"].items():
         if size:
             yield "disk", f"{kind.replace('_', ' ')}: {size / 1e6:,.1f} MB"
@@ -177,10 +179,10 @@ def prune(
     and training states that are 14 days old. On remotes it removes nothing, and a version that origin or the DVC remote
     lacks stays.
     """
-    from flows.commands.summary import table
+    from flows.core.tables import table
     from flows.orchestration.pruning import prune
 
-    found = prune(ROOT, keep=keep, dry_run=dry_run)
+    found = prune(project(), keep=keep, dry_run=dry_run)
     header = ("what", "would be removed" if dry_run else "removed", "MB")
     say_result(found, table(header, list(removals(found))), as_json)
 

@@ -7,20 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.commands.arguments import (
-    MODEL_HELP,
-    ROOT,
-    AsJson,
-    ForceOption,
-    named_model,
-    parameters,
-    verdict,
-    version_of,
-)
+from flows.commands.arguments import MODEL_HELP, AsJson, ForceOption, project
 from flows.core import layout
 from flows.core.errors import Exit, UserError, brief
 from flows.core.escaping import visible
-from flows.core.files import scratch_folder, writing
+from flows.core.files import scratch_folder, write_whole, writing
 from flows.process.inputs import content
 from flows.process.streams import say, say_json, say_on_stderr, say_result
 
@@ -45,7 +36,7 @@ def download() -> None:
     """Download or read the image set that `data:` names, check its checksums, and write data/images."""
     from flows.images.download import download
 
-    download(parameters().data, out=layout.IMAGES, downloads=kept(layout.DOWNLOADS))
+    download(project().params.data, out=layout.IMAGES, downloads=kept(layout.DOWNLOADS))
 
 
 @commands.command()
@@ -62,7 +53,7 @@ def validate(
     A folder of images at PATH is read with the transforms of `data:`, an image set as it is. Nothing is written unless
     --out names a folder.
     """
-    params = parameters()
+    params = project().params
     if path is None:
         from flows.contract.drift import read_reference
         from flows.contract.inspection import validate
@@ -99,9 +90,9 @@ def validate(
 def require_apart(out: Path, path: Path, reference: Path | None) -> None:
     """Raise UserError (exit 2) if a report in the folder `out` would be among the images, or replace what is needed."""
     from flows.core.files import contains
-    from flows.registry.lock_file import require_no_outputs
+    from flows.repository.lock_file import require_no_outputs
 
-    require_no_outputs(ROOT, out)
+    require_no_outputs(project(), out)
     if contains(path, out):
         raise UserError(f"--out {out} lies in {path}, whose pictures are images of the set", Exit.USAGE)
     if reference and contains(out, reference):
@@ -111,12 +102,12 @@ def require_apart(out: Path, path: Path, reference: Path | None) -> None:
 @commands.command()
 def train() -> None:
     """Train a model with the parameters `model:` and `train:`; write models/trained and reports/training."""
-    params = parameters()
+    params = project().params
     from flows.images.image_set import open_images
     from flows.training.fitting import train
 
     paths = {"out": layout.TRAINED, "curves": layout.CURVES, "runs": kept(layout.STATES)}
-    checked, start = verdict(), model_to_start_from(params.train.start_from)
+    checked, start = project().verdict, model_to_start_from(params.train.start_from)
     train(params.model, params.train, open_images(layout.IMAGES), checked, **paths, start=start)
 
 
@@ -129,18 +120,18 @@ def model_to_start_from(name: str | None) -> "TrainedModel | None":
     if name is None:
         return None
     from flows.core.params import CHAMPION
-    from flows.registry.lock_file import output_at
+    from flows.repository.lock_file import output_at
 
     where = "train.start_from"
     if "#" in name or name == CHAMPION:
         advice = "`champion` is for runs of `vdmctl serve`; name a version, as `vdmctl models` lists them"
         raise UserError(f"{where}: {name}: {advice}", Exit.USAGE)
     try:
-        version = version_of(name)
-        if not version and (output := output_at(ROOT, Path(name))):
+        version = project().version(name)
+        if not version and (output := output_at(project(), Path(name))):
             reason = f"{output} is an output of the pipeline, which training replaces"
             raise UserError(f"{name}: {reason}; name a version or a copy", Exit.USAGE)
-        return named_model(version.name if version else name)
+        return project().model(version.name if version else name)
     except UserError as error:
         raise type(error)(f"{where}: {error}", error.code) from error
 
@@ -148,7 +139,7 @@ def model_to_start_from(name: str | None) -> "TrainedModel | None":
 @commands.command()
 def register() -> None:
     """Write models/vdm: the trained model with its model card."""
-    params = parameters()
+    params = project().params
     from flows.core.model import open_model
     from flows.images.image_set import open_images
     from flows.training.card import register
@@ -156,7 +147,9 @@ def register() -> None:
 
     sections = params.data, params.model, params.train
     trained = open_model(layout.TRAINED)
-    register(*sections, trained, open_images(layout.IMAGES), verdict(), curves=layout.CURVES, out=layout.REGISTERED)
+    register(
+        *sections, trained, open_images(layout.IMAGES), project().verdict, curves=layout.CURVES, out=layout.REGISTERED
+    )
     forget(kept(layout.STATES), trained.sha256)
 
 
@@ -183,10 +176,39 @@ def report(
         return
     if as_json:
         raise UserError("--json prints the metrics, and belongs to `vdmctl report` without --out", Exit.USAGE)
-    from flows.commands.reporting import write_page
-
-    write_page([model for model in (first, second) if model], out, force=force)
+    models = [model for model in (first, second) if model]
+    if not models and out == layout.PAGE:
+        run_report()
+    else:
+        write_page(models, out, force=force)
     say(f"report: {out}")
+
+
+def run_report() -> None:
+    """Run the stage, which replaces its output and its charts."""
+    from flows.registry.results import OUTPUTS
+    from flows.report.origin import origin_here
+    from flows.report.page import report
+    from flows.report.results import opened_images, opened_model
+
+    origin, model = origin_here(layout.REGISTERED, project().shown_params), opened_model(layout.REGISTERED)
+    report(origin, OUTPUTS, opened_images(layout.IMAGES), model, out=layout.PAGE, pictures=layout.PICTURES)
+
+
+def write_page(models: list[str], out: Path, *, force: bool) -> None:
+    """Write the page about the project's outputs, about one model, or about two.
+
+    Raises UserError: exit 2 if the file exists and `force` is not set, or if it lies in an output of the pipeline, 5 if
+    results are missing or damaged; OSError that names `out`.
+    """
+    from flows.report.page import page
+    from flows.repository.lock_file import require_no_outputs
+
+    require_no_outputs(project(), out)
+    if out.exists() and not force:
+        raise UserError(f"{out} exists; --force overwrites it", Exit.USAGE)
+    found = [project().results(name) for name in models] or [project().results()]
+    write_whole(out, page(*found).html)
 
 
 def print_results(as_json: bool) -> None:
@@ -194,8 +216,6 @@ def print_results(as_json: bool) -> None:
 
     If the outputs cannot be compared with a commit, print why on stderr.
     """
-    from dvc.exceptions import DvcException
-
     from flows.commands.summary import summary
     from flows.core.documents import read
     from flows.evaluation.results import BoundMetrics
@@ -204,8 +224,8 @@ def print_results(as_json: bool) -> None:
     metrics = read(BoundMetrics, layout.METRICS, "run `dvc repro`")
     compared = None
     try:
-        compared = reproduction(ROOT)
-    except (DvcException, OSError, UserError) as error:
+        compared = reproduction(project())
+    except (OSError, UserError) as error:
         say_on_stderr(f"the outputs are not compared with those of a commit: {brief(error)}")
     lines = [summary(metrics)]
     docs = layout.DATA_DOCS / "index.html"  # which a stage that was restored does not write

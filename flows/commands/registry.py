@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.commands.arguments import ROOT, AsJson, parameters
+from flows.commands.arguments import AsJson, project
 from flows.core.errors import Exit, UserError
 from flows.process.streams import say, say_json, say_result
 
@@ -27,14 +27,14 @@ def models(as_json: AsJson = False) -> None:
     Bits/dim are those of the test images, and in brackets of the validation images. The distance of the samples is fid,
     or else fd_<8 hex>, and in brackets that of held-out images. 0 is best.
     """
-    from flows.commands.summary import table
-    from flows.registry.versions import no_version, open_registry
+    from flows.core.tables import table
+    from flows.registry.versions import no_version
 
-    rows = [row_of(version) for version in open_registry(ROOT).versions]
+    rows = [row_of(version) for version in project().registry.versions]
     if as_json:
         say_json({"versions": rows})
     elif not rows:
-        say(no_version(ROOT))
+        say(no_version(project()))
     else:
         bpd = "bits/dim (validation)"
         header = ("version", "stage", bpd, "images", "from", "samples (held-out)", "data", "commit", "created")
@@ -62,21 +62,19 @@ def lineage(
         show_having(image, as_json)
         return
     from flows.core import bounded_yaml
-    from flows.registry.lock_file import lineage
-    from flows.registry.versions import open_registry
+    from flows.registry.lineage import lineage
 
-    registry = open_registry(ROOT)
+    registry = project().registry
     found = lineage(registry, registry.resolve(str(model))).as_json()
     say_result(found, bounded_yaml.dump(found).rstrip(), as_json)  # YAML is easier to read
 
 
 def show_having(image: Path, as_json: bool) -> None:
     """Print the versions that have a picture, or a model that was trained on it in their line."""
-    from flows.commands.summary import table
+    from flows.core.tables import table
     from flows.registry.images import having, pictures_in
-    from flows.registry.versions import open_registry
 
-    registry = open_registry(ROOT)
+    registry = project().registry
     wanted, others = pictures_in(image)
     for name, reason in others.items():
         log.warning("%s can be no image of a version: %s", name, reason)
@@ -101,12 +99,11 @@ def show_having(image: Path, as_json: bool) -> None:
 @commands.command()
 def verify(model: VersionArgument, as_json: AsJson = False) -> None:
     """Recompute every digest of a version: code, parameters, outputs, model, images; exit 5 if one differs."""
-    from flows.commands.summary import table
+    from flows.core.tables import table
     from flows.registry.verification import verify
-    from flows.registry.versions import open_registry
 
-    version = open_registry(ROOT).resolve(model)
-    checks = verify(ROOT, version)
+    version = project().registry.resolve(model)
+    checks = verify(project(), version)
     problems = [check for check in checks if check.problem]
     text = f"{version.name}: all {len(checks)} digests agree"
     if problems:
@@ -131,16 +128,15 @@ def promote(
     must show an improvement of more than promote.min_improvement_bpd.  If there is no champion, a version with correct
     digests and finite bits/dim becomes the champion.
     """
-    from flows.registry.versions import open_registry
 
-    params = parameters()
-    registry = open_registry(ROOT)
+    params = project().params
+    registry = project().registry
     version = registry.resolve(model) if model else registry.newest()
     from flows.registry.promotion import challenge, promote
 
     evidence = challenge(registry, version, settings=params.evaluate, rule=params.promote)
     try:
-        evidence = evidence.model_copy(update={"tag": promote(ROOT, evidence)})
+        evidence = evidence.model_copy(update={"tag": promote(project(), evidence)})
     finally:
         if as_json:
             say_json(evidence.model_dump(exclude_unset=True))
@@ -153,7 +149,7 @@ def rollback(as_json: AsJson = False) -> None:
     """Make the previous champion the champion again; this adds a tag and removes none."""
     from flows.registry.promotion import rollback
 
-    done = rollback(ROOT)
+    done = rollback(project())
     say_result(done.model_dump(exclude_unset=True), f"{done.tag}: {done.reason}", as_json)
 
 

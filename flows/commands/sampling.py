@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.commands.arguments import MODEL_HELP, ROOT, AsJson, ForceOption, named_model, override, parameters, verdict
+from flows.commands.arguments import MODEL_HELP, AsJson, ForceOption, override, project
 from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.process.streams import say_result
@@ -59,7 +59,7 @@ def sample(
     --known and --mask fill in a picture, ten times slower: an approximation, for which the model was not trained. A
     grid then begins with the picture and the mask.
     """
-    params = parameters()
+    params = project().params
     options: dict[str, Any] = {"num_images": num_images, "num_timesteps": steps, "seed": seed, "device": device}
     options |= {"guidance": guidance} | (SOLVERS[sampler] if sampler else {})
     if sampler and known:
@@ -77,15 +77,15 @@ def sample(
         sample(params.sample, params.quality, *opened, layout.SAMPLES.parent)
         return
     from flows.commands.summary import counted
-    from flows.registry.lock_file import require_no_outputs
+    from flows.repository.lock_file import require_no_outputs
     from flows.sampling.request import Request, answer
 
     for place in filter(None, (out, film)):
-        require_no_outputs(ROOT, place)
+        require_no_outputs(project(), place)
     settings = override(params.sample, {"num_images": DRAWN} | given)
     places = {"film": film, "known": known, "mask": mask}
     done = answer(
-        Request(named_model(model, settings.device), settings, out or OUT, **places, force=force, classes=classes)
+        Request(project().model(model, settings.device), settings, out or OUT, **places, force=force, classes=classes)
     )
     text = f"{counted(done['num_images'], 'image')} in {done['out']}" + (f", their film in {film}" if film else "")
     say_result(done, text, as_json)
@@ -94,8 +94,8 @@ def sample(
 @commands.command()
 def features() -> None:
     """Train the classifier whose features compare images (parameters `features:`), and write models/features."""
-    params = parameters()
+    params = project().params
     from flows.images.image_set import open_images
     from flows.sampling.features import features
 
-    features(params.features, open_images(layout.IMAGES), verdict(), layout.FEATURES)
+    features(params.features, open_images(layout.IMAGES), project().verdict, layout.FEATURES)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.commands.arguments import MODEL_HELP, ROOT, named_model, override, parameters, version_of
+from flows.commands.arguments import MODEL_HELP, override, project
 from flows.process.streams import say_on_stderr
 
 if TYPE_CHECKING:
@@ -43,41 +43,36 @@ def app(
     One request at a time is worked on, with the sections `evaluate:` and `sample:` of params.yaml; while a training has
     the CPU, with one thread.
     """
-    params = parameters()
+    params = project().params
     from flows.registry.versions import is_champion
     from flows.serving.listening import listen, open_socket, require_password
 
     password = require_password(host)
     follows = (model is None or is_champion(model)) and Path(".git").exists()
-    version = version_of(model) if model else champion_if_any() if follows else None
+    version = project().version(model) if model else champion_if_any() if follows else None
     if share:
         from flows.registry.publishing import require_remotes
 
-        require_remotes(ROOT)
+        require_remotes(project())
     with open_socket(host, port) as at:
         chosen = device_for(device)
-        opened = named_model(version.name if version else model, chosen)
-        from flows.commands.calibration import calibration_of
-        from flows.commands.reporting import results_of
+        opened = project().model(version.name if version else model, chosen)
         from flows.serving.application import Settings, application
-        from flows.serving.champion import Following, Kept
+        from flows.serving.champion import Following
         from flows.serving.line import Line
 
         given = {"device": chosen}
         settings = Settings(override(params.evaluate, given), override(params.sample, given))
-        following = Following(
-            ROOT, opened, version, Kept(results_of, calibration_of), settings.sample, follows=follows, share=share
-        )
+        following = Following(project(), opened, version, settings.sample, follows=follows, share=share)
         line, names = Line(opened.device), [host, gethostname(), *(allow_host or [])]
         served = application(following, settings, line, password, names)
-        listen(served, line, at, host, ROOT, f"{opened.name} on {opened.device}")
+        listen(served, line, at, host, project().folder, f"{opened.name} on {opened.device}")
 
 
 def champion_if_any() -> "Version | None":
     """Return the champion; None in a project that has none yet."""
-    from flows.registry.versions import open_registry
 
-    return open_registry(ROOT).champion
+    return project().registry.champion
 
 
 def device_for(name: str) -> str:

@@ -1,17 +1,13 @@
 """Print results as a few lines of text."""
 
-from collections.abc import Sequence
-
-from flows.core.escaping import visible
+from flows.core.tables import table
 from flows.evaluation.odd import Labelled, Surprise
 from flows.evaluation.results import (
     BOTH,
     BoundMetrics,
     Comparison,
-    Likelihood,
-    ModelFigures,
     OdeMetrics,
-    SplitFigures,
+    bits,
     with_error,
 )
 from flows.process.streams import say_result
@@ -130,17 +126,3 @@ def evaluated(result: BoundMetrics | Comparison) -> str:
 def counted(number: int, noun: str) -> str:
     """Return a number of things, such as "1 image" or "2 images"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def bits(result: Likelihood | SplitFigures | ModelFigures) -> str:
-    """Return the mean with its standard error, if there is one, as text."""
-    return f"{with_error(result.bpd, result.bpd_standard_error)} bits/dim"
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return the rows as aligned columns of text."""
-    lines = [[visible(cell) for cell in line] for line in (header, *rows)]
-    # A cell with nothing on its right, such as a long reason, does not widen its column.
-    columns = range(len(header))
-    widths = [max((len(line[column]) for line in lines if any(line[column + 1 :])), default=0) for column in columns]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)

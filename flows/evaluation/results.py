@@ -262,3 +262,8 @@ def common_figures(first: SampleMetrics | None, second: SampleMetrics | None) ->
         return None
     shared = [name for name in first.figures if name in second.figures]
     return {name: [first.figures[name], second.figures[name]] for name in shared}
+
+
+def bits(result: Likelihood | SplitFigures | ModelFigures) -> str:
+    """Return the mean with its standard error, if there is one, as text."""
+    return f"{with_error(result.bpd, result.bpd_standard_error)} bits/dim"

@@ -9,7 +9,10 @@ status       `vdmctl status`
 pruning      `vdmctl prune`
 plugin       the `prefect` command in the project's folder
 workspace    a run's own worktree, branch and parameters
-restoring    outputs that were made before, by DVC's cache, run cache and remote
+due          what a run has to do, and why
+arrivals     which images of a run are new
+checking     how the images differ from the newest run's and the champion's
+outcome      what came of a run
 streaming    runs commands with their output in the run's log
 artifacts    progress, metrics and samples in Prefect's UI
 releasing    the commit of a run becomes a version, is compared with the champion, and is published

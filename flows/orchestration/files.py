@@ -14,6 +14,7 @@ from flows.core import layout
 from flows.core.documents import Document, DocumentType, explain
 from flows.core.errors import Exit, UserError, brief, of_file
 from flows.core.files import read_bounded
+from flows.registry.project import Project
 
 WITH_BLOCK = ("send-notification", "call-webhook")
 """The types of actions that use a block."""
@@ -95,14 +96,14 @@ class Automations(Document):
         return [] if value is None else value
 
 
-def read_deployments(root: Path) -> Deployments:
+def read_deployments(project: Project) -> Deployments:
     """Return the project's prefect.yaml.  Raises UserError (exit 2)."""
-    return parsed(Deployments, root / layout.DEPLOYMENTS)
+    return parsed(Deployments, project.folder / layout.DEPLOYMENTS)
 
 
-def read_automations(root: Path) -> Automations:
+def read_automations(project: Project) -> Automations:
     """Return the project's automations.yaml, which may be missing.  Raises UserError (exit 2)."""
-    path = root / layout.AUTOMATIONS
+    path = project.folder / layout.AUTOMATIONS
     return parsed(Automations, path) if path.exists() else Automations()
 
 

@@ -6,11 +6,9 @@ them (`num_judged`).  Nothing on a remote is deleted.
 """
 
 import time
-from contextlib import ExitStack, chdir
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-
-from dvc.lock import LockError
 
 from flows.core import layout
 from flows.core.errors import Exit, UserError
@@ -19,10 +17,12 @@ from flows.orchestration import workspace
 from flows.orchestration.status import Entry, size_of
 from flows.process.groups import processes_in
 from flows.process.locks import folder_of_devices, held_locks
-from flows.registry.git import REMOTE, git, git_lines, refs_of, registry_lock, require_top
-from flows.registry.publishing import HEADS, RUNS, TAGS, run_of
-from flows.registry.storage import digests, dvc_repository, lacking, used_at
-from flows.registry.versions import CHAMPION, FORMER, MODEL, REFUSED, Registry, open_registry
+from flows.registry.project import Project
+from flows.registry.publishing import RUNS
+from flows.registry.versions import FORMER, Registry
+from flows.repository.cache import lacking, locked_dvc, unused, used_at
+from flows.repository.repository import HEADS, MODEL, REMOTE, TAGS
+from flows.repository.tags import CHAMPION, REFUSED
 
 OLD = 14 * 24 * 3600.0
 """Seconds after which what nobody wrote to is abandoned: a weekly schedule had two chances to continue a training."""
@@ -31,28 +31,24 @@ WRITTEN = (layout.IMAGES.parent, layout.TRAINED.parent, layout.REPORTS, layout.D
 BY_AGE = {"reports": layout.RUN_REPORTS, "fetched_models": layout.FETCHED, "training_states": layout.STATES}
 
 
-def prune(root: Path, *, keep: int, dry_run: bool) -> Entry:
+def prune(project: Project, *, keep: int, dry_run: bool) -> Entry:
     """Remove refused versions that are not among the `keep` newest, and what nothing needs; return it as a JSON object.
 
     Raises UserError: exit 6 while a run, a trainer or a DVC command is in progress; 5 outside a repository with git and
     DVC, or if a listing of a version that stays is lost; 2 below the top of a repository, or for a cache that other
     projects may use.  Raises NetworkError (exit 5) when a remote does not answer.  Then nothing is removed.
     """
-    require_top(root)
-    root = root.resolve()
-    listed = git_lines(root, "worktree", "list", "--porcelain")
+    project.require_top()
+    root = project.folder.resolve()
+    listed = project.git_lines("worktree", "list", "--porcelain")
     of_runs = (root / layout.WORKTREES).resolve()
     others = [Path(line.removeprefix("worktree ")) for line in listed if line.startswith("worktree ")]
     others = [each for each in others if each != root and not each.is_relative_to(of_runs) and (each / ".dvc").is_dir()]
     require_idle([root, *others])
     with ExitStack() as stack:
-        repo = stack.enter_context(dvc_repository(root))
-        try:
-            stack.enter_context(repo.lock)
-        except LockError as error:
-            raise UserError(f"{root}: another DVC command is running; wait for it", Exit.BUSY) from error
-        stack.enter_context(registry_lock(root))
-        registry, refs = open_registry(root), refs_of(root)
+        repo = stack.enter_context(locked_dvc(project))
+        stack.enter_context(project.registry_lock())
+        registry, refs = project.registry, project.refs()
         known = registry.versions
         kept, used = reasons_to_keep(repo, registry, keep)
         gone = {version.commit for version in known if version.name not in kept}
@@ -72,9 +68,9 @@ def prune(root: Path, *, keep: int, dry_run: bool) -> Entry:
             if version.name in kept and version.commit not in used:
                 used[version.commit] = used_at(repo, version)  # or refuse: nobody knows what a lost listing needs
         used = {commit: found for commit, found in used.items() if commit in needed}
-        files = unused(repo, root, others, needed - used.keys(), set[str]().union(*used.values()))
-        left = sorted(workspace.left_behind(root))
-        runs = {run_of(root, each.commit) for each in known if each.name in kept}
+        files = unused(repo, root, others, needed - used.keys(), set[str]().union(*used.values()), younger_than=OLD)
+        left = sorted(workspace.left_behind(project))
+        runs = {project.run_of(each.commit) for each in known if each.name in kept}
         folders = {kind: old_folders(root / place) for kind, place in BY_AGE.items()}
         folders["reports"] = [folder for folder in folders["reports"] if folder.name not in runs]
         names = [file.parent.name + file.name for file in files]
@@ -89,9 +85,11 @@ def prune(root: Path, *, keep: int, dry_run: bool) -> Entry:
             **{kind: part([each.name for each in old], sum(map(size_of, old))) for kind, old in folders.items()},
         }
         if not dry_run:
-            workspace.prune(root)
+            workspace.prune(project)
             # Before their files, since nobody could fetch a version whose files are gone.
-            git(root, "update-ref", "--stdin", stdin=[f"delete {name} {refs[name].digest}" for name in branches + tags])
+            project.git(
+                "update-ref", "--stdin", stdin=[f"delete {name} {refs[name].digest}" for name in branches + tags]
+            )
             for file in files:
                 file.unlink(missing_ok=True)
             for folder in [*unfinished, *(each for old in folders.values() for each in old)]:
@@ -122,8 +120,8 @@ def reasons_to_keep(repo: Any, registry: Registry, keep: int) -> tuple[dict[str,
 
     The latter are digests by commit.  Raises NetworkError (exit 5) when a remote does not answer.
     """
-    root, known = registry.root, registry.versions
-    theirs = refs_of(root, REMOTE) if REMOTE in git_lines(root, "remote") else None
+    project, known = registry.repository, registry.versions
+    theirs = project.refs(REMOTE) if REMOTE in project.git_lines("remote") else None
     staged = {tag.commit for tag in registry.tags if tag.stage not in (None, CHAMPION, REFUSED)}
     reasons, used = dict[str, str](), dict[str, set[str]]()
     with_remote = bool(repo.config["core"].get("remote"))
@@ -143,29 +141,6 @@ def reasons_to_keep(repo: Any, registry: Registry, keep: int) -> tuple[dict[str,
             if lacking(repo, used[version.commit]):
                 reasons[version.name] = "the DVC remote lacks its files"
     return reasons, used
-
-
-def unused(repo: Any, root: Path, others: list[Path], commits: set[str], used: set[str]) -> list[Path]:
-    """Return the files in DVC's cache that nothing needs, listings of folders first.
-
-    Needed are the digests `used`, what the commits name, DVC's experiments, the worktrees, and young entries of DVC's
-    run cache, from which a run that failed after its training continues.  Raises UserError (exit 2) for a cache that
-    other projects may use.
-    """
-    cache = Path(repo.cache.local_cache_dir).resolve()
-    if not any(cache.is_relative_to(folder) for folder in (root, *others)):
-        reason = "is outside the repository, so other projects may use it; `dvc gc --projects` prunes such a cache"
-        raise UserError(f"DVC's cache {cache} {reason}", Exit.USAGE)
-    entries = Path(repo.stage_cache.cache_dir).glob("*/*/*")
-    young = [(path.parent.name, path.name) for path in entries if path.stat().st_mtime > time.time() - OLD]
-    with chdir(root):  # DVC takes the stages in its run cache for those of the working directory
-        used |= digests(repo.used_objs(revs=sorted(commits), all_experiments=True, used_run_cache=young, force=True))
-    for other in others:
-        with dvc_repository(other) as another:
-            used |= digests(another.used_objs(force=True))
-    # DVC takes a folder for complete if its listing is there, so no listing may outlive its files.
-    left = sorted(set(repo.cache.local.all()) - used, key=lambda digest: (not digest.endswith(".dir"), digest))
-    return [Path(repo.cache.local.oid_to_path(digest)) for digest in left]
 
 
 def old_folders(parent: Path) -> list[Path]:

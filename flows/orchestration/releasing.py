@@ -5,7 +5,7 @@ other one takes the next number, and its model is compared with the champion of 
 """
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from prefect import State, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -13,33 +13,15 @@ from prefect.cache_policies import NO_CACHE
 from flows.core import layout
 from flows.core.documents import read
 from flows.core.errors import Exit, NetworkError, UserError
-from flows.orchestration import artifacts, restoring
+from flows.orchestration import artifacts
+from flows.orchestration.outcome import Release
 from flows.orchestration.streaming import result_of, stream
-from flows.orchestration.workspace import Workspace, workspace
+from flows.orchestration.workspace import Run, workspace
 from flows.registry import publishing
 from flows.registry.evidence import Evidence
-from flows.registry.git import git_text
-from flows.registry.versions import Version, add_version, open_registry
-
-
-class Release(NamedTuple):
-    """A version, the branch of its run, the evidence of the decision about it, and what is said of its images."""
-
-    version: Version
-    branch: str
-    evidence: Evidence
-    images: str = ""
-
-    @property
-    def decision(self) -> str:
-        """Return the name of the state in which its run ends."""
-        return "Promoted" if self.evidence.tag else "Refused"
-
-    def __str__(self) -> str:
-        tag, reason = self.evidence.tag, self.evidence.reason
-        done = f"promoted as {tag}" if tag else "not promoted"
-        made = f"{self.version.name}, commit {self.version.commit[:12]} on branch {self.branch}"
-        return f"{made}, {done}: {reason}{self.images}"
+from flows.registry.project import Project
+from flows.registry.versions import add_version
+from flows.repository.stages import push_run_cache
 
 
 def is_network(task: Any, run: Any, state: State[Any]) -> bool:
@@ -73,11 +55,11 @@ def promote(version: str, folder: Path) -> Evidence:
 
 
 @task(name="publish", task_run_name="publish", timeout_seconds=3600 * 6, **RETRIED)
-def publish_versions(root: Path) -> bool:
+def publish_versions(project: Project) -> bool:
     """Push what the remotes lack; return False if a version must be withdrawn first.  Raises UserError."""
     try:
-        published = publishing.publish(root)
-        restoring.push_run_cache(root)
+        published = publishing.publish(project)
+        push_run_cache(project)
     except publishing.Outrun:
         return False
     get_run_logger().info("published %s", ", ".join(published) or "nothing: the remotes have everything")
@@ -85,10 +67,10 @@ def publish_versions(root: Path) -> bool:
 
 
 @task(name="fetch", task_run_name="fetch", timeout_seconds=3600 * 6, **RETRIED)
-def fetch_versions(root: Path) -> list[str]:
+def fetch_versions(project: Project) -> list[str]:
     """Fetch what other machines published; return the commits of withdrawn versions.  Raises UserError."""
     logger = get_run_logger()
-    tags, withdrawn = publishing.fetch_versions(root)
+    tags, withdrawn = publishing.fetch_versions(project)
     logger.info("fetched %s", ", ".join(tags) or "no new versions")
     if withdrawn:
         commits = ", ".join(commit[:12] for commit in withdrawn)
@@ -96,49 +78,49 @@ def fetch_versions(root: Path) -> list[str]:
     return withdrawn
 
 
-def release(place: Workspace, made: str) -> Release:
+def release(run: Run, made: str) -> Release:
     """Make a commit a version, and the champion if it is better."""
-    registry = open_registry(place.root)
+    registry = run.main.registry
     known = [version for version in registry.versions if version.commit == made]
-    version = known[-1] if known else add_version(place.root, made, subject(place.root, made))
+    version = known[-1] if known else add_version(run.main, made, subject(run.main, made))
     before = registry.champion
-    deciding = promote(version.name, place.folder, return_state=True)
+    deciding = promote(version.name, run.folder, return_state=True)
     evidence: Evidence = result_of(deciding, "promote")
     compared = [version, before] if before else [version]
     artifacts.show_metrics({each.name: each.metrics for each in compared}, evidence)
-    return Release(version, layout.RUN_BRANCHES + publishing.run_of(place.root, made), evidence)
+    return Release(version, layout.RUN_BRANCHES + run.main.run_of(made), evidence)
 
 
-def subject(root: Path, commit: str) -> str:
+def subject(project: Project, commit: str) -> str:
     """Return the first line of a commit's message."""
-    return git_text(root, "log", "-1", "--format=%s", commit)
+    return project.git_text("log", "-1", "--format=%s", commit)
 
 
-def publish_all(root: Path, outcome: Release | None) -> Release | None:
+def publish_all(project: Project, ours: Release | None) -> Release | None:
     """Publish; return the decision about the run's model, which is a new one if its version was renumbered.
 
     Raises UserError, and NetworkError (exit 5) if other machines were first three times.
     """
     for _ in range(3):
-        if result_of(publish_versions(root, return_state=True), "publish"):
-            return outcome
-        if again := catch_up(root, outcome.version.commit if outcome else None):
-            outcome = again._replace(images=outcome.images if outcome else "")
+        if result_of(publish_versions(project, return_state=True), "publish"):
+            return ours
+        ours = catch_up(project, ours.version.commit if ours else None) or ours
     raise NetworkError("publish: other machines took the version's number three times; the next run publishes again")
 
 
-def catch_up(root: Path, made: str | None = None) -> Release | None:
+def catch_up(project: Project, made: str | None = None) -> Release | None:
     """Fetch the versions of other machines, and release anew the versions that this withdraws.
 
     Return the release of the commit `made` if it is among them.
     """
     ours = None
-    withdrawn: list[str] = result_of(fetch_versions(root, return_state=True), "fetch")
+    withdrawn: list[str] = result_of(fetch_versions(project, return_state=True), "fetch")
     for commit in withdrawn:  # before anything can fail: no later run would find a commit without a number
-        add_version(root, commit, subject(root, commit))
+        add_version(project, commit, subject(project, commit))
     for commit in withdrawn:
-        with workspace(root, git_text(root, "show", f"{commit}:{layout.PARAMS}") + "\n", commit) as place:
-            again = release(place, commit)
+        params = project.git_text("show", f"{commit}:{layout.PARAMS}") + "\n"
+        with workspace(project, params, commit) as run:
+            again = release(run, commit)
         if commit == made:
             ours = again
         else:

@@ -126,8 +126,9 @@ def work(queues: list[str] | None) -> None:
 def share_versions() -> None:
     """Let the worker of this process share versions.  Raises UserError (exit 2) without a remote of git or DVC."""
     from flows.registry.publishing import require_remotes  # imports DVC, which other workers do not need
+    from flows.repository.repository import Repository
 
-    require_remotes(Path.cwd())
+    require_remotes(Repository())
     os.environ["VDM_SHARE"] = "1"
 
 

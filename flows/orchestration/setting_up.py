@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from datetime import timedelta
-from pathlib import Path
 
 from httpx import HTTPStatusError
 from prefect.automations import Automation
@@ -20,6 +19,7 @@ from flows.core.errors import Exit, UserError, brief
 from flows.orchestration.files import read_automations, read_deployments
 from flows.orchestration.runs import CONTINUED, FLOW, INTERRUPTED, OF_FLOW
 from flows.process.streams import say_on_stderr
+from flows.registry.project import Project
 
 POOL = "vdm"
 ENDS = ("Completed", "Promoted", "Refused", "NothingToDo", "Failed", "Drifted", "Cancelled", "Crashed", INTERRUPTED)
@@ -60,7 +60,7 @@ def deploy(client: SyncPrefectClient) -> None:
     """
     known = {deployment.name for deployment in client.read_deployments(flow_filter=OF_FLOW)}
     try:
-        missing = [each.name for each in read_deployments(Path()).deployments if each.name not in known]
+        missing = [each.name for each in read_deployments(Project()).deployments if each.name not in known]
         if missing:
             create_deployments(missing)
     except UserError as error:
@@ -121,7 +121,7 @@ def automate(client: SyncPrefectClient) -> list[str]:
     """
     wrong = []
     try:
-        entries = read_automations(Path()).automations
+        entries = read_automations(Project()).automations
     except UserError as error:
         return [str(error)]
     for entry in entries:

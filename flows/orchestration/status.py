@@ -13,33 +13,35 @@ from flows.core import layout
 from flows.core.errors import UserError, brief
 from flows.process.apps import apps_of
 from flows.process.locks import folder_of_devices, held_locks
-from flows.registry.git import REMOTE, git, git_lines
-from flows.registry.versions import ANSWER_SECONDS, MODEL, REFUSED, Registry, numbers_of, open_registry
+from flows.registry.project import Project
+from flows.registry.versions import ANSWER_SECONDS, Registry
+from flows.repository.repository import MODEL, REMOTE
+from flows.repository.tags import REFUSED, numbers_of
 
 LEAST_BYTES = 100 * 10**6
 """A disk with less free space is full: a model and its training states may not fit."""
 Entry = dict[str, Any]
 
 
-def status(root: Path) -> Entry:
+def status(project: Project) -> Entry:
     """Return everything as a JSON object.  Its `problems` say what an operator should look at."""
     with ThreadPoolExecutor(1) as pool:
-        registered = pool.submit(registry, root)  # it waits for the git remote
+        registered = pool.submit(registry, project)  # it waits for the git remote
         found: Entry = {
-            "folder": str(root.absolute()),
-            "server": server(root),
+            "folder": str(project.folder.absolute()),
+            "server": server(project),
             "devices": devices(),
-            "apps": apps(root),
-            "worktrees": worktrees(root),
+            "apps": apps(project),
+            "worktrees": worktrees(project),
             "registry": registered.result(),
-            "images": images(root),
-            "disk_bytes": disk(root),
-            "disk_free_bytes": shutil.disk_usage(root).free,
+            "images": images(project),
+            "disk_bytes": disk(project),
+            "disk_free_bytes": shutil.disk_usage(project.folder).free,
         }
-    return found | {"problems": [*problems(found), *wrong_files(root)]}
+    return found | {"problems": [*problems(found), *wrong_files(project)]}
 
 
-def server(root: Path) -> Entry:
+def server(project: Project) -> Entry:
     """Return what the Prefect server says about workers, schedules and runs, or why it does not answer.
 
     The server is the one to which Prefect is set, else that of the `vdmctl serve` in the folder.
@@ -48,7 +50,7 @@ def server(root: Path) -> Entry:
 
     from flows.orchestration.server import configure, connected, served_at
 
-    url = get_current_settings().api.url or served_at(root) or ""
+    url = get_current_settings().api.url or served_at(project.folder) or ""
     if not url:
         return {"url": "", "answers": False, "reason": "not served; start `vdmctl serve`, or set PREFECT_API_URL"}
     configure(url)
@@ -144,12 +146,12 @@ def devices() -> list[Entry]:
     return [{"device": Path(name).stem, "holder": holder} for name, holder in held]
 
 
-def apps(root: Path) -> list[Entry]:
+def apps(project: Project) -> list[Entry]:
     """Return the apps of `vdmctl app` that run for the folder, by what each answers about itself."""
     import httpx
 
     found = []
-    for process, url in apps_of(root):
+    for process, url in apps_of(project.folder):
         try:
             health = httpx.get(f"{url}/health", timeout=ANSWER_SECONDS, trust_env=False).json()
             about = {key: health[key] for key in ("model", "follows_champion", "problem")}
@@ -159,19 +161,19 @@ def apps(root: Path) -> list[Entry]:
     return found
 
 
-def worktrees(root: Path) -> list[Entry]:
+def worktrees(project: Project) -> list[Entry]:
     """Return the worktrees of runs, and whether their run holds their lock; if not, the next run removes them."""
-    folder = root / layout.WORKTREES
+    folder = project.worktrees
     held = held_locks(folder)
     return [{"name": each.name, "in_use": f"{each.name}.lock" in held} for each in sorted(folder.glob("*/"))]
 
 
-def registry(root: Path) -> Entry:
+def registry(project: Project) -> Entry:
     """Return the number of versions, the champion, and which tags only this repository or only the remote has."""
     try:
-        opened = open_registry(root)
+        opened = project.registry
         known, reigning = opened.versions, opened.champion
-        unpublished, unfetched = differing(opened) if REMOTE in git_lines(root, "remote") else (None, None)
+        unpublished, unfetched = differing(opened) if REMOTE in project.git_lines("remote") else (None, None)
     except UserError as error:
         return {"problem": str(error)}
     return {
@@ -183,12 +185,12 @@ def registry(root: Path) -> Entry:
     }
 
 
-def images(root: Path) -> Entry:
+def images(project: Project) -> Entry:
     """Return what a run would find at its source of images, or why none would start."""
-    from flows.orchestration.looking import found_now
+    from flows.orchestration.due import find_due_now
 
     try:
-        return found_now(root)
+        return find_due_now(project)
     except (OSError, UserError) as error:
         return {"problem": str(error)}
 
@@ -198,10 +200,10 @@ def differing(registry: Registry) -> tuple[list[str], list[str]]:
 
     A refused version that `vdmctl prune` removed is not missing.  Raises UserError (exit 5) without an answer.
     """
-    root = registry.root
-    here = git_lines(root, "tag", "--list", f"{MODEL}@*", f"{MODEL}#*")
+    project = registry.repository
+    here = project.git_lines("tag", "--list", f"{MODEL}@*", f"{MODEL}#*")
     try:
-        listed = git(root, "ls-remote", "--tags", REMOTE, seconds=ANSWER_SECONDS).decode(errors="replace")
+        listed = project.git("ls-remote", "--tags", REMOTE, seconds=ANSWER_SECONDS).decode(errors="replace")
     except UserError as error:
         raise UserError(f"whether {REMOTE} has every version is unknown: {error}", error.code) from error
     commits: dict[str, str] = {}
@@ -218,7 +220,7 @@ def differing(registry: Registry) -> tuple[list[str], list[str]]:
     return [tag for tag in here if tag not in commits], missing
 
 
-def disk(root: Path) -> dict[str, int]:
+def disk(project: Project) -> dict[str, int]:
     """Return the bytes on disk by kind."""
     kinds = {
         "dvc_cache": Path(".dvc/cache"),
@@ -229,7 +231,7 @@ def disk(root: Path) -> dict[str, int]:
         "downloads": layout.DOWNLOADS,
         "git": Path(".git"),
     }
-    return {kind: size_of(root / path) for kind, path in kinds.items()}
+    return {kind: size_of(project.folder / path) for kind, path in kinds.items()}
 
 
 def size_of(folder: Path) -> int:
@@ -269,13 +271,13 @@ def problems(found: Entry) -> Iterator[str]:
         yield f"{', '.join(names)}: at {REMOTE} and not here; `git fetch --tags` brings them"
 
 
-def wrong_files(root: Path) -> Iterator[str]:
+def wrong_files(project: Project) -> Iterator[str]:
     """Yield a line for each file of the loop that is wrong."""
     from flows.orchestration.files import read_automations, read_deployments
 
     for read in (read_deployments, read_automations):
         try:
-            read(root)
+            read(project)
         except UserError as error:
             yield str(error)
 

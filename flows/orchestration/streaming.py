@@ -13,12 +13,11 @@ from subprocess import Popen
 from threading import Thread
 from typing import Any
 
-from dvc.exceptions import DvcException
 from prefect import State, get_run_logger
 from prefect.exceptions import CrashedRun, TerminationSignal
 
 from flows.core import documents, layout
-from flows.core.errors import Exit, NetworkError, UserError, brief, of_file
+from flows.core.errors import Exit, NetworkError, UserError, of_file
 from flows.process import progress as progress_file
 from flows.process.groups import running, stop
 
@@ -26,7 +25,7 @@ from flows.process.groups import running, stop
 LEFT_OUT = ("Generating lock file", "Updating lock file", "Use `dvc push`", "Having any troubles?")
 OF_VDMCTL, OF_DVC = "vdmctl: ", "ERROR: "
 """The beginnings of the lines in which a command says why it failed."""
-EXPECTED = (UserError, OSError, DvcException)
+EXPECTED = (UserError, OSError)
 """The errors that a run reports in one line; any other is a bug."""
 STOPPED = (TerminationSignal, SystemExit)
 """What ends a run early: SIGTERM, or Rich's exit when it cannot write the log since the worker is gone."""
@@ -40,11 +39,11 @@ class Reason(documents.Document):
     network: bool
 
 
-def as_user_error(error: UserError | OSError | DvcException) -> UserError:
+def as_user_error(error: UserError | OSError) -> UserError:
     """Return the error as one that `vdmctl` would end with."""
     if isinstance(error, UserError):
         return error
-    return UserError(of_file(error) if isinstance(error, OSError) else brief(error), Exit.MISSING)
+    return UserError(of_file(error), Exit.MISSING)
 
 
 def leave_out_tracebacks() -> None:

@@ -1,10 +1,13 @@
-"""Versions of models in git: read, fetch, verify, compare, promote, publish.
+"""Versions of models in git, and the project that has them: read, fetch, verify, compare, promote, publish.
 
-git           git commands, here and at the remote `origin`; the registry's lock
+project       a project's folder: parameters, images, models, versions, results; it is opened once and passed along
 versions      versions, champions and refusals, which are GTO's tags
 evidence      why a version became the champion, or was refused
-lock_file     dvc.lock, in the working tree and at a commit; a version's data, parameters, code and outputs
-storage       a version's files, from git, DVC's cache or its remote
+lineage       a version's data, parameters, code and outputs
+fetching      a version's model and images, from git, DVC's cache or its remote
+images        which images a version and those before it were trained on
+calibration   with what a model compares pictures, and which it was trained on
+results       what was measured of a version, a model folder, or the project's own outputs
 verification  recomputes every digest of a version; whether the outputs are those of a commit
 promotion     compares challenger and champion; rolls back
 publishing    pushes files, then tags and branches in one step; fetches those of other machines

@@ -20,8 +20,9 @@ from flows.images.folder import ROWS, ImageFiles
 from flows.images.image_set import DESCRIPTION, SPLITS, Description, chunks, digests_of, sources_of
 from flows.images.picture_files import BadImageError, levels, read_images
 from flows.images.splitting import digest_of
-from flows.registry.storage import content_in, files_of
 from flows.registry.versions import Registry, Version, line
+from flows.repository.files import content_in
+from flows.repository.repository import Repository
 from vdm.choices import Split
 
 
@@ -42,7 +43,7 @@ class TrainedOn(NamedTuple):
 
 
 def kept_images(
-    root: Path, version: Version, splits: Collection[Split] = SPLITS, *, transformed: bool = False
+    repository: Repository, version: Version, splits: Collection[Split] = SPLITS, *, transformed: bool = False
 ) -> Kept | None:
     """Return a version's images of some splits; None if their digests were not kept or are lost.
 
@@ -50,7 +51,7 @@ def kept_images(
     """
     digests: dict[Split, list[bytes]] = {}
     try:
-        with files_of(root, version) as files:
+        with repository.at(version).files() as files:
             described = content_in(files, layout.IMAGES / DESCRIPTION)
             if described is None:
                 return None
@@ -83,7 +84,7 @@ def trained_on(registry: Registry, version: Version, transforms: str | None = No
     models = [(version.metrics.model_sha256 or version.name, version.name)]
     models += [(ancestor.model_sha256, ancestor.name) for ancestor in ancestors]
     for each, (digest, name) in zip(line(version, registry.versions), models, strict=True):
-        kept = kept_images(registry.root, each, transformed=transforms is not None) if each else None
+        kept = kept_images(registry.repository, each, transformed=transforms is not None) if each else None
         if each and kept and transforms in (None, kept.transforms):
             found.digests.update(*(kept.digests.get(split, []) for split in fitted(each)))
         else:
@@ -110,7 +111,7 @@ def having(registry: Registry, wanted: Collection[bytes]) -> list[Having]:
     The images are given by their digests.  Raises NetworkError (exit 5).
     """
     every = registry.versions
-    splits = {version.name: splits_with(registry.root, version, wanted) for version in every}
+    splits = {version.name: splits_with(registry.repository, version, wanted) for version in every}
     found = []
     for version in every:
         chain = line(version, every)
@@ -122,9 +123,9 @@ def having(registry: Registry, wanted: Collection[bytes]) -> list[Having]:
     return found
 
 
-def splits_with(root: Path, version: Version, wanted: Collection[bytes]) -> list[Split] | None:
+def splits_with(repository: Repository, version: Version, wanted: Collection[bytes]) -> list[Split] | None:
     """Return the splits of a version's images that have one of the images; None if its images are not known."""
-    kept = kept_images(root, version)
+    kept = kept_images(repository, version)
     return kept and [split for split, digests in kept.digests.items() if not set(wanted).isdisjoint(digests)]
 
 

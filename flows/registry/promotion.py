@@ -16,7 +16,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,18 +27,13 @@ from flows.evaluation.results import BOTH, Comparison
 from flows.images.image_set import Chosen, ImageSet
 from flows.process.ending import finish
 from flows.registry.evidence import PROMOTE, REFUSE, ROLL_BACK, Evidence
-from flows.registry.git import registry_lock, require_identity
+from flows.registry.fetching import fetch_images, fetch_model, images_of_split
 from flows.registry.images import Kept, kept_images, trained_on
-from flows.registry.storage import DamagedVersionError, fetch_images, fetch_model, images_of_split
 from flows.registry.verification import require_sound
-from flows.registry.versions import (
-    CHAMPION,
-    REFUSED,
-    Registry,
-    Version,
-    assign,
-    open_registry,
-)
+from flows.registry.versions import Registry, Version, assign, open_registry
+from flows.repository.files import DamagedVersionError
+from flows.repository.repository import Repository
+from flows.repository.tags import CHAMPION, REFUSED
 
 if TYPE_CHECKING:
     from flows.core.params import Evaluate, Promote
@@ -61,8 +55,8 @@ def challenge(registry: Registry, challenger: Version, *, settings: "Evaluate", 
     Raises UserError: exit 5 when a digest of the challenger does not verify or the champion's files cannot be fetched,
     2 without a git identity, which a promotion needs.
     """
-    require_identity(registry.root)  # checked first, since the evaluation may take hours
-    require_sound(registry.root, challenger)
+    registry.repository.require_identity()  # checked first, since the evaluation may take hours
+    require_sound(registry.repository, challenger)
     tag, champion = registry.champion_tag, registry.champion
     evidence = Evidence(
         decision="",  # follows from the rest
@@ -91,14 +85,14 @@ def evaluated(
     validation images, when the champion is a model of images of another shape or number of levels, or when too few
     images are left that neither was trained on.
     """
-    root = registry.root
-    images, model = fetch_images(root, challenger), fetch_model(root, challenger)
-    kept = kept_images(root, challenger)
+    repository = registry.repository
+    images, model = fetch_images(repository, challenger), fetch_model(repository, challenger)
+    kept = kept_images(repository, challenger)
     found = deciding_images(registry, challenger, images, kept) | {"challenger_fitted_to": model.fitted_to or "train"}
     deciding = Chosen(images, found["split"])
     places = {"": deciding, "test_": replace(deciding, split="test")}
     if champion is None:
-        requirements = root / layout.REQUIREMENTS
+        requirements = repository.folder / layout.REQUIREMENTS
         alone = {
             split: evaluate(settings, model, Chosen(images, split), requirements=requirements)
             for split in {each.split for each in places.values()}
@@ -106,7 +100,7 @@ def evaluated(
         return found | {f"{place}evaluation": alone[each.split] for place, each in places.items()}
     if champion.commit == challenger.commit or found["challenger_fitted_to"] != "train":
         return found
-    reigning = fetch_model(root, champion)
+    reigning = fetch_model(repository, champion)
     if (reigning.image_shape, reigning.num_levels) != (images.image_shape, images.num_levels):
         return found
     found["champion_fitted_to"] = reigning.fitted_to or "train"
@@ -129,7 +123,7 @@ def evaluated(
         if deciding.split == "test":
             return found | {"test_comparison": found["comparison"]}
     found["test_comparison"] = against(places["test_"])
-    return found | forgotten(root, champion, kept, by_champion.digests | by_challenger.digests, against)
+    return found | forgotten(repository, champion, kept, by_champion.digests | by_challenger.digests, against)
 
 
 def deciding_images(registry: Registry, challenger: Version, images: ImageSet, kept: Kept | None) -> dict[str, Any]:
@@ -143,7 +137,7 @@ def deciding_images(registry: Registry, challenger: Version, images: ImageSet, k
         overlaps = other == digest
         if not overlaps and answers and theirs:
             try:
-                overlaps = overlap(kept, kept_images(registry.root, theirs[0], ["validation"]))
+                overlaps = overlap(kept, kept_images(registry.repository, theirs[0], ["validation"]))
             except NetworkError as error:  # it only informs
                 log.warning("judged images that are not here are not counted: %s", error)
                 answers = False
@@ -165,7 +159,7 @@ def places_in(digests: list[bytes], known: set[bytes]) -> np.ndarray:
 
 
 def forgotten(
-    root: Path, champion: Version, kept: Kept | None, saw: set[bytes], against: Callable[..., Comparison]
+    repository: Repository, champion: Version, kept: Kept | None, saw: set[bytes], against: Callable[..., Comparison]
 ) -> dict[str, Any]:
     """Return the comparison on the champion's validation images, without those on which one of the two was trained.
 
@@ -173,14 +167,14 @@ def forgotten(
     informs.
     """
     try:
-        theirs = kept_images(root, champion, ["validation"])
+        theirs = kept_images(repository, champion, ["validation"])
         if kept is None or theirs is None or theirs.transforms != kept.transforms:
             return {}
         digests = theirs.digests.get("validation", [])
         unseen = ~places_in(digests, saw)
         if digests == kept.digests.get("validation", []) or unseen.sum() < FEWEST_DECIDING:
             return {}
-        with images_of_split(root, champion, "validation") as images:
+        with images_of_split(repository, champion, "validation") as images:
             return {"forgotten": against(Chosen(images, "validation"), counting=unseen)}
     except UserError as error:
         log.warning("not compared on the champion's own images: %s", error)
@@ -254,14 +248,14 @@ def limits_of(evidence: Evidence) -> list[str]:
     return said
 
 
-def promote(root: Path, evidence: Evidence) -> str:
+def promote(repository: Repository, evidence: Evidence) -> str:
     """Make the challenger the champion if the evidence says so, and return the new tag, such as `vdm#champion#7`.
 
     Raises UserError: exit 3 when the evidence refuses the challenger, 6 when it or the champion changed since the
     comparison, 5 when its tag is gone, 2 without a git identity.
     """
-    with registry_lock(root):
-        registry = open_registry(root)
+    with repository.registry_lock():
+        registry = open_registry(repository)
         challenger = registry.resolve(str(evidence.challenger))
         if challenger.commit != evidence.challenger_commit:
             reason = f"{challenger.name} names another commit now"
@@ -284,16 +278,16 @@ def promote(root: Path, evidence: Evidence) -> str:
     raise UserError(f"not promoted: {evidence.reason}", Exit.NOT_PROMOTED)
 
 
-def rollback(root: Path) -> Evidence:
+def rollback(repository: Repository) -> Evidence:
     """Make the previous champion the champion again by adding a tag; return the evidence with the tag.
 
     Raises UserError: exit 5 when there is no earlier champion or its digests do not verify, 2 without a git identity,
     6 when the champion changed meanwhile.
     """
-    registry = open_registry(root)
+    registry = open_registry(repository)
     before, earlier = registry.champion_tag, registry.previous_champion()
     try:
-        require_sound(root, earlier)  # this may take long, so the lock is not held yet
+        require_sound(repository, earlier)  # this may take long, so the lock is not held yet
     except DamagedVersionError as error:
         given_up = f"`gto deprecate {earlier.name.replace('@', ' ')}`"
         advice = f"if it cannot be repaired, {given_up} makes the next roll-back pass over it"
@@ -304,8 +298,8 @@ def rollback(root: Path) -> Evidence:
         champion=earlier.name,
         champion_tag=before.name if before else None,
     )
-    with registry_lock(root):
-        registry = open_registry(root)
+    with repository.registry_lock():
+        registry = open_registry(repository)
         if registry.champion_tag != before or registry.previous_champion().commit != earlier.commit:
             raise UserError("not rolled back: the champion changed meanwhile; see `vdmctl models`", Exit.BUSY)
         finish()

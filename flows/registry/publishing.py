@@ -4,17 +4,13 @@ Machines settle the numbers of versions at the git remote: whoever publishes a n
 other machine take new numbers, and are compared with the champion of that moment.
 """
 
-from pathlib import Path
-
-from dvc_data.hashfile.hash_info import HashInfo
-
 from flows.core import layout
-from flows.core.errors import Exit, NetworkError, UserError, of_remote
-from flows.registry.git import REMOTE, Target, ask, git, git_lines, git_text, refs_of, registry_lock
-from flows.registry.storage import dvc_repository, lacking, lost, require_remote, used_at
-from flows.registry.versions import MODEL, Tag, open_registry, registered
+from flows.core.errors import Exit, NetworkError, UserError
+from flows.registry.versions import open_registry
+from flows.repository.cache import push, require_remote
+from flows.repository.repository import HEADS, MODEL, REMOTE, TAGS, Repository, Target
+from flows.repository.tags import Tag, registered
 
-TAGS, HEADS = "refs/tags/", "refs/heads/"
 RUNS = f"{HEADS}{layout.RUN_BRANCHES}"
 
 
@@ -22,14 +18,15 @@ class Outrun(UserError):
     """Another machine published a tag of the same number first; `fetch_versions` makes room for its tag (exit 2)."""
 
 
-def require_remotes(root: Path) -> None:
+def require_remotes(repository: Repository) -> None:
     """Raise UserError (exit 2) unless git has the remote, and DVC a default remote."""
-    if REMOTE not in git_lines(root, "remote"):
-        raise UserError(f"{root.absolute()}: no git remote {REMOTE}; `git remote add {REMOTE} URL`", Exit.USAGE)
-    require_remote(root)
+    if REMOTE not in repository.git_lines("remote"):
+        place = repository.folder.absolute()
+        raise UserError(f"{place}: no git remote {REMOTE}; `git remote add {REMOTE} URL`", Exit.USAGE)
+    require_remote(repository)
 
 
-def publish(root: Path) -> list[str]:
+def publish(repository: Repository) -> list[str]:
     """Push the model tags that the git remote lacks, after their files, with the branches of the runs that made them.
 
     The refs are pushed at once: either the remote takes all of them, or none.  Return the names of the tags and
@@ -40,28 +37,28 @@ def publish(root: Path) -> list[str]:
     NetworkError (exit 5) when a remote does not answer, or when another machine publishes at this moment.  Raises
     Outrun if a run's version must be withdrawn.  Then no ref is pushed.
     """
-    require_remotes(root)
+    require_remotes(repository)
     try:
-        there, tags = refs_of(root, REMOTE), open_registry(root).tags
-        require_free(root, tags, there)
+        there, tags = repository.refs(REMOTE), open_registry(repository).tags
+        require_free(repository, tags, there)
         new = [tag for tag in tags if TAGS + tag.name not in there]
-        push_files(root, registered(new))
-        made = {f"{RUNS}{run_of(root, tag.commit)}" for tag in registered(new)}
+        push_files(repository, registered(new))
+        made = {f"{RUNS}{repository.run_of(tag.commit)}" for tag in registered(new)}
         # A branch that is at the remote already may have more commits there.
-        refs = sorted(made & refs_of(root).keys() - there.keys()) + [TAGS + tag.name for tag in new]
+        refs = sorted(made & repository.refs().keys() - there.keys()) + [TAGS + tag.name for tag in new]
         if new:
-            ask(root, "push", "--quiet", "--atomic", "--no-follow-tags", REMOTE, *refs)
+            repository.ask("push", "--quiet", "--atomic", "--no-follow-tags", REMOTE, *refs)
     except NetworkError as error:
         raise NetworkError(f"publish: {error}; the next run with publish=true publishes again") from error
     return [ref.removeprefix(HEADS).removeprefix(TAGS) for ref in refs]
 
 
-def require_free(root: Path, tags: list[Tag], there: dict[str, Target]) -> None:
+def require_free(repository: Repository, tags: list[Tag], there: dict[str, Target]) -> None:
     """Raise Outrun or UserError (exit 2) if the remote has other commits under the names of tags."""
     if not (taken := conflicting(tags, there)):
         return
     problem = f"publish: {REMOTE} has other commits under the names of {', '.join(tag.name for tag in taken)}"
-    if to_withdraw(root, tags, there):
+    if to_withdraw(repository, tags, there):
         raise Outrun(problem, Exit.USAGE)
     removed = " ".join(f"'{tag.name}'" for tag in taken)
     advice = f"`git tag -d {removed} && git fetch --tags {REMOTE}`, and register, promote or roll back again"
@@ -73,35 +70,29 @@ def conflicting(tags: list[Tag], there: dict[str, Target]) -> list[Tag]:
     return [tag for tag in tags if TAGS + tag.name in there and there[TAGS + tag.name].commit != tag.commit]
 
 
-def to_withdraw(root: Path, tags: list[Tag], there: dict[str, Target]) -> list[str]:
+def to_withdraw(repository: Repository, tags: list[Tag], there: dict[str, Target]) -> list[str]:
     """Return the commits of runs whose versions are not published, oldest first, if another machine took a tag of one.
 
     All of them are returned, since a later version may have been compared with an earlier one.
     """
     clashing = conflicting(tags, there)
     published = {tag.commit for tag in tags if TAGS + tag.name in there and tag not in clashing}
-    commits = [tag.commit for tag in registered(tags) if tag.commit not in published and run_of(root, tag.commit)]
+    commits = [tag.commit for tag in registered(tags) if tag.commit not in published and repository.run_of(tag.commit)]
     taken = {tag.commit for tag in clashing}
     return commits if taken.intersection(commits) else []
 
 
-def push_files(root: Path, tags: list[Tag]) -> None:
+def push_files(repository: Repository, tags: list[Tag]) -> None:
     """Push the files of the tags' commits to the DVC remote.
 
     Raises UserError (exit 5) for a version whose files are lost, NetworkError (exit 5) when the remote does not answer.
     """
-    with dvc_repository(root) as repo:
+    with repository.dvc() as repo:
         for tag in tags:
-            used = used_at(repo, tag)
-            try:
-                repo.cloud.push([HashInfo("md5", digest) for digest in used])
-            except Exception as error:  # each kind of remote raises its own errors
-                raise of_remote("the DVC remote failed", error) from error
-            if missing := sorted(lacking(repo, used)):
-                raise lost(tag, f"{missing[0]} is not in the cache, or damaged there, and not in the DVC remote")
+            push(repo, tag)
 
 
-def fetch_versions(root: Path) -> tuple[list[str], list[str]]:
+def fetch_versions(repository: Repository) -> tuple[list[str], list[str]]:
     """Fetch the remote's branches, and the versions and stages that are not here yet.
 
     If another machine took the number of a run's version, that version is withdrawn: see `to_withdraw`.  Its tags are
@@ -112,48 +103,38 @@ def fetch_versions(root: Path) -> tuple[list[str], list[str]]:
     Raises UserError (exit 2) without remotes; NetworkError (exit 5) when one does not answer, or when somebody changes
     a tag at this moment.
     """
-    require_remotes(root)
-    listed, before = refs_of(root, REMOTE), refs_of(root)
+    require_remotes(repository)
+    listed, before = repository.refs(REMOTE), repository.refs()
     there = {name: target for name, target in listed.items() if name.startswith((f"{TAGS}{MODEL}@", f"{TAGS}{MODEL}#"))}
     new = sorted(name for name in there if before.get(name) != there[name])
     # Of tags, only the objects.
-    ask(root, "fetch", "--quiet", "--prune", "--no-tags", REMOTE, f"+{HEADS}*:refs/remotes/{REMOTE}/*", *new)
-    with registry_lock(root):
-        mine, tags = refs_of(root), open_registry(root).tags  # a run may have made some while this one fetched
-        withdrawn = to_withdraw(root, tags, there)
+    repository.ask("fetch", "--quiet", "--prune", "--no-tags", REMOTE, f"+{HEADS}*:refs/remotes/{REMOTE}/*", *new)
+    with repository.registry_lock():
+        mine, tags = (
+            repository.refs(),
+            open_registry(repository).tags,
+        )  # a run may have made some while this one fetched
+        withdrawn = to_withdraw(repository, tags, there)
         gone = {TAGS + tag.name for tag in tags if tag.commit in withdrawn} & mine.keys()
         taken = [name for name in sorted(there) if name not in mine or name in gone]
         changes = [f"delete {name} {mine[name].digest}" for name in sorted(gone.difference(taken))]
         changes += [f"update {name} {there[name].digest} {mine[name].digest}" for name in taken if name in mine]
         changes += [f"create {name} {there[name].digest}" for name in taken if name not in mine]
         try:
-            git(root, "update-ref", "--stdin", stdin=changes)
+            repository.git("update-ref", "--stdin", stdin=changes)
         except UserError as error:  # somebody with GTO or git, who takes no lock, was faster
             raise NetworkError(f"the versions changed while others were fetched: {error}") from error
     return [name.removeprefix(TAGS) for name in taken], withdrawn
 
 
-def fetch_tags(root: Path) -> list[str]:
+def fetch_tags(repository: Repository) -> list[str]:
     """Fetch the versions and stages that are not here yet, and change nothing else; return the names of their tags.
 
     A tag that the remote has for another commit stays as it is here, and nothing is withdrawn: that is for the runs,
     by `fetch_versions`.  Raises UserError (exit 5), which is a NetworkError if the remote does not answer.
     """
-    listed, before = refs_of(root, REMOTE), refs_of(root)
+    listed, before = repository.refs(REMOTE), repository.refs()
     new = [name for name in listed if name.startswith((f"{TAGS}{MODEL}@", f"{TAGS}{MODEL}#")) and name not in before]
     if new:
-        ask(root, "fetch", "--quiet", "--no-tags", REMOTE, *(f"{name}:{name}" for name in sorted(new)))
+        repository.ask("fetch", "--quiet", "--no-tags", REMOTE, *(f"{name}:{name}" for name in sorted(new)))
     return [name.removeprefix(TAGS) for name in sorted(new)]
-
-
-def run_of(root: Path, commit: str) -> str:
-    """Return the name of the run that made a commit; '' if no run did."""
-    return git_text(root, "log", "-1", "--format=%(trailers:key=Run,valueonly)", commit)
-
-
-def is_own(root: Path, commit: str) -> bool:
-    """Whether a run made this very commit.  A rebased or squashed copy has the run's name, too, but no new model."""
-    if not (run := run_of(root, commit)):
-        return False
-    refs = f"{RUNS}{run}", f"{TAGS}{MODEL}@*"
-    return commit in git_text(root, "for-each-ref", "--format=%(objectname) %(*objectname)", *refs).split()

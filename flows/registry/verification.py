@@ -16,10 +16,12 @@ from flows.core.documents import read
 from flows.core.errors import UserError
 from flows.core.files import scratch_folder
 from flows.images.image_set import open_images
-from flows.registry.git import content_of, git_text
-from flows.registry.lock_file import lock_here, read_lock
-from flows.registry.storage import DamagedVersionError, dvc_repository, files_of, get, require_model, stated
-from flows.registry.versions import Tag, Version
+from flows.registry.fetching import require_model, stated
+from flows.registry.versions import Version
+from flows.repository.commit import Commit
+from flows.repository.files import DamagedVersionError, get
+from flows.repository.lock_file import lock_here
+from flows.repository.repository import Repository
 
 
 class Check(NamedTuple):
@@ -29,20 +31,20 @@ class Check(NamedTuple):
     problem: str
 
 
-def verify(root: Path, version: Version) -> list[Check]:
+def verify(repository: Repository, version: Version) -> list[Check]:
     """Return every check of the version, passed or not.
 
     Raises UserError (exit 5) unless everything can be read: a file that is neither in the cache nor in the remote says
     nothing about its digest.  Raises NetworkError (exit 5) when the DVC remote does not answer.
     """
-    lock = read_lock(root, version)
+    lock = repository.at(version).lock
     checks = [Check(path, "differs between stages") for path in lock.contradictions]
-    written = bounded_yaml.sections(content_of(root, f"{version.commit}:{layout.PARAMS}"))
+    written = bounded_yaml.sections(repository.content_of(f"{version.commit}:{layout.PARAMS}"))
     for section, values in lock.parameters.items():
         problem = "" if written.get(section) == values else "differs from the values in dvc.lock"
         checks.append(Check(f"{layout.PARAMS} {section}", problem))
     with scratch_folder() as scratch:
-        with files_of(root, version, link=True) as files:
+        with repository.at(version).files(link=True) as files:
             for path, digest in sorted({**lock.code, **lock.outputs}.items()):
                 checks.append(check(path, partial(get, files, path, digest, scratch)))
         model, images, report = (scratch / path for path in (layout.REGISTERED, layout.IMAGES, layout.VALIDATION))
@@ -59,9 +61,9 @@ def verify(root: Path, version: Version) -> list[Check]:
     return checks
 
 
-def require_sound(root: Path, version: Version) -> None:
+def require_sound(repository: Repository, version: Version) -> None:
     """Raise DamagedVersionError (exit 5) with the first check that fails; other errors as `verify` does."""
-    for subject, problem in verify(root, version):
+    for subject, problem in verify(repository, version):
         if problem:
             raise DamagedVersionError(f"{version.name} does not verify: {subject}: {problem}")
 
@@ -95,14 +97,14 @@ class Reproduction(NamedTuple):
     """The stages whose inputs changed since they ran."""
 
 
-def reproduction(root: Path) -> Reproduction:
+def reproduction(repository: Repository) -> Reproduction:
     """Compare the outputs in the working tree with the commit's.
 
-    Raises UserError, OSError or DvcException if that fails, as outside a repository or without a commit.
+    Raises UserError or OSError if that fails, as outside a repository or without a commit.
     """
-    commit = git_text(root, "rev-parse", "--verify", "HEAD")
-    ours, theirs = lock_here(root), read_lock(root, Tag("HEAD", commit))
-    problems, stages = changes(root)
+    commit = repository.git_text("rev-parse", "--verify", "HEAD")
+    ours, theirs = lock_here(repository), Commit(repository, commit, "HEAD").lock
+    problems, stages = changes(repository)
     if problems:
         advice = "`dvc pull` restores what a remote has, and `dvc repro` makes the rest"
         return Reproduction(False, "; ".join([*problems, advice]), stages)
@@ -120,12 +122,12 @@ def reproduction(root: Path) -> Reproduction:
     return Reproduction(False, f"{', '.join(differing)}: different from commit {commit[:12]}, {reason}", [])
 
 
-def changes(root: Path) -> tuple[list[str], list[str]]:
+def changes(repository: Repository) -> tuple[list[str], list[str]]:
     """Return what differs from dvc.lock in the working tree, in words, and the stages whose inputs changed.
 
-    Raises UserError and DvcException.
+    Raises UserError.
     """
-    with dvc_repository(root) as repo:
+    with repository.dvc() as repo:
         # Not the outputs in `status`: it also names one that the cache lacks, whether it changed or not.
         outputs = {path: how for out in repo.index.outs for path, how in out.workspace_status().items()}
         inputs: dict[str, set[str]] = {}

@@ -10,67 +10,33 @@ import re
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
-
-from gto.constants import Action
-from gto.tag import parse_name
 
 from flows.core import layout
 from flows.core.documents import DocumentType, parse
 from flows.core.errors import Exit, UserError
 from flows.evaluation.results import Metrics, SampleMetrics
 from flows.registry.evidence import Evidence, evidence_of
-from flows.registry.git import (
-    REMOTE,
-    content_of,
-    contents,
-    git,
-    git_text,
-    registry_lock,
-    require_identity,
-    require_top,
+from flows.repository.repository import MODEL, REMOTE, Repository
+from flows.repository.tags import (
+    CHAMPION,
+    NUMBERS,
+    REFUSED,
+    Tag,
+    assigned,
+    deregistered,
+    numbers_of,
+    read_tags,
+    registered,
+    reign,
 )
 
-MODEL = "vdm"
-CHAMPION, REFUSED = "champion", "refused"
-"""The stages of GTO that the comparisons assign."""
 FORMER = "former champion"
 ANSWER_SECONDS = 3.0
 """How long the git remote may take to list its tags for whoever waits."""
-NUMBERS = r"v(\d{1,9})\.(\d{1,9})\.(\d{1,9})"
 REFERENCE = re.compile(rf"{CHAMPION}|{MODEL}#{CHAMPION}|({MODEL}@)?{NUMBERS}")
-FIELDS = ("object", "creatordate:unix", "contents", "contents:signature")
-"""What git prints of a tag besides its name."""
-EVENTS = {
-    Action.REGISTER: "registration",
-    Action.DEREGISTER: "deregistration",
-    Action.ASSIGN: "assignment",
-    Action.UNASSIGN: "unassignment",
-}
-"""GTO's words for what a tag does."""
-
-
-class Tag(NamedTuple):
-    """A tag of GTO: its name, its commit, when it was made (ISO 8601), its message, and what it does.
-
-    `event` is GTO's word: registration, deregistration, assignment or unassignment; the last two have a stage.
-    """
-
-    name: str
-    commit: str
-    created: str = ""
-    message: str = ""
-    event: str = "assignment"
-    stage: str | None = CHAMPION
-
-    @property
-    def number(self) -> int:
-        """The number that orders the tags of stages; 0 for a tag without one."""
-        last = self.name.rpartition("#")[2]
-        return int(last) if last.isdigit() else 0
 
 
 class Version(NamedTuple):
@@ -100,7 +66,7 @@ class Registry:
     is the highest number of GTO's tags of the model.
     """
 
-    root: Path
+    repository: Repository
     tags: list[Tag]
     last: int
 
@@ -109,9 +75,9 @@ class Registry:
         """Every version, sorted by number.  Raises UserError (exit 5)."""
         known = registered(self.tags)
         reigning = [tag.commit for tag in reign(self.tags)][-1:]
-        crowned, refused = given(self.tags, CHAMPION), given(self.tags, REFUSED)
+        crowned, refused = assigned(self.tags, CHAMPION), assigned(self.tags, REFUSED)
         paths = [f"{tag.commit}:{path}" for tag in known for path in (layout.METRICS, layout.SAMPLE_METRICS)]
-        files = contents(self.root, paths) if paths else {}
+        files = self.repository.contents(paths) if paths else {}
         found = []
         for tag in known:
             metrics, problem = found_in(Metrics, files[f"{tag.commit}:{layout.METRICS}"], layout.METRICS)
@@ -135,7 +101,7 @@ class Registry:
             if found := self.champion:
                 return found
             no_champion = "no version is the champion; `vdmctl promote` makes the first"
-            raise UserError(no_champion if self.versions else no_version(self.root), Exit.MISSING)
+            raise UserError(no_champion if self.versions else no_version(self.repository), Exit.MISSING)
         name = reference if "@" in reference else f"{MODEL}@{reference}"
         for version in self.versions:
             if version.name == name:
@@ -145,7 +111,7 @@ class Registry:
     def newest(self) -> Version:
         """Return the version with the highest number.  Raises UserError (exit 5) in a project without versions."""
         if not self.versions:
-            raise UserError(no_version(self.root), Exit.MISSING)
+            raise UserError(no_version(self.repository), Exit.MISSING)
         return self.versions[-1]
 
     @property
@@ -178,7 +144,7 @@ class Registry:
 
     def is_decided(self, commit: str) -> bool:
         """Whether the commit has a version that was promoted, refused, or that GTO deregistered."""
-        return commit in given(self.tags, CHAMPION) | given(self.tags, REFUSED) | deregistered(self.tags)
+        return commit in assigned(self.tags, CHAMPION) | assigned(self.tags, REFUSED) | deregistered(self.tags)
 
     def refusal(self, commit: str) -> Evidence | None:
         """Return the evidence of the last refusal of a commit's version; None if it was never refused."""
@@ -196,78 +162,14 @@ class Registry:
         return found
 
 
-def open_registry(root: Path) -> Registry:
+def open_registry(repository: Repository) -> Registry:
     """Read the tags of versions and stages.  Raises UserError: exit 5 outside a git repository, 2 below its top."""
-    require_top(root)
-    # Not `gto.api.history`: it reads each tag by itself, two seconds for 600.
-    form = "".join(f"%({field})%00" for field in ("refname:lstrip=2", *FIELDS))
-    listed = git(root, "for-each-ref", f"--format={form}", "--sort=creatordate", "refs/tags")
-    values = listed.decode(errors="replace").split("\0")
-    count = 1 + len(FIELDS)
-    found, last = [], 0
-    for first in range(0, len(values) - count, count):
-        name, commit, made, message, signature = values[first : first + count]
-        name = name.lstrip("\n")  # the end of the line before
-        parsed = parse_name(name, raise_on_fail=False)
-        if parsed.get("name") != MODEL:
-            continue
-        last = max(last, parsed.get("counter", 0))
-        stage = parsed.get("stage")
-        if not commit or not (stage or numbers_of(name)):  # a lightweight tag is none to GTO either
-            continue
-        created = datetime.fromtimestamp(int(made or 0), UTC).isoformat()
-        message = message.removesuffix(signature).strip()
-        found.append(Tag(name, commit, created, message, EVENTS[parsed["action"]], stage))
-    # The times of tags have only whole seconds.
-    return Registry(root, sorted(found, key=lambda tag: tag.number if tag.stage else 0), last)
+    return Registry(repository, *read_tags(repository))
 
 
 def is_champion(reference: str) -> bool:
     """Whether the name of a version is that of whichever is the champion."""
     return reference in (CHAMPION, f"{MODEL}#{CHAMPION}")
-
-
-def numbers_of(name: str) -> tuple[int, int, int] | None:
-    """Return (1, 2, 0) for `vdm@v1.2.0`; None for a tag that is not a version."""
-    match = re.match(rf"{MODEL}@{NUMBERS}(!|$)", name)
-    return (int(match[1]), int(match[2]), int(match[3])) if match else None
-
-
-def registered(tags: list[Tag]) -> list[Tag]:
-    """Return the tags of the versions that are not deregistered, sorted by number."""
-    gone = {tag.name.partition("!")[0] for tag in tags if tag.event == "deregistration"}
-    known = [tag for tag in tags if tag.event == "registration" and tag.name not in gone]
-    return sorted(known, key=lambda tag: numbers_of(tag.name) or ())
-
-
-def deregistered(tags: list[Tag]) -> set[str]:
-    """Return the commits that are no version any more, since GTO deregistered all their versions."""
-    gone = {tag.commit for tag in tags if tag.event == "deregistration"}
-    return gone - {tag.commit for tag in registered(tags)}
-
-
-def given(tags: list[Tag], stage: str) -> set[str]:
-    """Return the commits to which a stage was ever assigned."""
-    return {tag.commit for tag in tags if tag.stage == stage and tag.event == "assignment"}
-
-
-def reign(tags: list[Tag]) -> list[Tag]:
-    """Return the stack of champions' tags, the present champion last: a promotion pushes, a roll-back pops.
-
-    A tag of a version that is in the stack makes it the champion again and removes those above it: so a second
-    roll-back goes one champion further back, and not to the one that the first removed.  Versions that GTO deregistered
-    do not count.
-    """
-    stack: dict[str, Tag] = {}
-    for tag in sorted((tag for tag in tags if tag.stage == CHAMPION), key=lambda tag: tag.number):
-        if tag.event == "unassignment":
-            stack.pop(tag.commit, None)
-            continue
-        while tag.commit in stack:
-            stack.popitem()  # the uppermost
-        stack[tag.commit] = tag
-    gone = deregistered(tags)
-    return [tag for tag in stack.values() if tag.commit not in gone]
 
 
 def line(version: Version, known: Iterable[Version]) -> list[Version | None]:
@@ -287,34 +189,34 @@ def found_in(model: type[DocumentType], content: bytes | None, path: Path) -> tu
         return None, str(error)
 
 
-def no_version(root: Path) -> str:
+def no_version(repository: Repository) -> str:
     """Return what to do in a project without versions, which may be a clone without the tags of the git remote."""
     with suppress(UserError):  # there is no remote, or it does not answer
-        if git(root, "ls-remote", "--tags", REMOTE, f"{MODEL}@v*", seconds=ANSWER_SECONDS):
+        if repository.git("ls-remote", "--tags", REMOTE, f"{MODEL}@v*", seconds=ANSWER_SECONDS):
             return f"the versions of {MODEL} at {REMOTE} are not here; `git fetch --tags` brings them"
     return f"there is no version of {MODEL} yet; commit a run, then `gto register {MODEL} --version v1.0.0`"
 
 
-def add_version(root: Path, commit: str, message: str) -> Version:
+def add_version(repository: Repository, commit: str, message: str) -> Version:
     """Tag a commit of a pipeline run as the next minor version; the first is v1.0.0.
 
     Raises UserError: exit 5 for a commit that is unknown or without an evaluation, 2 if the commit is a version
     already, or without a git identity.
     """
-    commit = git_text(root, "rev-parse", "--verify", f"{commit}^{{commit}}")
-    metrics, problem = found_in(Metrics, content_of(root, f"{commit}:{layout.METRICS}"), layout.METRICS)
+    commit = repository.git_text("rev-parse", "--verify", f"{commit}^{{commit}}")
+    metrics, problem = found_in(Metrics, repository.content_of(f"{commit}:{layout.METRICS}"), layout.METRICS)
     if metrics is None:
         raise UserError(f"commit {commit[:12]}: {problem}; run the pipeline and commit its results", Exit.MISSING)
-    require_identity(root)
-    with registry_lock(root):
-        tags = open_registry(root).tags
+    repository.require_identity()
+    with repository.registry_lock():
+        tags = open_registry(repository).tags
         for tag in registered(tags):
             if tag.commit == commit:
                 raise UserError(f"commit {commit[:12]} is {tag.name} already", Exit.USAGE)
         major, minor, _ = max((numbers for tag in tags if (numbers := numbers_of(tag.name))), default=(1, -1, 0))
         name = f"{MODEL}@v{major}.{minor + 1}.0"
-        write_tag(root, name, commit, message)
-    return open_registry(root).resolve(name)
+        write_tag(repository, name, commit, message)
+    return open_registry(repository).resolve(name)
 
 
 def assign(registry: Registry, stage: str, version: Version, message: str) -> str:
@@ -323,14 +225,14 @@ def assign(registry: Registry, stage: str, version: Version, message: str) -> st
     The caller holds the registry's lock, under which it opened the registry.  Raises UserError: exit 2 without a git
     identity, 5 if git fails.
     """
-    require_identity(registry.root)
+    registry.repository.require_identity()
     name = f"{MODEL}#{stage}#{registry.last + 1}"
-    write_tag(registry.root, name, version.commit, message)
+    write_tag(registry.repository, name, version.commit, message)
     return name
 
 
-def write_tag(root: Path, name: str, commit: str, message: str) -> None:
+def write_tag(repository: Repository, name: str, commit: str, message: str) -> None:
     """Write an annotated tag, as GTO does.  Raises UserError (exit 5) if it exists."""
     # The evidence stays as it is, also a line that git takes for a comment.
     options = ("--annotate", "--no-sign", "--cleanup=verbatim", "--file=-")
-    git(root, "tag", *options, name, commit, stdin=[message.strip()])
+    repository.git("tag", *options, name, commit, stdin=[message.strip()])

@@ -162,10 +162,10 @@ def shown_of(model: "TrainedModel") -> Model:
     import torch  # takes a second
 
     vdm, arguments = model.vdm, model.description.model
-    gamma_0, gamma_1, t = arguments["gamma_0"], arguments["gamma_1"], torch.linspace(0, 1, 201)
+    gamma_0, gamma_1, t = arguments["gamma_0"], arguments["gamma_1"], torch.linspace(0, 1, 201, device=model.device)
     with torch.inference_mode():
         columns = {"t": t, "gamma": vdm.schedule(t), "initial": gamma_0 + (gamma_1 - gamma_0) * t}
-    schedule = pd.DataFrame({name: column.double().numpy() for name, column in columns.items()})
+    schedule = pd.DataFrame({name: column.double().cpu().numpy() for name, column in columns.items()})
     count = sum(p.numel() for p in vdm.parameters())
     return Model(model.sha256, count, vdm.num_levels, schedule, model.class_names)
 

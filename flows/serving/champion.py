@@ -8,8 +8,6 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,12 +18,15 @@ from flows.core.params import Evaluate, Sample
 from flows.evaluation.calibration import Calibration
 from flows.evaluation.exporting import without_metadata
 from flows.images.image_set import dtype_of, load_array, spread
-from flows.registry.lock_file import lineage
+from flows.registry.calibration import calibration_of
+from flows.registry.fetching import fetch_model
+from flows.registry.lineage import lineage
+from flows.registry.project import Project
 from flows.registry.publishing import fetch_tags
-from flows.registry.storage import fetch_model
-from flows.registry.versions import CHAMPION, Version, open_registry
+from flows.registry.versions import Version
 from flows.report.page import judged, png_of
 from flows.report.results import Results
+from flows.repository.tags import CHAMPION
 from flows.sampling.drawing import Drawing
 from flows.serving.answers import About, Schedule
 from flows.serving.questions import ToSample
@@ -38,21 +39,14 @@ EXAMPLES, MOST_EXAMPLES = "examples.npy", 10
 log = logging.getLogger(__name__)
 
 
-class Kept(NamedTuple):
-    """What finds the results of a model, and the features of its held-out images, where they are kept."""
-
-    results_of: Callable[[str], Results]
-    calibration_of: Callable[[TrainedModel], Calibration]
-
-
 class Served:
     """A model that answers, with what its folder and the registry say of it, read once: its files may vanish."""
 
-    def __init__(self, root: Path, model: TrainedModel, version: Version | None) -> None:
+    def __init__(self, project: Project, model: TrainedModel, version: Version | None) -> None:
         self.model, self.version = model, version
         self.card = without_metadata(model.card) or None
         self.has_parameters = bool(model.parameters)
-        self.lineage = lineage(open_registry(root), version).as_json() if version else None
+        self.lineage = lineage(project.registry, version).as_json() if version else None
         self.shipped = shipped_examples(model)
         self.results: Results | None = None
         self.calibration: Calibration | None = None
@@ -63,14 +57,14 @@ class Served:
         self.report: str | None = None
         """The report page, once somebody has asked for it."""
 
-    def read_results(self, kept: Kept) -> None:
+    def read_results(self, project: Project) -> None:
         """Read the results of the model, which takes seconds; what is wrong with them is their `problem`."""
         with suppress(UserError):
-            calibration = kept.calibration_of(self.model)
+            calibration = calibration_of(project, self.model)
             if len(calibration.reference.scores):  # which fails for features that cannot be compared
                 self.calibration = calibration
         try:
-            results = kept.results_of(self.model.name)
+            results = project.results(self.model)
             ours = results.metrics.model_sha256 == self.model.sha256
             self.judgement = [remark.text for remark in judged(results, png_of(results))] if ours else []
             self.results = results if ours else None
@@ -158,19 +152,18 @@ class Following:
 
     def __init__(
         self,
-        root: Path,
+        project: Project,
         model: TrainedModel,
         version: Version | None,
-        kept: Kept,
         settings: Sample,
         *,
         follows: bool,
         share: bool,
     ) -> None:
-        self.root, self.kept, self.settings = root, kept, settings
+        self.project, self.settings = project, settings
         self.device = model.device
         self.follows, self.share = follows, share
-        self.served = Served(root, model, version)
+        self.served = Served(project, model, version)
         self.have_results = asyncio.Event()
         """Whether the results of the first model were read, or cannot be; those of its successors are."""
         self.problem: str | None = None
@@ -178,7 +171,7 @@ class Following:
 
     def look(self) -> None:
         """Change to the present champion if it is another version, and checks."""
-        problem = self.attempted(lambda: fetch_tags(self.root)) if self.share else None
+        problem = self.attempted(lambda: fetch_tags(self.project)) if self.share else None
         problem = self.attempted(self.change) or problem
         if problem and problem != self.problem:
             log.warning("%s goes on: %s", self.served.model.name, problem)
@@ -194,20 +187,20 @@ class Following:
 
     def change(self) -> None:
         """Change to the champion, if it is another version.  Raises what hinders it."""
-        registry, present = open_registry(self.root), self.served.version
+        registry, present = self.project.registry, self.served.version
         tag = registry.champion_tag
         if tag is None or (present and tag.commit == present.commit):
             return
         version = registry.resolve(CHAMPION)
-        served = Served(self.root, fetch_model(self.root, version).on(self.device), version)
+        served = Served(self.project, fetch_model(self.project, version).on(self.device), version)
         require_drawing(served.model, self.settings)
-        served.read_results(self.kept)  # which may fetch images, for its report
+        served.read_results(self.project)  # which may fetch images, for its report
         self.served = served
         log.info("%s answers from now on", version.name)
 
     async def keep_looking(self) -> None:
         """Read the results of the model, then look for a new champion every `LOOK_SECONDS`, in a thread."""
-        await asyncio.to_thread(self.served.read_results, self.kept)
+        await asyncio.to_thread(self.served.read_results, self.project)
         self.have_results.set()
         while self.follows:
             await asyncio.sleep(LOOK_SECONDS)

@@ -18,9 +18,10 @@ import typer
 from project import ROOT
 from ruamel.yaml import YAML
 
-from flows.commands.reporting import SECTIONS
 from flows.commands.vdmctl import app
 from flows.core import layout, params
+from flows.registry.project import SECTIONS, Project
+from flows.repository.stages import stage_names
 
 DVC = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 CODE = sorted([*ROOT.glob("vdm/**/*.py"), *ROOT.glob("flows/**/*.py")])
@@ -50,11 +51,12 @@ ROOMS = {
     "sampling": "core process images contract training evaluation",
     "compression": "core process images evaluation",
     "report": "core process images contract evaluation",
-    "registry": "core process images contract evaluation",
-    "orchestration": "core process images contract evaluation report registry",
-    "serving": "core process images evaluation sampling report registry",
-    "commands": "core process images contract training evaluation sampling compression report registry orchestration"
-    " serving",
+    "repository": "core process",
+    "registry": "core process images contract evaluation report repository",
+    "orchestration": "core process images contract evaluation report registry repository",
+    "serving": "core process images evaluation sampling report registry repository",
+    "commands": "core process images contract training evaluation sampling compression report registry repository"
+    " orchestration serving",
 }
 DOORS = {"api", "cli", "train_vdm"}
 STAGES = {
@@ -152,6 +154,16 @@ def test_a_room_imports_only_the_rooms_below_it() -> None:
             assert not others, f"{path.relative_to(ROOT)} imports {others}"
 
 
+def test_one_room_knows_dvc_and_gto_and_only_the_command_line_its_commands() -> None:
+    for path in [*CODE, *ROOT.glob("benchmarks/*.py")]:
+        names = imported(path, type_checking=True)
+        room = str(path.relative_to(ROOT).parent)
+        engines = {name for name in names if name.split(".")[0] in {"dvc", "dvc_data", "dvc_objects", "gto"}}
+        assert not engines or room == "flows/repository", f"{path.relative_to(ROOT)} imports {engines}"
+        commands = {name for name in names if name.startswith("flows.commands")}
+        assert not commands or room == "flows/commands" or path.name == "cli.py", f"{path} imports {commands}"
+
+
 @pytest.mark.parametrize("stage", DVC)
 def test_stages_know_neither_dvc_nor_prefect_nor_the_command_line(stage: str) -> None:
     for path in closure(STAGES[stage]):
@@ -204,9 +216,7 @@ def test_a_stage_depends_on_the_sections_that_it_takes(stage: str) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.slow
 def test_the_flow_runs_the_graph_of_dvc() -> None:
-    from flows.train_vdm import stages
-
-    order = stages(ROOT)
+    order = stage_names(Project(ROOT))
     assert sorted(order) == sorted(DVC)
     producers = {out: stage for stage in DVC for out, _ in outputs(stage)}
     for position, stage in enumerate(order):
@@ -238,8 +248,8 @@ def test_the_pages_are_part_of_the_package() -> None:
             "from flows.cli import run; assert run(['--help']) == 0",
             "torch prefect great_expectations dvc numpy pandas rich",
         ),
-        ("import flows.commands.reporting", "torch scipy prefect"),
-        ("import flows.registry.versions", "torch prefect great_expectations dvc numpy"),
+        ("import flows.registry.results", "torch scipy prefect"),
+        ("import flows.registry.project", "torch prefect great_expectations dvc numpy"),
         ("import flows.api", "prefect great_expectations dvc pandas sklearn matplotlib torchvision PIL tqdm.auto"),
     ],
 )

@@ -22,7 +22,6 @@ from flows.core.errors import Exit
 from flows.core.model import WEIGHTS, TrainedModel, open_model, save_model
 from flows.evaluation.exporting import export, on_the_hub, without_metadata
 from flows.images.image_set import open_images
-from flows.registry.versions import open_registry
 from networks.dit import DiT
 from vdm.model import VDM
 
@@ -103,7 +102,7 @@ def test_a_version_has_the_figures_of_its_run(forge: Forge, monkeypatch: pytest.
     crown(forge.project, "v1.0.0")
     monkeypatch.chdir(forge.root)
     assert run(["export", "champion", "--out", "../out"]) == Exit.DONE
-    champion = open_registry(forge.root).resolve("vdm@v1.0.0")
+    champion = forge.opened.registry.resolve("vdm@v1.0.0")
     (result,) = parts(Path("../out"))[0]["model-index"][0]["results"]
     assert champion.metrics.bpd
     assert result["metrics"][0]["value"] == round(champion.metrics.bpd, 4)

@@ -1,4 +1,4 @@
-"""What a run finds: which run is the newest one, and whether its images are those at the source now."""
+"""What a run has to do: which run is the newest one, and whether its images are those at the source now."""
 
 import shutil
 from pathlib import Path
@@ -12,10 +12,13 @@ from PIL import Image
 from flows.core import bounded_yaml
 from flows.core.errors import Exit, UserError
 from flows.images.image_set import ImageSet
-from flows.orchestration import looking
-from flows.orchestration.looking import compared, found_now, look, md5_of, results, same_images
-from flows.orchestration.restoring import record_images
-from flows.orchestration.workspace import Workspace, compose_params
+from flows.orchestration.arrivals import count_arrivals, has_same_images
+from flows.orchestration.due import find_due, find_due_now, list_results
+from flows.orchestration.workspace import compose_params
+from flows.repository import sources
+from flows.repository.commit import Commit
+from flows.repository.sources import compare_source, md5_of
+from flows.repository.stages import record_images
 
 
 @pytest.fixture
@@ -34,28 +37,35 @@ def version(forge: Forge, number: str, source: Path, **data: Any) -> str:
     """Make a version of the images at a source with these parameters; return its commit."""
     lock = forge.lock(number)
     path = str(source)
-    lock["stages"]["all"]["deps"].append({"path": path, "hash": "md5", "md5": md5_of(forge.root, forge.root / source)})
+    lock["stages"]["all"]["deps"].append(
+        {"path": path, "hash": "md5", "md5": md5_of(forge.opened, forge.root / source)}
+    )
     lock["stages"]["all"]["params"] = {"params.yaml": {"data": {"source": path} | data}}
     forge.version(number, lock)
     return forge.git("rev-parse", "HEAD").strip()
+
+
+def newest(forge: Forge) -> Commit:
+    """Return the commit of the newest run."""
+    return Commit(forge.opened, list_results(forge.opened)[0], "the newest run")
 
 
 def test_a_withdrawn_version_is_no_newer_run(forge: Forge) -> None:
     first = version(forge, "v1.1.0", Path("pictures"))
     second = version(forge, "v1.2.0", Path("pictures"))
     forge.git("tag", "--annotate", "--message=withdrawn", "vdm@v1.1.0!", first)
-    assert results(forge.root)[0] == second
+    assert list_results(forge.opened)[0] == second
 
 
 def test_the_branch_of_a_run_that_made_nothing_is_no_run(forge: Forge) -> None:
     """It is at the commit from which the run started, which may be what another run made."""
     forge.git("branch", "runs/failed")
-    assert results(forge.root) == []
+    assert list_results(forge.opened) == []
     made = forge.commit("v1.0.0", run="made")
     forge.git("branch", "runs/failed-later", made)
     forge.commit("by hand")
     forge.git("branch", "runs/failed-last")
-    assert results(forge.root) == [made]
+    assert list_results(forge.opened) == [made]
 
 
 @pytest.fixture
@@ -80,24 +90,23 @@ def shot(forge: Forge) -> Path:
 
 def test_what_came_and_went_is_counted_as_a_run_counts_it(forge: Forge, shot: Path) -> None:
     """Of two equal pictures one may go, and a file without a byte is no picture yet."""
-    assert found_now(forge.root)["state"] == "same"
+    assert find_due_now(forge.opened)["state"] == "same"
     for name in ("a/00.png", "b/08.png"):
         (shot / name).unlink()
     (shot / "a/20.png").touch()
     Image.fromarray(noise(8, 8, seed=21)).save(shot / "a/21.png")
-    found = found_now(forge.root)
+    found = find_due_now(forge.opened)
     assert (found["state"], found["added"], found["empty"], found["removed"]) == ("changed", 2, 1, 1)
     (shot / "a/20.png").unlink()
-    arrived = looking.arrived(load(shot), forge.root, results(forge.root)[0])
+    arrived = count_arrivals(load(shot), newest(forge))
     assert arrived == (1, 1, "vdm@v1.0.0")
 
 
 def test_renamed_files_hold_the_same_images_and_a_moved_one_does_not(forge: Forge, shot: Path) -> None:
-    newest = results(forge.root)[0]
     before = load(shot)
 
     def is_same(images: ImageSet) -> bool:
-        return same_images(images, forge.root, newest)
+        return has_same_images(images, newest(forge))
 
     assert is_same(before)
     digest = before.data_sha256
@@ -115,17 +124,17 @@ def test_renamed_files_hold_the_same_images_and_a_moved_one_does_not(forge: Forg
 def test_a_version_without_the_stage_that_reads_images_gives_none(forge: Forge) -> None:
     version(forge, "v1.0.0", Path("pictures"))
     with pytest.raises(UserError, match=r"vdm@v1\.0\.0 records no images of the stage download") as error:
-        record_images(Workspace(forge.root, "", forge.root, ""), results(forge.root)[0])
+        record_images(forge.opened, newest(forge))
     assert error.value.code is Exit.MISSING
 
 
 def test_a_source_that_git_tracks_is_that_of_the_commit(forge: Forge) -> None:
     """A file that nobody committed changes nothing, and one that was committed is seen before it is checked out."""
-    newest = version(forge, "v1.0.0", Path("pictures"))
+    version(forge, "v1.0.0", Path("pictures"))
 
     def state() -> str:
         parameters = {"data": {"source": "pictures"}}
-        return look(forge.root, forge.git("rev-parse", "HEAD").strip(), parameters).images
+        return find_due(forge.opened, forge.git("rev-parse", "HEAD").strip(), parameters).images
 
     assert state() == "same"
     forge.write("pictures/1.png", "second")
@@ -135,25 +144,28 @@ def test_a_source_that_git_tracks_is_that_of_the_commit(forge: Forge) -> None:
     (forge.root / "pictures/1.png").unlink()
     assert state() == "changed"
     with pytest.raises(UserError, match="neither git nor DVC tracks other") as error:
-        compared(forge.root, newest, Path("other"), newest, None)
+        compare_source(forge.opened, "HEAD", Path("other"), None)
     assert error.value.code is Exit.MISSING
 
 
 def test_a_source_elsewhere_is_found_however_its_path_is_written(forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = forge.folder / "elsewhere"
-    newest = version(forge, "v1.0.0", folder)
-    recorded = f"{forge.folder}//elsewhere/.", md5_of(forge.root, folder)
-    assert compared(forge.root, newest, folder, newest, recorded) == "same"
+    version(forge, "v1.0.0", Path(f"{forge.folder}//elsewhere/."))
+
+    def state() -> str:
+        return compare_source(forge.opened, "HEAD", folder, newest(forge))
+
+    assert state() == "same"
     (folder / "1.png").write_text("second")
-    assert compared(forge.root, newest, folder, newest, recorded) == "changed"
+    assert state() == "changed"
 
     def vanished(*_: object) -> str:
         raise FileNotFoundError(2, "gone", "1.png")
 
-    monkeypatch.setattr(looking, "md5_of", vanished)
-    assert compared(forge.root, newest, folder, newest, recorded) == "changed"  # while somebody copies
+    monkeypatch.setattr(sources, "md5_of", vanished)
+    assert state() == "changed"  # while somebody copies
     folder.rename(forge.folder / "gone")
-    assert compared(forge.root, newest, folder, newest, recorded) == "missing"
+    assert state() == "missing"
 
 
 def test_the_images_of_the_newest_run_are_those_of_the_same_code_and_parameters(forge: Forge) -> None:
@@ -167,7 +179,7 @@ def test_the_images_of_the_newest_run_are_those_of_the_same_code_and_parameters(
 
     def prepared_alike(**data: Any) -> bool:
         parameters = {"data": {"source": str(folder)} | data}
-        return look(forge.root, forge.git("rev-parse", "HEAD").strip(), parameters).same_preparation
+        return find_due(forge.opened, forge.git("rev-parse", "HEAD").strip(), parameters).same_preparation
 
     assert prepared_alike(resize=None)
     assert not prepared_alike(resize=[8, 8])
@@ -201,8 +213,10 @@ def test_another_start_is_a_reason_to_run_unless_the_champion_is_another_one(
     forge.version("v1.0.0", lock)
     base = forge.git("rev-parse", "HEAD").strip()
     parameters = {"data": {"source": "pictures"}, "train": {"start_from": start_from, "steps": 1}}
-    assert look(forge.root, base, parameters).same_parameters is same
-    assert not look(forge.root, base, parameters | {"train": {"start_from": start_from, "steps": 2}}).same_parameters
+    assert find_due(forge.opened, base, parameters).same_parameters is same
+    assert not find_due(
+        forge.opened, base, parameters | {"train": {"start_from": start_from, "steps": 2}}
+    ).same_parameters
 
 
 def test_a_source_of_null_is_refused_with_the_path_to_write(forge: Forge) -> None:
@@ -210,5 +224,5 @@ def test_a_source_of_null_is_refused_with_the_path_to_write(forge: Forge) -> Non
     forge.write("params.yaml", text.replace("source: data/published", "source: null"))
     forge.git("commit", "--quiet", "--all", "--message=Null")
     with pytest.raises(UserError, match="write data/published instead of null") as error:
-        compose_params(forge.root, forge.git("rev-parse", "HEAD").strip(), None, {})
+        compose_params(forge.opened, forge.git("rev-parse", "HEAD").strip(), None, {})
     assert error.value.code is Exit.USAGE

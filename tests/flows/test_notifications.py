@@ -23,14 +23,17 @@ from project import ROOT
 from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.orchestration import serve
+from flows.orchestration.checking import NEW_IMAGES, ODD_IMAGES
 from flows.orchestration.files import Entry, read_automations, read_deployments
+from flows.orchestration.outcome import DRIFTED
 from flows.orchestration.runs import INTERRUPTED
 from flows.orchestration.setting_up import ENDS, automate, deploy, make_pool, refuse_unknown_parameters, silent_runs
 from flows.orchestration.status import wrong_files
-from flows.train_vdm import DRIFTED, NEW_IMAGES, ODD_IMAGES, train_vdm
+from flows.registry.project import Project
+from flows.train_vdm import train_vdm
 
 MINUTE = timedelta(minutes=1)
-ENTRIES = read_automations(ROOT).automations
+ENTRIES = read_automations(Project(ROOT)).automations
 TRIGGER = "trigger: {type: event, posture: Reactive, threshold: 1}"
 RETRAIN = f"""automations:
 - name: retrain
@@ -186,7 +189,7 @@ def test_what_is_wrong_with_a_file_is_one_line_of_serve_and_of_status(
     layout.AUTOMATIONS.write_text(text)
     (line,) = automate(Mock())
     assert line.startswith(f"automations.yaml: {reason}")
-    assert list(wrong_files(Path())) == [line]
+    assert list(wrong_files(Project())) == [line]
 
 
 @pytest.mark.parametrize("text", ["", "automations:", "automations: []", "# automations:"])
@@ -205,10 +208,10 @@ def test_a_wrong_prefect_yaml_stops_serve_only_if_no_run_could_start(
         with pytest.raises(UserError, match=r"^prefect.yaml: ") as error:
             deploy(Mock(read_deployments=Mock(return_value=[])))
         assert error.value.code is Exit.USAGE
-        assert list(wrong_files(Path())) == [str(error.value)]
+        assert list(wrong_files(Project())) == [str(error.value)]
         deploy(Mock(read_deployments=Mock(return_value=[SimpleNamespace(name="train-vdm")])))
         assert capsys.readouterr().err == f"{error.value}; the server keeps the deployments that it has\n"
-    assert [each.name for each in read_deployments(ROOT).deployments] == ["train-vdm", "weekly"]
+    assert [each.name for each in read_deployments(Project(ROOT)).deployments] == ["train-vdm", "weekly"]
 
 
 def test_the_loop_goes_on_whatever_is_in_the_file(

@@ -22,7 +22,6 @@ from project import ROOT
 from results import BPD, ORIGIN, PLACES, metrics, opened, part, sample_metrics, validation, write_results
 from ruamel.yaml import YAML
 
-from flows.commands.reporting import WORKSPACE
 from flows.contract.findings import Findings, Result
 from flows.core import layout
 from flows.core.errors import Exit, UserError
@@ -31,6 +30,7 @@ from flows.evaluation.results import BoundMetrics, ClassFigures, SampleMetrics
 from flows.images.as_png import InPng, in_one_png
 from flows.images.grids import shades
 from flows.images.image_set import spread
+from flows.registry.results import OUTPUTS
 from flows.report import charts, markdown
 from flows.report.origin import origin_here
 from flows.report.page import Page, alike, classes, difference, extremes, guess, judged, page, png_of, report
@@ -343,8 +343,8 @@ def test_the_stage_writes_page_and_charts_that_stand_alone(files: Files, tmp_pat
 
 def test_the_stage_declares_every_file_that_it_shows() -> None:
     stage = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]["report"]
-    assert WORKSPACE == PLACES
-    shown = {str(path) for path in (*WORKSPACE, layout.IMAGES, layout.REGISTERED, layout.PRESETS, layout.NETWORKS)}
+    assert OUTPUTS == PLACES
+    shown = {str(path) for path in (*OUTPUTS, layout.IMAGES, layout.REGISTERED, layout.PRESETS, layout.NETWORKS)}
     assert shown == {dep for dep in stage["deps"] if not dep.startswith(("flows", "vdm"))}
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,10 +15,11 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 from forge import Forge, crown
-from prefect.client.schemas.objects import StateType
+from prefect import State
 from prefect.exceptions import TerminationSignal
-from prefect.states import Completed, Failed, Running
-from project import ROOT, Project
+from prefect.logging import disable_run_logger
+from prefect.states import Cancelling, Completed, Failed, Running
+from project import ROOT, Sandbox
 from small import Small
 
 from flows.cli import run as run_command
@@ -25,42 +27,39 @@ from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.core.files import write_whole
 from flows.core.params_file import parse_params
+from flows.evaluation.results import Metrics
 from flows.images.image_set import open_images, save_images
 from flows.orchestration import releasing
+from flows.orchestration.arrivals import Arrivals
 from flows.orchestration.artifacts import Progress
-from flows.orchestration.runs import INTERRUPTED
+from flows.orchestration.checking import check_drift
+from flows.orchestration.outcome import DRIFTED, Drifted, Outcome, Release
 from flows.orchestration.streaming import EXPECTED, as_user_error, failure, result_of, stream
-from flows.orchestration.workspace import Workspace, compose_params, workspace
+from flows.orchestration.workspace import Run, compose_params, workspace
 from flows.process.ending import on_stop
 from flows.registry.evidence import Evidence
-from flows.registry.storage import DamagedVersionError, fetch, readable
+from flows.registry.fetching import fetch
+from flows.registry.project import Project
 from flows.registry.verification import require_sound
-from flows.registry.versions import open_registry
-from flows.train_vdm import (
-    DRIFTED,
-    Drifted,
-    check_champion,
-    drift,
-    named,
-    reproduce,
-    restore,
-    run_stage,
-    stages,
-    train_vdm,
-    while_busy,
-)
+from flows.registry.versions import Version
+from flows.repository.files import DamagedVersionError, readable
+from flows.repository.stages import stage_names
+from flows.train_vdm import check_champion, is_cancelled, name_champion, reproduce, restore, run_stage, while_busy
 
 ARTIFACTS = "flows.orchestration.artifacts"
 
 
 @pytest.fixture
-def quietly(monkeypatch: pytest.MonkeyPatch) -> Mock:
-    """Let the flow's functions run outside a run; return the logger."""
+def quietly() -> Iterator[None]:
+    """Let the flow's functions run outside a run, and log nothing."""
+    with disable_run_logger():
+        yield
+
+
+def logged_by(module: str, monkeypatch: pytest.MonkeyPatch) -> Mock:
+    """Return what a module of the flow logs to, outside a run."""
     logger = Mock()
-    for module in (ARTIFACTS, "flows.train_vdm", "flows.orchestration.streaming", "flows.orchestration.releasing"):
-        monkeypatch.setattr(f"{module}.get_run_logger", lambda: logger)
-    for name in ("hold_what_starts", "settle", "leave_out_tracebacks"):
-        monkeypatch.setattr(f"flows.train_vdm.{name}", lambda *_: None)
+    monkeypatch.setattr(f"{module}.get_run_logger", lambda: logger)
     return logger
 
 
@@ -102,30 +101,37 @@ def test_the_progress_of_a_training_run_names_the_time_left(tmp_path: Path, monk
 
 def test_other_machines_may_be_first_three_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever is outrun releases its model anew, publishes that, and says of the images what it found."""
-    states, version = [Completed(data=False), Completed(data=True)], Mock()
-    first, again = (releasing.Release(version, name, Mock()) for name in ("first", "again"))
-    monkeypatch.setattr(releasing, "publish_versions", lambda root, return_state: states.pop(0))
-    monkeypatch.setattr(releasing, "catch_up", lambda root, made: again)
-    published = releasing.publish_all(tmp_path, first._replace(images="; images: 5 added"))
-    assert published == again._replace(images="; images: 5 added")
+    version = Version("vdm@v1.1.0", "c" * 40, "", "", (), Metrics())
+    states = [Completed(data=False), Completed(data=True)]
+    evidence = Evidence(decision="refuse", reason="not better")
+    first, again = (Release(version, name, evidence) for name in ("first", "again"))
+    monkeypatch.setattr(releasing, "publish_versions", lambda project, return_state: states.pop(0))
+    monkeypatch.setattr(releasing, "catch_up", lambda project, made: again)
+    assert releasing.publish_all(Project(tmp_path), first) == again
+    outcome = Outcome("Promoted", first, arrivals=Arrivals(5, 0, "vdm@v1.0.0")).released(again)
+    assert (outcome.state, outcome.release) == ("Refused", again)
+    assert str(outcome).endswith(
+        "on branch again, not promoted: not better; images: 5 added and 0 removed since vdm@v1.0.0"
+    )
     states += [Completed(data=False)] * 3
     with pytest.raises(NetworkError, match="other machines took the version's number three times"):
-        releasing.publish_all(tmp_path, None)
+        releasing.publish_all(Project(tmp_path), None)
     assert states == []
 
 
 def test_a_graph_that_dvc_refuses_is_one_line(tmp_path: Path) -> None:
-    project = Project(tmp_path)
+    project = Sandbox(tmp_path)
     project.edit("dvc.yaml", **{"stages:": "stages: ["})
     with pytest.raises(EXPECTED) as error:
-        stages(project.folder)
+        stage_names(Project(project.folder))
     reason = str(as_user_error(error.value))
     assert "dvc.yaml" in reason
     assert "\n" not in reason
 
 
-def test_a_command_that_fails_gives_its_reason_and_its_code(tmp_path: Path, quietly: Mock) -> None:
+def test_a_command_that_fails_gives_its_reason_and_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the last lines of one that is stopped are logged."""
+    logger = logged_by("flows.orchestration.streaming", monkeypatch)
     (tmp_path / ".vdm").mkdir()
     (tmp_path / "program.py").write_text(
         "import json, os, pathlib, signal, sys, time\n"
@@ -149,28 +155,25 @@ def test_a_command_that_fails_gives_its_reason_and_its_code(tmp_path: Path, quie
     with pytest.raises(TerminationSignal):
         stream(["program", "long"], tmp_path, stop)
     assert time.monotonic() - began < 30
-    assert [call.args[0] for call in quietly.info.call_args_list][-2:] == ["begins", "state saved at step 7"]
+    assert [call.args[0] for call in logger.info.call_args_list][-2:] == ["begins", "state saved at step 7"]
 
 
-def test_a_run_says_that_it_was_interrupted_though_it_is_stopped_again(
-    monkeypatch: pytest.MonkeyPatch, quietly: Mock
-) -> None:
+def test_a_run_that_is_stopped_twice_still_asks_whether_somebody_cancels_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """The end of a worker stops its run twice: by the log that cannot be written, and by SIGTERM a moment later."""
-    client = Mock()
 
     def end(*_: object) -> NoReturn:
         raise TerminationSignal(signal.SIGTERM)
 
-    def read_flow_run(_: object) -> Mock:
-        signal.raise_signal(signal.SIGTERM)
-        return Mock(state=Running())
+    for state, cancelled in ((Running(), False), (Cancelling(), True)):
 
-    client.read_flow_run = read_flow_run
-    monkeypatch.setattr("flows.train_vdm.retrain", Mock(side_effect=SystemExit(1)))
-    monkeypatch.setattr("flows.train_vdm.get_client", lambda **_: nullcontext(client))
-    with on_stop(end):
-        state = train_vdm.fn()
-    assert (state.type, state.name) == (StateType.CRASHED, INTERRUPTED)
+        def read_flow_run(_: object, state: State[None] = state) -> Mock:
+            signal.raise_signal(signal.SIGTERM)
+            return Mock(state=state)
+
+        client = nullcontext(Mock(read_flow_run=read_flow_run))
+        monkeypatch.setattr("flows.train_vdm.get_client", lambda client=client, **_: client)
+        with on_stop(end):
+            assert is_cancelled() is cancelled
 
 
 def test_a_task_that_takes_too_long_is_named() -> None:
@@ -212,17 +215,21 @@ def test_a_stage_is_forced_if_asked_or_takes_what_another_machine_made(
 ) -> None:
     called, restored = Mock(), Mock()
     monkeypatch.setattr("flows.train_vdm.stream", called)
-    monkeypatch.setattr("flows.train_vdm.restoring.restore_stage", restored)
+    monkeypatch.setattr("flows.repository.stages.restore_stage", restored)
     if shared:
         monkeypatch.setenv("VDM_SHARE", "1")
-    reproduce.fn("evaluate", tmp_path, force)
+    reproduce.fn("evaluate", Run(Project(tmp_path), "run", "HEAD"), force)
     options = ["--force"] if force else []
-    assert called.call_args.args == (["dvc", "repro", "--single-item", "evaluate", *options], tmp_path, None)
+    assert called.call_args.args == (
+        ["dvc", "repro", "--single-item", "evaluate", *options],
+        tmp_path / ".vdm/worktrees/run",
+        None,
+    )
     assert restored.call_count == int(shared and not force)
     restored.side_effect = NetworkError("DVC's remote cannot be read")
     if shared and not force:  # so that the task is tried again
         with pytest.raises(NetworkError, match=r"^stage evaluate failed: DVC's remote cannot be read$"):
-            reproduce.fn("evaluate", tmp_path, force)
+            reproduce.fn("evaluate", Run(Project(tmp_path), "run", "HEAD"), force)
 
 
 @pytest.mark.usefixtures("quietly")
@@ -262,13 +269,14 @@ def test_the_reason_is_the_line_that_says_why(tmp_path: Path) -> None:
     assert (str(error), error.code) == (said, Exit.MISSING)
 
 
-def test_the_chatter_of_dvc_is_not_logged(tmp_path: Path, quietly: Mock) -> None:
+def test_the_chatter_of_dvc_is_not_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = logged_by("flows.orchestration.streaming", monkeypatch)
     (tmp_path / ".vdm").mkdir()
     said = "ERROR: unexpected error - no route to host\n\nHaving any troubles? Hit us up at https://dvc.org/support"
     (tmp_path / "program.py").write_text(f"import sys\nsys.exit({said!r})\n")
     with pytest.raises(UserError, match=r"^see the log: unexpected error - no route to host$"):
         stream(["program"], tmp_path)
-    assert [call.args[0] for call in quietly.info.call_args_list] == [said.splitlines()[0], ""]
+    assert [call.args[0] for call in logger.info.call_args_list] == [said.splitlines()[0], ""]
 
 
 def test_a_full_disk_is_no_error_of_the_network() -> None:
@@ -296,8 +304,8 @@ def test_only_images_that_differ_have_drifted(small: Small, monkeypatch: pytest.
 
     def compared_with(name: str) -> str:
         reference = small.folder / name / "validation.json"
-        monkeypatch.setattr("flows.train_vdm.findings_of_champion", lambda *_: reference)
-        state = drift.fn(small.folder, small.folder)
+        monkeypatch.setattr("flows.orchestration.checking.findings_of_champion", lambda *_: reference)
+        state = check_drift.fn(Project(small.folder))
         assert ("images are like the reference's" in str(state.message)) is (name == "other")
         return str(state.name)
 
@@ -329,41 +337,44 @@ def test_a_run_whose_images_are_not_valid_names_the_page_that_outlives_its_folde
     failed = Mock(return_value=Failed(data=UserError(reason, Exit.INVALID_DATA)))
     monkeypatch.setattr("flows.train_vdm.reproduce", Mock(with_options=Mock(return_value=failed)))
     monkeypatch.setattr(f"{ARTIFACTS}.create_markdown_artifact", Mock())
-    place = Workspace(small.folder, "", small.folder, "")
+    run = Run(Project(small.folder), "small", "HEAD")
+    run.folder = small.folder
     with pytest.raises(UserError) as error:
-        run_stage("validate", place, force=False, wait_hours=0)
+        run_stage("validate", run, force=False, wait_hours=0)
     kept = ".vdm/reports/small/data_docs/index.html"
     assert (str(error.value), error.value.code) == (f"{reason}, kept as {kept}", Exit.INVALID_DATA)
     assert Path(kept).is_file()
 
 
 def test_only_a_damaged_champion_is_a_reason_to_roll_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.train_vdm.open_registry", lambda root: Mock())
     for error, advised in (
         (DamagedVersionError("vdm@v1.0.0 does not verify: models/vdm: differs", Exit.MISSING), True),
         (NetworkError("the remote does not answer"), False),
     ):
         monkeypatch.setattr("flows.train_vdm.require_sound", Mock(side_effect=error))
         with pytest.raises(type(error), match=str(error)) as raised:
-            check_champion.fn(tmp_path)
+            check_champion.fn(Mock())
         assert ("vdmctl rollback" in str(raised.value)) is advised
 
 
-def test_a_run_begins_from_the_champion_of_its_moment(forge: Forge, quietly: Mock) -> None:
+def test_a_run_begins_from_the_champion_of_its_moment(forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = logged_by("flows.train_vdm", monkeypatch)
     text = (forge.root / "params.yaml").read_text()
-    assert named(forge.root, text) == text
+    assert name_champion(forge.opened, text) == text
     forge.write("params.yaml", text.replace("start_from: null ", "start_from: champion "))
-    text = compose_params(forge.root, forge.git("commit", "--quiet", "--all", "--message=Continue") or "HEAD", None, {})
+    text = compose_params(
+        forge.opened, forge.git("commit", "--quiet", "--all", "--message=Continue") or "HEAD", None, {}
+    )
 
     def start(params: str) -> Any:
         return parse_params(params, "params.yaml").train.start_from
 
-    assert (start(text), start(named(forge.root, text))) == ("champion", None)
+    assert (start(text), start(name_champion(forge.opened, text))) == ("champion", None)
     said = "begins from noise: there is no champion yet"
-    assert quietly.info.call_args.args == ("training %s", said)
+    assert logger.info.call_args.args == ("training %s", said)
     crown(forge.project, "v1.1.0")
-    assert start(named(forge.root, text)) == "vdm@v1.1.0"
-    assert quietly.info.call_args.args == ("training %s", "continues from the champion vdm@v1.1.0")
+    assert start(name_champion(forge.opened, text)) == "vdm@v1.1.0"
+    assert logger.info.call_args.args == ("training %s", "continues from the champion vdm@v1.1.0")
 
 
 @pytest.mark.slow
@@ -373,18 +384,18 @@ def test_a_champion_that_was_checked_is_the_one_that_is_compared(emptied: str, t
     forge = Forge(tmp_path)
     forge.version("v1.0.0")
     crown(forge.project, "v1.0.0")
-    require_sound(forge.root, forge.resolve("champion"))
+    require_sound(forge.opened, forge.resolve("champion"))
     params = forge.git("show", "HEAD:params.yaml")
-    with workspace(forge.root, params, forge.git("rev-parse", "HEAD").strip()) as place:
+    with workspace(forge.opened, params, forge.git("rev-parse", "HEAD").strip()) as place:
         if emptied == "after":
-            check_champion.fn(place.folder)
+            check_champion.fn(place)
         for listing in forge.cache.rglob("*.dir"):
             listing.unlink()
         shutil.rmtree(forge.remote)
-        require_sound(forge.root, forge.resolve("champion"))
+        require_sound(forge.opened, forge.resolve("champion"))
         if emptied == "after":
-            reigning = open_registry(place.folder).resolve("champion")
-            assert (fetch(place.folder, reigning) / "weights.safetensors").is_file()
+            reigning = place.registry.resolve("champion")
+            assert (fetch(place, reigning) / "weights.safetensors").is_file()
         else:
             with pytest.raises(UserError, match=r"^no comparison .*: vdm@v1.0.0: .* is neither in DVC's cache nor in"):
-                check_champion.fn(place.folder)
+                check_champion.fn(place)

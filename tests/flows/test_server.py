@@ -16,15 +16,7 @@ from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.orchestration.plugin import setup_environment
 from flows.orchestration.serve import serve, work
-from flows.orchestration.server import (
-    Address,
-    alone,
-    configure,
-    connected,
-    find_address,
-    owning_database,
-    served_at,
-)
+from flows.orchestration.server import Address, alone, configure, connected, find_address, owning_database, served_at
 from flows.orchestration.status import devices
 from flows.process.addresses import is_loopback
 

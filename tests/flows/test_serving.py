@@ -38,19 +38,18 @@ from starlette.datastructures import Headers
 
 from flows.api import evaluate, fill_in, load, sample, surprise
 from flows.cli import run
-from flows.commands import reporting
-from flows.commands.calibration import calibration_of
 from flows.commands.serving import device_for
 from flows.core.errors import Exit, UserError
-from flows.core.model import open_model, save_model
+from flows.core.model import TrainedModel, open_model, save_model
 from flows.core.params_file import read_params
 from flows.images.image_set import open_images, save_images, spread
 from flows.orchestration import status
 from flows.process.apps import apps_of
 from flows.process.locks import claim, lock_of
+from flows.registry.fetching import fetch_model
+from flows.registry.project import Project
 from flows.registry.publishing import fetch_tags
-from flows.registry.storage import fetch_model
-from flows.registry.versions import Version, open_registry
+from flows.registry.versions import Version
 from flows.report.results import Results
 from flows.serving import champion, guard, listening
 from flows.serving import line as waiting
@@ -219,7 +218,8 @@ def test_the_model_says_what_it_is_and_the_schedule_of_the_interface_is_whole(ap
     assert about["card"] == (DIGITS / "README.md").read_text()
     assert about["figures"]["bpd"] == pytest.approx(1.629, abs=1e-3)
     assert "365 test images cost 1.63 bits/dim" in about["judgement"][0]
-    assert "It finds the class of 99.2% of the images, where a guess finds 10%." in about["judgement"]
+    # By a guess 10%, or where the images are at hand the share of the most frequent class.
+    assert any(each.startswith("It finds the class of 99.2% of the images, where a") for each in about["judgement"])
     assert about["schedule"]["gamma"] == sorted(about["schedule"]["gamma"])
     assert "<h2" in app.client.get("/report").text
     paths = app.client.get("/openapi.json").json()["paths"]
@@ -605,16 +605,16 @@ def test_files_may_vanish_and_none_is_changed(tmp_path: Path, monkeypatch: pytes
 def test_a_promotion_changes_what_answers(forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(forge.root)
     first = crowned(forge, "v1.0.0")
-    with serving(fetch_model(forge.root, first), first, root=forge.root, follows=True) as app:
+    with serving(fetch_model(forge.opened, first), first, root=forge.root, follows=True) as app:
         before = app.client.get("/model").json()
         assert (before["name"], before["lineage"]["version"]) == ("vdm@v1.0.0", "vdm@v1.0.0")
         crown(forge.project, "v1.1.0")
         app.following.look()
         after = app.client.get("/model").json()
-        assert (after["name"], after["lineage"]["commit"]) == ("vdm@v1.1.0", open_registry(forge.root).champion.commit)  # type: ignore[union-attr]
+        assert (after["name"], after["lineage"]["commit"]) == ("vdm@v1.1.0", forge.opened.registry.champion.commit)  # type: ignore[union-attr]
         assert app.post("/sample", num_images=1)["model"] == "vdm@v1.1.0"
         crown(forge.project, "v1.2.0")
-        monkeypatch.setattr("flows.registry.storage.file_sha256", lambda path: "0" * 64)
+        monkeypatch.setattr("flows.registry.fetching.file_sha256", lambda path: "0" * 64)
         app.following.look()
         health = app.client.get("/health").json()
         assert health["model"] == "vdm@v1.1.0"
@@ -666,11 +666,12 @@ def test_the_results_of_a_champion_are_read_before_it_answers(forge: Forge, monk
     monkeypatch.chdir(forge.root)
     found, answering = following(forge, crowned(forge, "v1.0.0")), list[str]()
 
-    def results_of(name: str) -> Results:
-        answering.append(found.served.model.name)
-        return reporting.results_of(name)
+    class Asked(Project):
+        def results(self, model: str | TrainedModel | None = None) -> Results:
+            answering.append(found.served.model.name)
+            return super().results(model)
 
-    monkeypatch.setattr(found, "kept", found.kept._replace(results_of=results_of))
+    monkeypatch.setattr(found, "project", Asked(forge.root))
     crown(forge.project, "v1.1.0")
     found.look()
     assert (answering, found.served.model.name) == (["vdm@v1.0.0"], "vdm@v1.1.0")
@@ -679,7 +680,7 @@ def test_the_results_of_a_champion_are_read_before_it_answers(forge: Forge, monk
 def test_an_app_that_shares_follows_also_when_origin_cannot_be_asked(
     forge: Forge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(root: Path) -> list[str]:
+    def failing(project: Project) -> list[str]:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     monkeypatch.chdir(forge.root)
@@ -693,16 +694,15 @@ def test_an_app_that_shares_follows_also_when_origin_cannot_be_asked(
 def crowned(forge: Forge, number: str) -> Version:
     """Return a version that is the champion now."""
     crown(forge.project, number)
-    found = open_registry(forge.root).champion
+    found = forge.opened.registry.champion
     assert found
     return found
 
 
 def following(forge: Forge, version: Version, *, share: bool = False) -> champion.Following:
     """Return what follows the champion, at this version."""
-    model, drawn = fetch_model(forge.root, version), read_params(ROOT / "params.yaml").sample
-    kept = champion.Kept(reporting.results_of, calibration_of)
-    return champion.Following(forge.root, model, version, kept, drawn, follows=True, share=share)
+    model, drawn = fetch_model(forge.opened, version), read_params(ROOT / "params.yaml").sample
+    return champion.Following(forge.opened, model, version, drawn, follows=True, share=share)
 
 
 def test_tags_of_other_machines_are_fetched_and_none_is_withdrawn(forge: Forge, tmp_path: Path) -> None:
@@ -716,9 +716,9 @@ def test_tags_of_other_machines_are_fetched_and_none_is_withdrawn(forge: Forge, 
     forge.version("v1.3.0")
     crown(forge.project, "v1.3.0")
     forge.git("push", "--quiet", "origin", "main", "--tags")
-    assert fetch_tags(other.root) == ["vdm#champion#3", "vdm@v1.3.0"]
-    assert open_registry(other.root).champion.name == "vdm@v1.3.0"  # type: ignore[union-attr]
-    assert fetch_tags(other.root) == []
+    assert fetch_tags(other.opened) == ["vdm#champion#3", "vdm@v1.3.0"]
+    assert other.opened.registry.champion.name == "vdm@v1.3.0"  # type: ignore[union-attr]
+    assert fetch_tags(other.opened) == []
     ours = other.git("log", "-1", "--format=%D", "vdm#champion#2")
     assert "vdm@v1.2.0" in ours
 
@@ -741,7 +741,7 @@ def test_the_command_answers_1000_silent_connections_or_not_is_listed_and_ends(s
         assert drawn.status_code == 200
         os.environ["VDM_LOCK_DIR"], before = small.environment["VDM_LOCK_DIR"], os.environ["VDM_LOCK_DIR"]
         assert apps_of(small.folder) == [(process.pid, url)]
-        assert status.apps(small.folder) == [
+        assert status.apps(Project(small.folder)) == [
             {"process": process.pid, "url": url, "model": "models/vdm", "follows_champion": False, "problem": None}
         ]
         assert apps_of(ROOT) == []

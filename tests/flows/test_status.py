@@ -10,14 +10,15 @@ from unittest.mock import Mock
 import pytest
 from forge import Forge, refuse
 from prefect.states import Cancelled, Completed, Crashed, Failed, State
-from project import Project, one_line
+from project import Sandbox, one_line
 from servers import OWN
 
-import flows.orchestration.looking  # noqa: F401
+import flows.orchestration.due  # noqa: F401
 from flows.commands import operating
 from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.orchestration.status import devices, ending, is_dropped, problems, registry, status, worktrees
+from flows.registry.project import Project
 
 WELL: dict[str, Any] = {
     "deployments": ["train-vdm"],
@@ -83,14 +84,14 @@ def test_a_clone_without_tags_says_what_brings_the_versions(tmp_path: Path) -> N
     forge.git("push", "--quiet", "--tags", "origin", "main")
     clone = forge.clone(tmp_path / "clone")
     clone.git("tag", "--delete", *clone.git("tag").split())
-    (found,) = said(registry=registry(clone.root))
+    (found,) = said(registry=registry(clone.opened))
     assert found == "vdm@v1.0.0, vdm@v1.1.0: at origin and not here; `git fetch --tags` brings them"
     brought = "the versions of vdm at origin are not here; `git fetch --tags` brings them"
     assert clone.vdmctl("models").stdout.strip() == brought
     assert one_line(clone.vdmctl("verify", "champion")) == f"vdmctl: {brought}"
     clone.git("fetch", "--quiet", "--tags")
     clone.git("tag", "--delete", "vdm@v1.1.0")
-    assert registry(clone.root)["unfetched"] == []
+    assert registry(clone.opened)["unfetched"] == []
     clone.git("remote", "set-url", "origin", str(tmp_path / "gone"))
     clone.git("tag", "--delete", *clone.git("tag").split())
     assert clone.vdmctl("models").stdout.startswith("there is no version of vdm yet; commit a run")
@@ -141,9 +142,9 @@ def test_what_a_run_would_find_is_one_line(found: dict[str, Any], said: str) -> 
 def test_a_folder_that_is_not_served_says_so_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The imports of Prefect and DVC are paid for already."""
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
-    project = Project(tmp_path / "project")
+    project = Sandbox(tmp_path / "project")
     began = time.monotonic()
-    found = status(project.folder)
+    found = status(Project(project.folder))
     assert time.monotonic() - began < 2
     assert found["problems"] == [f"{project.folder}: not served; start `vdmctl serve`, or set PREFECT_API_URL"]
 
@@ -158,7 +159,7 @@ def test_what_is_in_use_is_what_has_a_held_lock(tmp_path: Path, monkeypatch: pyt
         for held in (device, lock):
             fcntl.flock(held, fcntl.LOCK_EX)
         assert devices() == [{"device": "cpu", "holder": "process 7 in /here"}]
-        assert worktrees(tmp_path) == [{"name": "a", "in_use": True}, {"name": "b", "in_use": False}]
+        assert worktrees(Project(tmp_path)) == [{"name": "a", "in_use": True}, {"name": "b", "in_use": False}]
     assert devices() == []
 
 
@@ -167,5 +168,5 @@ def test_a_champion_that_cannot_be_verified_is_a_problem(monkeypatch: pytest.Mon
         (NetworkError("no answer"), "the champion cannot be verified now: no answer"),
         (UserError("gone", Exit.MISSING), "the champion does not verify: gone"),
     ):
-        monkeypatch.setattr("flows.registry.versions.open_registry", Mock(side_effect=error))
+        monkeypatch.setattr("flows.registry.project.open_registry", Mock(side_effect=error))
         assert operating.champion_problems() == [line]

@@ -25,7 +25,7 @@ from flows.evaluation.odd import Labelled, Surprise
 from flows.evaluation.surprise import in_words
 from flows.images.image_set import save_images
 from flows.images.splitting import digest_of
-from flows.train_vdm import judged
+from flows.orchestration.checking import judge_odd
 from vdm.model import VDM
 from vdm.surprise import STATISTICS, image_features, reference
 
@@ -108,7 +108,7 @@ def test_foreign_images_are_the_oddest_of_900_and_digits_alarm_nobody(
     found = checked(Surprise, printed(capsys, "arrived.npy"), "printed")
     assert found.batch
     assert not found.batch.alarms
-    said = judged(found, 0.0, Path("odd.html"))
+    said = judge_odd(found, 0.0, Path("odd.html"))
     assert said == f"{found.batch.num_odd} of 900 new images are odd to models/vdm, by chance about 8"
     clothes = np.load(ROOT / "pretrained/fashion_mnist_cpu/examples.npy")[:9, 0]
     shrunk = [np.asarray(Image.fromarray(each).resize((8, 8), Image.Resampling.BOX)) // 15 for each in clothes]
@@ -126,11 +126,11 @@ def test_too_many_odd_images_are_refused_if_the_contract_says_so(
     found = checked(Surprise, printed(capsys, "arrived.npy"), "printed")
     assert found.batch
     assert found.batch.alarms
-    assert "60 new images are odd to models/vdm, by chance about 1; the oddest: arrived.npy" in judged(
+    assert "60 new images are odd to models/vdm, by chance about 1; the oddest: arrived.npy" in judge_odd(
         found, 0.8, Path("odd.html")
     )
     with pytest.raises(UserError, match=r"more than contract\.max_odd 0\.5 allows: .*; look at odd\.html") as refused:
-        judged(found, 0.5, Path("odd.html"))
+        judge_odd(found, 0.5, Path("odd.html"))
     assert refused.value.code is Exit.INVALID_DATA
 
 

@@ -10,25 +10,25 @@ import psutil
 import pytest
 from group import continued, prepare, start, train_undisturbed, workers
 from interrupted import wait_for_step
-from project import Project, one_line, session
+from project import Sandbox, one_line, session
 
 from flows.core.errors import Exit
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def project(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
     """Return a project with validated images, set up to train with two processes."""
     return prepare(tmp_path_factory.mktemp("project"))
 
 
 @pytest.fixture(scope="module")
-def undisturbed(project: Project) -> bytes:
+def undisturbed(project: Sandbox) -> bytes:
     """Return the weights of a run that nothing interrupts."""
     return train_undisturbed(project)
 
 
 def test_a_group_that_dies_or_of_which_one_is_stopped_continues_under_torchrun(
-    project: Project, undisturbed: bytes
+    project: Sandbox, undisturbed: bytes
 ) -> None:
     """One run is ended by a process that dies, and by SIGTERM to one process.  It ends with its images on the host."""
     project.edit("params.yaml", **{"max_restarts: 3": "max_restarts: 0"})
@@ -71,7 +71,7 @@ def listening(leader: int) -> set[str]:
 NOHUP = "import os, sys; os.execvp('nohup', ['nohup', sys.executable, '-m', *sys.argv[1:]])"
 
 
-def test_a_group_outlives_its_terminal_and_listens_on_loopback_alone(project: Project, undisturbed: bytes) -> None:
+def test_a_group_outlives_its_terminal_and_listens_on_loopback_alone(project: Sandbox, undisturbed: bytes) -> None:
     """It is started by nohup.  It restarts from its last state, and no second training gets its device.
 
     It listens on loopback alone from start to end, whatever interface the environment names.

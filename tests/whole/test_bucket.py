@@ -1,18 +1,17 @@
 """Pictures that DVC imports from S3, which moto serves; tests/soak has the loop with them."""
 
-import logging
 from collections.abc import Iterator
 
 import pytest
 from bucket import Bucket
-from project import Project
+from project import Sandbox
 
 from flows.core import bounded_yaml
 from flows.core.errors import Exit, NetworkError
-from flows.orchestration import restoring
-from flows.orchestration.looking import look
-from flows.orchestration.restoring import update_import
-from flows.orchestration.workspace import commit, compose_params, workspace
+from flows.orchestration.due import find_due
+from flows.orchestration.workspace import compose_params, workspace
+from flows.registry.project import Project
+from flows.repository.sources import update_import
 
 
 @pytest.fixture(scope="module")
@@ -24,30 +23,29 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
 
 
 @pytest.fixture(scope="module")
-def project(bucket: Bucket, tmp_path_factory: pytest.TempPathFactory) -> Project:
+def project(bucket: Bucket, tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
     """Return a project with the pictures as its source."""
-    project = Project(tmp_path_factory.mktemp("project"))
+    project = Sandbox(tmp_path_factory.mktemp("project"))
     bucket.import_pictures(project)
     return project
 
 
 def test_an_import_is_brought_up_to_date_and_a_server_that_does_not_answer_is_one_line(
-    bucket: Bucket, project: Project, monkeypatch: pytest.MonkeyPatch
+    bucket: Bucket, project: Sandbox
 ) -> None:
-    monkeypatch.setattr(restoring, "get_run_logger", lambda: logging.getLogger(__name__))
     root = project.folder
-    params, base = compose_params(root, "HEAD", None, {}), project.git("rev-parse", "HEAD").strip()
-    found = look(root, base, bounded_yaml.parse(params))
+    params, base = compose_params(Project(root), "HEAD", None, {}), project.git("rev-parse", "HEAD").strip()
+    found = find_due(Project(root), base, bounded_yaml.parse(params))
     assert found.images == "imported"
     bucket.put(range(20, 24))
-    with workspace(root, params, base) as place:
+    with workspace(Project(root), params, base) as place:
         update_import(place, found.source, found.newest)
         assert len(list((place.folder / found.source).iterdir())) == 24
-        made = commit(place, "Retrain: 1.0")
+        made = place.commit("Retrain: 1.0")
     left = bounded_yaml.parse(project.git("show", f"{made}:data/pictures.dvc"))
     assert left["outs"][0]["nfiles"] == 24
     bucket.stop()
-    with workspace(root, params, base) as place, pytest.raises(NetworkError) as raised:
+    with workspace(Project(root), params, base) as place, pytest.raises(NetworkError) as raised:
         update_import(place, found.source, found.newest)
     assert raised.value.code is Exit.MISSING
     assert str(raised.value).startswith("data/pictures cannot be brought up to date: Could not connect to the endpoint")

@@ -12,7 +12,7 @@ import torch
 from group import curves, prepare, start, train_undisturbed, weights
 from interrupted import read_until, remove_finished, states
 from plant import wait_until
-from project import Project, run_vdmctl, session
+from project import Sandbox, run_vdmctl, session
 from small import Small
 
 from flows.core.errors import Exit
@@ -20,18 +20,18 @@ from flows.training.distributed import launch
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def project(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
     """Return a project with validated images, set up to train with two processes."""
     return prepare(tmp_path_factory.mktemp("project"))
 
 
 @pytest.fixture(scope="module")
-def undisturbed(project: Project) -> bytes:
+def undisturbed(project: Sandbox) -> bytes:
     """Return the weights of a run that nothing interrupts."""
     return train_undisturbed(project)
 
 
-def test_two_processes_follow_the_losses_of_one(project: Project, undisturbed: bytes) -> None:
+def test_two_processes_follow_the_losses_of_one(project: Sandbox, undisturbed: bytes) -> None:
     two = curves(project)
     project.edit("params.yaml", **{"num_devices: 2": "num_devices: 1"})
     assert project.vdmctl("train").returncode == 0
@@ -42,7 +42,7 @@ def test_two_processes_follow_the_losses_of_one(project: Project, undisturbed: b
     assert weights(project) != undisturbed  # different rounding proves a different computation
 
 
-def test_processes_do_not_outlive_the_one_that_started_them(project: Project) -> None:
+def test_processes_do_not_outlive_the_one_that_started_them(project: Sandbox) -> None:
     """The steps since the last planned state are saved, too."""
     every = {"checkpoint_every_steps: 5\n": "checkpoint_every_steps: 1000\n", "steps: 30\n": "steps: 3000\n"}
     project.edit("params.yaml", **every)
@@ -58,7 +58,7 @@ def test_processes_do_not_outlive_the_one_that_started_them(project: Project) ->
     shutil.rmtree(state.parent)
 
 
-def test_an_error_that_only_one_meets_on_the_way_ends_all(project: Project) -> None:
+def test_an_error_that_only_one_meets_on_the_way_ends_all(project: Sandbox) -> None:
     """The log cannot be written; the other processes must not go on waiting for the first."""
     remove_finished(project)
     curves = project.folder / "reports/training/curves.csv"

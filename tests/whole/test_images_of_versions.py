@@ -3,13 +3,12 @@
 import json
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
 from forge import METRICS, Forge, comparison
 from PIL import Image
-from project import Project, one_line
+from project import Sandbox, one_line
 
 from flows.commands.pipeline import model_to_start_from
 from flows.core.errors import Exit, NetworkError, UserError
@@ -20,10 +19,12 @@ from flows.images.image_set import open_images
 from flows.images.splitting import digest_of
 from flows.registry import promotion
 from flows.registry.evidence import REFUSE, Evidence
-from flows.registry.git import registry_lock
 from flows.registry.images import Kept, kept_images, trained_on
+from flows.registry.project import Project
 from flows.registry.promotion import decide, evaluated
-from flows.registry.versions import REFUSED, Version, add_version, assign, line, open_registry
+from flows.registry.versions import Version, add_version, assign, line
+from flows.repository.repository import Repository
+from flows.repository.tags import REFUSED
 from vdm.choices import Split
 
 
@@ -52,23 +53,23 @@ def test_the_images_of_a_line_are_known_and_the_models_of_which_they_are_not(for
     kept(forge, "v1.4.0", 10, ["3"], model_sha256="4" * 64)
     kept(forge, "v1.5.0", 20, ["4", "3"], model_sha256="5" * 64)
     kept(forge, "v1.6.0", 30, ["9"], model_sha256="6" * 64)
-    found = {number: open_registry(forge.root).resolve(f"v1.{number}.0") for number in (0, 3, 4, 5, 6)}
-    assert [each and each.name for each in line(found[5], open_registry(forge.root).versions)] == [
+    found = {number: forge.opened.registry.resolve(f"v1.{number}.0") for number in (0, 3, 4, 5, 6)}
+    assert [each and each.name for each in line(found[5], forge.opened.registry.versions)] == [
         f"vdm@v1.{each}.0" for each in (5, 4, 3)
     ]
-    assert trained_on(open_registry(forge.root), found[3]) == (known(0), {})
-    assert trained_on(open_registry(forge.root), found[5]) == (known(0, 10, 20), {})
-    assert line(found[6], open_registry(forge.root).versions) == [found[6], None]
+    assert trained_on(forge.opened.registry, found[3]) == (known(0), {})
+    assert trained_on(forge.opened.registry, found[5]) == (known(0, 10, 20), {})
+    assert line(found[6], forge.opened.registry.versions) == [found[6], None]
     # Its ancestor is no version.
-    assert trained_on(open_registry(forge.root), found[6]) == (known(30), {"9" * 64: "vdm@v1.9.0"})
+    assert trained_on(forge.opened.registry, found[6]) == (known(30), {"9" * 64: "vdm@v1.9.0"})
     made_before_digests_were_kept = {str(found[0].metrics.model_sha256): "vdm@v1.0.0"}
-    assert trained_on(open_registry(forge.root), found[0]) == (set(), made_before_digests_were_kept)
+    assert trained_on(forge.opened.registry, found[0]) == (set(), made_before_digests_were_kept)
     forge.cached(forge.store((forge.files / "data/images/train_digests.npy").read_bytes())).unlink()
     for stored in forge.remote.rglob("*"):
         if stored.is_file() and stored.read_bytes() == (forge.files / "data/images/train_digests.npy").read_bytes():
             stored.unlink()
-    assert kept_images(forge.root, found[6]) is None  # lost
-    assert trained_on(open_registry(forge.root), found[5]) == (known(0, 10, 20), {})
+    assert kept_images(forge.opened, found[6]) is None  # lost
+    assert trained_on(forge.opened.registry, found[5]) == (known(0, 10, 20), {})
 
 
 def test_a_model_that_was_fitted_to_the_validation_images_saw_them(forge: Forge) -> None:
@@ -80,7 +81,7 @@ def test_a_model_that_was_fitted_to_the_validation_images_saw_them(forge: Forge)
     kept(forge, "v1.3.0", 0)
     kept(forge, "v1.4.0", 0, fitted_to=BOTH)
     found = [
-        trained_on(open_registry(forge.root), open_registry(forge.root).resolve(number)).digests
+        trained_on(forge.opened.registry, forge.opened.registry.resolve(number)).digests
         for number in ("v1.3.0", "v1.4.0")
     ]
     assert found == [known(0), known(0, 100)]
@@ -96,13 +97,13 @@ def test_images_are_known_before_their_transforms_or_after_the_same(forge: Forge
         np.save(images / f"{split}_sources.npy", digests(60))
     kept(forge, "v1.4.0", 10, model_sha256="4" * 64)
     before, after = (forge.resolve(number) for number in ("v1.3.0", "v1.4.0"))
-    assert trained_on(open_registry(forge.root), before) == (set(), {"3" * 64: "vdm@v1.3.0"})
-    assert trained_on(open_registry(forge.root), after) == (known(60), {})
-    assert trained_on(open_registry(forge.root), before, "padded by 2") == (known(0), {})
-    assert trained_on(open_registry(forge.root), after, "padded by 3") == (set(), {"4" * 64: "vdm@v1.4.0"})
+    assert trained_on(forge.opened.registry, before) == (set(), {"3" * 64: "vdm@v1.3.0"})
+    assert trained_on(forge.opened.registry, after) == (known(60), {})
+    assert trained_on(forge.opened.registry, before, "padded by 2") == (known(0), {})
+    assert trained_on(forge.opened.registry, after, "padded by 3") == (set(), {"4" * 64: "vdm@v1.4.0"})
     (images / "train_sources.npy").write_bytes(b"")
     kept(forge, "v1.5.0", 10)
-    assert kept_images(forge.root, forge.resolve("v1.5.0")) is None  # damaged
+    assert kept_images(forge.opened, forge.resolve("v1.5.0")) is None  # damaged
 
 
 def test_a_picture_is_found_in_the_versions_and_through_their_line(
@@ -172,7 +173,7 @@ def decided(
     forge: Forge, monkeypatch: pytest.MonkeyPatch, challenger: str, champion: str, **settings: object
 ) -> Evidence:
     """Return the evidence for and against a challenger; all models are the same."""
-    params, registry = read_params(forge.root / "params.yaml"), open_registry(forge.root)
+    params, registry = read_params(forge.root / "params.yaml"), forge.opened.registry
     monkeypatch.setattr(promotion, "fetch_model", lambda *_: open_model(forge.files / "models/vdm"))
     versions = {"challenger": registry.resolve(challenger), "champion": registry.resolve(champion)}
     names = {role: version.name for role, version in versions.items()}
@@ -224,14 +225,14 @@ def test_what_only_informs_is_left_out_if_it_is_out_of_reach(
     training = forge.store((forge.files / "data/images/train.npy").read_bytes())
     judged(forge, "v1.5.0", 20, [], held_out=70)
     first = {"challenger": "vdm@v1.3.0", "validation_sha256": "a" * 64, "comparison": comparison()}
-    with registry_lock(forge.root):
+    with forge.opened.registry_lock():
         message = Evidence(decision=REFUSE, reason="", **first).message("Refuse")
-        assign(open_registry(forge.root), REFUSED, forge.resolve("v1.3.0"), message)
+        assign(forge.opened.registry, REFUSED, forge.resolve("v1.3.0"), message)
 
-    def away(root: Path, version: Version, *splits: list[Split]) -> Kept | None:
+    def away(repository: Repository, version: Version, *splits: list[Split]) -> Kept | None:
         if version.name != "vdm@v1.5.0":
             raise NetworkError(f"{version.name}: the remote does not answer")
-        return kept_images(root, version, *splits)
+        return kept_images(repository, version, *splits)
 
     with monkeypatch.context() as patch:
         patch.setattr(promotion, "kept_images", away)
@@ -275,12 +276,15 @@ def test_training_does_not_begin_from_a_version_that_is_damaged_or_lost(
 
 
 @pytest.mark.timeout(1800)
-def test_a_version_that_continued_names_its_ancestor_wherever_versions_are_shown(copied: Project) -> None:
+def test_a_version_that_continued_names_its_ancestor_wherever_versions_are_shown(copied: Sandbox) -> None:
     copied.edit("params.yaml", **{"steps: 80": "steps: 10", "start_from: null": "start_from: v1.2.0"})
     copied.reproduce("train", "register", "evaluate")
     copied.git("add", "--all")
     copied.git("commit", "--quiet", "--message=Continue")
-    made, start = add_version(copied.folder, "HEAD", "Continued"), open_registry(copied.folder).resolve("v1.2.0")
+    made, start = (
+        add_version(Project(copied.folder), "HEAD", "Continued"),
+        Project(copied.folder).registry.resolve("v1.2.0"),
+    )
     assert made.metrics.ancestors
     assert [each.name for each in made.metrics.ancestors] == ["vdm@v1.2.0"]
     found = json.loads(copied.vdmctl("lineage", made.name, "--json").stdout)

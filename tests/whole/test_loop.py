@@ -33,7 +33,8 @@ from sklearn.datasets import load_digits
 from stories import cancel, goes_on, train
 
 from flows.core.errors import Exit
-from flows.train_vdm import stages
+from flows.registry.project import Project
+from flows.repository.stages import stage_names
 
 # Only a machine that is busy with other things needs as long.
 pytestmark = pytest.mark.timeout(1800)
@@ -120,7 +121,7 @@ def test_a_run_makes_the_first_champion_on_its_own_branch_and_leaves_the_checkou
     assert message.startswith("vdm@v1.0.0, commit ")
     assert "promoted as vdm#champion#1" in message
     ran = plant.tasks(first)
-    order = stages(ROOT)
+    order = stage_names(Project(ROOT))
     assert [task for task in ran if task in order] == order
     assert ran.keys() - set(order) == {"restore", "champion", "drift", "promote"}
     assert set(ran.values()) == {"Completed"}

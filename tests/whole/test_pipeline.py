@@ -13,15 +13,15 @@ import pytest
 import torch
 from pictures import noise
 from PIL import Image
-from project import STAGES, Project, cached, in_place_of_a_program, metrics_at, one_line
+from project import STAGES, Sandbox, cached, in_place_of_a_program, metrics_at, one_line
 
 from flows.core.errors import Exit
 
 
 @pytest.fixture(scope="module")
-def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
     """Return a project after `dvc repro`.  Tests that share it must not change it."""
-    project = Project(tmp_path_factory.mktemp("project"))
+    project = Sandbox(tmp_path_factory.mktemp("project"))
     result = project.new_dvc("repro")
     assert result.returncode == 0, result.stdout + result.stderr
     assert len(ran(result.stdout)) == len(STAGES)
@@ -34,7 +34,7 @@ def ran(output: str) -> list[str]:
     return re.findall(r"Running stage '(\w+)'", output)
 
 
-def test_every_stage_leaves_its_outputs(reproduced: Project) -> None:
+def test_every_stage_leaves_its_outputs(reproduced: Sandbox) -> None:
     folder = reproduced.folder
     metrics = json.loads((folder / "reports/evaluation/metrics.json").read_text())
     assert 0 < metrics["bpd"] < 8
@@ -55,7 +55,7 @@ def test_every_stage_leaves_its_outputs(reproduced: Project) -> None:
     assert f"fd_{quality['features_sha256'][:8]}" in quality["figures"]
 
 
-def test_the_card_is_about_the_best_weights_and_its_program_loads_them(reproduced: Project) -> None:
+def test_the_card_is_about_the_best_weights_and_its_program_loads_them(reproduced: Sandbox) -> None:
     with (reproduced.folder / "reports/training/curves.csv").open() as file:
         curve = {row["step"]: float(row["validation_bpd"]) for row in csv.DictReader(file)}
     assert [step for step, bpd in curve.items() if np.isfinite(bpd)] == ["10", "20"]
@@ -71,7 +71,7 @@ def test_the_card_is_about_the_best_weights_and_its_program_loads_them(reproduce
     assert (names["model"].image_shape, names["model"].training) == ((1, 8, 8), False)
 
 
-def test_outputs_depend_on_nothing_but_their_declared_inputs(reproduced: Project, registry: Project) -> None:
+def test_outputs_depend_on_nothing_but_their_declared_inputs(reproduced: Sandbox, registry: Sandbox) -> None:
     """Made in another folder, from another commit, at another time, every output of v1.0.0 has the same bytes."""
     ours, theirs = (
         [line for line in project.git("ls-tree", "-r", commit).splitlines() if not line.endswith("\t.dvc/config")]
@@ -81,7 +81,7 @@ def test_outputs_depend_on_nothing_but_their_declared_inputs(reproduced: Project
     assert ours == theirs
 
 
-def test_changed_evaluation_parameters_rerun_the_evaluation_and_the_report(reproduced: Project) -> None:
+def test_changed_evaluation_parameters_rerun_the_evaluation_and_the_report(reproduced: Sandbox) -> None:
     assert reproduced.up_to_date()
     assert reproduced.git("status", "--porcelain") == ""
     before = json.loads((reproduced.folder / "reports/evaluation/metrics.json").read_text())
@@ -94,7 +94,7 @@ def test_changed_evaluation_parameters_rerun_the_evaluation_and_the_report(repro
     assert ran(reproduced.new_dvc("repro").stdout) == []  # the run-cache has it
 
 
-def test_dvc_shows_metrics_plots_and_the_artifact(reproduced: Project) -> None:
+def test_dvc_shows_metrics_plots_and_the_artifact(reproduced: Sandbox) -> None:
     from dvc.repo import Repo
 
     repository = Repo(str(reproduced.folder))
@@ -109,7 +109,7 @@ def test_dvc_shows_metrics_plots_and_the_artifact(reproduced: Project) -> None:
     assert page.count('src="static/workspace_reports_pictures_') == 6
 
 
-def test_every_split_can_be_evaluated_and_the_metrics_compare_them(reproduced: Project) -> None:
+def test_every_split_can_be_evaluated_and_the_metrics_compare_them(reproduced: Sandbox) -> None:
     metrics = json.loads((reproduced.folder / "reports/evaluation/metrics.json").read_text())
     found = {}
     for split, count in (("train", 1269), ("validation", 163), ("test", 365)):
@@ -126,7 +126,7 @@ def test_every_split_can_be_evaluated_and_the_metrics_compare_them(reproduced: P
     assert reproduced.git("status", "--porcelain") == ""
 
 
-def test_a_failed_stage_leaves_what_dvc_can_restore(reproduced: Project) -> None:
+def test_a_failed_stage_leaves_what_dvc_can_restore(reproduced: Sandbox) -> None:
     """The data has one level too many: validation fails, training never starts, and checkout restores everything."""
     images = reproduced.folder / "data" / "images" / "train.npy"
     pixels = np.load(images)
@@ -144,7 +144,7 @@ def test_a_failed_stage_leaves_what_dvc_can_restore(reproduced: Project) -> None
     assert reproduced.up_to_date()
 
 
-def test_images_inside_the_output_stay(reproduced: Project) -> None:
+def test_images_inside_the_output_stay(reproduced: Sandbox) -> None:
     own = reproduced.folder / "data/images/mine"
     own.mkdir()
     for number in range(20):
@@ -159,7 +159,7 @@ def test_images_inside_the_output_stay(reproduced: Project) -> None:
     reproduced.dvc("checkout", "--force")
 
 
-def test_the_report_compares_outputs_with_those_of_the_commit(reproduced: Project) -> None:
+def test_the_report_compares_outputs_with_those_of_the_commit(reproduced: Sandbox) -> None:
     shown = reproduced.vdmctl("report").stdout
     assert re.search(r"\d\.\d{4} \+- \d\.\d{4} bits/dim", shown)
     assert "reports/samples/samples.png" in shown
@@ -174,7 +174,7 @@ def test_the_report_compares_outputs_with_those_of_the_commit(reproduced: Projec
     assert "report: reports/report.html is older than its inputs; `dvc repro report` makes it again" in shown
 
 
-def test_a_page_about_versions_is_made_of_their_files_in_git_and_the_remote(registry: Project, tmp_path: Path) -> None:
+def test_a_page_about_versions_is_made_of_their_files_in_git_and_the_remote(registry: Sandbox, tmp_path: Path) -> None:
     project = registry.copy(tmp_path / "project")
     per_image = cached(project, "reports/evaluation/per_image.csv", "", "v1.0.0")
     per_image.chmod(0o644)

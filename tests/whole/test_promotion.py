@@ -13,7 +13,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 from forge import Forge, champion, comparison, crown, history
-from project import Project, one_line
+from project import Sandbox, one_line
 from scipy import stats
 
 from flows.core import layout
@@ -26,30 +26,25 @@ from flows.process.ending import STOP, on_stop, stop_at_once
 from flows.process.locks import holder_of
 from flows.registry import promotion
 from flows.registry.evidence import PROMOTE, REFUSE, Evidence, evidence_of
-from flows.registry.git import registry_lock
+from flows.registry.fetching import fetch_images
+from flows.registry.project import Project
 from flows.registry.promotion import challenge, decide, evaluated, limits_of, promote, rollback
-from flows.registry.storage import fetch_images
-from flows.registry.versions import (
-    CHAMPION,
-    REFUSED,
-    add_version,
-    assign,
-    open_registry,
-)
+from flows.registry.versions import add_version, assign
+from flows.repository.tags import CHAMPION, REFUSED
 from vdm.choices import Split
 
 # The versions are trained when the first test asks for them.
 pytestmark = pytest.mark.timeout(1800)
 
 
-def evidence_for(project: Project, reference: str, rule: Promote | None = None) -> Evidence:
+def evidence_for(project: Sandbox, reference: str, rule: Promote | None = None) -> Evidence:
     params = read_params(project.folder / "params.yaml")
-    registry = open_registry(project.folder)
+    registry = Project(project.folder).registry
     version = registry.resolve(reference)
     return challenge(registry, version, settings=params.evaluate, rule=rule or params.promote)
 
 
-def per_image(project: Project, reference: str, folder: Path) -> np.ndarray:
+def per_image(project: Sandbox, reference: str, folder: Path) -> np.ndarray:
     """Return the bits/dim that `vdmctl evaluate` writes for every validation image of the working tree."""
     result = project.vdmctl("evaluate", reference, "--split", "validation", "--out", str(folder))
     assert result.returncode == 0, result.stderr
@@ -63,14 +58,14 @@ def among(images: ImageSet, split: Split, others: ImageSet) -> np.ndarray:
     return np.array([image.tobytes() in training for image in images[split]])
 
 
-def test_first_better_worse_and_other_data(copied: Project, tmp_path: Path) -> None:
+def test_first_better_worse_and_other_data(copied: Sandbox, tmp_path: Path) -> None:
     """Promote and refuse versions on the command line."""
     first = copied.vdmctl("promote", "v1.0.0", "--json")
     assert first.returncode == 0, first.stderr
     evidence = json.loads(first.stdout)
     assert (evidence["decision"], evidence["champion"], evidence["tag"]) == ("promote", None, "vdm#champion#1")
     assert (evidence["split"], evidence["num_judged"]) == ("validation", 1)
-    assert evidence["test_evaluation"]["bpd"] == open_registry(copied.folder).resolve("v1.0.0").metrics.bpd
+    assert evidence["test_evaluation"]["bpd"] == Project(copied.folder).registry.resolve("v1.0.0").metrics.bpd
     assert evidence["evaluation"]["bpd"] != evidence["test_evaluation"]["bpd"]
 
     better = copied.vdmctl("promote", "v1.1.0")
@@ -90,11 +85,11 @@ def test_first_better_worse_and_other_data(copied: Project, tmp_path: Path) -> N
     assert newest.returncode == 0, newest.stderr
     evidence = json.loads(newest.stdout)
     assert evidence["data_changed"]
-    assert evidence["data_sha256"] == open_registry(copied.folder).resolve("v1.2.0").metrics.data_sha256
+    assert evidence["data_sha256"] == Project(copied.folder).registry.resolve("v1.2.0").metrics.data_sha256
     # The champion's figures are those on the new images, in the working tree, and not those of its own run.  It was
     # trained on most of them, which do not count.
     on_new = per_image(copied, "v1.1.0", tmp_path / "on_new")
-    champions = fetch_images(copied.folder, open_registry(copied.folder).resolve("v1.1.0"))
+    champions = fetch_images(Project(copied.folder), Project(copied.folder).registry.resolve("v1.1.0"))
     seen = among(open_images(copied.folder / layout.IMAGES), "validation", champions)
     assert (evidence["champion_saw"], evidence["challenger_saw"]) == (seen.sum(), 0)
     assert evidence["num_decided"] == evidence["comparison"]["num_images"] == (~seen).sum() >= 10
@@ -105,11 +100,11 @@ def test_first_better_worse_and_other_data(copied: Project, tmp_path: Path) -> N
     # What was forgotten: the champion's validation images, without those on which the challenger was trained.
     kept = ~among(champions, "validation", open_images(copied.folder / layout.IMAGES))
     assert evidence["forgotten"]["num_images"] == kept.sum() < len(kept)
-    assert tested[0]["bpd"] != open_registry(copied.folder).resolve("v1.1.0").metrics.bpd
-    assert tested[1]["bpd"] == open_registry(copied.folder).resolve("v1.2.0").metrics.bpd
+    assert tested[0]["bpd"] != Project(copied.folder).registry.resolve("v1.1.0").metrics.bpd
+    assert tested[1]["bpd"] == Project(copied.folder).registry.resolve("v1.2.0").metrics.bpd
     assert evidence["num_judged"] == 3  # v1.0.0 and v1.1.0 by some of these validation images
 
-    tag = open_registry(copied.folder).champion_tag
+    tag = Project(copied.folder).registry.champion_tag
     assert tag is not None
     assert tag.message.startswith("Promote vdm@v1.2.0\n\n{")
     written = evidence_of(tag.message)
@@ -118,7 +113,7 @@ def test_first_better_worse_and_other_data(copied: Project, tmp_path: Path) -> N
     assert copied.git("status", "--porcelain") == ""
 
 
-def test_the_evidence_is_the_paired_difference_on_the_challengers_images(copied: Project, tmp_path: Path) -> None:
+def test_the_evidence_is_the_paired_difference_on_the_challengers_images(copied: Sandbox, tmp_path: Path) -> None:
     """The working tree holds other images than the challenger's, which are fetched from the remote."""
     crown(copied, "v1.0.0")
     shutil.rmtree(copied.folder / ".dvc" / "cache")
@@ -144,7 +139,7 @@ def test_the_evidence_is_the_paired_difference_on_the_challengers_images(copied:
     assert evidence.forgotten is None  # the same images
     assert [model.model for model in compared.models] == ["vdm@v1.0.0", "vdm@v1.1.0"]
     assert [model.bpd for model in tested.models] == [
-        open_registry(copied.folder).resolve(name).metrics.bpd for name in ("v1.0.0", "v1.1.0")
+        Project(copied.folder).registry.resolve(name).metrics.bpd for name in ("v1.0.0", "v1.1.0")
     ]
     assert [model.bpd for model in compared.models] == pytest.approx([old.mean(), new.mean()], abs=1e-6)
 
@@ -247,7 +242,7 @@ def test_the_evidence_says_what_it_cannot_show() -> None:
     assert limits_of(Evidence.model_validate(BASE)) == [judged[0], judged[2]]  # test images decided
 
 
-def test_versions_without_validation_images_or_fitted_to_them(copied: Project) -> None:
+def test_versions_without_validation_images_or_fitted_to_them(copied: Sandbox) -> None:
     """Test images decide where there are no validation images; these do not judge a model that was fitted to them."""
     crown(copied, "v1.1.0")
     last_fit = {"validate_every_steps: 10": "validate_every_steps: null", "keep: best": "keep: last"}
@@ -266,16 +261,16 @@ def test_versions_without_validation_images_or_fitted_to_them(copied: Project) -
             shows_no_figure_of_the_images_it_was_fitted_to(copied)
         copied.git("add", "--all")
         copied.git("commit", "--quiet", "--message=Reproduce")
-        found.append(evidence_for(copied, add_version(copied.folder, "HEAD", "Retrained").name))
+        found.append(evidence_for(copied, add_version(Project(copied.folder), "HEAD", "Retrained").name))
     fitted, unvalidated = found
     assert (fitted.decision, fitted.challenger_fitted_to) == ("refuse", "train_and_validation")
     assert not fitted.is_measured
     assert "they cannot judge it" in fitted.reason
     assert fitted.validation_sha256
-    version = open_registry(copied.folder).resolve(str(fitted.challenger))
-    with registry_lock(copied.folder):
-        assign(open_registry(copied.folder), REFUSED, version, fitted.message("Refuse"))
-    assert version.name not in open_registry(copied.folder).judged.get(fitted.validation_sha256, set())
+    version = Project(copied.folder).registry.resolve(str(fitted.challenger))
+    with Project(copied.folder).registry_lock():
+        assign(Project(copied.folder).registry, REFUSED, version, fitted.message("Refuse"))
+    assert version.name not in Project(copied.folder).registry.judged.get(fitted.validation_sha256, set())
     assert unvalidated.comparison
     assert (unvalidated.split, unvalidated.num_judged, unvalidated.challenger_saw) == ("test", None, 0)
     assert unvalidated.num_decided == unvalidated.comparison.num_images
@@ -284,7 +279,7 @@ def test_versions_without_validation_images_or_fitted_to_them(copied: Project) -
     assert (unvalidated.champion_fitted_to, unvalidated.challenger_fitted_to) == ("train", "train")
 
 
-def shows_no_figure_of_the_images_it_was_fitted_to(project: Project) -> None:
+def shows_no_figure_of_the_images_it_was_fitted_to(project: Sandbox) -> None:
     metrics = json.loads((project.folder / layout.METRICS).read_text())
     assert (metrics["fitted_to"], metrics["validation"]) == ("train_and_validation", None)
     assert "they are left out" in (project.folder / layout.PAGE).read_text()
@@ -297,7 +292,7 @@ def test_a_champion_of_other_images_is_not_compared(
     forge: Forge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     params, found = read_params(forge.root / "params.yaml"), []
-    registry = open_registry(forge.root)
+    registry = forge.opened.registry
     versions = [registry.resolve(name) for name in ("v1.1.0", "v1.0.0")]
     monkeypatch.setattr(promotion, "compare", Mock(return_value=comparison()))
     for shape, levels in (((1, 8, 8), 17), ((1, 8, 8), 256), ((3, 8, 8), 17)):
@@ -392,7 +387,7 @@ def test_evidence_of_the_flat_form_is_read() -> None:
 
 def compared(forge: Forge, reference: str, decision: str = PROMOTE) -> Evidence:
     """Return the evidence of a comparison with the present champion."""
-    registry = open_registry(forge.root)
+    registry = forge.opened.registry
     version, tag = registry.resolve(reference), registry.champion_tag
     return Evidence(
         decision=decision,
@@ -409,12 +404,12 @@ def test_a_refusal_is_a_stage_of_gto_with_the_evidence_as_its_message(forge: For
     crown(forge.project, "v1.0.0")
     evidence = compared(forge, "v1.1.0", REFUSE)
     with pytest.raises(UserError, match="not promoted: measured") as raised:
-        promote(forge.root, evidence)
+        promote(forge.opened, evidence)
     assert raised.value.code is Exit.NOT_PROMOTED
     message = forge.git("for-each-ref", "--format=%(contents)", "refs/tags/vdm#refused#2")
     assert message.startswith("Refuse vdm@v1.1.0\n\n{")
     assert evidence_of(message) == evidence
-    registry = open_registry(forge.root)
+    registry = forge.opened.registry
     assert registry.refusal(registry.resolve("v1.1.0").commit) == evidence
     shown = json.loads(forge.project.run("gto", "show", "vdm#refused", "--json").stdout)
     assert [each["version"] for each in shown] == ["v1.1.0"]
@@ -425,11 +420,11 @@ def test_the_challengers_that_the_same_images_judged_are_counted(forge: Forge) -
     others = {"comparison": comparison()}
     measured = others | {"validation_sha256": "a" * 64}
     for name, changes in {"v1.0.0": measured, "v1.1.0": measured, "v1.2.0": others}.items():
-        with registry_lock(forge.root):
+        with forge.opened.registry_lock():
             message = compared(forge, name).model_copy(update=changes).message("Compared")
-            registry = open_registry(forge.root)
+            registry = forge.opened.registry
             assign(registry, CHAMPION if name == "v1.0.0" else REFUSED, registry.resolve(name), message)
-    assert open_registry(forge.root).judged == {"a" * 64: {"vdm@v1.0.0", "vdm@v1.1.0"}}
+    assert forge.opened.registry.judged == {"a" * 64: {"vdm@v1.0.0", "vdm@v1.1.0"}}
 
 
 def test_a_damaged_challenger_or_champion_stops_the_challenge(forge: Forge) -> None:
@@ -447,16 +442,16 @@ def test_what_changed_since_the_comparison_is_noticed(forge: Forge) -> None:
     first = compared(forge, "v1.0.0", PROMOTE)
     crown(forge.project, "v1.2.0")
     with pytest.raises(UserError, match="with the champion none, but now the champion is") as raised:
-        promote(forge.root, first)
+        promote(forge.opened, first)
     assert raised.value.code is Exit.BUSY
     second = compared(forge, "v1.1.0", REFUSE)
     forge.git("tag", "--delete", "vdm#champion#1")
     crown(forge.project, "v1.0.0")
     with pytest.raises(UserError, match=r"the champion vdm@v1.2.0, but now the champion is vdm@v1.0.0") as raised:
-        promote(forge.root, second)
+        promote(forge.opened, second)
     forge.git("tag", "--force", "--annotate", "--message=Moved", "vdm@v1.1.0", "vdm@v1.2.0^{commit}")
     with pytest.raises(UserError, match=r"vdm@v1.1.0 names another commit now") as raised:
-        promote(forge.root, second)
+        promote(forge.opened, second)
     assert raised.value.code is Exit.BUSY
     assert history(forge.project) == ["vdm@v1.0.0"]
     assert "refused" not in forge.git("tag")
@@ -473,12 +468,12 @@ def test_nothing_comes_between_the_check_and_the_tag(forge: Forge, monkeypatch: 
 
     monkeypatch.setattr(promotion, "assign", tag)
     with on_stop(stop_at_once):
-        assert promote(forge.root, compared(forge, "v1.0.0")) == "vdm#champion#1"
+        assert promote(forge.opened, compared(forge, "v1.0.0")) == "vdm#champion#1"
         assert handlers == [signal.SIG_IGN] * len(STOP)
     handlers.clear()
     crown(forge.project, "v1.0.0", "v1.1.0")
     with on_stop(stop_at_once):
-        rollback(forge.root)
+        rollback(forge.opened)
     assert handlers == [signal.SIG_IGN] * len(STOP)
 
 
@@ -495,7 +490,7 @@ def test_rolling_back_goes_back_one_champion_at_a_time(forge: Forge) -> None:
     assert one_line(thrice) == f"vdmctl: there is no earlier champion to go back to; {advice}"
     assert history(forge.project) == [f"vdm@v1.{minor}.0" for minor in (0, 1, 2, 1, 0)]
     crown(forge.project, "v1.2.0")
-    assert rollback(forge.root).champion == "vdm@v1.0.0"
+    assert rollback(forge.opened).champion == "vdm@v1.0.0"
     forge.project.gto(*["deprecate", "vdm", "v1.0.0", "champion"])
     assert "no version is the champion; `vdmctl promote`" in one_line(forge.vdmctl("rollback"))
 
@@ -508,7 +503,7 @@ def test_a_roll_back_to_damaged_files_names_the_command_that_passes_over_them(fo
     (command,) = re.findall("`(gto .*?)`", line)
     assert champion(forge.project) == "vdm@v1.2.0"
     forge.project.gto(*command.split()[1:])
-    assert rollback(forge.root).champion == "vdm@v1.0.0"
+    assert rollback(forge.opened).champion == "vdm@v1.0.0"
 
 
 @pytest.mark.parametrize("error", [NetworkError("no answer"), UserError("a file is lost", Exit.MISSING)], ids=str)
@@ -516,13 +511,13 @@ def test_a_roll_back_needs_digests_that_differ(error: UserError, forge: Forge, m
     crown(forge.project, "v1.0.0", "v1.1.0")
     monkeypatch.setattr(promotion, "require_sound", Mock(side_effect=error))
     with pytest.raises(type(error), match=f"^{re.escape(str(error))}$"):
-        rollback(forge.root)
+        rollback(forge.opened)
 
 
 def test_a_champion_that_came_meanwhile_is_not_rolled_back(forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
     crown(forge.project, "v1.0.0", "v1.1.0")
     monkeypatch.setattr(promotion, "require_sound", lambda *_: crown(forge.project, "v1.2.0"))
     with pytest.raises(UserError, match="not rolled back: the champion changed meanwhile") as raised:
-        rollback(forge.root)
+        rollback(forge.opened)
     assert raised.value.code is Exit.BUSY
     assert champion(forge.project) == "vdm@v1.2.0"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from dvc.repo import Repo
 from forge import Forge, comparison, crown, refuse
-from project import Project, one_line
+from project import Sandbox, one_line
 
 from flows.core.errors import Exit
 from flows.orchestration import pruning
@@ -21,7 +21,6 @@ from flows.process.locks import holder_of, lock_file
 from flows.registry.evidence import REFUSE, Evidence
 from flows.registry.publishing import publish
 from flows.registry.verification import verify
-from flows.registry.versions import open_registry
 
 pytestmark = pytest.mark.usefixtures("no_server")
 
@@ -42,7 +41,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Forge:
     return forge
 
 
-def prune(project: Project, *arguments: str, code: int = 0) -> dict[str, Any]:
+def prune(project: Sandbox, *arguments: str, code: int = 0) -> dict[str, Any]:
     """Prune with --keep 1; return what the command prints."""
     result = project.vdmctl("prune", "--keep=1", "--json", *arguments)
     assert result.returncode == code, result.stderr
@@ -54,7 +53,7 @@ def names(found: dict[str, Any]) -> dict[str, list[str]]:
     return {kind: part["names"] for kind, part in found["removed"].items() if kind != "cached_files" and part["names"]}
 
 
-def everything(project: Project) -> set[str]:
+def everything(project: Sandbox) -> set[str]:
     """Return the names of all refs, and the paths of all cached and private files."""
     files = [path for name in (".dvc/cache", ".vdm") for path in (project.folder / name).rglob("*")]
     return {*project.git("for-each-ref", "--format=%(refname)").split(), *map(str, files)}
@@ -107,7 +106,7 @@ def test_what_a_refused_version_alone_needs_goes(forge: Forge) -> None:
     assert [path.exists() for path in (refused, champion, newest)] == [False, True, True]
     assert list((forge.root / "data").iterdir()) == []
     for version in ("champion", "v1.2.0"):
-        assert not [check for check in verify(forge.root, forge.resolve(version)) if check.problem]
+        assert not [check for check in verify(forge.opened, forge.resolve(version)) if check.problem]
     # Why it was refused stays.
     assert forge.git("tag").split() == ["vdm#champion#3", "vdm#refused#1", "vdm#refused#2", "vdm@v1.1.0", "vdm@v1.2.0"]
     assert forge.git("branch", "--format=%(refname:short)").split() == ["main", f"runs/{MADE}"]
@@ -121,7 +120,7 @@ def test_the_images_go_on_counting_the_challengers_that_were_pruned(forge: Forge
     message = refused.message("Refuse")
     forge.git("tag", "--annotate", f"--message={message}", "vdm#refused#9", "vdm@v1.0.0^{commit}")
     assert names(prune(forge.project))["versions"] == ["vdm@v1.0.0"]
-    assert open_registry(forge.root).judged["a"] == {"x"}
+    assert forge.opened.registry.judged["a"] == {"x"}
 
 
 @pytest.mark.parametrize(
@@ -171,7 +170,7 @@ def test_what_the_remotes_lack_stays(forge: Forge, tmp_path: Path) -> None:
     assert "vdm@v1.0.0, the DVC remote lacks its files" in forge.vdmctl("prune", "--keep=1").stdout
     assert readme(forge, "v1.0.0").exists()
     forge.git("push", "--quiet", "--delete", "origin", "vdm@v1.0.0")
-    assert f"runs/{OLD}" in publish(forge.root)
+    assert f"runs/{OLD}" in publish(forge.opened)
     before = forge.git("ls-remote", "origin")
     assert names(prune(forge.project)) == {"branches": [f"runs/{OLD}"], "versions": ["vdm@v1.0.0"]}
     assert not readme(forge, "v1.0.0").exists()
@@ -212,7 +211,7 @@ def test_young_entries_of_the_run_cache_keep_their_files(forge: Forge) -> None:
 
 
 def test_what_another_worktree_needs_stays_and_its_run_is_waited_for(forge: Forge, tmp_path: Path) -> None:
-    mine = Project.at(tmp_path / "mine")
+    mine = Sandbox.at(tmp_path / "mine")
     forge.git("worktree", "add", "--quiet", "--detach", str(mine.folder), "vdm@v1.0.0^{commit}")
     mine.dvc("cache", "dir", "--local", str(forge.cache))
     assert prune(forge.project)["removed"]["cached_files"]["count"] == 0
@@ -265,7 +264,7 @@ def test_what_goes_is_chosen_under_the_registrys_lock(forge: Forge, monkeypatch:
         return choose(*arguments)
 
     monkeypatch.setattr(pruning, "reasons_to_keep", chosen)
-    pruning.prune(forge.root, keep=1, dry_run=True)
+    pruning.prune(forge.opened, keep=1, dry_run=True)
     assert held == [""]
 
 

@@ -11,10 +11,11 @@ import pytest
 from forge import Forge, champion, crown, refuse
 
 from flows.core.errors import Exit, NetworkError, UserError
-from flows.registry import git, publishing
-from flows.registry.publishing import Outrun, fetch_versions, is_own, publish, require_remotes, run_of
+from flows.registry.publishing import Outrun, fetch_versions, publish, require_remotes
 from flows.registry.verification import verify
-from flows.registry.versions import add_version, open_registry
+from flows.registry.versions import add_version
+from flows.repository import repository
+from flows.repository.repository import Repository
 
 RUN = "20260101-000000-bbbb"
 
@@ -46,43 +47,43 @@ def test_a_clone_of_what_was_published_verifies(forge: Forge, other: Forge) -> N
         if path.is_file():
             path.unlink()
     expected = [f"runs/{RUN}", "vdm@v1.1.0", "vdm#refused#1", "vdm#champion#2"]
-    assert publish(forge.root) == expected
-    assert publish(forge.root) == []
+    assert publish(forge.opened) == expected
+    assert publish(forge.opened) == []
     assert "refs/tags/mine" not in forge.project.published()
     assert "aaaa" not in forge.git("ls-remote", "origin")
-    assert fetch_versions(other.root) == (sorted(expected[1:]), [])
-    assert fetch_versions(other.root) == ([], [])
-    assert [version.state for version in open_registry(other.root).versions] == ["champion", "refused"]
-    evidence = open_registry(other.root).refusal(other.resolve("v1.1.0").commit)
+    assert fetch_versions(other.opened) == (sorted(expected[1:]), [])
+    assert fetch_versions(other.opened) == ([], [])
+    assert [version.state for version in other.opened.registry.versions] == ["champion", "refused"]
+    evidence = other.opened.registry.refusal(other.resolve("v1.1.0").commit)
     assert evidence
     assert evidence.reason == "no better"
     assert f"origin/runs/{RUN}" in other.git("branch", "--remotes")
-    assert [check for check in verify(other.root, other.resolve("v1.1.0")) if check.problem] == []
+    assert [check for check in verify(other.opened, other.resolve("v1.1.0")) if check.problem] == []
 
 
 def test_two_that_finish_together(forge: Forge, other: Forge) -> None:
     """Whoever publishes the number first keeps it; the other one's version is withdrawn and takes the next number."""
     theirs = forge.version("v1.1.0", run="theirs")
     crown(forge.project, "v1.1.0")
-    publish(forge.root)
+    publish(forge.opened)
     mine = [other.commit(number, run=f"mine-{number}") for number in ("first", "second")]
     for commit in mine:
-        add_version(other.root, commit, "Retrained")
+        add_version(other.opened, commit, "Retrained")
     crown(other.project, "v1.1.0")
     refuse(other.project, "v1.2.0")
     other.git("tag", "--annotate", "--message=Mine", "vdm-paper", mine[0])
     before = other.project.published()
     with pytest.raises(Outrun, match=r"origin has other commits under the names of vdm@v1.1.0, vdm#champion#1"):
-        publish(other.root)
+        publish(other.opened)
     assert other.project.published() == before
-    assert fetch_versions(other.root) == (["vdm#champion#1", "vdm@v1.1.0"], mine)
+    assert fetch_versions(other.opened) == (["vdm#champion#1", "vdm@v1.1.0"], mine)
     assert other.git("tag").split() == ["vdm#champion#1", "vdm-paper", "vdm@v1.0.0", theirs]
     assert other.resolve("champion").commit == forge.resolve("champion").commit
-    assert [add_version(other.root, commit, "Again").name for commit in mine] == ["vdm@v1.2.0", "vdm@v1.3.0"]
+    assert [add_version(other.opened, commit, "Again").name for commit in mine] == ["vdm@v1.2.0", "vdm@v1.3.0"]
     crown(other.project, "v1.2.0")
     refuse(other.project, "v1.3.0")
-    assert {"vdm@v1.2.0", "vdm@v1.3.0", "vdm#champion#2", "vdm#refused#3"} <= set(publish(other.root))
-    fetch_versions(forge.root)
+    assert {"vdm@v1.2.0", "vdm@v1.3.0", "vdm#champion#2", "vdm#refused#3"} <= set(publish(other.opened))
+    fetch_versions(forge.opened)
     assert champion(forge.project) == "vdm@v1.2.0"
 
 
@@ -93,41 +94,41 @@ def test_a_champion_that_comes_while_versions_are_fetched_is_not_lost(
     """A run makes it while the objects are fetched; somebody with GTO, who takes no lock, just before the update."""
     forge.version("v1.1.0")
     crown(forge.project, "v1.1.0")
-    publish(forge.root)
-    real = getattr(publishing, moment)
+    publish(forge.opened)
+    real = getattr(Repository, moment)
 
-    def late(root: Path, *arguments: str, **options: Any) -> bytes:
-        if arguments[0] in ("fetch", "update-ref"):
-            monkeypatch.setattr(publishing, moment, real)
+    def late(repository: Repository, *arguments: str, **options: Any) -> bytes:
+        if arguments[0] == ("fetch" if moment == "ask" else "update-ref"):
+            monkeypatch.setattr(Repository, moment, real)
             other.git("tag", "--annotate", "--message=Ours", "vdm#champion#1", "vdm@v1.0.0^{commit}")
-        return real(root, *arguments, **options)  # type: ignore[no-any-return]
+        return real(repository, *arguments, **options)  # type: ignore[no-any-return]
 
-    monkeypatch.setattr(publishing, moment, late)
+    monkeypatch.setattr(Repository, moment, late)
     if moment == "git":
         with pytest.raises(NetworkError, match=r"versions changed while .*refs/tags/vdm#champion#1"):
-            fetch_versions(other.root)
+            fetch_versions(other.opened)
         assert "vdm@v1.1.0" not in other.git("tag").split()  # all or none
-    assert fetch_versions(other.root) == (["vdm@v1.1.0"], [])
+    assert fetch_versions(other.opened) == (["vdm@v1.1.0"], [])
     assert champion(other.project) == "vdm@v1.0.0"
     with pytest.raises(UserError, match=r"origin has other commits under the names of vdm#champion#1"):
-        publish(other.root)
+        publish(other.opened)
 
 
 def test_tags_made_by_hand_that_clash_are_named_with_the_command(forge: Forge, other: Forge) -> None:
     """The command of the message replaces ours by those of the remote."""
     forge.version("v1.1.0")
-    publish(forge.root)
-    fetch_versions(other.root)
+    publish(forge.opened)
+    fetch_versions(other.opened)
     crown(forge.project, "v1.0.0")
-    publish(forge.root)
+    publish(forge.opened)
     crown(other.project, "v1.1.0")
-    assert fetch_versions(other.root) == ([], [])
+    assert fetch_versions(other.opened) == ([], [])
     with pytest.raises(UserError, match=r"`git tag -d 'vdm#champion#1' && git .*`, and register, promote or") as raised:
-        publish(other.root)
+        publish(other.opened)
     assert (raised.value.code, isinstance(raised.value, Outrun)) == (Exit.USAGE, False)
     subprocess.run(str(raised.value).split("`")[1], shell=True, cwd=other.root, check=True, capture_output=True)
     assert champion(other.project) == "vdm@v1.0.0"
-    assert publish(other.root) == []
+    assert publish(other.opened) == []
 
 
 @pytest.mark.parametrize("lost", ["file", "listing", "lock"])
@@ -139,11 +140,11 @@ def test_a_version_whose_files_are_lost_is_named_and_nothing_is_published(lost: 
     for place in (forge.cache, forge.remote):
         (place / "files/md5" / digest[:2] / digest[2:]).unlink()
     with pytest.raises(UserError, match=r"^vdm@v1.1.0: .*; `gto deprecate vdm v1.1.0` gives the version up$") as raised:
-        publish(forge.root)
+        publish(forge.opened)
     assert raised.value.code is Exit.MISSING
     assert forge.project.published() == ["refs/tags/vdm@v1.0.0"]
     forge.project.gto("deprecate", "vdm", "v1.1.0")  # what is withdrawn needs no files
-    assert sorted(publish(forge.root)) == ["vdm@v1.1.0", "vdm@v1.1.0!", "vdm@v1.2.0"]
+    assert sorted(publish(forge.opened)) == ["vdm@v1.1.0", "vdm@v1.1.0!", "vdm@v1.2.0"]
 
 
 def test_the_git_remote_takes_all_refs_or_none_and_is_quoted(forge: Forge) -> None:
@@ -153,17 +154,17 @@ def test_the_git_remote_takes_all_refs_or_none_and_is_quoted(forge: Forge) -> No
     hook.write_text('#!/bin/sh\necho No tags on Saturdays\ncase "$1" in *v1.1.0) exit 1;; esac\n')
     hook.chmod(0o755)
     with pytest.raises(UserError, match=r"vdm@v1.1.0 .*\(hook declined\)") as raised:
-        publish(forge.root)
+        publish(forge.opened)
     assert not isinstance(raised.value, NetworkError)  # a run need not try again
     assert "No tags on Saturdays" in str(raised.value)
     assert forge.project.published() == ["refs/tags/vdm@v1.0.0"]
     forge.git("remote", "set-url", "origin", str(forge.folder / "gone"))
     with pytest.raises(NetworkError, match="gone' does not appear to be a git repository"):
-        publish(forge.root)
+        publish(forge.opened)
 
 
 def test_a_git_remote_that_never_answers(forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(git, "LIST_SECONDS", 1)
+    monkeypatch.setattr(repository, "LIST_SECONDS", 1)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -171,16 +172,16 @@ def test_a_git_remote_that_never_answers(forge: Forge, monkeypatch: pytest.Monke
         with pytest.raises(
             NetworkError, match=r"git ls-remote in .*: no answer in 1 s; the next run with publish=true"
         ):
-            publish(forge.root)
+            publish(forge.opened)
         with pytest.raises(NetworkError, match=r"^git ls-remote in .*: no answer in 1 s$"):
-            fetch_versions(forge.root)
+            fetch_versions(forge.opened)
 
 
 def test_a_dvc_remote_that_fails_publishes_nothing(forge: Forge) -> None:
     forge.version("v1.1.0")
     forge.project.dvc("remote", "modify", "store", "url", "/dev/null")
     with pytest.raises(NetworkError, match=r"the DVC remote .*; the next run with publish=true publishes again$"):
-        publish(forge.root)
+        publish(forge.opened)
     assert forge.project.published() == ["refs/tags/vdm@v1.0.0"]
 
 
@@ -188,36 +189,36 @@ def test_without_remotes(forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "dvc_s3", None)  # not installed
     forge.project.dvc("remote", "modify", "store", "url", "s3://bucket/store")
     with pytest.raises(UserError, match=r"DVC's default remote cannot be used: .*requires 'dvc-s3'") as raised:
-        require_remotes(forge.root)
+        require_remotes(forge.opened)
     assert raised.value.code is Exit.USAGE
     forge.project.dvc("remote", "remove", "store")
     with pytest.raises(UserError, match=r"no remote specified in .* dvc remote add -d"):
-        publish(forge.root)
+        publish(forge.opened)
     forge.git("remote", "remove", "origin")
     with pytest.raises(UserError, match="no git remote origin; `git remote add origin URL`"):
-        publish(forge.root)
+        publish(forge.opened)
 
 
 def test_a_branch_that_was_merged_and_deleted_at_the_remote_stays_deleted(forge: Forge) -> None:
     forge.version("v1.1.0", run=RUN)
-    assert publish(forge.root) == [f"runs/{RUN}", "vdm@v1.1.0"]
+    assert publish(forge.opened) == [f"runs/{RUN}", "vdm@v1.1.0"]
     forge.git("merge", "--quiet", "--no-ff", "--message=Merge", f"runs/{RUN}")
     forge.git("push", "--quiet", "origin", "main", f":runs/{RUN}")
     crown(forge.project, "v1.1.0")
-    assert publish(forge.root) == ["vdm#champion#1"]
+    assert publish(forge.opened) == ["vdm#champion#1"]
     assert forge.git("ls-remote", "--heads", "origin").split()[1::2] == ["refs/heads/main"]
 
 
 def test_the_commit_of_a_run_is_told_from_a_copy_of_it(forge: Forge) -> None:
     made = forge.commit("results", run=RUN)
     forge.git("cherry-pick", "--allow-empty", made)
-    assert [run_of(forge.root, commit) for commit in (made, "HEAD", "HEAD~1")] == [RUN, RUN, ""]
-    assert is_own(forge.root, made)
+    assert [forge.opened.run_of(commit) for commit in (made, "HEAD", "HEAD~1")] == [RUN, RUN, ""]
+    assert forge.opened.is_own(made)
     copy = forge.git("rev-parse", "HEAD").strip()
-    assert not is_own(forge.root, copy) or copy == made
+    assert not forge.opened.is_own(copy) or copy == made
     forge.git("branch", "-D", f"runs/{RUN}")
-    assert not is_own(forge.root, made)
-    add_version(forge.root, made, "Retrained")
-    assert is_own(forge.root, made)
-    newest = open_registry(forge.root).newest().name
+    assert not forge.opened.is_own(made)
+    add_version(forge.opened, made, "Retrained")
+    assert forge.opened.is_own(made)
+    newest = forge.opened.registry.newest().name
     assert json.loads(forge.vdmctl("models", "--json").stdout)["versions"][-1]["version"] == newest

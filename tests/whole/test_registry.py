@@ -12,29 +12,25 @@ from typing import Any
 import gto.tag
 import pytest
 from forge import METRICS, Forge, champion, crown, refuse
-from project import Project, cached, metrics_at, one_line, run_vdmctl
+from project import Sandbox, cached, metrics_at, one_line, run_vdmctl
 from ruamel.yaml import YAML
 
 from flows.commands.registry import distance
 from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError
-from flows.registry.git import git, git_text
-from flows.registry.lock_file import lineage
-from flows.registry.storage import DamagedVersionError, fetch, fetch_images
+from flows.registry.fetching import fetch, fetch_images
+from flows.registry.lineage import lineage
+from flows.registry.project import Project
 from flows.registry.verification import reproduction, require_sound, verify
-from flows.registry.versions import (
-    Tag,
-    add_version,
-    numbers_of,
-    open_registry,
-    reign,
-)
+from flows.registry.versions import add_version, open_registry
+from flows.repository.files import DamagedVersionError
+from flows.repository.tags import Tag, numbers_of, reign
 
 pytestmark = pytest.mark.timeout(1800)  # the versions of `registry` are trained when the first test asks for them
 
 
 def problems(forge: Forge, name: str) -> dict[str, str]:
-    return {check.subject: check.problem for check in verify(forge.root, forge.resolve(name)) if check.problem}
+    return {check.subject: check.problem for check in verify(forge.opened, forge.resolve(name)) if check.problem}
 
 
 def test_models_lists_versions_with_state_figures_data_and_commit(forge: Forge) -> None:
@@ -49,7 +45,7 @@ def test_models_lists_versions_with_state_figures_data_and_commit(forge: Forge) 
     assert [row["bpd"] for row in rows] == [2.0, 2.0, 2.0, None]
     assert METRICS in rows[3]["problem"]
     with pytest.raises(UserError, match=METRICS):
-        fetch(forge.root, forge.resolve("v1.10.0"))
+        fetch(forge.opened, forge.resolve("v1.10.0"))
     text = forge.vdmctl("models").stdout.splitlines()
     assert text[2].split()[:4] == ["vdm@v1.1.0", "champion", "2.0000", "+-"]
     assert "unreadable" in text[4]
@@ -57,16 +53,16 @@ def test_models_lists_versions_with_state_figures_data_and_commit(forge: Forge) 
 
 def test_versions_count_up_and_gto_lists_the_same(forge: Forge) -> None:
     commit = forge.commit("next")
-    assert add_version(forge.root, "HEAD", "Retrained").name == "vdm@v1.3.0"
+    assert add_version(forge.opened, "HEAD", "Retrained").name == "vdm@v1.3.0"
     assert forge.git("cat-file", "-p", "vdm@v1.3.0").startswith(f"object {commit}\ntype commit\ntag vdm@v1.3.0\n")
     assert "Test <test@example.org>" in forge.git("cat-file", "-p", "vdm@v1.3.0")
     shown = forge.project.run("gto", "show", "vdm", "--json").stdout
     assert [each["version"] for each in json.loads(shown)] == ["v1.3.0", "v1.2.0", "v1.1.0", "v1.0.0"]
     forge.project.gto("deprecate", "vdm", "v1.3.0")
-    assert open_registry(forge.root).newest().name == "vdm@v1.2.0"
-    assert open_registry(forge.root).is_decided(commit)
+    assert forge.opened.registry.newest().name == "vdm@v1.2.0"
+    assert forge.opened.registry.is_decided(commit)
     forge.commit("after")
-    assert add_version(forge.root, "HEAD", "Retrained").name == "vdm@v1.4.0"  # no number is used again
+    assert add_version(forge.opened, "HEAD", "Retrained").name == "vdm@v1.4.0"  # no number is used again
 
 
 @pytest.mark.parametrize(
@@ -100,7 +96,7 @@ def test_other_tags_that_begin_alike_are_no_versions(forge: Forge) -> None:
     for name in ("vdm-paper", "vdm@paper", "vdm@v1.9.0-rc1", "other@v2.0.0"):
         forge.git("tag", "--annotate", "--message=Mine", name)
     forge.git("tag", "vdm@v2.0.0")  # lightweight, so no version to GTO either
-    assert open_registry(forge.root).newest().name == "vdm@v1.2.0"
+    assert forge.opened.registry.newest().name == "vdm@v1.2.0"
     assert [numbers_of(name) for name in ("vdm@v1.2.0", "vdm@v1.2.0!#4", "vdm@v1.2.0-rc1")] == [(1, 2, 0)] * 2 + [None]
 
 
@@ -119,11 +115,11 @@ def test_messages_and_names_that_are_not_utf_8(forge: Forge, tmp_path: Path) -> 
     forge.git("config", "user.name", "Test")
     crown(forge.project, "v1.3.0")
     forge.git("commit", "--quiet", "--amend", f"--file={tmp_path / 'message'}")
-    assert add_version(forge.root, "HEAD", git_text(forge.root, "log", "-1", "--format=%s")).message == "Gr\xfcn"
+    assert add_version(forge.opened, "HEAD", forge.opened.git_text("log", "-1", "--format=%s")).message == "Gr\xfcn"
     forge.git("config", "--unset", "i18n.commitEncoding")
     forge.git("commit", "--quiet", "--amend", f"--file={tmp_path / 'message'}")  # says that it is UTF-8
-    version = add_version(forge.root, "HEAD", "Again")
-    assert [check for check in verify(forge.root, version) if check.problem] == []
+    version = add_version(forge.opened, "HEAD", "Again")
+    assert [check for check in verify(forge.opened, version) if check.problem] == []
     for command in ("models", "status"):
         result = forge.vdmctl(command)
         assert "vdm@v1.3.0" in result.stdout, result.stderr
@@ -131,12 +127,12 @@ def test_messages_and_names_that_are_not_utf_8(forge: Forge, tmp_path: Path) -> 
 
 def test_what_is_written_is_utf_8_whatever_git_is_told(forge: Forge) -> None:
     forge.git("config", "i18n.commitEncoding", "latin1")
-    git(forge.root, "commit", "--quiet", "--allow-empty", "--message=Gr\xfcn", f"--message={METRICS}")
-    assert b"encoding" not in git(forge.root, "cat-file", "commit", "HEAD")
-    assert git_text(forge.root, "log", "-1", "--format=%s") == "Gr\xfcn"
+    forge.opened.git("commit", "--quiet", "--allow-empty", "--message=Gr\xfcn", f"--message={METRICS}")
+    assert b"encoding" not in forge.opened.git("cat-file", "commit", "HEAD")
+    assert forge.opened.git_text("log", "-1", "--format=%s") == "Gr\xfcn"
     assert forge.git("log", "-1", "--format=%s", "--encoding=UTF-8").strip() == "Gr\xfcn"
     forge.commit("v1.3.0")
-    add_version(forge.root, "HEAD", "Gr\xfcn")
+    add_version(forge.opened, "HEAD", "Gr\xfcn")
     assert forge.resolve("v1.3.0").message == "Gr\xfcn"
     assert forge.git("cat-file", "tag", "vdm@v1.3.0").endswith("\n\nGr\xfcn\n")
 
@@ -152,7 +148,7 @@ def test_a_commit_that_cannot_be_a_version(forge: Forge) -> None:
         ("HEAD~1", Exit.MISSING, "reports/evaluation/metrics.json: damaged"),
     ):
         with pytest.raises(UserError, match=message) as raised:
-            add_version(forge.root, commit, "Retrained")
+            add_version(forge.opened, commit, "Retrained")
         assert raised.value.code == code
 
 
@@ -164,7 +160,7 @@ def test_without_a_git_identity_nothing_is_tagged(forge: Forge, monkeypatch: pyt
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
     with pytest.raises(UserError, match="git needs an identity") as raised:
-        add_version(forge.root, "HEAD", "Retrained")
+        add_version(forge.opened, "HEAD", "Retrained")
     assert raised.value.code == Exit.USAGE
     result = run_vdmctl(forge.root, dict(os.environ), "promote")
     assert (result.returncode, "git needs an identity" in one_line(result)) == (Exit.USAGE, True)
@@ -186,11 +182,11 @@ def test_outside_and_below_the_top_of_a_repository(forge: Forge, tmp_path: Path)
     result = run_vdmctl(tmp_path, os.environ | {"GIT_CEILING_DIRECTORIES": str(tmp_path.parent)}, "models")
     assert (result.returncode, "not a git repository" in one_line(result)) == (Exit.MISSING, True)
     with pytest.raises(UserError, match="not the top folder of its git repository") as raised:
-        open_registry(forge.root / "reports")
+        open_registry(Project(forge.root / "reports"))
     assert raised.value.code is Exit.USAGE
 
 
-def test_lineage_goes_from_the_tag_to_every_digest_and_all_verify(registry: Project) -> None:
+def test_lineage_goes_from_the_tag_to_every_digest_and_all_verify(registry: Sandbox) -> None:
     chain = json.loads(registry.vdmctl("lineage", "v1.1.0", "--json").stdout)
     lock = YAML(typ="safe", pure=True).load(registry.git("show", "vdm@v1.1.0:dvc.lock"))["stages"]
     outs = {out["path"]: out["md5"] for stage in lock.values() for out in stage["outs"]}
@@ -221,7 +217,7 @@ def test_lineage_lists_promotions_in_their_order_and_the_refusal(forge: Forge) -
     for name in ("vdm#champion#2", "vdm#champion!#3", "vdm#champion#10"):
         forge.git("tag", "--annotate", "--message=By hand", name, "vdm@v1.0.0^{commit}")
     refuse(forge.project, "v1.0.0", reason="too slow")
-    chain = lineage(open_registry(forge.root), forge.resolve("v1.0.0"))
+    chain = lineage(forge.opened.registry, forge.resolve("v1.0.0"))
     assert [tag.number for tag in chain.promotions] == [2, 3, 10]
     text = forge.vdmctl("lineage", "v1.0.0").stdout
     assert "- tag: vdm#champion!#3" in text
@@ -248,7 +244,7 @@ def test_the_stack_of_champions() -> None:
 def test_gto_withdraws_a_champion_or_its_version(stage: tuple[str, ...], forge: Forge) -> None:
     crown(forge.project, "v1.0.0", "v1.1.0", "v1.2.0")
     forge.project.gto("deprecate", "vdm", "v1.1.0", *stage)
-    assert open_registry(forge.root).previous_champion().name == "vdm@v1.0.0"
+    assert forge.opened.registry.previous_champion().name == "vdm@v1.0.0"
     forge.project.gto("deprecate", "vdm", "v1.2.0", *stage)
     assert champion(forge.project) == "vdm@v1.0.0"
 
@@ -256,7 +252,7 @@ def test_gto_withdraws_a_champion_or_its_version(stage: tuple[str, ...], forge: 
 # Files and digests
 
 
-def test_a_version_is_evaluated_from_the_remote_when_the_cache_is_gone(copied: Project) -> None:
+def test_a_version_is_evaluated_from_the_remote_when_the_cache_is_gone(copied: Sandbox) -> None:
     crown(copied, "v1.2.0")
     shutil.rmtree(copied.folder / ".dvc/cache")
     shutil.rmtree(copied.folder / "models/vdm")
@@ -274,30 +270,30 @@ def test_a_version_is_evaluated_from_the_remote_when_the_cache_is_gone(copied: P
 
 def test_a_fetched_model_is_reused_and_never_trusted_blindly(forge: Forge) -> None:
     version = forge.resolve("v1.0.0")
-    folder = fetch(forge.root, version)
+    folder = fetch(forge.opened, version)
     assert (folder / "README.md").read_text() == "v1.0.0"
     assert not (folder / "weights.safetensors").is_symlink()
     for place in (forge.cache, forge.remote):
         shutil.rmtree(place)
-    assert fetch(forge.root, version) == folder
+    assert fetch(forge.opened, version) == folder
     assert list(folder.parent.iterdir()) == [folder]
     (folder / "weights.safetensors").write_bytes(b"damaged")
     with pytest.raises(DamagedVersionError, match=r"weights are damaged or missing; delete .* to fetch it again, or "):
-        fetch(forge.root, version)
+        fetch(forge.opened, version)
     (folder / "config.json").write_text("{}")
     with pytest.raises(DamagedVersionError, match=r"is not the model of vdm@v1.0.0; delete .* to fetch it again, or "):
-        fetch(forge.root, version)
+        fetch(forge.opened, version)
 
 
 def test_images_are_those_of_the_working_tree_or_fetched(forge: Forge) -> None:
     version = forge.resolve("v1.0.0")
-    folder = fetch_images(forge.root, version).folder
+    folder = fetch_images(forge.opened, version).folder
     assert folder.parent == forge.root / layout.FETCHED
     (folder / "train.npy").unlink()
     with pytest.raises(DamagedVersionError, match=r"is damaged; delete it to fetch it again$"):
-        fetch_images(forge.root, version)
+        fetch_images(forge.opened, version)
     shutil.copytree(forge.files / "data/images", forge.root / layout.IMAGES)
-    assert fetch_images(forge.root, version).folder == forge.root / layout.IMAGES
+    assert fetch_images(forge.opened, version).folder == forge.root / layout.IMAGES
 
 
 def test_bytes_that_nobody_has_say_nothing_about_a_version(forge: Forge) -> None:
@@ -310,16 +306,16 @@ def test_bytes_that_nobody_has_say_nothing_about_a_version(forge: Forge) -> None
     assert one_line(result).startswith(f"vdmctl: vdm@v1.1.0: {message}")
     assert list((forge.root / ".vdm").glob("models/*")) == []
     with pytest.raises(UserError, match="is neither in DVC's cache nor in its default remote") as raised:
-        require_sound(forge.root, forge.resolve("v1.1.0"))
+        require_sound(forge.opened, forge.resolve("v1.1.0"))
     assert type(raised.value) is UserError
     forge.project.dvc("remote", "modify", "store", "url", "/dev/null")
     with pytest.raises(NetworkError, match=r"^vdm@v1\.0\.0: \S+ cannot be read now: "):
-        verify(forge.root, forge.resolve("v1.0.0"))
+        verify(forge.opened, forge.resolve("v1.0.0"))
 
 
 def test_an_untouched_version_verifies_from_cache_or_remote(forge: Forge) -> None:
     for _ in range(2):
-        checks = verify(forge.root, forge.resolve("v1.0.0"))
+        checks = verify(forge.opened, forge.resolve("v1.0.0"))
         subjects = {check.subject for check in checks}
         assert {"models/vdm", "models/vdm sha256", "data/images sha256", "code.py", METRICS} <= subjects
         assert [check for check in checks if check.problem] == []
@@ -337,7 +333,7 @@ def test_a_damaged_file_is_named_wherever_it_is_read(forge: Forge) -> None:
     assert advice in one_line(result)
     assert advice in one_line(forge.vdmctl("evaluate", "v1.0.0"))
     with pytest.raises(DamagedVersionError, match=r"vdm@v1.0.0 does not verify: models/vdm: "):
-        require_sound(forge.root, forge.resolve("v1.0.0"))
+        require_sound(forge.opened, forge.resolve("v1.0.0"))
     forge.cached(digest).unlink()
     assert problems(forge, "vdm@v1.0.0") == {}
 
@@ -372,7 +368,7 @@ def test_code_that_the_commit_lacks_is_named(digest: str, forge: Forge) -> None:
     problem = "the commit lacks new.py, which dvc.lock lists"
     assert problems(forge, name) == {"new.py": problem}
     with pytest.raises(DamagedVersionError, match=f"^{name} does not verify: new.py: {problem}$"):
-        require_sound(forge.root, forge.resolve(name))
+        require_sound(forge.opened, forge.resolve(name))
     result = forge.vdmctl("verify", name)
     assert (result.returncode, one_line(result).endswith(problem)) == (Exit.MISSING, True)
 
@@ -390,35 +386,37 @@ def test_stages_that_dvc_yaml_no_longer_has_do_not_count(forge: Forge) -> None:
     lock["stages"]["removed"] = {"cmd": "true", "outs": [{"path": "models/old", "md5": f"{'f' * 32}.dir"}]}
     name = forge.version("v1.3.0", lock)
     assert problems(forge, name) == {}
-    assert "models/old" not in lineage(open_registry(forge.root), forge.resolve(name)).lock.outputs
+    assert "models/old" not in lineage(forge.opened.registry, forge.resolve(name)).lock.outputs
 
 
 def test_a_reproduction_is_compared_with_the_commit(forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(forge.root)  # DVC names stages relative to the working directory
     commit = forge.git("rev-parse", "--short=12", "HEAD").strip()
     forge.project.dvc("checkout")
-    assert reproduction(forge.root) == (True, f"every output is identical to that of commit {commit}", [])
+    assert reproduction(forge.opened) == (True, f"every output is identical to that of commit {commit}", [])
     forge.write("code.py", "changed")
-    found = reproduction(forge.root)
+    found = reproduction(forge.opened)
     assert (found.is_equal, found.outdated_stages) == (False, ["all"])
     assert found.line.startswith("inputs of all changed since they ran: code.py; ")
     forge.write("code.py", "")
     shutil.rmtree(forge.root / "models/vdm")
-    assert reproduction(forge.root).line.startswith("models/vdm: deleted; `dvc pull` restores ")
+    assert reproduction(forge.opened).line.startswith("models/vdm: deleted; `dvc pull` restores ")
     forge.write("models/vdm/README.md", "another")
-    assert reproduction(forge.root).line.startswith("models/vdm: modified; ")
+    assert reproduction(forge.opened).line.startswith("models/vdm: modified; ")
     lock = json.loads((forge.root / "dvc.lock").read_text())
     lock["stages"]["all"]["outs"][0] = forge.lock("another")["stages"]["all"]["outs"][0]
     forge.write("dvc.lock", json.dumps(lock))
     forge.project.dvc("checkout", "--force")
-    assert reproduction(forge.root).line.startswith(f"models/vdm: different from commit {commit}, with the same inputs")
+    assert reproduction(forge.opened).line.startswith(
+        f"models/vdm: different from commit {commit}, with the same inputs"
+    )
     forge.write("code.py", "changed")
     lock["stages"]["all"]["deps"][0]["md5"] = hashlib.md5(b"changed").hexdigest()
     forge.write("dvc.lock", json.dumps(lock))
-    assert reproduction(forge.root).line.endswith("because the inputs differ: code.py")
+    assert reproduction(forge.opened).line.endswith("because the inputs differ: code.py")
     forge.write("dvc.lock", "<<<<<<< HEAD")
     with pytest.raises(UserError, match=r"dvc.lock: damaged"):
-        reproduction(forge.root)
+        reproduction(forge.opened)
 
 
 # Documents of a version that are damaged, or made by somebody else
@@ -431,7 +429,7 @@ def test_a_listing_that_leads_out_of_its_folder_is_refused(relpath: str, forge: 
     before = {path for path in forge.folder.rglob("*") if "escaped" in path.name}
     for action in (fetch, require_sound):
         with pytest.raises(UserError) as raised:
-            action(forge.root, version)
+            action(forge.opened, version)
         assert raised.value.code is Exit.MISSING
     assert {path for path in forge.folder.rglob("*") if "escaped" in path.name} == before
     assert not Path("/escaped").exists()
@@ -453,7 +451,7 @@ def test_a_registered_model_whose_description_is_damaged(config: bytes, reason: 
     (forge.files / "models/vdm/config.json").write_bytes(config)
     forge.version("v1.3.0")
     with pytest.raises(DamagedVersionError, match=rf"^vdm@v1.3.0 does not verify: .*/config.json: damaged: {reason}"):
-        require_sound(forge.root, forge.resolve("v1.3.0"))
+        require_sound(forge.opened, forge.resolve("v1.3.0"))
     crown(forge.project, "v1.3.0")
     for command in (
         ["verify", "champion"],
@@ -477,14 +475,14 @@ def test_a_registered_model_whose_description_is_damaged(config: bytes, reason: 
 def test_a_damaged_lock_is_one_line(forge: Forge) -> None:
     lock = '{"stages": {"all": {"outs": [{"path": "models/vdm", "md5": "../up"}]}}}'
     name, reason = forge.version("v1.3.0", documents={"dvc.lock": lock}), "damaged: stages.all.outs.0.md5: "
-    registry = open_registry(forge.root)
-    for action, place in ((lineage, registry), (verify, forge.root), (fetch, forge.root)):
+    registry = forge.opened.registry
+    for action, place in ((lineage, registry), (verify, forge.opened), (fetch, forge.opened)):
         with pytest.raises(UserError, match=rf"^vdm@v1.3.0: dvc.lock at \w{{12}}: {reason}") as raised:
             action(place, registry.resolve(name))
         assert raised.value.code is Exit.MISSING
 
 
-def test_the_status_names_the_champion_and_the_tags_that_the_remote_lacks(copied: Project, tmp_path: Path) -> None:
+def test_the_status_names_the_champion_and_the_tags_that_the_remote_lacks(copied: Sandbox, tmp_path: Path) -> None:
     crown(copied, "v1.1.0")
     copied.git("init", "--quiet", "--bare", str(tmp_path / "bare"))
     copied.git("remote", "add", "origin", str(tmp_path / "bare"))

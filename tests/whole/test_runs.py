@@ -9,15 +9,15 @@ import sys
 import pytest
 from interrupted import SLOW, read_until, remove_finished, states, stopped_in_validation, wait_for_step
 from plant import trainers, wait_until
-from project import Project
+from project import Sandbox
 
 from flows.core.errors import Exit
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def project(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
     """Return a project with validated images, set up for 60 steps with a saved state every 4."""
-    project = Project(tmp_path_factory.mktemp("project"))
+    project = Sandbox(tmp_path_factory.mktemp("project"))
     project.edit(
         "params.yaml",
         **{
@@ -33,7 +33,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(project: Project) -> tuple[str, str]:
+def undisturbed(project: Sandbox) -> tuple[str, str]:
     """Return the digests of weights and log of a run that nothing interrupts."""
     result = project.vdmctl("train")
     assert result.returncode == 0, result.stderr
@@ -41,13 +41,13 @@ def undisturbed(project: Project) -> tuple[str, str]:
     return digests(project)
 
 
-def digests(project: Project) -> tuple[str, str]:
+def digests(project: Sandbox) -> tuple[str, str]:
     names = ("models/trained/weights.safetensors", "reports/training/curves.csv")
     first, second = (hashlib.sha256((project.folder / name).read_bytes()).hexdigest() for name in names)
     return first, second
 
 
-def start(project: Project) -> subprocess.Popen[str]:
+def start(project: Sandbox) -> subprocess.Popen[str]:
     """Start a training, which may continue from the states of an unfinished one."""
     remove_finished(project)
     return subprocess.Popen(
@@ -59,7 +59,7 @@ def start(project: Project) -> subprocess.Popen[str]:
     )
 
 
-def test_a_run_killed_and_stopped_often_ends_with_the_same_bits(project: Project, undisturbed: tuple[str, str]) -> None:
+def test_a_run_killed_and_stopped_often_ends_with_the_same_bits(project: Sandbox, undisturbed: tuple[str, str]) -> None:
     """Also when SIGTERM stops it in its last validation."""
     project.edit("vdm/training/validation.py", **SLOW)
     for number, step in ((signal.SIGINT, 4), (signal.SIGKILL, 16)):
@@ -82,7 +82,7 @@ def test_a_run_killed_and_stopped_often_ends_with_the_same_bits(project: Project
 
 
 def test_a_finished_run_is_repeated_until_its_model_is_registered(
-    project: Project, undisturbed: tuple[str, str]
+    project: Sandbox, undisturbed: tuple[str, str]
 ) -> None:
     """So nothing is lost if DVC cannot record the outputs."""
     assert project.vdmctl("train").returncode == 0
@@ -99,7 +99,7 @@ def test_a_finished_run_is_repeated_until_its_model_is_registered(
     shutil.rmtree(other)
 
 
-def test_a_trainer_saves_and_ends_when_dvc_is_killed(project: Project) -> None:
+def test_a_trainer_saves_and_ends_when_dvc_is_killed(project: Sandbox) -> None:
     """The steps since the last planned state are saved."""
     remove_finished(project)
     changes = {"checkpoint_every_steps: 4\n": "checkpoint_every_steps: 5000\n", "steps: 60\n": "steps: 6000\n"}
@@ -118,7 +118,7 @@ def test_a_trainer_saves_and_ends_when_dvc_is_killed(project: Project) -> None:
     project.edit("params.yaml", **{new: old for old, new in changes.items()})
 
 
-def test_a_step_that_does_not_fit_says_what_to_change(project: Project) -> None:
+def test_a_step_that_does_not_fit_says_what_to_change(project: Sandbox) -> None:
     project.edit("params.yaml", **{"batch_size: 64\n": "batch_size: 100000\n"})
     program = (
         "import resource, runpy, sys, psutil, torch\n"

@@ -7,22 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from project import Project
+from project import Sandbox
 
 from flows.core import layout
 from flows.core.errors import Exit, UserError
-from flows.orchestration.workspace import (
-    Workspace,
-    commit,
-    compose_params,
-    prune,
-    workspace,
-)
-from flows.registry.git import first_commit
-from flows.registry.storage import dvc_repository
+from flows.orchestration.workspace import Run, compose_params, prune, workspace
+from flows.registry.project import Project
 
 
-def test_overrides_and_the_committed_file_are_checked(plain: Project) -> None:
+def test_overrides_and_the_committed_file_are_checked(plain: Sandbox) -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         ({"train": {"steps": 3}}, r"override train is not a parameter of params.yaml, such as train.steps"),
         ({"train.stepz": 5}, r"override train.stepz is not a parameter of params.yaml, such as train.steps"),
@@ -30,53 +23,53 @@ def test_overrides_and_the_committed_file_are_checked(plain: Project) -> None:
     ]
     for overrides, message in cases:
         with pytest.raises(UserError, match=message) as raised:
-            compose_params(plain.folder, "HEAD", None, overrides)
+            compose_params(Project(plain.folder), "HEAD", None, overrides)
         assert raised.value.code is Exit.USAGE
     plain.edit("params.yaml", **{"confidence: 0.95": "confidence: 2"})
-    compose_params(plain.folder, "HEAD", None, {})  # a run ignores what is not committed
+    compose_params(Project(plain.folder), "HEAD", None, {})  # a run ignores what is not committed
     plain.git("commit", "--quiet", "--all", "--message=Wrong")
     with pytest.raises(UserError, match=r"params.yaml of commit HEAD: promote.confidence: .* got 2") as raised:
-        compose_params(plain.folder, "HEAD", None, {})
+        compose_params(Project(plain.folder), "HEAD", None, {})
     assert raised.value.code is Exit.USAGE
 
 
-def test_an_override_changes_its_line_alone(plain: Project) -> None:
+def test_an_override_changes_its_line_alone(plain: Sandbox) -> None:
     before = plain.git("show", "HEAD:params.yaml").splitlines()
-    after = compose_params(plain.folder, "HEAD", None, {"train.steps": 5}).splitlines()
+    after = compose_params(Project(plain.folder), "HEAD", None, {"train.steps": 5}).splitlines()
     assert [(old, new) for old, new in zip(before, after, strict=True) if old != new] == [("  steps: 20", "  steps: 5")]
 
 
-def test_no_branch_is_left_of_a_run_that_started_from_a_commit_of_the_remote_and_made_none(plain: Project) -> None:
+def test_no_branch_is_left_of_a_run_that_started_from_a_commit_of_the_remote_and_made_none(plain: Sandbox) -> None:
     newer = plain.git("commit-tree", "-p", "HEAD", "-m", "Newer", "HEAD^{tree}").strip()
     plain.git("update-ref", "refs/remotes/origin/main", newer)
-    with workspace(plain.folder, plain.git("show", "HEAD:params.yaml"), newer) as place:
+    with workspace(Project(plain.folder), plain.git("show", "HEAD:params.yaml"), newer) as place:
         pass
     assert plain.git("branch", "--list", "runs/*") == ""
-    with workspace(plain.folder, plain.git("show", "HEAD:params.yaml"), newer) as place:
+    with workspace(Project(plain.folder), plain.git("show", "HEAD:params.yaml"), newer) as place:
         plain.git("-C", str(place.folder), "commit", "--quiet", "--allow-empty", "--message=Retrain")
         plain.git("update-ref", f"refs/remotes/origin/{place.branch}", place.branch)  # as if it was published
     assert plain.git("branch", "--list", "runs/*", "--format=%(refname:short)").split() == [place.branch]
 
 
 @pytest.fixture
-def plain(tmp_path: Path) -> Project:
+def plain(tmp_path: Path) -> Sandbox:
     """Return a project without results, on a path that is not ASCII."""
-    return Project(tmp_path / "Bücher und Bilder")
+    return Sandbox(tmp_path / "Bücher und Bilder")
 
 
 @contextmanager
-def run_in(project: Project, params: str | None = None) -> Iterator[Workspace]:
+def run_in(project: Sandbox, params: str | None = None) -> Iterator[Run]:
     """Make a workspace of the checked-out commit."""
     params = (project.folder / "params.yaml").read_text() if params is None else params
-    with workspace(project.folder, params, project.git("rev-parse", "HEAD").strip()) as place:
+    with workspace(Project(project.folder), params, project.git("rev-parse", "HEAD").strip()) as place:
         yield place
 
 
-def results(place: Workspace) -> str:
+def results(place: Run) -> str:
     """Write a result and commit it; return the commit."""
     (place.folder / "reports").mkdir(exist_ok=True)
     (place.folder / "reports" / "card.md").write_text("# A model")
-    made = commit(place, "Retrain: 1.0")
+    made = place.commit("Retrain: 1.0")
     assert made
     return made
 
@@ -91,7 +84,7 @@ HOOKS = {
 
 
 @pytest.mark.parametrize("shared", [layout.STATES, layout.DOWNLOADS])
-def test_a_run_keeps_states_and_downloads_for_the_next(shared: Path, plain: Project) -> None:
+def test_a_run_keeps_states_and_downloads_for_the_next(shared: Path, plain: Sandbox) -> None:
     with run_in(plain) as place:
         assert (place.folder / shared).resolve() == (plain.folder / shared).resolve()
         (place.folder / shared / "part").write_text("kept")
@@ -99,7 +92,7 @@ def test_a_run_keeps_states_and_downloads_for_the_next(shared: Path, plain: Proj
     assert (plain.folder / shared / "part").read_text() == "kept"
 
 
-def test_hooks_and_signatures_are_for_the_commits_of_people(plain: Project) -> None:
+def test_hooks_and_signatures_are_for_the_commits_of_people(plain: Sandbox) -> None:
     for name, body in HOOKS.items():
         hook = plain.folder / ".git" / "hooks" / name
         hook.parent.mkdir(exist_ok=True)
@@ -113,7 +106,7 @@ def test_hooks_and_signatures_are_for_the_commits_of_people(plain: Project) -> N
     assert plain.git("tag") == ""
 
 
-def test_what_a_killed_run_left_behind_is_removed(plain: Project) -> None:
+def test_what_a_killed_run_left_behind_is_removed(plain: Sandbox) -> None:
     """A branch stays that has a commit which nothing else holds, or on which somebody works."""
     root, worktrees = plain.folder, plain.folder / ".vdm" / "worktrees"
     for name in ("empty", "working"):
@@ -123,7 +116,7 @@ def test_what_a_killed_run_left_behind_is_removed(plain: Project) -> None:
     plain.git("-C", str(worktrees / "working"), "commit", "--quiet", "--message=Found")
     (worktrees / "never.lock").touch()
     plain.git("switch", "--quiet", "--create", "runs/never")
-    assert prune(root) == ["empty", "never", "working"]
+    assert prune(Project(root)) == ["empty", "never", "working"]
     assert list(worktrees.iterdir()) == []
     assert plain.git("branch", "--list", "runs/*", "--format=%(refname:short)").split() == [
         "runs/never",
@@ -132,60 +125,60 @@ def test_what_a_killed_run_left_behind_is_removed(plain: Project) -> None:
     assert len(plain.git("worktree", "list").splitlines()) == 1
 
 
-def test_the_configuration_with_passwords_is_private(plain: Project) -> None:
+def test_the_configuration_with_passwords_is_private(plain: Sandbox) -> None:
     with run_in(plain) as place:
         assert (place.folder / ".dvc" / "config.local").stat().st_mode & 0o077 == 0
 
 
-def test_a_run_that_shares_versions_starts_from_the_newest_upstream_commit(plain: Project, tmp_path: Path) -> None:
+def test_a_run_that_shares_versions_starts_from_the_newest_upstream_commit(plain: Sandbox, tmp_path: Path) -> None:
     plain.git("init", "--quiet", "--bare", str(tmp_path / "origin.git"))
     plain.git("remote", "add", "origin", str(tmp_path / "origin.git"))
     plain.git("push", "--quiet", "--set-upstream", "origin", "main")
     head = plain.git("rev-parse", "HEAD").strip()
     newer = plain.git("commit-tree", "-p", "HEAD", "-m", "Newer", "HEAD^{tree}").strip()
     plain.git("update-ref", "refs/remotes/origin/main", newer)
-    assert [first_commit(plain.folder, shared=shared) for shared in (True, False)] == [newer, head]
+    assert [Project(plain.folder).first_commit(shared=shared) for shared in (True, False)] == [newer, head]
     plain.git("commit", "--quiet", "--allow-empty", "--message=Local")
     local = plain.git("rev-parse", "HEAD").strip()
-    assert first_commit(plain.folder, shared=True) == local
+    assert Project(plain.folder).first_commit(shared=True) == local
 
 
-def test_what_dvc_keeps_about_a_run_goes_with_its_worktree(plain: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_dvc_keeps_about_a_run_goes_with_its_worktree(plain: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DVC_SITE_CACHE_DIR", raising=False)
-    with run_in(plain) as place, dvc_repository(place.folder) as repo:
+    with run_in(plain) as place, place.dvc() as repo:
         kept = Path(repo.site_cache_dir)
         assert kept.is_dir()
         assert kept.is_relative_to(place.folder)
     assert not kept.exists()
 
 
-def test_the_worktree_of_a_run_in_progress_stays(plain: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_worktree_of_a_run_in_progress_stays(plain: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its lock is held; or its engine was killed, and its trainer still saves."""
     with run_in(plain) as place:
-        assert prune(plain.folder) == []
+        assert prune(Project(plain.folder)) == []
         assert place.folder.is_dir()
     killed = plain.folder / layout.WORKTREES / "killed"
     plain.git("worktree", "add", "--quiet", "-b", "runs/killed", str(killed))
     with monkeypatch.context() as patch:
         patch.setattr("flows.orchestration.workspace.processes_in", lambda folder: [7])
-        assert prune(plain.folder) == []
+        assert prune(Project(plain.folder)) == []
     assert killed.is_dir()
-    assert prune(plain.folder) == ["killed"]
+    assert prune(Project(plain.folder)) == ["killed"]
 
 
-def test_a_run_that_is_just_starting_is_not_removed(plain: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_is_just_starting_is_not_removed(plain: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another one starts between the making of its lock's file and the lock: the name is given up for a new one."""
     lock, names = fcntl.flock, []
 
     def delayed(file: int, kind: int) -> None:
         if not names:
             names.extend(path.stem for path in (plain.folder / layout.WORKTREES).glob("*.lock"))
-            assert prune(plain.folder) == names
+            assert prune(Project(plain.folder)) == names
         lock(file, kind)
 
     monkeypatch.setattr("flows.process.locks.fcntl.flock", delayed)
     with run_in(plain) as place:
         assert place.folder.name not in names
-        assert prune(plain.folder) == []
+        assert prune(Project(plain.folder)) == []
         assert place.folder.is_dir()
     assert len(names) == 1

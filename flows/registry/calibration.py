@@ -5,7 +5,6 @@ import shlex
 from contextlib import suppress
 from pathlib import Path
 
-from flows.commands.arguments import ROOT, version_of
 from flows.core import layout
 from flows.core.documents import read
 from flows.core.errors import Exit, NetworkError, UserError
@@ -14,55 +13,55 @@ from flows.core.model import TrainedModel
 from flows.evaluation.calibration import Calibration
 from flows.evaluation.results import BOTH
 from flows.images.image_set import ImageSet, open_images
+from flows.registry.fetching import fetch_files
 from flows.registry.images import trained_on
-from flows.registry.lock_file import output_at, read_lock
-from flows.registry.storage import fetch_files
-from flows.registry.versions import open_registry
+from flows.registry.project import Project
+from flows.repository.lock_file import output_at
 from vdm.choices import Split
 
 log = logging.getLogger(__name__)
 
 
-def calibration_of(model: TrainedModel) -> Calibration:
+def calibration_of(project: Project, model: TrainedModel) -> Calibration:
     """Return the kept features of the held-out images of a version, or of the model in a folder.
 
     Those of a folder lie where its other results do, or in the workspace.  Raises UserError (exit 5) if there are none,
     with the command that makes them, or if they are damaged or of another model.
     """
-    if version := version_of(model.name):
+    if version := project.version(model.name):
         path = str(layout.CALIBRATION)
-        if path not in read_lock(ROOT, version).outputs:
+        if path not in project.at(version).lock.outputs:
             reason = f"{version.name} was made before {layout.CALIBRATION.name} was kept"
             raise UserError(f"{reason}; `git checkout {version.name} && vdmctl evaluate`", Exit.MISSING)
         with scratch_folder() as scratch:
-            fetch_files(ROOT, version, [path], scratch)
+            fetch_files(project, version, [path], scratch)
             return read(Calibration, scratch / path)
     folder = Path(model.name)
     own = folder / layout.CALIBRATION.relative_to(layout.REPORTS)
     name = shlex.quote(str(folder))
-    command = "dvc repro evaluate" if output_at(ROOT, folder) else f"vdmctl evaluate {name} --out {name}/evaluation"
-    for place in (own, layout.CALIBRATION):
+    command = "dvc repro evaluate" if output_at(project, folder) else f"vdmctl evaluate {name} --out {name}/evaluation"
+    for place in (own, project.folder / layout.CALIBRATION):
         if place.exists() and (found := read(Calibration, place)).model_sha256 == model.sha256:
             return found
     reason = f"{folder} has no {own.relative_to(folder)} of this model, with which images are compared"
     raise UserError(f"{reason}; `{command}` makes it from the model's images", Exit.MISSING)
 
 
-def seen_by(model: TrainedModel, images: ImageSet, calibration: Calibration) -> set[bytes]:
+def seen_by(project: Project, model: TrainedModel, images: ImageSet, calibration: Calibration) -> set[bytes]:
     """Return the digests of images that the model, or one of its line, was trained on, as far as they are known.
 
     Log a warning if those of a version are not.
     """
-    if version := version_of(model.name):
+    if version := project.version(model.name):
         digests, known = set[bytes](), False
         with suppress(NetworkError):
-            digests, unknown = trained_on(open_registry(ROOT), version, images.description.transforms)
+            digests, unknown = trained_on(project.registry, version, images.description.transforms)
             known = not unknown
         if not known:
             log.warning("not all images that %s was trained on are known; p of one of them is not valid", version.name)
         return digests
     with suppress(UserError):
-        own = open_images(layout.IMAGES)
+        own = open_images(project.folder / layout.IMAGES)
         if own.data_sha256 == calibration.data_sha256:
             fitted: list[Split] = ["train", "validation"] if model.fitted_to == BOTH else ["train"]
             return {digest for split in fitted for digest in own.digests(split) or ()}

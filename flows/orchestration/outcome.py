@@ -1,0 +1,52 @@
+"""What came of a run, and the sentence that says it."""
+
+from typing import Literal, NamedTuple
+
+from flows.core.errors import UserError
+from flows.orchestration.arrivals import Arrivals
+from flows.registry.evidence import Evidence
+from flows.registry.versions import Version
+
+State = Literal["Promoted", "Refused", "NothingToDo", "Drifted", "Failed", "Interrupted"]
+DRIFTED: State = "Drifted"
+
+
+class Drifted(UserError):
+    """The images of a run differ from the champion's by more than `contract:` allows (exit 4)."""
+
+
+class Release(NamedTuple):
+    """A version, the branch of its run, and the evidence of the decision about it."""
+
+    version: Version
+    branch: str
+    evidence: Evidence
+
+    def __str__(self) -> str:
+        tag, reason = self.evidence.tag, self.evidence.reason
+        done = f"promoted as {tag}" if tag else "not promoted"
+        return f"{self.version.name}, commit {self.version.commit[:12]} on branch {self.branch}, {done}: {reason}"
+
+
+class Outcome(NamedTuple):
+    """What came of a run: the name of its last state; its text is the run's last message."""
+
+    state: State
+    release: Release | None = None
+    reason: str = ""
+    """Why there is no release."""
+    arrivals: Arrivals | None = None
+    """Which images came and went since the newest run; None if none did, or if nobody knows."""
+    odd: str = ""
+    """What is said of images that came and are odd."""
+    without_source: str = ""
+    """That the source is not on this machine; "" if it is."""
+
+    def released(self, release: Release) -> "Outcome":
+        """Return the outcome with the decision about the run's model."""
+        return self._replace(state="Promoted" if release.evidence.tag else "Refused", release=release)
+
+    def __str__(self) -> str:
+        images = f"images: {self.arrivals}" if self.arrivals else ""
+        said = str(self.release) if self.release else self.reason
+        return "; ".join(part for part in (said, images, self.odd, self.without_source) if part)

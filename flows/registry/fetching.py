@@ -1,0 +1,144 @@
+"""Fetch the model and the images of a version.
+
+The digests come from dvc.lock at the version's commit.  Cache and remote are those configured now, since the ones
+configured in an old commit may be gone.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flows.core import layout
+from flows.core.documents import Document, Sha256, read
+from flows.core.errors import Exit, UserError
+from flows.core.files import file_sha256, scratch_folder
+from flows.images.image_set import DESCRIPTION, Description, ImageSet, labels_of, load_array, open_images, write_array
+from flows.registry.versions import Version
+from flows.repository.cache import given_up
+from flows.repository.files import DamagedVersionError, get, readable
+from flows.repository.repository import Repository
+from vdm.choices import Split
+
+if TYPE_CHECKING:
+    from flows.core.model import TrainedModel
+
+
+class Described(Document):
+    """What config.json of a model says about its weights; `flows.core.model`, which reads more, loads torch."""
+
+    weights_sha256: Sha256
+
+
+def fetch(repository: Repository, version: Version) -> Path:
+    """Fetch the version's model into `.vdm/models/<md5>`; return that folder.
+
+    Raises UserError (exit 5), without leaving a partial folder, when files cannot be had; DamagedVersionError if a
+    digest differs.
+    """
+    folder = fetch_folder(repository, version, str(layout.REGISTERED))
+    try:
+        require_model(folder, version)
+    except DamagedVersionError as error:
+        advice = f"delete {folder} to fetch it again, or {given_up(version)}"
+        raise DamagedVersionError(f"{error}; {advice}") from error
+    return folder
+
+
+def fetch_model(repository: Repository, version: Version) -> "TrainedModel":
+    """Fetch the version's model, and open it.  Raises what `fetch` and `flows.core.model.open_model` raise."""
+    from flows.core.model import open_model  # torch takes a second
+
+    return open_model(fetch(repository, version), name=version.name)
+
+
+def fetch_images(repository: Repository, version: Version) -> ImageSet:
+    """Return the version's images, opened: the working tree's if these are they, else they are fetched.
+
+    Raises UserError (exit 5); see `fetch`.
+    """
+    expected = stated(version, "data_sha256")
+    with suppress(UserError):
+        if (images := open_images(repository.folder / layout.IMAGES)).data_sha256 == expected:
+            return images
+    folder = fetch_folder(repository, version, str(layout.IMAGES))
+    with suppress(UserError):
+        if (images := open_images(folder)).data_sha256 == expected:
+            return images
+    raise DamagedVersionError(f"{folder} is damaged; delete it to fetch it again")
+
+
+@contextmanager
+def images_of_split(repository: Repository, version: Version, split: Split) -> Iterator[ImageSet]:
+    """Yield a version's images of one split, as a set that exists while the block runs; the other splits are empty.
+
+    Raises UserError (exit 5); see `fetch`.
+    """
+    with scratch_folder() as scratch:
+        with repository.at(version).files() as files:
+            for path in (layout.IMAGES / DESCRIPTION, layout.IMAGES / f"{split}.npy", labels_of(layout.IMAGES, split)):
+                with readable(str(path)):
+                    is_there = files.exists(str(path)) or path != labels_of(layout.IMAGES, split)
+                if is_there:
+                    get(files, str(path), None, scratch)
+        folder = scratch / layout.IMAGES
+        pixels = load_array(folder / f"{split}.npy")
+        for other in read(Description, folder / DESCRIPTION).splits:
+            if other != split:
+                write_array(folder / f"{other}.npy", [pixels[:0]])
+        images = open_images(folder)
+        images.data_sha256 = stated(version, "data_sha256")  # that of the whole set
+        yield images
+
+
+def fetch_folder(repository: Repository, version: Version, path: str) -> Path:
+    """Fetch a folder among the version's outputs into `.vdm/models/<md5>`; return that folder.  Raises UserError."""
+    digest = repository.at(version).lock.outputs.get(path, "")
+    if not digest.endswith(".dir"):
+        raise UserError(f"{version.name}: its dvc.lock has no folder {path}", Exit.MISSING)
+    folder = repository.folder / layout.FETCHED / digest.removesuffix(".dir")
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with repository.at(version).files() as files, scratch_folder(folder.parent) as scratch:
+        get(files, path, digest, scratch)
+        try:
+            (scratch / path).rename(folder)
+        except OSError:
+            if not folder.is_dir():  # another process may have fetched it meanwhile
+                raise
+    return folder
+
+
+def fetch_files(repository: Repository, version: Version, paths: list[str], folder: Path) -> None:
+    """Fetch files and folders among the version's outputs into a folder, by their paths.  Raises UserError (exit 5)."""
+    outputs = repository.at(version).lock.outputs
+    with repository.at(version).files() as files:
+        for path in paths:
+            get(files, path, outputs[path], folder)
+
+
+def require_model(folder: Path, version: Version) -> None:
+    """Raise DamagedVersionError unless the folder has the version's model with its weights.
+
+    The metrics state the sha256 of config.json, which states that of the weights.
+    """
+    config, weights = folder / "config.json", folder / "weights.safetensors"
+    expected = stated(version, "model_sha256")
+    if not config.is_file() or file_sha256(config) != expected:
+        raise DamagedVersionError(f"{folder} is not the model of {version.name}")
+    try:
+        described = read(Described, config)
+    except UserError as error:
+        raise DamagedVersionError(str(error)) from error
+    if not weights.is_file() or file_sha256(weights) != described.weights_sha256:
+        raise DamagedVersionError(f"{folder}: its weights are damaged or missing")
+
+
+def stated(version: Version, key: str) -> str:
+    """Return a digest that the version's metrics state.  Raises UserError (exit 5) if they do not, or are damaged."""
+    digest: str | None = getattr(version.metrics, key)
+    if digest is None:
+        reason = version.problem or f"{layout.METRICS} at its commit does not state {key}"
+        raise UserError(f"{version.name}: {reason}", Exit.MISSING)
+    return digest
