@@ -19,8 +19,9 @@ import torch
 from torch import nn
 
 from flows.compression.coding import coding_of, new_coding
+from flows.core.card import CARD, card
 from flows.core.errors import Exit, UserError
-from flows.core.files import writing_folder
+from flows.core.files import write_whole, writing_folder
 from flows.core.model import CONFIG, DescribedVDM, copy_model, model_in_memory
 from flows.core.networks import remember
 from flows.evaluation.calibration import calibration_with
@@ -60,9 +61,9 @@ def load(model: str | Path, device: str = "auto", *, network: nn.Module | None =
 def save(model: VDM, folder: str | Path, *, overwrite: bool = False) -> None:
     """Write a model of `train` or `load` into a new folder, which `load` and `vdmctl` read: wholly, or not at all.
 
-    With `overwrite`, the folder of another model is replaced.  A loaded model keeps its card, with the licence of its
-    images.  Raises UserError if the folder exists, OSError that names what cannot be written, and TypeError for a
-    network that neither function made.
+    With `overwrite`, the folder of another model is replaced.  A loaded model keeps what is known of its training, with
+    the licence of its images.  Raises UserError if the folder exists, OSError that names what cannot be written, and
+    TypeError for a network that neither function made.
     """
     folder = Path(folder)
     known = model_in_memory(model)
@@ -73,6 +74,8 @@ def save(model: VDM, folder: str | Path, *, overwrite: bool = False) -> None:
         raise UserError(f"{folder} is no model, so it is not overwritten; name another folder", Exit.USAGE)
     with writing_folder(folder) as empty:
         copy_model(empty, known)
+        if known.training:
+            write_whole(empty / CARD, card(known, known.training, str(folder)))
 
 
 def train(
@@ -100,8 +103,8 @@ def train(
     With `labels` (N,), classes from 0, the model has p(x | class), too.  `num_levels` is 256 unless it is given: name
     it for images of fewer levels, since bits/dim depend on it.  With `start_from`, training begins with the weights of
     that model, which stays as it is: the images must be like its own.  The network is that of the model, and the recipe
-    is that in its card, with 0.4 of the learning rate and at most half of the steps.  Without a card, as after `train`,
-    the recipe is that of `preset`, with 0.4 of the digits' learning rate.
+    is that of its training, with 0.4 of the learning rate and at most half of the steps.  Where that is not known, as
+    after `train`, the recipe is that of `preset`, with 0.4 of the digits' learning rate.
 
     `network` takes the place of the preset's: a module f(z_t, gamma_t) -> eps_hat of the shape of z_t (B,C,H,W), with
     gamma_t (B,); with labels it is f(z_t, gamma_t, class), where the number after the last class stands for "no class".

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from conftest import TINY
@@ -15,7 +16,7 @@ from project import ROOT, TINY_PARAMS
 from results import sample_metrics
 from sklearn.datasets import load_digits
 
-from flows.core.model import save_model
+from flows.core.model import Training, save_model
 from flows.images.image_set import open_images, save_images
 from flows.sampling.features import Classifier, save_features
 from vdm.model import VDM
@@ -38,6 +39,14 @@ OLD = {
     "reports/training/curves.csv": "step,bpd,validation_bpd\n20,6.5,6.6\n",
     "models/vdm/README.md": "old",
 }
+
+
+def training_json(parameters: dict[str, Any], **known: Any) -> str:
+    """Return a training.json with these parameters."""
+    images = {"name": "digits", "num_train": 60, "num_test": 40, "transforms": "none", "data_sha256": "0" * 64}
+    return Training(
+        **{"fitted_to": "train", "step": 20, "bpd": 6.5, "judgement": [], "parameters": parameters} | images | known
+    ).as_json()
 
 
 class Small:

@@ -142,7 +142,7 @@ def register() -> None:
     params = project().params
     from flows.core.model import open_model
     from flows.images.image_set import open_images
-    from flows.training.card import register
+    from flows.training.registering import register
     from flows.training.runs import forget
 
     sections = params.data, params.model, params.train

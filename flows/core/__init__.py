@@ -9,6 +9,7 @@ documents     JSON files and parsed YAML as typed models
 bounded_yaml  YAML whose size and depth are bounded
 files         reading regular files of bounded size, writing whole files and folders, paths that come from data
 model         a trained model, opened from its folder
+card          the card of a model, made of what its folder says
 judgement     what the figures of a model mean, in words
 device        the device and the precision that the parameters select
 """

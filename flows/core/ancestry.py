@@ -10,4 +10,4 @@ class Ancestor(Document):
     """The version, or the folder that `train.start_from` named."""
     model_sha256: Sha256
     licence: str | None = None
-    """Of the images that it was trained on; null if its card does not say."""
+    """Of the images that it was trained on; null if it is not stated."""

@@ -2,10 +2,11 @@
 
 The folder has `weights.safetensors`, and `config.json` for the arguments of `vdm.model.VDM`.  `config.json` also has
 the sha256 of the weights and of the arguments, so that a damaged file is never loaded, and says which images the model
-was fitted to.  A model that the pipeline made has its card, too: README.md, with the parameters of the training.
+was fitted to.  A model that the pipeline made has `training.json`, too: on what it was trained, and how.  Its card,
+README.md, is made of these and read by nobody; see `flows.core.card`.
 
-The network carries the texts of config.json and of the card.  So a model can be in memory alone: one that was trained
-there, until it is saved.
+The network carries what these documents say.  So a model can be in memory alone: one that was trained there, until it
+is saved.
 """
 
 import hashlib
@@ -22,16 +23,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from flows.core.ancestry import Ancestor
-from flows.core.documents import Document, Sha256, explain, parse, read
+from flows.core.documents import Count, Document, Number, Sha256, explain, parse, read
 from flows.core.errors import CheckpointError, Exit, UserError, brief
-from flows.core.escaping import unescaped
 from flows.core.files import MOST_BYTES, read_bounded, write_whole, written_last
 from flows.core.networks import new_vdm
 from flows.core.params import Model, Section
 from vdm.choices import ScheduleKind, TrainingImages
 from vdm.model import VDM
 
-WEIGHTS, CONFIG, CARD = "weights.safetensors", "config.json", "README.md"
+WEIGHTS, CONFIG, TRAINING = "weights.safetensors", "config.json", "training.json"
 MOST_CONFIG_BYTES = 2**20
 # A weight takes at most 8 bytes; the header has the names, shapes and offsets of the tensors.
 MOST_WEIGHT_BYTES, MOST_HEADER_BYTES = 8, 2**23
@@ -88,13 +88,53 @@ class Description(Document):
     labels_sha256: Sha256 | None = None
 
 
+class Training(Document):
+    """training.json of a model: the images that it was trained on, the end of its training, and all parameters."""
+
+    name: str
+    """Of the image set, as `data.name` has it."""
+    fitted_to: TrainingImages
+    title: str | None = None
+    homepage: str | None = None
+    licence: str | None = None
+    """Of the images; null if it is not stated."""
+    num_train: Count
+    num_validation: Count = 0
+    num_test: Count
+    split: str | None = None
+    """How the images were divided, in words."""
+    transforms: str
+    """How their pixels were changed, in words."""
+    data_sha256: Sha256
+    contract: str | None = None
+    """What the data contract found, in words; null if it was not asked."""
+    step: Count
+    """The last one."""
+    bpd: Number
+    """The training loss in the last line of the log, in bits/dim."""
+    kept_step: Count | None = None
+    """The step whose weights were kept since they were the best on the validation images; null for the last one."""
+    kept_bpd: Number | None = None
+    """The bits/dim of the validation images at that step."""
+    class_dropout: Number | None = None
+    """The share of the training in which the class was left out; null for a model without classes."""
+    judgement: list[str]
+    """What the figures of the training mean, in words."""
+    parameters: dict[str, dict[str, Any]]
+    """The sections `data`, `model` and `train` of params.yaml."""
+
+    def as_json(self) -> str:
+        """Return the content of training.json."""
+        return json.dumps(self.model_dump(exclude_unset=True), indent=2) + "\n"
+
+
 class DescribedVDM(VDM):
-    """A VDM with the texts of the files beside its weights: `config.json`, and the card, "" without one."""
+    """A VDM with what lies beside its weights: the text of `config.json`, and training.json if it has one."""
 
     name = "a model in memory"
     """The folder or the version that the user named."""
     config = ""
-    card = ""
+    of_training: Training | None = None
 
 
 class TrainedModel:
@@ -150,8 +190,8 @@ class TrainedModel:
     @property
     def line(self) -> list[Ancestor]:
         """Itself, then the models from which its training and theirs began, as a training states that begins here."""
-        licence = self.card.partition("), licence: ")[2].partition(" |\n")[0]
-        itself = Ancestor(name=self.name, model_sha256=self.sha256, licence=unescaped(licence) or None)
+        licence = self.training.licence if self.training else None
+        itself = Ancestor(name=self.name, model_sha256=self.sha256, licence=licence)
         return [itself, *(self.description.ancestors or [])]
 
     @property
@@ -167,14 +207,14 @@ class TrainedModel:
         return self
 
     @property
-    def card(self) -> str:
-        """The text of its card; "" if it has none, as an imported model."""
-        return self.vdm.card
+    def training(self) -> Training | None:
+        """On what it was trained, and how; None if that is not known, as of an imported model."""
+        return self.vdm.of_training
 
     @property
-    def parameters(self) -> bytes:
-        """The parameters in its card as JSON; b"" if it has no card."""
-        return self.card.partition("## Parameters\n\n```json\n")[2].partition("\n```")[0].encode()
+    def parameters(self) -> dict[str, dict[str, Any]]:
+        """The parameters of its training by section; {} if they are not known."""
+        return self.training.parameters if self.training else {}
 
 
 def open_model(folder: Path, device: torch.device | str = "cpu", name: str | None = None) -> TrainedModel:
@@ -204,9 +244,9 @@ def open_model(folder: Path, device: torch.device | str = "cpu", name: str | Non
     for key, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise CheckpointError(f"{folder / WEIGHTS}: {key} is not finite; restore the file or train again")
-    card = folder / CARD
     vdm.name, vdm.config = name or str(folder), read_bytes(folder / CONFIG).decode()
-    vdm.card = read_bytes(card).decode(errors="replace") if card.is_file() else ""
+    training = folder / TRAINING
+    vdm.of_training = read(Training, training, "restore the file", MOST_CONFIG_BYTES) if training.exists() else None
     return TrainedModel(description, vdm.eval().to(device), folder)
 
 
@@ -229,7 +269,7 @@ def describe(vdm: DescribedVDM, config: dict[str, Any], **stated: Any) -> Traine
 
     `stated` is what `described` takes.
     """
-    vdm.name, vdm.card = DescribedVDM.name, ""
+    vdm.name, vdm.of_training = DescribedVDM.name, None
     vdm.config = described(weights_of(vdm), config, **stated)
     return TrainedModel(parse(Description, vdm.config.encode(), vdm.name), vdm)
 
@@ -260,11 +300,11 @@ def save_model(folder: Path, model: VDM, config: dict[str, Any], **stated: Any) 
 
 
 def copy_model(folder: Path, model: TrainedModel) -> None:
-    """Write a model, as it is in memory, into an empty folder: weights, config.json, and its card if it has one."""
+    """Write a model, as it is in memory, into an empty folder: weights, and the documents that it has."""
     write_whole(folder / WEIGHTS, weights_of(model.vdm))
     write_whole(folder / CONFIG, model.vdm.config)
-    if model.card:
-        write_whole(folder / CARD, model.card)
+    if model.training:
+        write_whole(folder / TRAINING, model.training.as_json())
 
 
 def weights_of(model: VDM) -> bytes:

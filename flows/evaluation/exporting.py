@@ -5,18 +5,18 @@ their names and their bytes, so that every command and `flows.api.load` read the
 """
 
 import json
-import re
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
-from flows.core import bounded_yaml, layout
-from flows.core.escaping import markdown, unescaped
+from flows.core import layout
+from flows.core.card import CARD, about, parameters
+from flows.core.escaping import markdown
 from flows.core.files import write_whole, writing_folder
 from flows.core.judgement import Cost, judgement
-from flows.core.model import CARD, TrainedModel, copy_model
+from flows.core.model import TrainedModel, copy_model
 from flows.evaluation.calibration import Calibration
 from flows.evaluation.results import Metrics, with_error
 
@@ -35,9 +35,7 @@ LICENCES = {
     *("bsd-2-clause", "bsd-3-clause", "gpl-2.0", "gpl-3.0", "lgpl-2.1", "lgpl-3.0", "ofl-1.1", "unlicense", "unknown"),
 }
 """Licences of images, as the Hub names them."""
-FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n+", re.DOTALL)
-LOAD, PARAMETERS = "## Load it\n", "## Parameters\n"
-WITHOUT_CARD = """\
+WITHOUT_TRAINING = """\
 # Variational diffusion model
 
 {judgement}A VDM (Kingma et al. 2021, arXiv 2107.00630) over images of {shape} with {num_levels} levels and
@@ -91,7 +89,7 @@ def export(
     Raises UserError and OSError as `writing_folder` does.
     """
     licence = licence or on_the_hub(licence_of(trained))
-    text = f"---\n{metadata(trained, metrics, out.name, licence)}---\n\n{card(trained, metrics, out.name)}"
+    text = f"---\n{metadata(trained, metrics, out.name, licence)}---\n\n{card_for_the_hub(trained, metrics, out.name)}"
     with writing_folder(out) as folder:
         copy_model(folder, trained)
         write_whole(folder / CARD, text)
@@ -106,7 +104,8 @@ def export(
 
 def metadata(trained: TrainedModel, metrics: Metrics | None, name: str, licence: str) -> str:
     """Return the metadata of the card, which the Hub reads, as YAML."""
-    data = str(bounded_yaml.sections(trained.parameters).get("data", {}).get("name", "images"))
+    training = trained.training
+    data = training.name if training else "images"
     found: dict[str, Any] = {
         "license": licence,
         "library_name": "vdm-pipeline",
@@ -121,7 +120,7 @@ def metadata(trained: TrainedModel, metrics: Metrics | None, name: str, licence:
             "task": {"type": "unconditional-image-generation"},
             "dataset": {
                 "type": DATASETS.get(data, data),
-                "name": title_of(trained) or data,
+                "name": (training and training.title) or data,
                 "split": split_of(metrics),
             },
             "metrics": [figure],
@@ -134,12 +133,13 @@ def metadata(trained: TrainedModel, metrics: Metrics | None, name: str, licence:
     return text.getvalue()
 
 
-def card(trained: TrainedModel, metrics: Metrics | None, name: str) -> str:
-    """Return the card of the model with its figures, or what is known of a model that has none."""
-    about, _, rest = FRONT_MATTER.sub("", trained.card).partition(LOAD)
-    _, heading, parameters = rest.partition(PARAMETERS)
-    if not trained.card:
-        about = WITHOUT_CARD.format(
+def card_for_the_hub(trained: TrainedModel, metrics: Metrics | None, name: str) -> str:
+    """Return the card of the model with its figures, or what is known of a model whose training is not."""
+    training = trained.training
+    if training:
+        model = about(trained, training)
+    else:
+        model = WITHOUT_TRAINING.format(
             judgement=judged(trained, metrics),
             shape="x".join(map(str, trained.image_shape)),
             num_levels=trained.num_levels,
@@ -156,7 +156,7 @@ def card(trained: TrainedModel, metrics: Metrics | None, name: str) -> str:
     use = USE.format(name=name, model_sha256=trained.sha256)
     if network := trained.description.model.get("network"):
         use += OWN_NETWORK.format(network=network)
-    return about + use + figures + heading + parameters
+    return model + use + figures + (parameters(training) if training else "")
 
 
 def judged(trained: TrainedModel, metrics: Metrics | None) -> str:
@@ -180,11 +180,6 @@ def split_of(metrics: Metrics) -> str:
     return str((metrics.model_extra or {}).get("split", getattr(metrics, "split", "test")))
 
 
-def title_of(trained: TrainedModel) -> str:
-    """Return the title of the images, as the card states it; "" without a card."""
-    return unescaped(trained.card.partition("# Variational diffusion model of ")[2].partition("\n")[0])
-
-
 def licence_of(trained: TrainedModel) -> str | None:
     """Return the licence of the images; None unless those of all models from which it began have the same."""
     licences = {each.licence for each in trained.line}
@@ -195,8 +190,3 @@ def on_the_hub(licence: str | None) -> str:
     """Return a licence as the Hub names it; "unknown" if it has none by that name."""
     name = (licence or "").lower().removesuffix(" license").replace(" ", "-")
     return name if name in LICENCES else "unknown"
-
-
-def without_metadata(card: str) -> str:
-    """Return a card as a reader wants it: without the metadata for the Hub."""
-    return FRONT_MATTER.sub("", card)

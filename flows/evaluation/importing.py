@@ -16,7 +16,7 @@ from torch import Tensor
 from flows.core import bounded_yaml, layout
 from flows.core.errors import CheckpointError, UserError, brief
 from flows.core.files import file_sha256, open_regular, read_bounded, require_replaceable, writing_folder
-from flows.core.model import CONFIG, WEIGHTS, mistyped, save_model
+from flows.core.model import CONFIG, TRAINING, WEIGHTS, mistyped, save_model
 from vdm.model import VDM
 
 Weights = dict[str, Tensor]
@@ -26,8 +26,8 @@ Config = dict[str, Any]
 MOST_BYTES = 2**34
 """The largest file of flax that is read."""
 RESULTS = (layout.METRICS, layout.PER_IMAGE, layout.NOISE_LEVELS, layout.SAMPLES_ARRAY)
-MODEL_FILES = "|".join(map(re.escape, [CONFIG, WEIGHTS, layout.CARD.name, *(path.name for path in RESULTS)]))
-"""The names in a model folder: the model, its card, and the results that `vdmctl evaluate --out` puts beside it."""
+MODEL_FILES = "|".join(map(re.escape, [CONFIG, WEIGHTS, TRAINING, layout.CARD.name, *(path.name for path in RESULTS)]))
+"""The names in a model folder: the model and its card, and the results that `vdmctl evaluate --out` puts beside it."""
 
 GOOGLE_NAMES = [
     (r"^dense0/", "condition_1/"),

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image
 
-from flows.core import bounded_yaml
 from flows.core.documents import checked
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import visible
@@ -69,7 +68,7 @@ def open_given(
 ) -> Iterator[Chosen]:
     """Yield `most` images in `path`: a split of an image set, else the files in it, as a set while the block runs.
 
-    The split of a set is `test` for None.  Files are transformed as the images of the model were, if its card says how
+    The split of a set is `test` for None.  Files are transformed as the images of the model were, if these are known
     and `transformed` is set.  With `fit`, pictures are made to fit the model, and a warning says what was changed.
     Raises UserError: exit 2 for a split of what is not a set, for a set with `fit`, and for images that do not fit the
     model, 4 for images of several kinds, 5 for missing and damaged files.
@@ -142,9 +141,9 @@ def can_be_made_to_fit(path: Path, model: "TrainedModel", data: Data | None) -> 
 
 
 def transforms_of(model: "TrainedModel") -> Data | None:
-    """Return how the images of the model were transformed, if its card says it.  Raises UserError (exit 5)."""
-    stated = bounded_yaml.sections(model.parameters).get("data")
-    return checked(Data, stated, f"{model.folder}/README.md: data") if stated else None
+    """Return how the images of the model were transformed, if that is known.  Raises UserError (exit 5)."""
+    stated = model.parameters.get("data")
+    return checked(Data, stated, f"{model.folder}/training.json: parameters.data") if stated else None
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from flows.core import bounded_yaml, layout
+from flows.core import layout
 from flows.core.documents import read
 from flows.core.errors import Exit, UserError
 from flows.core.files import scratch_folder
@@ -135,6 +135,6 @@ def of_folder(project: "Project", folder: Path, model: "TrainedModel | None" = N
     # Shape and levels are those of the images, and no parameters.
     arguments = model.description.model
     ours = {"classes": None} | {key: arguments[key] for key in arguments.keys() - {"image_shape", "num_levels"}}
-    parameters = bounded_yaml.sections(model.parameters) | {"model": ours}
+    parameters = model.parameters | {"model": ours}
     origin = beside_preset(Origin(str(folder), parameters, {}, [command]))
     return read_results(files, origin, opened_images(project.folder / layout.IMAGES), model)

@@ -12,11 +12,11 @@ from contextlib import suppress
 import numpy as np
 import torch
 
+from flows.core.card import card
 from flows.core.errors import Exit, UserError, brief, of_file
 from flows.core.model import TrainedModel
 from flows.core.params import Evaluate, Sample
 from flows.evaluation.calibration import Calibration
-from flows.evaluation.exporting import without_metadata
 from flows.images.image_set import dtype_of, load_array, spread
 from flows.registry.calibration import calibration_of
 from flows.registry.fetching import fetch_model
@@ -44,8 +44,7 @@ class Served:
 
     def __init__(self, project: Project, model: TrainedModel, version: Version | None) -> None:
         self.model, self.version = model, version
-        self.card = without_metadata(model.card) or None
-        self.has_parameters = bool(model.parameters)
+        self.card = card(model, model.training, model.name) if model.training else None
         self.lineage = lineage(project.registry, version).as_json() if version else None
         self.shipped = shipped_examples(model)
         self.results: Results | None = None

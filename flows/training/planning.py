@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from flows.contract.findings import Findings
-from flows.core import bounded_yaml, layout
+from flows.core import layout
 from flows.core.device import find_device
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import visible
@@ -140,31 +140,31 @@ def as_yaml(value: Any) -> str:
 
 def continuing(start: TrainedModel) -> str:
     """Return the preset with which training continues from a model: its network, its transforms, its recipe."""
-    card = bounded_yaml.sections(start.parameters)
+    known = start.parameters
     theirs = visible(f"of {start.name}")
     network = {"classes": None} | start.description.model
     sections = {
-        "data": {key: card["data"][key] for key in TRANSFORMS if key in card.get("data", {})},
+        "data": {key: known["data"][key] for key in TRANSFORMS if key in known.get("data", {})},
         "model": {key: value for key, value in network.items() if key not in ("image_shape", "num_levels")},
-        "train": {key: card["train"][key] for key in RECIPE if key in card.get("train", {})},
+        "train": {key: known["train"][key] for key in RECIPE if key in known.get("train", {})},
     }
     lines = []
     for section, values in sections.items():
         if values or section == "train":
             lines += [f"{section}:", *(f"  {key}: {as_yaml(value)}  # {theirs}" for key, value in values.items())]
-    before = card.get("train", {}).get("learning_rate")
-    # Without a card, it is as if the model was trained like the digits, or as `flows.api` trains other networks.
+    before = known.get("train", {}).get("learning_rate")
+    # Else it is as if the model was trained like the digits, or as `flows.api` trains other networks.
     usual = RATE_OF_ADAMW if "network" in start.description.model else TrainingSettings.learning_rate
     rate = SHARE_OF_THE_RATE * (before if isinstance(before, int | float) else usual)
-    if "network" in start.description.model and "optimizer" not in card.get("train", {}):
+    if "network" in start.description.model and "optimizer" not in known.get("train", {}):
         lines.append(f"  optimizer: adamw  # {theirs}, whose network is no other's")
     lines.append(f"  learning_rate: {rate:.3g}  # {SHARE_OF_THE_RATE:g} of that {theirs}, which suits continuing")
     return "\n".join([*lines, f"  start_from: {as_yaml(start.name)}"])
 
 
 def enough_steps(start: TrainedModel) -> int | None:
-    """Return how many steps suffice to continue from a model; None if its card does not say how many it took."""
-    steps = bounded_yaml.sections(start.parameters).get("train", {}).get("steps")
+    """Return how many steps suffice to continue from a model; None if it is not known how many it took."""
+    steps = start.parameters.get("train", {}).get("steps")
     return max(1, round(steps * SHARE_OF_THE_STEPS)) if isinstance(steps, int) else None
 
 
@@ -314,7 +314,7 @@ def of_levels(model: Model, num_levels: int) -> dict[str, tuple[Any, str]]:
 def like_those_of(start: TrainedModel, stated: Data, found: ImageFiles) -> dict[str, tuple[Any, str]]:
     """Return the parameters `data` that make the images in the files like those of a model.
 
-    Its card states the transforms, which are `stated`; without a card they follow from the shape of its images.
+    Its transforms are `stated` if they are known; else they follow from the shape of its images.
     """
     data: dict[str, tuple[Any, str]] = {"name": ("image_folder", "yours"), "source": (str(found.source), "yours")}
     if start.parameters:

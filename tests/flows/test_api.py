@@ -225,7 +225,7 @@ def test_training_goes_on_from_a_model_and_leaves_it_as_it_is(small: Small) -> N
     assert open_model(Path("second")).line[1:] == opened.line
     assert opened.line[0].licence
     save(model, "copy")
-    for name in ("config.json", "weights.safetensors", "README.md"):
+    for name in ("config.json", "weights.safetensors", "training.json"):
         assert Path("copy", name).read_bytes() == Path("first", name).read_bytes()
 
 

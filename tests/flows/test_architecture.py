@@ -63,7 +63,7 @@ STAGES = {
     "download": "flows/images/download.py",
     "validate": "flows/contract/inspection.py",
     "train": "flows/training/fitting.py",
-    "register": "flows/training/card.py",
+    "register": "flows/training/registering.py",
     "evaluate": "flows/evaluation/bound.py",
     "features": "flows/sampling/features.py",
     "sample": "flows/sampling/measuring.py",

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from small import Small
+from small import Small, training_json
 from test_stages import set_parameters
 
 from flows.cli import run
@@ -18,7 +18,6 @@ from flows.core.params_file import read_params
 from flows.images.image_set import open_images
 from flows.training.fitting import arguments
 
-CARD = "# Card\n\n| data | digits (a page), licence: CC \\[BY\\] 4.0 |\n"
 FROZEN = {"learning_rate: 7e-3": "learning_rate: 1e-12"}
 """With which training leaves the weights as they are."""
 
@@ -43,10 +42,10 @@ def unlocked(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def first(unlocked: None) -> Path:
-    """Return the folder of a model that was trained for 20 steps, with a card that states a licence."""
+    """Return the folder of a model that was trained for 20 steps, with the licence of its images."""
     assert run(["train"]) == Exit.DONE
     layout.TRAINED.rename("first")
-    Path("first/README.md").write_text(CARD)
+    Path("first/training.json").write_text(training_json({}, licence="CC [BY] 4.0"))
     return Path("first")
 
 

@@ -12,7 +12,7 @@ from flows.contract.findings import Verdict, require_valid
 from flows.core.documents import Count, Document, Number, Sha256, parse, read
 from flows.core.errors import Exit, UserError
 from flows.images.image_set import open_images, save_images
-from flows.training.card import read_curves
+from flows.training.registering import read_curves
 
 
 class Figures(Document):

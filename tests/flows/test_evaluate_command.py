@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from pictures import claiming, settings
 from PIL import Image
-from small import Small
+from small import Small, training_json
 
 from flows.cli import run
 from flows.core.errors import Exit
@@ -20,7 +20,6 @@ from flows.images.as_png import in_one_png
 from flows.images.grids import eight_bit
 from flows.images.image_set import open_images, save_images
 from flows.images.transforms import transform
-from flows.training.card import TEXT
 
 MODEL, OTHER = "models/vdm", "models/other"
 
@@ -157,23 +156,22 @@ def test_only_the_figures_of_the_images_of_the_pipeline_are_written_where_the_re
     assert json.loads(Path("reports/evaluation/metrics.json").read_text()) == found
 
 
-def test_pictures_are_transformed_as_the_card_of_the_model_says(
+def test_pictures_are_transformed_as_those_of_the_training_were(
     small: Small, capsys: pytest.CaptureFixture[str]
 ) -> None:
     colours = np.random.default_rng(0).integers(0, 17, (4, 3, 12, 16), dtype=np.uint8)
     pictures_of(colours)
     assert run(["evaluate", MODEL, "--images=mine"]) == Exit.USAGE
     assert "images of 1x8x8 with 17 levels; mine holds 3x12x16, transforms: none; --fit" in capsys.readouterr().err
-    card = Path(MODEL, "README.md")
+    known = Path(MODEL, "training.json")
     data = settings(Path("mine"), grayscale=True, resize=[8, 8])
-    parameters = json.dumps({"data": data.model_dump()}, indent=2)
-    card.write_text(TEXT[TEXT.index("## Parameters") :].format(parameters=parameters))
+    known.write_text(training_json({"data": data.model_dump()}))
     np.save("transformed.npy", transform(colours, 256, data))
     of_pictures = printed(capsys, "evaluate", MODEL, "--images=mine")
-    card.write_text(card.read_text().replace("false", "no").replace("true", "yes"))
+    known.write_text(known.read_text().replace("false", "0").replace("true", "1"))
     assert run(["evaluate", MODEL, "--images=mine"]) == Exit.MISSING
-    assert f"{card}: data: damaged: without_copies" in capsys.readouterr().err
-    card.unlink()
+    assert f"{known}: parameters.data: damaged: without_copies" in capsys.readouterr().err
+    known.unlink()
     assert printed(capsys, "evaluate", MODEL, "--images=transformed.npy")["bpd"] == of_pictures["bpd"]
 
 

@@ -1,6 +1,5 @@
 """A preset names what differs from digits.yaml; `vdmctl preset` writes a whole file with its comments."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from pictures import noise
 from PIL import Image
 from project import ROOT, TINY_PARAMS
 from ruamel.yaml import YAML
+from small import training_json
 
 from flows.cli import run
 from flows.core.errors import Exit, UserError
@@ -178,13 +178,13 @@ def test_a_preset_for_a_folder_suits_its_images_and_minutes(mine: Path, caplog: 
     assert run(["download"]) == Exit.DONE
 
 
-def start(folder: str, shape: tuple[int, int, int], **card: Any) -> None:
-    """Save a model with random weights, and with a card if its parameters are given."""
+def start(folder: str, shape: tuple[int, int, int], **known: Any) -> None:
+    """Save a model with random weights, and the parameters of its training if they are given."""
     model = parse_params(read_preset(WHOLE), WHOLE).model.model_copy(update={"width": 12, "gamma_0": -13.3})
     config = arguments_of(model, shape, 256)
     save_model(Path(folder), VDM(**config), config)
-    if card:
-        Path(folder, "README.md").write_text(f"## Parameters\n\n```json\n{json.dumps(card)}\n```\n")
+    if known:
+        Path(folder, "training.json").write_text(training_json(known))
 
 
 @pytest.mark.slow
@@ -194,9 +194,9 @@ def test_a_preset_continues_from_a_model(mine: Path, capsys: pytest.CaptureFixtu
     whole = parse_params(read_preset(WHOLE), WHOLE)
     data = whole.data.model_dump() | {"grayscale": True, "pad": 1}
     train = whole.train.model_dump() | {"learning_rate": 4e-3, "steps": 30, "weight_decay": 0.2}
-    start("carded", (1, 8, 7), data=data, train=train)
+    start("known", (1, 8, 7), data=data, train=train)
     command = ["preset", "--images=mine", "--minutes=1", "--start-from"]
-    assert run([*command, "carded"]) == Exit.DONE
+    assert run([*command, "known"]) == Exit.DONE
     params = read_params(Path("params.yaml"))
     assert (params.data.name, params.data.grayscale, params.data.pad, params.data.resize) == (
         "image_folder",
@@ -206,8 +206,8 @@ def test_a_preset_continues_from_a_model(mine: Path, capsys: pytest.CaptureFixtu
     )
     assert (params.model.width, params.model.gamma_0, params.model.blocks) == (12, -13.3, 1)
     found = params.train
-    assert (found.start_from, found.learning_rate, found.steps, found.weight_decay) == ("carded", 1.6e-3, 15, 0.2)
-    assert "# 0.4 of that of carded, which suits continuing" in Path("params.yaml").read_text()
+    assert (found.start_from, found.learning_rate, found.steps, found.weight_decay) == ("known", 1.6e-3, 15, 0.2)
+    assert "# 0.4 of that of known, which suits continuing" in Path("params.yaml").read_text()
 
     start("bare", (1, 4, 4))
     assert run([*command, "bare"]) == Exit.DONE

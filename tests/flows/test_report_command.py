@@ -13,6 +13,7 @@ from conftest import TINY
 from documents import Document, words
 from project import ROOT, run_vdmctl
 from results import PLACES, write_results
+from small import training_json
 
 from flows.core.model import save_model
 from vdm.model import VDM
@@ -85,9 +86,7 @@ def test_a_copied_folder_has_a_whole_page_elsewhere(vdmctl: Vdmctl, tmp_path: Pa
     model = tmp_path / "copy"
     shutil.copytree(tmp_path / "models/vdm", model)
     shutil.copytree(tmp_path / "reports", model, dirs_exist_ok=True)
-    (model / "README.md").write_text(
-        '# Card\n\n## Parameters\n\n```json\n{"train": {"steps": 2601, "keep": "best"}}\n```\n'
-    )
+    (model / "training.json").write_text(training_json({"train": {"steps": 2601, "keep": "best"}}))
     for folder in ("reports", "data"):
         shutil.rmtree(tmp_path / folder)
     result = vdmctl("copy", "--out", "page.html")

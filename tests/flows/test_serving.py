@@ -39,6 +39,7 @@ from starlette.datastructures import Headers
 from flows.api import evaluate, fill_in, load, sample, surprise
 from flows.cli import run
 from flows.commands.serving import device_for
+from flows.core.card import card
 from flows.core.errors import Exit, UserError
 from flows.core.model import TrainedModel, open_model, save_model
 from flows.core.params_file import read_params
@@ -215,7 +216,9 @@ def test_the_model_says_what_it_is_and_the_schedule_of_the_interface_is_whole(ap
     about = app.client.get("/model").json()
     assert about["name"] == "pretrained/digits_classes"
     assert (about["num_classes"], about["num_calibrated"], about["report"]) == (10, 82, True)
-    assert about["card"] == (DIGITS / "README.md").read_text()
+    known = open_model(DIGITS)
+    assert known.training
+    assert about["card"] == card(known, known.training, about["name"])
     assert about["figures"]["bpd"] == pytest.approx(1.629, abs=1e-3)
     assert "365 test images cost 1.63 bits/dim" in about["judgement"][0]
     # By a guess 10%, or where the images are at hand the share of the most frequent class.

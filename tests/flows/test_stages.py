@@ -12,7 +12,7 @@ from small import Small
 from flows.cli import run
 from flows.core import layout
 from flows.core.errors import Exit
-from flows.core.model import WEIGHTS, arguments_of, inputs_sha256, read_config, save_model
+from flows.core.model import WEIGHTS, arguments_of, inputs_sha256, open_model, read_config, save_model
 from flows.core.params_file import read_params
 from flows.images.image_set import open_images, save_images
 from flows.training.runs import MODEL
@@ -78,6 +78,20 @@ def test_the_card_states_digests_the_last_loss_and_which_weights_are_kept(
         f"It has learned almost nothing: 21 epochs. {judged} bits/dim, and 4.09 if every level is equally likely.",
     ):
         assert text in card.replace("\n", " ")
+
+
+def test_what_is_known_of_a_training_is_read_from_its_own_file(
+    small: Small, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["register"]) == Exit.DONE
+    layout.CARD.unlink()
+    training, params = open_model(layout.REGISTERED).training, read_params(layout.PARAMS)
+    assert training
+    assert (training.step, training.bpd, training.contract, training.num_train) == (20, 6.5, "valid", 60)
+    assert training.parameters == {name: getattr(params, name).model_dump() for name in ("data", "model", "train")}
+    Path(layout.REGISTERED, "training.json").write_text("{}")
+    assert run(["evaluate"]) == Exit.MISSING
+    assert "models/vdm/training.json: damaged: name: Field required; restore the file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("changes", [{}, {"steps: 20": "steps: 21"}, {"blocks: 1": "blocks: 2"}])

@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 from pictures import load, noise, png, settings
 from PIL import Image
-from small import Small
+from small import Small, training_json
 
 from flows.cli import run
 from flows.core.errors import Exit, UserError
 from flows.core.params import Data
 from flows.images.given import read_files
 from flows.images.picture_files import BadImageError, read_images
-from flows.training.card import TEXT
 
 WHITE = (255, 255, 255)
 RED = (255, 0, 0)
@@ -231,8 +230,8 @@ def test_the_background_of_the_models_images_is_that_of_pictures_named_for_it(
     Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save("mask.png")
     assert run(["evaluate", "models/vdm", "--images=clear"]) == Exit.INVALID_DATA
     assert "1 with transparency" in capsys.readouterr().err
-    parameters = json.dumps({"data": settings(Path("mine"), background="black").model_dump()}, indent=2)
-    Path("models/vdm/README.md").write_text(TEXT[TEXT.index("## Parameters") :].format(parameters=parameters))
+    data = settings(Path("mine"), background="black").model_dump()
+    Path("models/vdm/training.json").write_text(training_json({"data": data}))
     figures, filled = [], []
     for folder in ("clear", "laid"):
         capsys.readouterr()

@@ -1,7 +1,6 @@
-"""The stage `register`: write weights, configuration and model card of a trained model into one folder."""
+"""The stage `register`: write a trained model, what is known of its training, and its card into one folder."""
 
 import csv
-import json
 import logging
 import math
 import shutil
@@ -9,57 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.contract.findings import Verdict
+from flows.core.card import CARD, card
 from flows.core.errors import Exit, UserError
-from flows.core.escaping import markdown
 from flows.core.files import write_whole, writing, writing_folder
 from flows.core.judgement import Cost, judgement
-from flows.core.model import CARD, CONFIG, WEIGHTS, TrainedModel, arguments_of, inputs_sha256
+from flows.core.model import CONFIG, TRAINING, WEIGHTS, TrainedModel, Training, arguments_of, inputs_sha256
 from flows.images.as_png import in_one_png
-from flows.images.image_set import Description, ImageSet, number_of_classes
+from flows.images.image_set import ImageSet, number_of_classes
 
 if TYPE_CHECKING:
     from flows.core.params import Data, Model, Train
 
 
 log = logging.getLogger(__name__)
-
-TEXT = """\
-# Variational diffusion model of {title}
-
-{judgement}
-
-A VDM (Kingma et al. 2021, arXiv 2107.00630) over images of {shape} with {num_levels} levels, {num_parameters:,}
-parameters. The weights are the moving average {kept}.
-
-| | |
-|---|---|
-| data | {name} ({homepage}), licence: {licence} |
-| images | {num_train} training, {num_validation} validation and {num_test} test images; split: {split} |
-| fitted to | {fitted_to} |
-{started_from}| conditioned on | {conditioned} |
-| transforms | {transforms} |
-| data contract | {verdict} |
-| data sha256 | `{data_sha256}` |
-| model sha256 | `{model_sha256}` |
-| last training loss | {bpd:.4f} bits/dim, a mean over the last steps up to {step} |
-
-## Load it
-
-```python
-from flows.api import load
-
-model = load("{out}")  # a vdm.model.VDM in evaluation mode
-```
-
-If `data/images` has the images above, `vdmctl evaluate {out}` prints the bits/dim of the test images. If the model is
-registered, `vdmctl lineage VERSION` prints the commit that made it.
-
-## Parameters
-
-```json
-{parameters}
-```
-"""
 
 
 def register(
@@ -73,42 +34,43 @@ def register(
     curves: Path,
     out: Path,
 ) -> None:
-    """Write the folder `out`, all or nothing: the model in `trained`, its model card `README.md`, and its training log.
+    """Write the folder `out`, all or nothing: the model, training.json, its card `README.md`, and its training log.
 
     Raises UserError when the model was trained with other inputs (exit 2) or when the training log is missing or
     damaged (exit 5), and OSError that names a file that cannot be written.
     """
     require_inputs(trained, model, train, images)
     step, bpd, validated = read_curves(curves)
-    kept = "at the end of training"
-    if train.keep == "best" and validated:
-        best, at = min(validated)
-        kept = f"at step {at}, the best on the validation images, at {best:.4f} bits/dim"
-    stated = images.description.stated
-    parameters = {"data": data.model_dump(), "model": model.model_dump(), "train": train.model_dump()}
-    card = TEXT.format(
-        **{key: markdown(stated.get(key, "not stated")) for key in Description.model_fields},
-        shape="x".join(map(str, trained.image_shape)),
-        num_parameters=sum(p.numel() for p in trained.vdm.parameters()),
-        judgement="  \n".join(markdown(each) for each in judged(train, images, step, bpd, validated)),
-        verdict=markdown(verdict.words),
+    best = min(validated) if train.keep == "best" and validated else None
+    described = images.description
+    training = Training(
+        name=described.name,
+        fitted_to=train.images,
+        title=described.title or None,
+        homepage=described.homepage or None,
+        licence=described.licence or None,
+        num_train=described.num_train,
+        num_validation=described.num_validation,
+        num_test=described.num_test,
+        split=described.split or None,
+        transforms=described.transforms,
         data_sha256=images.data_sha256,
-        model_sha256=trained.sha256,
-        bpd=bpd,
+        contract=verdict.words,
         step=step,
-        kept=kept,
-        conditioned=conditioned_on(trained, train),
-        fitted_to="training images" if train.images == "train" else "training and validation images together",
-        started_from=started_from(trained),
-        out=out,
-        parameters=json.dumps(parameters, indent=2),
+        bpd=bpd,
+        kept_step=best and best[1],
+        kept_bpd=best and best[0],
+        class_dropout=None if trained.num_classes is None else train.class_dropout,
+        judgement=judged(train, images, step, bpd, validated),
+        parameters={"data": data.model_dump(), "model": model.model_dump(), "train": train.model_dump()},
     )
     with writing_folder(out) as folder:
         copies = {name: trained.folder / name for name in (WEIGHTS, CONFIG)} | {f"training/{curves.name}": curves}
         for name, source in copies.items():
             with source.open("rb") as original, writing(folder / name) as copy:
                 shutil.copyfileobj(original, copy)
-        write_whole(folder / CARD, card)
+        write_whole(folder / TRAINING, training.as_json())
+        write_whole(folder / CARD, card(trained, training, str(out)))
     log.info("wrote the model and its card to %s", out)
 
 
@@ -129,26 +91,6 @@ def judged(train: "Train", images: ImageSet, step: int, bpd: float, validated: l
         epochs=step * train.batch_size / len(images["train"]),
     )
     return [remark.text for remark in judgement(known)]
-
-
-def started_from(trained: TrainedModel) -> str:
-    """Return the row of the card about the models from which the training began; "" if there are none."""
-    if not (ancestors := trained.description.ancestors):
-        return ""
-    line = [
-        f"{markdown(each.name)}, `{each.model_sha256}`, licence of its images: {markdown(each.licence or 'not stated')}"
-        for each in ancestors
-    ]
-    return f"| started from | {'; before that '.join(line)} |\n"
-
-
-def conditioned_on(trained: TrainedModel, train: "Train") -> str:
-    """Return what the model is given of an image, for the card."""
-    if (count := trained.num_classes) is None:
-        return "nothing"
-    names = "".join(f", {markdown(name)}" for name in trained.class_names or [])
-    digest = trained.description.labels_sha256
-    return f"its class, one of {count}{names}; left out in {train.class_dropout:.0%} of training; labels `{digest}`"
 
 
 def require_inputs(trained: TrainedModel, model: "Model", train: "Train", images: ImageSet) -> None:
