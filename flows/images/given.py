@@ -146,6 +146,12 @@ def transforms_of(model: "TrainedModel") -> Data | None:
     return checked(Data, stated, f"{model.folder}/training.json: parameters.data") if stated else None
 
 
+def shift_of_files(data: Data | None) -> int:
+    """Return how far the levels of a model lie to the right of those in files of 16 bits, as its card says."""
+    stored = data and (data.stored_bits or 16)
+    return stored - min(stored, data.num_bits or stored) if data and stored else 0
+
+
 @contextmanager
 def made_a_set(read: Read, name: str, model: "TrainedModel") -> Iterator[ImageSet]:
     """Yield images that fit the model as the test images of a set, which exists while the block runs."""
@@ -251,5 +257,7 @@ def require_fitting(read: Read, path: str, model: "TrainedModel") -> None:
     highest = read.array.reshape(len(read.array), -1).max(1)
     if highest[place := int(highest.argmax())] >= num_levels:
         reason = f"image {place} holds level {highest[place]}, and the levels of {name} are 0 to {num_levels - 1}"
-        advice = "; pictures of `vdmctl sample` hold shades, and its .npy output levels" if read.pictures else ""
+        advice = f"; transforms: {read.transforms}"
+        if read.pictures and num_levels <= 256:
+            advice = "; pictures of `vdmctl sample` hold shades, and its .npy output levels"
         raise UserError(f"{path}: {reason}{advice}", Exit.USAGE)

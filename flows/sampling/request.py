@@ -15,7 +15,8 @@ from PIL import Image
 from flows.core.errors import Exit, UserError
 from flows.core.files import naming, require_replaceable, write_whole, writing_folder, written_last
 from flows.core.model import TrainedModel
-from flows.images.given import transforms_of
+from flows.core.params import Data
+from flows.images.given import shift_of_files, transforms_of
 from flows.images.grids import grid, png, rows_of, shown, stretch_of
 from flows.images.image_set import class_numbers, dtype_of, write_array
 from flows.images.picture_files import BadImageError, Colour, levels, read_images
@@ -57,7 +58,7 @@ def answer(request: Request) -> dict[str, Any]:
     beside = list[np.ndarray]()
     if request.known and request.mask:
         stated = transforms_of(model)
-        known = read_known(request.known, vdm, stated.background_colour if stated else None)
+        known = read_known(request.known, vdm, stated)
         missing = read_mask(request.mask, vdm)
         drawing = drawing._replace(known=known, missing=missing)
         beside = [known.numpy(), np.where(missing, vdm.num_levels - 1, 0 * known)]
@@ -68,7 +69,8 @@ def answer(request: Request) -> dict[str, Any]:
         if request.film:  # it appears after the images, or neither does
             content = film.encoded(film.record(drawing), request.film.suffix)
             stack.enter_context(written_last(request.film, content))
-        write(request.out, images, vdm.num_levels, beside, rows=len(classes or []))
+        shift = shift_of_files(transforms_of(model))
+        write(request.out, images, vdm.num_levels, beside, rows=len(classes or []), shift=shift)
     return {
         "out": str(request.out),
         "film": str(request.film) if request.film else None,
@@ -109,11 +111,20 @@ def require_kind(path: Path, *kinds: str) -> None:
         raise UserError(f"{path}: unknown ending; choose {listed}", Exit.USAGE)
 
 
-def write(path: Path, images: np.ndarray, num_levels: int, beside: Sequence[np.ndarray] = (), *, rows: int = 0) -> None:
+def write(
+    path: Path,
+    images: np.ndarray,
+    num_levels: int,
+    beside: Sequence[np.ndarray] = (),
+    *,
+    rows: int = 0,
+    shift: int = 0,
+) -> None:
     """Write a grid (.png), an array of levels (.npy), or a folder with a PNG file for each image: of 8 bits, or of 16.
 
     The images `beside` (C,H,W) come first in a grid, and are in no other output.  Without them, a grid may have `rows`,
-    as in `rows_of`.  The output appears whole or not at all.  Raises OSError that names the file.
+    as in `rows_of`.  Above 256 levels, files of pictures hold the levels, shifted to the left by `shift`.  The output
+    appears whole or not at all.  Raises OSError that names the file.
     """
     match path.suffix.lower():
         case ".png":
@@ -128,27 +139,28 @@ def write(path: Path, images: np.ndarray, num_levels: int, beside: Sequence[np.n
         case _:
             digits = len(str(len(images) - 1))
             with writing_folder(path) as folder:
-                # Above 256 levels a picture has 16 bits, and holds the levels as they are.
-                for number, image in enumerate(shown(images, num_levels) if num_levels <= 256 else images[:, 0]):
+                pictures = shown(images, num_levels) if num_levels <= 256 else images[:, 0] << shift
+                for number, image in enumerate(pictures):
                     file = folder / f"{number:0{digits}}.png"
                     with naming(file, file):
                         Image.fromarray(image.astype(dtype_of(num_levels), copy=False)).save(file, optimize=True)
 
 
-def read_known(path: Path, vdm: VDM, background: Colour | None) -> torch.Tensor:
+def read_known(path: Path, vdm: VDM, stated: Data | None) -> torch.Tensor:
     """Return a picture, or an array of levels in an .npy file, as levels (C,H,W) of the model.
 
-    Black and white of a picture are the first and the last level; above 256 levels it holds the levels as they are.
-    Where it is transparent, it shows the background of the model's images.  Raises UserError: exit 5 for a file that
-    cannot be read, 4 for one that is no picture of levels, 2 for another size or other levels than the model's.
+    Black and white of a picture are the first and the last level; above 256 levels it holds the levels as the model's
+    files do, whose transforms are `stated`.  Where it is transparent, it shows their background.  Raises UserError:
+    exit 5 for a file that cannot be read, 4 for one that is no picture of levels, 2 for another size or other levels
+    than the model's.
     """
-    levels, white = read(path, background)
+    levels, white = read(path, stated.background_colour if stated else None)
     highest = vdm.num_levels - 1
     if highest > 255 >= white:
         raise UserError(f"{path} has 8 bits, and the model's levels are 0 to {highest}", Exit.USAGE)
-    if path.suffix.lower() != ".npy" and highest <= 255:
-        levels = np.rint(levels * (highest / white))
-    elif levels.max() > highest:
+    if path.suffix.lower() != ".npy":
+        levels = np.rint(levels * (highest / white)) if highest <= 255 else levels >> shift_of_files(stated)
+    if levels.max() > highest:
         raise UserError(f"{path} holds level {levels.max()}, but the model's levels are 0 to {highest}", Exit.USAGE)
     require_size(path, levels.shape, vdm.image_shape)
     return torch.from_numpy(levels.astype(np.int64))

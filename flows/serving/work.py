@@ -56,7 +56,7 @@ def fill_in(model: TrainedModel, settings: Sample, asked: ToFillIn, pause: Pause
             known = torch.from_numpy(read_to_fit(path, model, stated).image.astype(np.int64))
         else:
             require_size(path, None, model, small=True)
-            known = read_known(path, model.vdm, stated.background_colour if stated else None)
+            known = read_known(path, model.vdm, stated)
     pause()
     with a_file(asked.mask) as path:
         require_size(path, None, model, small=True)

@@ -107,7 +107,7 @@ def train_on(
 
 def arguments(params: Params, images: np.ndarray, num_levels: int, labels: np.ndarray | None) -> dict[str, Any]:
     """Return the arguments of a model of the images: those of the preset, as their levels and classes need."""
-    suiting = {key: value for key, (value, _) in of_levels(params.model, num_levels).items()}
+    suiting = {key: value for key, (value, _) in of_levels(params.model, num_levels, images).items()}
     classes = None if labels is None else max(2, int(labels.max()) + 1)
     return arguments_of(params.model.model_copy(update=suiting | {"classes": classes}), images.shape[1:], num_levels)
 

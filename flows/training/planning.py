@@ -26,7 +26,7 @@ from flows.core.params_file import parse_params, read_preset
 from flows.images.depth import advice, fitting
 from flows.images.download import write_set
 from flows.images.folder import ImageFiles, read_folder
-from flows.images.image_set import FEWEST_COMPARED, SPLITS, ImageSet, digests_of, kind, open_images
+from flows.images.image_set import FEWEST_COMPARED, SPLITS, ImageSet, digests_of, kind, open_images, spread
 from flows.images.splitting import Source, require_splits, split_of
 from flows.process.locks import claim
 from flows.training.distributed import any_process, launch, local_rank, process_group
@@ -77,6 +77,8 @@ RECIPE = (
 """The parameters `train` that a training takes from the one that it continues."""
 SHARE_OF_THE_RATE, SHARE_OF_THE_STEPS = 0.4, 0.5
 """Of those of the training that is continued; docs/results.md has the figures."""
+OF_THE_NOISE, MOST_FOR_NOISE = 0.05, 500
+"""The noise at gamma_0 in units of the sensor's, and the images in which that is measured."""
 Values = dict[str, dict[str, tuple[Any, str]]]
 """New values of parameters, and their reasons, by section and name."""
 
@@ -212,6 +214,7 @@ def of_images(
         for split in SPLITS if images.has_labels else ():
             labels.update(images.classes(split).tolist())
         names = images.class_names or []
+        of_model = of_levels(preset.model, images.num_levels, images["train"])
     num_classes = preset.model.classes
     if classes or num_classes is not None:
         if len(names) < 2:
@@ -229,7 +232,7 @@ def of_images(
         how = "" if num_classes else "; --classes makes a model that is given the class"
         log.info("%s: %d classes: %s%s", visible(source), len(names), ", ".join(largest + more), how)
     if not start:
-        planned["model"] |= of_levels(preset.model, images.num_levels)
+        planned["model"] |= of_model
     return Found(planned, images.image_shape, images.num_levels, num_classes, splits)
 
 
@@ -302,13 +305,34 @@ def with_values(data: Data, values: dict[str, tuple[Any, str]]) -> Data:
     return data.model_copy(update={name: value for name, (value, _) in values.items()})
 
 
-def of_levels(model: Model, num_levels: int) -> dict[str, tuple[Any, str]]:
-    """Return the parameters `model` for images of so many levels; {} if they are those of the preset."""
+def of_levels(model: Model, num_levels: int, images: np.ndarray | None = None) -> dict[str, tuple[Any, str]]:
+    """Return the parameters `model` for images of so many levels; {} if they are those of the preset.
+
+    Above 256 levels they suit the noise of the sensor in the `images` (N,C,H,W), where that is coarser than the levels.
+    What is finer than `OF_THE_NOISE` of it hardly tells a level from its neighbours: on a radiograph of 15 bits, whose
+    noise is 63 levels, 350 steps reached 9.3 instead of 9.9 bits/dim.
+    """
     gamma_0, finest = round(-2 * math.log(3 * num_levels), 1), max(1, (num_levels - 1).bit_length() - 2)
     if gamma_0 == model.gamma_0:
         return {}
-    reason = f"for {num_levels} levels"
-    return {"gamma_0": (gamma_0, reason), "fourier_exponents": ([finest - 1, finest], reason)}
+    exponents, reason = [finest - 1, finest], f"for {num_levels} levels"
+    if num_levels > 256:
+        noise = 0.0 if images is None else noise_of(spread(images, MOST_FOR_NOISE))
+        if 3 * OF_THE_NOISE * noise > 1:
+            gamma_0 = round(2 * math.log(2 * OF_THE_NOISE * noise / num_levels), 1)
+            finest = max(1, round(math.log2(num_levels / noise)) - 2)
+            reason += f", of which the noise of a pixel is {noise:.2g}"
+        exponents = [*range(finest, 2, -2)][::-1] or [finest]
+    return {"gamma_0": (gamma_0, reason), "fourier_exponents": (exponents, reason)}
+
+
+def noise_of(images: np.ndarray) -> float:
+    """Return the typical standard deviation of what is only in single pixels of images (N,C,H,W), in levels.
+
+    It is the median of what is left of pixels without the planes through their neighbours (Immerkaer 1996).
+    """
+    values = np.diff(np.diff(images.astype(float), 2, axis=2), 2, axis=3)
+    return float(np.median(np.abs(values)) / (6 * 0.6745)) if values.size else 0.0
 
 
 def like_those_of(start: TrainedModel, stated: Data, found: ImageFiles) -> dict[str, tuple[Any, str]]:
