@@ -8,6 +8,7 @@ judging        how often the judge of challengers is wrong, in a simulation
 samplers       the quality of samples against their cost
 surprise       which foreign and changed images are found to be odd
 compression    our files and those of general codecs
+sixteen_bits   a radiograph of 15 bits beside lossless codecs, and the time of 65,536 levels
 contract       corruptions of images that the data contract finds
 registry       the processor seconds of commands in a project with hundreds of versions
 many_images    what the stages take of processor, memory and disk with a million images

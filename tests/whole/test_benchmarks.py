@@ -46,6 +46,7 @@ def small(tmp_path: Path, digits: np.ndarray) -> Path:
         ),
         ["compression", "--model", "model", "--images", "images", "--count", "5", "--steps", "1"],
         ["judging", "--comparisons", "20"],
+        ["sixteen_bits", "time", "--repeats", "1"],
         ["contract", "--sets", "digits", "--rows", "a class missing, test"],
         ["gpu_day", *QUICK, "--rows", "evaluate", "train, bfloat16, graphs", "--minutes", "0.001", "--out", "day"],
     ],
