@@ -257,7 +257,7 @@ def require_fitting(read: Read, path: str, model: "TrainedModel") -> None:
     highest = read.array.reshape(len(read.array), -1).max(1)
     if highest[place := int(highest.argmax())] >= num_levels:
         reason = f"image {place} holds level {highest[place]}, and the levels of {name} are 0 to {num_levels - 1}"
-        advice = f"; transforms: {read.transforms}"
+        advice = f"; transforms: {read.transforms}" if num_levels > 256 else ""
         if read.pictures and num_levels <= 256:
             advice = "; pictures of `vdmctl sample` hold shades, and its .npy output levels"
         raise UserError(f"{path}: {reason}{advice}", Exit.USAGE)
