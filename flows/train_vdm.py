@@ -135,7 +135,8 @@ def retrain(
         return Outcome("NothingToDo", reason=str(due))
     with workspace(project, name_champion(project, params), base) as run:
         outcome = Outcome("NothingToDo", without_source=due.without_source)
-        result_of(bring_source(run, due, return_state=True), "source")
+        if due.lacks_source or sources.is_tracked(run, due.source):
+            result_of(bring_source(run, due, return_state=True), "source")
         if force or not result_of(restore(run, due, return_state=True), "restore"):
             result_of(check_champion(run, return_state=True), "champion")
             outcome = run_stages(run, due, outcome, force=force, wait_hours=wait_hours)
@@ -188,10 +189,10 @@ def bring_source(run: Run, due: Due) -> None:
     """
     if due.images == "imported":
         sources.update_import(run, due.source, due.newest)
-    elif sources.is_tracked(run, due.source):
-        sources.check_out_source(run, due.source)
     elif due.lacks_source and due.newest:
         stages.record_images(run, due.newest)
+    else:
+        sources.check_out_source(run, due.source)
 
 
 @task(name="restore", task_run_name="restore", timeout_seconds=3600 * 6, **RETRIED)

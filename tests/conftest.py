@@ -4,11 +4,13 @@ import gc
 
 gc.disable()  # while modules are imported, which makes no garbage: half of the seconds
 
+import atexit
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,6 +45,9 @@ for name in list(os.environ):
     if of_git or name.startswith("PREFECT_") or name.lower().endswith("_proxy"):
         del os.environ[name]
 os.environ["GIT_CONFIG_GLOBAL"] = str(Path(__file__).with_name("gitconfig"))
+# A training elsewhere on this machine holds no lock that a test waits for.
+os.environ["VDM_LOCK_DIR"] = tempfile.mkdtemp(prefix="vdm-locks-")
+atexit.register(shutil.rmtree, os.environ["VDM_LOCK_DIR"], ignore_errors=True)
 
 TINY = {
     "image_shape": (1, 8, 8),

@@ -106,7 +106,7 @@ def train() -> None:
     from flows.images.image_set import open_images
     from flows.training.fitting import train
 
-    paths = {"out": layout.TRAINED, "curves": layout.CURVES, "runs": kept(layout.STATES)}
+    paths = {"out": layout.TRAINED, "curves": layout.CURVES, "trainings": kept(layout.TRAININGS)}
     checked, start = project().verdict, model_to_start_from(params.train.start_from)
     train(params.model, params.train, open_images(layout.IMAGES), checked, **paths, start=start)
 
@@ -143,14 +143,14 @@ def register() -> None:
     from flows.core.model import open_model
     from flows.images.image_set import open_images
     from flows.training.registering import register
-    from flows.training.runs import forget
+    from flows.training.states import forget
 
     sections = params.data, params.model, params.train
     trained = open_model(layout.TRAINED)
     register(
         *sections, trained, open_images(layout.IMAGES), project().verdict, curves=layout.CURVES, out=layout.REGISTERED
     )
-    forget(kept(layout.STATES), trained.sha256)
+    forget(kept(layout.TRAININGS), trained.sha256)
 
 
 @commands.command()

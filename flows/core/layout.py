@@ -40,7 +40,7 @@ RUN_BRANCHES = "runs/"
 
 # Files of this machine, which are in no commit.
 PRIVATE = Path(".vdm")
-STATES = PRIVATE / "runs"
+TRAININGS = PRIVATE / "trainings"
 DOWNLOADS = PRIVATE / "downloads"
 FETCHED = PRIVATE / "models"
 WORKTREES = PRIVATE / "worktrees"

@@ -28,7 +28,7 @@ OLD = 14 * 24 * 3600.0
 """Seconds after which what nobody wrote to is abandoned: a weekly schedule had two chances to continue a training."""
 WRITTEN = (layout.IMAGES.parent, layout.TRAINED.parent, layout.REPORTS, layout.DOWNLOADS)
 """Where a stage that was killed leaves a folder half written."""
-BY_AGE = {"reports": layout.RUN_REPORTS, "fetched_models": layout.FETCHED, "training_states": layout.STATES}
+BY_AGE = {"reports": layout.RUN_REPORTS, "fetched_models": layout.FETCHED, "training_states": layout.TRAININGS}
 
 
 def prune(project: Project, *, keep: int, dry_run: bool) -> Entry:

@@ -224,7 +224,7 @@ def disk(project: Project) -> dict[str, int]:
     """Return the bytes on disk by kind."""
     kinds = {
         "dvc_cache": Path(".dvc/cache"),
-        "training_states": layout.STATES,
+        "training_states": layout.TRAININGS,
         "worktrees": layout.WORKTREES,
         "fetched_models": layout.FETCHED,
         "reports_of_runs": layout.RUN_REPORTS,

@@ -56,7 +56,7 @@ def workspace(project: Project, params: str, base: str) -> Iterator[Run]:
         run = Run(project, name, base)
         project.git_text("worktree", "add", "--quiet", "-b", run.branch, str(run.folder), base)
         (run.folder / layout.PRIVATE).mkdir()
-        for shared in (layout.STATES, layout.DOWNLOADS):
+        for shared in (layout.TRAININGS, layout.DOWNLOADS):
             (project.folder / shared).mkdir(exist_ok=True)
             (run.folder / shared).symlink_to(project.folder / shared)
         share_cache(project, run.folder)

@@ -36,7 +36,7 @@ from flows.process.locks import claim
 from flows.process.progress import TrainingProgress, tell
 from flows.process.streams import bar
 from flows.training.distributed import Poll, from_first, is_first, launch, local_rank, out_of_memory, process_group
-from flows.training.runs import Run, add_lines, fingerprint, start_curves, tracking
+from flows.training.states import States, add_lines, fingerprint, start_curves, tracking
 from vdm.choices import Precision, TrainingImages
 from vdm.errors import TrainingDiverged
 from vdm.model import VDM, count_parameters
@@ -70,7 +70,7 @@ def train(
     *,
     out: Path,
     curves: Path,
-    runs: Path,
+    trainings: Path,
     start: TrainedModel | None = None,
 ) -> None:
     """Write the model of averaged weights to `out` and one line per log interval to `curves` (CSV).
@@ -79,13 +79,13 @@ def train(
 
     Training begins with the weights of `start`, or with random ones.  The optimizer and the averages are always new.
 
-    Saved states are in a folder in `runs`.  A run that was stopped or killed continues from the newest state.
+    Saved states are in a folder in `trainings`.  A training that was stopped or killed continues from the newest state.
     `num_devices` processes train together.  If torchrun started this process, torchrun's processes train together
     instead.
 
     Raises UserError unless the verdict says that the images are valid (exit 4), if `start` is another kind of model
     than parameters and images make (2), if a device is missing (2) or busy (6), memory is too small (2), processes end
-    too often (1), or the run was asked to stop (75); TrainingDiverged; OSError that names a file that cannot be
+    too often (1), or it was asked to stop (75); TrainingDiverged; OSError that names a file that cannot be
     written.
     """
     needed = settings.validate_every_steps is not None or settings.images == "train_and_validation"
@@ -97,7 +97,7 @@ def train(
     if launched and (started := int(os.environ["LOCAL_WORLD_SIZE"])) != settings.num_devices:
         wrong = f"torchrun started {started} processes, but train.num_devices is {settings.num_devices}"
         raise UserError(f"{wrong}; set --nproc-per-node to train.num_devices", Exit.USAGE)
-    job = partial(train_here, model, settings, images, out=out, curves=curves, runs=runs, start=start)
+    job = partial(train_here, model, settings, images, out=out, curves=curves, trainings=trainings, start=start)
     try:
         if settings.num_devices > 1 and not launched:
             again = "run again to continue from the last saved state"
@@ -142,7 +142,7 @@ def train_here(
     *,
     out: Path,
     curves: Path,
-    runs: Path,
+    trainings: Path,
     start: TrainedModel | None = None,
 ) -> None:
     """Take this process's part in the training.  The first process writes the files."""
@@ -155,13 +155,13 @@ def train_here(
         settings = resolve(train, device)
         begins = {"start": start.sha256} if start else {}
         digest = run_digest(config, train, settings, device, images.data_sha256, **begins, **stated)
-        run = Run(runs / digest, keep=train.keep_checkpoints)
-        if len(set(gather(run.folder.name))) > 1:
+        states = States(trainings / digest, keep=train.keep_checkpoints)
+        if len(set(gather(states.folder.name))) > 1:
             autos = "what train.precision: auto and train.compile: auto mean on them"
             reason = f"the machines or devices differ in parameters, data, code, or {autos}"
             raise UserError(f"{reason}; make them the same, or replace auto", Exit.USAGE)
         if is_first():  # a folder that cannot be written is reported before the training
-            for folder in (out, curves.parent, run.folder):
+            for folder in (out, curves.parent, states.folder):
                 folder.mkdir(parents=True, exist_ok=True)
         set_backend(training=True)
         pixels = torch.from_numpy(training_images(images, train.images))
@@ -176,17 +176,17 @@ def train_here(
             pixels = pixels.int()  # many operations of CUDA do not take uint16
         pixels = pixels if bring_to else pixels.to(device)
         trainer = build(config, settings, pixels, validation, bring_to, labels.get("train"), start=start)
-        restore(trainer, run)
+        restore(trainer, states)
         from tqdm.contrib.logging import logging_redirect_tqdm  # which warns in a notebook, see `bar_of_steps`
 
         signals: list[int] = []
         stack.enter_context(on_stop(lambda number, frame: signals.append(number)))
         stack.enter_context(logging_redirect_tqdm())  # a line of the log does not cut the progress bar
-        fit(trainer, run, curves, train, lambda: bool(signals))
+        fit(trainer, states, curves, train, lambda: bool(signals))
         if is_first():
             ancestors = start.line if start else []
             write_model(trainer, config, train, images.data_sha256, out, ancestors=ancestors, **stated)
-            run.finish(read_config(out)[1])
+            states.finish(read_config(out)[1])
 
 
 def resolve(train: "Train", device: torch.device) -> TrainingSettings:
@@ -222,7 +222,7 @@ def validation_of(
 def run_digest(
     config: dict[str, Any], train: "Train", settings: TrainingSettings, device: torch.device, data: str, **others: Any
 ) -> str:
-    """Return the name of the run: a digest of everything that its result depends on, `others` among it."""
+    """Return the name of the training: a digest of everything that its result depends on, `others` among it."""
     conditions = {"device": device.type, "processes": process()[1], **train.model_dump(include=OF_THE_RESULT)}
     return fingerprint(model=config, train=asdict(settings) | conditions, data=data, **others)
 
@@ -237,7 +237,7 @@ def build(
     *,
     start: TrainedModel | None = None,
 ) -> Trainer:
-    """Return the run before its first step, on the device of the images or, batch by batch, on another one.
+    """Return the training before its first step, on the device of the images or, batch by batch, on another one.
 
     It begins with the weights of `start`, or with random ones.  Raises UserError (exit 2) if images and parameters do
     not fit, or if the device has not enough memory free to train the weights.
@@ -279,37 +279,37 @@ def warn_of_attention(trainer: Trainer) -> None:
         log.warning("%s; %s", takes, advice)
 
 
-def restore(trainer: Trainer, run: Run) -> None:
-    """Continue from the newest state of the run, if there is one; log which."""
-    if state := from_first(run.newest() if is_first() else None):
+def restore(trainer: Trainer, states: States) -> None:
+    """Continue from the newest state of the training, if there is one; log which."""
+    if state := from_first(states.newest() if is_first() else None):
         trainer.load_state(state)
         if is_first() and (records := state.get("records")):  # of an earlier version, which kept all lines in it
-            add_lines(run.log, *records)
+            add_lines(states.log, *records)
         log.info("continuing from step %d of %d", trainer.done, trainer.settings.steps)
     else:
-        log.info("no saved state of these parameters, data and code in %s; from the first step", run.folder.parent)
+        log.info("no saved state of these parameters, data and code in %s; from the first step", states.folder.parent)
 
 
 def fit(
     trainer: Trainer,
-    run: Run,
+    states: States,
     curves: Path,
     train: "Train",
     asked_to_stop: Callable[[], bool],
 ) -> None:
     """Take the remaining steps; write states, lines of the training log, and pictures of samples.
 
-    Raises UserError: after saving a state, if the run was asked to stop (exit 75), and what `tracking` raises.
+    Raises UserError: after saving a state, if it was asked to stop (exit 75), and what `tracking` raises.
     """
     steps = trainer.settings.steps
     saved_at, began = trainer.done, time.monotonic()
     saved_time = before = began
     typical = trainer.done + (2 if trainer.settings.compile else 1)  # the first step that does not wait for a compiler
-    track = tracking(train.tracker if is_first() else None, run.folder, trainer.done)
+    track = tracking(train.tracker if is_first() else None, states.folder, trainer.done)
     if is_first():
-        start_curves(curves, run.lines(trainer.log.last, trainer.log.lines))
+        start_curves(curves, states.lines(trainer.log.last, trainer.log.lines))
         for picture in [] if trainer.done else curves.parent.glob("samples-*.png"):
-            picture.unlink()  # of another run
+            picture.unlink()  # of another training
     training, validating = Poll(asked_to_stop), Poll(asked_to_stop)  # each at its own pace
     first = trainer.done - 1 if trainer.unvalidated else trainer.done  # a pending validation takes one more turn
     shown = bar("training", shown=is_first())(range(first, steps))
@@ -325,7 +325,7 @@ def fit(
         now = time.monotonic()
         if record:
             if is_first():
-                for file in (run.log, curves):
+                for file in (states.log, curves):
                     add_lines(file, record)
             track(record)
             seconds = (now - began) / (trainer.done - first) * (steps - trainer.done)
@@ -346,12 +346,12 @@ def fit(
         stop = (validating.answer or training()) and not trainer.finished
         overdue = now - saved_time >= 60 * train.checkpoint_every_minutes
         if stop or overdue or trainer.done - saved_at >= train.checkpoint_every_steps:
-            save(trainer, run)
+            save(trainer, states)
             saved_at, saved_time = trainer.done, time.monotonic()
         if stop:
             raise UserError(f"stopped at step {trainer.done} of {steps}; run again to continue", Exit.RESUMABLE)
     if trainer.done > saved_at:
-        save(trainer, run)
+        save(trainer, states)
 
 
 def preview(vdm: VDM) -> bytes:
@@ -380,13 +380,13 @@ def in_words(record: TrainingRecord) -> str:
     return f"{record.bpd:.4f} bits/dim{validation}"
 
 
-def save(trainer: Trainer, run: Run) -> None:
-    """Save the state of the run in the first process."""
+def save(trainer: Trainer, states: States) -> None:
+    """Save the state of the training in the first process."""
     if is_first():
-        run.save(trainer.done, trainer.state())
+        states.save(trainer.done, trainer.state())
 
 
 def write_model(trainer: Trainer, config: dict[str, Any], train: "Train", data: str, out: Path, **stated: Any) -> None:
-    """Write the model with which the run ends, and what it was trained with.  `data` is the digest of the images."""
+    """Write the model at the end of a training, and what it was trained with.  `data` is the digest of the images."""
     inputs = inputs_sha256(config, train.model_dump(), data, stated.get("labels_sha256"))
     save_model(out, trainer.kept, config, fitted_to=train.images, inputs=inputs, **stated)

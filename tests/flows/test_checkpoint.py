@@ -19,7 +19,7 @@ from fuzzing import Hostile
 from flows.core.device import find_device, threads_each
 from flows.core.errors import CheckpointError, Exit, UserError
 from flows.core.model import Arguments, ArgumentsWithNetwork, config_sha256, open_model, read_config, save_model
-from flows.training.runs import DamagedStateError, load_state, save_state
+from flows.training.states import DamagedStateError, load_state, save_state
 from vdm.evaluation import evaluate
 from vdm.model import VDM
 from vdm.network import NoisePredictor
@@ -137,7 +137,7 @@ def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("replaced", "error"),
     [
-        ("flows.training.runs.read_bounded", OSError(errno.EIO, "Input/output error")),
+        ("flows.training.states.read_bounded", OSError(errno.EIO, "Input/output error")),
         ("torch.load", RuntimeError("DefaultCPUAllocator: can't allocate memory\nat")),
     ],
 )

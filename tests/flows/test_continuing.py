@@ -59,7 +59,7 @@ def test_training_begins_with_the_averaged_weights_and_states_the_whole_line(fir
     begun, ended = weights(first), weights(Path("third"))
     assert begun.keys() == ended.keys()
     assert all(np.allclose(begun[name], ended[name], rtol=0, atol=1e-6) for name in begun)
-    states = len(list(layout.STATES.iterdir()))
+    states = len(list(layout.TRAININGS.iterdir()))
     assert states == 3  # no run went on from a state of another one
     digests = [read_config(Path(name))[1] for name in ("second", "first")]
     line = [{"name": "second", "licence": None}, {"name": "first", "licence": "CC [BY] 4.0"}]

@@ -15,7 +15,7 @@ from flows.core.errors import Exit
 from flows.core.model import WEIGHTS, arguments_of, inputs_sha256, open_model, read_config, save_model
 from flows.core.params_file import read_params
 from flows.images.image_set import open_images, save_images
-from flows.training.runs import MODEL
+from flows.training.states import MODEL
 from vdm.model import VDM
 
 LAST_FIT = {
@@ -135,7 +135,7 @@ def test_an_experiments_copy_deletes_the_states_in_the_project(small: Small, mon
     copy.parent.mkdir(parents=True)
     small.folder.rename(copy)
     monkeypatch.chdir(copy)
-    states = small.folder.parent / "project" / layout.STATES
+    states = small.folder.parent / "project" / layout.TRAININGS
     (states / "own").mkdir(parents=True)
     (states / "own" / MODEL).write_text(read_config(layout.TRAINED)[1])
     assert run(["register"]) == Exit.DONE

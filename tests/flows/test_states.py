@@ -29,10 +29,11 @@ from flows.core.errors import CheckpointError, Exit, UserError
 from flows.core.model import CONFIG, WEIGHTS, config_sha256, inputs_sha256, open_model
 from flows.core.params import Train
 from flows.core.params_file import read_params
-from flows.training import fitting, runs
+from flows.training import fitting
+from flows.training import states as states_file
 from flows.training.distributed import local_rank, out_of_memory
 from flows.training.fitting import fit
-from flows.training.runs import Run, add_lines, forget, start_curves, tracking
+from flows.training.states import States, add_lines, forget, start_curves, tracking
 from vdm.model import VDM
 from vdm.training.log import TrainingRecord
 from vdm.training.trainer import Trainer
@@ -47,32 +48,32 @@ def parameters(**changes: Any) -> Train:
 
 
 def test_the_newest_states_are_kept_until_their_model_is_registered(tmp_path: Path) -> None:
-    run = Run(tmp_path / "run", keep=2)
+    states = States(tmp_path / "run", keep=2)
     for step in (5, 10, 15):
-        run.save(step, {"done": step})
-    assert [path.name for path in run.states()] == ["step-000000010.state", "step-000000015.state"]
-    run.finish("abc")
-    assert [path.name for path in run.states()] == ["step-000000015.state"]
+        states.save(step, {"done": step})
+    assert [path.name for path in states.states()] == ["step-000000010.state", "step-000000015.state"]
+    states.finish("abc")
+    assert [path.name for path in states.states()] == ["step-000000015.state"]
     forget(tmp_path, "def")
-    assert run.newest() == {"done": 15}
+    assert states.newest() == {"done": 15}
     forget(tmp_path, "abc")
-    assert not run.folder.exists()
-    assert run.newest() is None
+    assert not states.folder.exists()
+    assert states.newest() is None
 
 
 def test_a_damaged_state_is_put_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    run = Run(tmp_path, keep=2)
+    states = States(tmp_path, keep=2)
     for step in (5, 10):
-        run.save(step, {"done": step})
-    damaged = run.states()[-1]
+        states.save(step, {"done": step})
+    damaged = states.states()[-1]
     damaged.write_bytes(damaged.read_bytes()[:-100])
-    assert run.newest() == {"done": 5}
+    assert states.newest() == {"done": 5}
     aside = f"{damaged.name}.damaged"
     assert caplog.messages == [
         f"{damaged}: truncated or damaged; falling back to the state before, and keeping this one as {aside}"
     ]
-    run.save(9, {"done": 9})
-    assert run.newest() == {"done": 9}
+    states.save(9, {"done": 9})
+    assert states.newest() == {"done": 9}
 
 
 def test_curves_are_a_new_file(tmp_path: Path) -> None:
@@ -99,19 +100,19 @@ def test_a_save_costs_the_same_at_step_100_and_after_ten_million(
     """Of 200,000 lines of the log the state has none, and continuing takes them from the file."""
     train, sizes = parameters(steps=10_000_000), []
     for lines in (2, 200_000):
-        run, trainer = Run(tmp_path / str(lines), keep=2), trainer_of(tiny_model(), train)
-        run.folder.mkdir()
-        add_lines(run.log, RECORD)
-        of_step = run.log.read_bytes().removeprefix(b"5")
-        run.log.write_bytes(b"".join(b"%d%b" % (50 * line, of_step) for line in range(1, lines + 1)))
+        states, trainer = States(tmp_path / str(lines), keep=2), trainer_of(tiny_model(), train)
+        states.folder.mkdir()
+        add_lines(states.log, RECORD)
+        of_step = states.log.read_bytes().removeprefix(b"5")
+        states.log.write_bytes(b"".join(b"%d%b" % (50 * line, of_step) for line in range(1, lines + 1)))
         trainer.done = trainer.log.last = 50 * lines
         trainer.log.lines = lines
-        run.save(trainer.done, trainer.state())
-        sizes.append(run.states()[0].stat().st_size)
+        states.save(trainer.done, trainer.state())
+        sizes.append(states.states()[0].stat().st_size)
         continued = trainer_of(tiny_model(), train)
-        fitting.restore(continued, run)
+        fitting.restore(continued, states)
         assert continued.done == 50 * lines
-        assert run.lines(continued.log.last, continued.log.lines) == run.log.read_bytes()
+        assert states.lines(continued.log.last, continued.log.lines) == states.log.read_bytes()
     assert abs(sizes[1] - sizes[0]) < 200
 
 
@@ -139,25 +140,25 @@ def test_a_run_killed_at_any_moment_of_its_writing_continues_to_the_same_curves(
 
         return act
 
-    def continued(run: Run) -> Trainer:
+    def continued(states: States) -> Trainer:
         trainer = trainer_of(tiny_model(dropout=0.3), train)
-        fitting.restore(trainer, run)
-        fit(trainer, run, curves, train, lambda: False)
+        fitting.restore(trainer, states)
+        fit(trainer, states, curves, train, lambda: False)
         return trainer
 
-    whole = continued(Run(tmp_path / "whole", keep=2))
+    whole = continued(States(tmp_path / "whole", keep=2))
     expected = curves.read_bytes()
     assert expected.count(b"\n") == 5
     moments = [(False, number) for number in range(1, 11)]  # 4 lines in two files, 2 states
     for torn, last in [*moments, (True, 3), (True, 6)]:
-        run = Run(tmp_path / f"{torn}-{last}", keep=2)
+        states = States(tmp_path / f"{torn}-{last}", keep=2)
         moment[0] = last
         with monkeypatch.context() as patch:
             patch.setattr(fitting, "add_lines", dying(add_lines, torn=torn))
-            patch.setattr(runs, "save_state", dying(runs.save_state))
+            patch.setattr(states_file, "save_state", dying(states_file.save_state))
             with pytest.raises(Killed):
-                continued(run)
-        trainer = continued(run)
+                continued(states)
+        trainer = continued(states)
         assert curves.read_bytes() == expected
         assert same_bits(trainer.averaged.state_dict(), whole.averaged.state_dict())
 
@@ -166,31 +167,33 @@ def test_a_run_continues_from_a_state_of_an_earlier_version_which_holds_all_line
     tmp_path: Path, tiny_model: Callable[..., VDM]
 ) -> None:
     train, curves = parameters(steps=6, log_every=2), tmp_path / "curves.csv"
-    whole, run = trainer_of(tiny_model(), train), Run(tmp_path / "run", keep=2)
+    whole, states = trainer_of(tiny_model(), train), States(tmp_path / "run", keep=2)
     records = []
     while whole.done < 5:
         records += [line for line in [whole.step()] if line]
     state = whole.state() | {"records": [list(record) for record in records]}
     state["log"] = {key: state["log"][key] for key in ("sums", "count")}
-    run.save(5, state)
+    states.save(5, state)
     for _ in range(2):  # also when it is killed before its next state
         trainer = trainer_of(tiny_model(), train)
-        fitting.restore(trainer, run)
-        fit(trainer, Mock(wraps=run, log=run.log, folder=run.folder, save=Mock()), curves, train, lambda: False)
+        fitting.restore(trainer, states)
+        fit(
+            trainer, Mock(wraps=states, log=states.log, folder=states.folder, save=Mock()), curves, train, lambda: False
+        )
     assert [line.partition(",")[0] for line in curves.read_text().splitlines()] == ["step", "2", "4", "6"]
     assert curves.read_text().splitlines()[1].split(",")[1] == str(records[0].bpd)
-    assert run.log.read_bytes().count(b"\n6,") == 2  # of which the later one counts
+    assert states.log.read_bytes().count(b"\n6,") == 2  # of which the later one counts
 
 
 def test_lines_of_the_log_that_are_lost_are_named(tmp_path: Path, tiny_model: Callable[..., VDM]) -> None:
-    train, run = parameters(steps=4, log_every=1), Run(tmp_path / "run", keep=2)
-    fit(trainer_of(tiny_model(), train), run, tmp_path / "curves.csv", train, lambda: False)
-    run.log.write_bytes(run.log.read_bytes().replace(b"\n2,", b"\nx,"))
+    train, states = parameters(steps=4, log_every=1), States(tmp_path / "run", keep=2)
+    fit(trainer_of(tiny_model(), train), states, tmp_path / "curves.csv", train, lambda: False)
+    states.log.write_bytes(states.log.read_bytes().replace(b"\n2,", b"\nx,"))
     trainer = trainer_of(tiny_model(), train)
-    fitting.restore(trainer, run)
-    reason = f"{run.log}: has 3 of the 4 lines up to step 4; move {run.folder} away to train from the first step"
+    fitting.restore(trainer, states)
+    reason = f"{states.log}: has 3 of the 4 lines up to step 4; move {states.folder} away to train from the first step"
     with pytest.raises(CheckpointError, match=f"^{re.escape(reason)}$"):
-        fit(trainer, run, tmp_path / "curves.csv", train, lambda: False)
+        fit(trainer, states, tmp_path / "curves.csv", train, lambda: False)
 
 
 def test_a_state_is_saved_when_the_minutes_are_over(
@@ -198,17 +201,17 @@ def test_a_state_is_saved_when_the_minutes_are_over(
 ) -> None:
     """Every look at the clock is 40 seconds after the one before."""
     train = parameters(steps=6, checkpoint_every_minutes=1.0)
-    clock, run = count(0.0, 40.0), Mock(log=tmp_path / "log.csv", lines=Mock(return_value=b""))
+    clock, states = count(0.0, 40.0), Mock(log=tmp_path / "log.csv", lines=Mock(return_value=b""))
     monkeypatch.setattr(fitting, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    fit(trainer_of(tiny_model(), train), run, tmp_path / "curves.csv", train, lambda: False)
-    assert [call.args[0] for call in run.save.call_args_list] == [2, 4, 6]
+    fit(trainer_of(tiny_model(), train), states, tmp_path / "curves.csv", train, lambda: False)
+    assert [call.args[0] for call in states.save.call_args_list] == [2, 4, 6]
 
 
 def test_a_run_asked_to_stop_at_its_last_step_has_finished(tmp_path: Path, tiny_model: Callable[..., VDM]) -> None:
     train = parameters(steps=2)
-    trainer, run = trainer_of(tiny_model(), train), Run(tmp_path, keep=2)
-    fit(trainer, run, tmp_path / "curves.csv", train, lambda: trainer.done == 2)
-    assert [path.name for path in run.states()] == ["step-000000002.state"]
+    trainer, states = trainer_of(tiny_model(), train), States(tmp_path, keep=2)
+    fit(trainer, states, tmp_path / "curves.csv", train, lambda: trainer.done == 2)
+    assert [path.name for path in states.states()] == ["step-000000002.state"]
 
 
 @pytest.mark.parametrize("asked", [1, 5])
@@ -221,17 +224,17 @@ def test_a_run_stopped_between_micro_batches_saves_its_last_whole_step(
     monkeypatch.setattr(fitting, "preview", drawn)
     curves = tmp_path / "curves.csv"
     whole = trainer_of(tiny_model(dropout=0.3), train)
-    fit(whole, Run(tmp_path / "whole", keep=2), curves, train, lambda: False)
-    expected, calls, run = curves.read_bytes(), count(1), Run(tmp_path / "stopped", keep=2)
+    fit(whole, States(tmp_path / "whole", keep=2), curves, train, lambda: False)
+    expected, calls, states = curves.read_bytes(), count(1), States(tmp_path / "stopped", keep=2)
     first = trainer_of(tiny_model(dropout=0.3), train)
     with pytest.raises(UserError, match=f"^stopped at step {asked // 2} of 4; run again to continue") as stopped:
-        fit(first, run, curves, train, lambda: next(calls) == asked)
+        fit(first, states, curves, train, lambda: next(calls) == asked)
     assert stopped.value.code is Exit.RESUMABLE
     assert drawn.call_count == 1  # that of the last step of the whole run
     trainer = trainer_of(tiny_model(dropout=0.3), train)
-    fitting.restore(trainer, run)
+    fitting.restore(trainer, states)
     assert trainer.done == asked // 2
-    fit(trainer, run, curves, train, lambda: False)
+    fit(trainer, states, curves, train, lambda: False)
     assert curves.read_bytes() == expected
     assert same_bits(trainer.averaged.state_dict(), whole.averaged.state_dict())
 
@@ -248,7 +251,7 @@ def test_a_stopped_run_goes_on_with_pictures_of_samples_to_the_same_bytes(
     assert run_command(["train"]) == Exit.DONE
     assert not other.exists()
     undisturbed = [path.read_bytes() for path in outputs]
-    shutil.rmtree(layout.STATES)
+    shutil.rmtree(layout.TRAININGS)
 
     def interrupted(trainer: Trainer, stop: Callable[[], bool], step: Any = Trainer.step) -> TrainingRecord | None:
         if trainer.done == 9:
@@ -279,7 +282,7 @@ def test_a_line_of_the_log_says_how_much_time_is_left(
     trainer = trainer_of(tiny_model(), train)
     trainer.step()
     monkeypatch.setattr(fitting, "time", SimpleNamespace(monotonic=lambda: 100.0 * trainer.done))
-    fit(trainer, Run(tmp_path, keep=2), tmp_path / "curves.csv", train, lambda: False)
+    fit(trainer, States(tmp_path, keep=2), tmp_path / "curves.csv", train, lambda: False)
     assert re.findall(r"(step .): .* images/s, (.*) left", caplog.text) == [
         ("step 2", "0:05:00"),
         ("step 4", "0:01:40"),
@@ -308,7 +311,7 @@ def test_the_first_step_says_how_long_a_step_takes_and_how_much_time_is_left(
     trainer.settings = replace(trainer.settings, compile=compiled)
     times = [0, 0, 8000, 8180, 8360, 8540]
     monkeypatch.setattr(fitting, "time", SimpleNamespace(monotonic=lambda: times[trainer.done]))
-    fit(trainer, Run(tmp_path, keep=2), tmp_path / "curves.csv", train, lambda: False)
+    fit(trainer, States(tmp_path, keep=2), tmp_path / "curves.csv", train, lambda: False)
     seconds = "180.00" if compiled else "8000.00"
     assert [line for line in caplog.messages if "a step takes" in line] == [
         f"step {step}: a step takes {seconds} s, {left} left"
@@ -370,7 +373,7 @@ def test_machines_that_read_auto_differently_are_refused(tmp_path: Path, monkeyp
     monkeypatch.setenv("VDM_LOCK_DIR", str(tmp_path / "locks"))
     monkeypatch.setattr(fitting, "arguments_of", Mock(return_value=TINY))
     monkeypatch.setattr(fitting, "gather", lambda name: [name, "of another machine"])
-    paths = dict.fromkeys(("out", "curves", "runs"), tmp_path)
+    paths = dict.fromkeys(("out", "curves", "trainings"), tmp_path)
     model = Mock(classes=None)
     model.model_copy.return_value = model
     with pytest.raises(UserError, match=r"differ in .* train\.precision: auto and train\.compile: auto") as raised:
@@ -392,7 +395,7 @@ def test_a_run_of_other_inputs_has_another_name(monkeypatch: pytest.MonkeyPatch,
         names.append(name())
     (tmp_path / "code.py").write_text("")
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "CODE", [*runs.CODE, tmp_path])
+        patch.setattr(states_file, "CODE", [*states_file.CODE, tmp_path])
         names.append(name())
     train = parameters()
     names += [fitting.run_digest(TINY, train, fitting.resolve(train, CPU), CPU, "a", start=digest) for digest in "ab"]

@@ -17,7 +17,7 @@ from trainings import SETTINGS, fit, same_bits, start
 
 from flows.core.params_file import read_params
 from flows.training.fitting import resolve
-from flows.training.runs import load_state, save_state
+from flows.training.states import load_state, save_state
 from vdm.choices import Compile, ScheduleKind
 from vdm.errors import TrainingDiverged
 from vdm.model import VDM

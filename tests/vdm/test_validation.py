@@ -11,7 +11,7 @@ import torch
 from conftest import TINY
 from trainings import SETTINGS, Recorded, fit, same_bits
 
-from flows.training.runs import load_state, save_state
+from flows.training.states import load_state, save_state
 from vdm.evaluation import Evaluation
 from vdm.model import VDM
 from vdm.training.settings import TrainingSettings

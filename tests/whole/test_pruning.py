@@ -78,7 +78,7 @@ def test_what_a_refused_version_alone_needs_goes(forge: Forge) -> None:
         write(forge.root / ".vdm/reports" / run / "card.md", days)
     write(forge.root / f".vdm/models/{'0' * 32}/config.json", 15)
     for name, days in {"old": 15, "new": 13}.items():
-        write(forge.root / ".vdm/runs" / name / "step-1.state", days)
+        write(forge.root / ".vdm/trainings" / name / "step-1.state", days)
     write(forge.root / "data/.vdm-0123456789ab/train.npy", 0)
     forge.git("worktree", "add", "--quiet", "-b", f"runs/{LEFT}", f".vdm/worktrees/{LEFT}")
     refused, champion, newest = (readme(forge, version) for version in ("v1.0.0", "v1.1.0", "v1.2.0"))

@@ -83,7 +83,7 @@ HOOKS = {
 }
 
 
-@pytest.mark.parametrize("shared", [layout.STATES, layout.DOWNLOADS])
+@pytest.mark.parametrize("shared", [layout.TRAININGS, layout.DOWNLOADS])
 def test_a_run_keeps_states_and_downloads_for_the_next(shared: Path, plain: Sandbox) -> None:
     with run_in(plain) as place:
         assert (place.folder / shared).resolve() == (plain.folder / shared).resolve()

@@ -1,12 +1,12 @@
-"""A training run on this machine: its saved states and its training log, also in a tracker.
+"""A training on this machine: its saved states and its training log, also in a tracker.
 
 A state holds what the next step needs.  The lines of the log are in a file beside the states, which only grows: before
-a state is saved, its lines are on disk.  A run that continues takes the lines up to its state; those after it, of steps
-that were lost, are written again.  Of two lines of a step the later one counts.
+a state is saved, its lines are on disk.  A training that continues takes the lines up to its state; those after it, of
+steps that were lost, are written again.  Of two lines of a step the later one counts.
 
 DVC deletes a stage's outputs before it runs the stage, so states are kept elsewhere.  The name of their folder is a
-digest of parameters, data and code: a run that differs in one of them uses another folder.  The last state stays until
-the model is registered: if DVC cannot record the outputs of a finished run, the run is repeated from that state.
+digest of parameters, data and code: a training that differs in one of them uses another folder.  The last state stays
+until the model is registered: if DVC cannot record the outputs of a finished training, it is repeated from that state.
 """
 
 import csv
@@ -30,7 +30,7 @@ from vdm.training.log import TrainingRecord
 log = logging.getLogger(__name__)
 
 CODE = [Path(vdm.__file__).parent, Path(__file__).parent]
-"""The folders with the code that determines the result of a training run."""
+"""The folders with the code that determines the result of a training."""
 MODEL = "model_sha256"
 LOG = "log.csv"
 END = b"\r\n"
@@ -41,8 +41,8 @@ class DamagedStateError(CheckpointError):
     """A training state that no later attempt can read either; the one before it may be whole."""
 
 
-class Run:
-    """The saved states of one run, of which the newest `keep` are kept."""
+class States:
+    """The saved states of one training, of which the newest `keep` are kept."""
 
     def __init__(self, folder: Path, *, keep: int) -> None:
         self.folder, self.keep, self.log = folder, keep, folder / LOG
@@ -95,7 +95,7 @@ class Run:
         return b"".join(found[step] + END for step in sorted(found))
 
     def finish(self, model: str) -> None:
-        """Delete all states but the newest, and note for `forget` the sha256 of the model that the run has written."""
+        """Delete all states but the newest, and note for `forget` the sha256 of the model that it has written."""
         for path in self.states()[:-1]:
             path.unlink()
         (self.folder / MODEL).write_text(model)
@@ -129,9 +129,9 @@ def load_state(path: Path, *, keys: Collection[str] = ()) -> dict[str, Any]:
     return state
 
 
-def forget(runs: Path, model: str) -> None:
-    """Delete the states of finished runs that wrote the model of this sha256.  A forced rerun then starts anew."""
-    for written in runs.glob(f"*/{MODEL}"):
+def forget(trainings: Path, model: str) -> None:
+    """Delete the states of finished trainings that wrote the model of this sha256.  A forced rerun then starts anew."""
+    for written in trainings.glob(f"*/{MODEL}"):
         if written.read_text() == model:
             shutil.rmtree(written.parent)
 
@@ -162,7 +162,7 @@ def start_curves(path: Path, lines: bytes = b"") -> None:
 
 
 def add_lines(path: Path, *rows: Sequence[Any]) -> None:
-    """Append rows to the CSV file, without their last field, the images per second: equal runs write equal bytes.
+    """Append rows to the CSV file, without their last field, the images per second: equal trainings write equal bytes.
 
     Raises OSError that names the file.
     """
@@ -170,10 +170,10 @@ def add_lines(path: Path, *rows: Sequence[Any]) -> None:
         csv.writer(file).writerows(["nan" if value is None else value for value in row[:-1]] for row in rows)
 
 
-def tracking(tracker: str | None, run: Path, done: int) -> Callable[[TrainingRecord], None]:
+def tracking(tracker: str | None, folder: Path, done: int) -> Callable[[TrainingRecord], None]:
     """Return the function that shows a record in the tracker, where those of the steps after `done` are forgotten.
 
-    Its files lie beside the folder of all runs.  Raises UserError (exit 2) if the tracker is not installed.
+    Its files lie beside the folder of all trainings.  Raises UserError (exit 2) if the tracker is not installed.
     """
     if tracker is None:
         return lambda record: None
@@ -182,7 +182,7 @@ def tracking(tracker: str | None, run: Path, done: int) -> Callable[[TrainingRec
     except ImportError as error:
         advice = "pip install 'vdm-pipeline[tensorboard]', or set it to null"
         raise UserError(f"train.tracker: TensorBoard is not installed: {advice}", Exit.USAGE) from error
-    writer = SummaryWriter(run.resolve().parent.with_name(tracker) / run.name, purge_step=done + 1)
+    writer = SummaryWriter(folder.resolve().parent.with_name(tracker) / folder.name, purge_step=done + 1)
 
     def show(record: TrainingRecord) -> None:
         for name, value in record._asdict().items():
