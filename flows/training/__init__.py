@@ -1,17 +1,8 @@
-<<<<<<< HEAD
-"""One training run: its processes, its saved states, its training log, its end.
-
-fitting      the stage, and the training in one process, with states saved on the way
-distributed  several processes: their start on torch's elastic agent, and what they do together
-runs         saved states, the training log
-registering  the stage `register`: the model, what is known of its training, and its card in one folder
-=======
-"""One training: its processes, its saved states, its training log, its card.
+"""One training: its processes, its saved states, its training log, its end.
 
 fitting      the stage, and the training in one process, with states saved on the way
 distributed  several processes: their start on torch's elastic agent, and what they do together
 states       saved states, the training log
-card         the stage `register`: the model and its card in one folder
->>>>>>> 937866d3 (The states of trainings are .vdm/trainings, and flows.training.states reads them)
+registering  the stage `register`: the model, what is known of its training, and its card in one folder
 planning     a preset for a folder of images and minutes of training
 """
