@@ -107,7 +107,7 @@ def test_the_model_that_the_repository_has_brings_its_results(vdmctl: Vdmctl, tm
     page = (tmp_path / "page.html").read_text()
     text = words(Document(page).text)
     for part in ("49 samples, not selected", "Parameters 336,644", "From noise to images", "There is no training log",
-                 "fashion_mnist_cpu, with 1 change", "10,000 test"):  # fmt: skip
+                 "fashion_mnist_cpu, with 2 changes", "10,000 test"):  # fmt: skip
         assert part in text
     assert page.count('class="chart"') == 3
 
