@@ -69,7 +69,8 @@ def train_vdm(
 ) -> State[None]:
     """Train, evaluate and register a model with the code of the checked-out commit, and promote it if it is better.
 
-    The name of its final state says what came of it: Promoted, Refused, NothingToDo, Drifted, Failed or Interrupted.
+    The name of its final state says what came of it: Promoted, Refused, Waiting, NothingToDo, Drifted, Failed or
+    Interrupted.
 
     Args:
         preset: The name of a file in presets/, without .yaml, that replaces params.yaml.

@@ -57,7 +57,7 @@ MEANINGS = {
     "initial_bits": "pseudo-random bits that the first images draw from",
     "plain_images": "how many images are encoded without the model",
     "bound_bpd": "the bound in as many steps",
-    "decision": "`promote`, `refuse` or `roll back`",
+    "decision": "`promote`, `refuse`, `wait`, `roll back`, `hold` or `release`",
     "champion": "the champion then; after a roll-back, now",
     "champion_tag": "the tag that made it the champion",
     "data_changed": "whether the champion's images were others",

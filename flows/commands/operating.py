@@ -132,6 +132,10 @@ def rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         bpd = registry["champion_bpd"]
         figure = f" ({bpd:.4f} bits/dim)" if bpd is not None else ""
         yield "versions", f"{registry['versions']}, champion {registry['champion'] or 'none'}{figure}"
+        if registry["hold"]:
+            yield "hold", f"{registry['hold']}; winners wait until `vdmctl promote --release`"
+        if waits := registry["waiting"]:
+            yield "waiting", f"{waits} won; `vdmctl promote --approve {waits}` promotes it"
     if "problem" not in found["images"]:
         yield "images", images_now(found["images"])
         yield "next run", found["images"]["due"]

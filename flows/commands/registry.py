@@ -120,15 +120,30 @@ def promote(
     model: Annotated[
         str | None, typer.Argument(help="A version (vdm@v1.2.0, v1.2.0).", show_default="the newest")
     ] = None,
+    approve: Annotated[
+        str | None, typer.Option(metavar="VERSION", help="Promote the version that waits for a person; ends a hold.")
+    ] = None,
+    hold: Annotated[
+        str | None, typer.Option(metavar="REASON", help="Hold the champion: winners wait for a person.")
+    ] = None,
+    release: Annotated[bool, typer.Option("--release", help="End a hold; the next winner is promoted.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make a version the champion if it beats the champion (parameters `evaluate:`, `promote:`), else exit 3.
 
     Both are evaluated on the same validation images, times and noise.  The confidence interval of their difference
     must show an improvement of more than promote.min_improvement_bpd.  If there is no champion, a version with correct
-    digests and finite bits/dim becomes the champion.
+    digests and finite bits/dim becomes the champion.  A winner waits, also with exit 3, if promote.approval is `person`
+    or the champion is held.
     """
+    if sum(map(bool, (model, approve, hold, release))) > 1:
+        raise UserError("promote takes one of MODEL, --approve, --hold and --release", Exit.USAGE)
+    if approve or hold or release:
+        from flows.registry import promotion
 
+        done = promotion.approve(project(), approve) if approve else promotion.hold(project(), hold or None)
+        say_result(done.model_dump(exclude_unset=True), f"{done.tag}: {done.reason}", as_json)
+        return
     params = project().params
     registry = project().registry
     version = registry.resolve(model) if model else registry.newest()
@@ -145,12 +160,18 @@ def promote(
 
 
 @commands.command()
-def rollback(as_json: AsJson = False) -> None:
+def rollback(
+    hold: Annotated[
+        str | None, typer.Option(metavar="REASON", help="Also hold the champion: winners wait for a person.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Make the previous champion the champion again; this adds a tag and removes none."""
     from flows.registry.promotion import rollback
 
-    done = rollback(project())
-    say_result(done.model_dump(exclude_unset=True), f"{done.tag}: {done.reason}", as_json)
+    done = rollback(project(), hold or None)
+    held = "" if done.hold else "; nothing holds it: the next winner is promoted, unless `vdmctl promote --hold REASON`"
+    say_result(done.model_dump(exclude_unset=True), f"{done.tag}: {done.reason}{held}", as_json)
 
 
 def row_of(version: "Version") -> dict[str, Any]:

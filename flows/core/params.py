@@ -281,6 +281,8 @@ class Promote(Section):
 
     min_improvement_bpd: Annotated[float, Field(ge=0)]
     confidence: Annotated[float, Field(gt=0, lt=1)]
+    max_frechet: Annotated[float, Field(gt=0)] | None
+    approval: Literal["person"] | None
 
 
 class Sample(Shared):

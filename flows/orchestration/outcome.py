@@ -4,10 +4,10 @@ from typing import Literal, NamedTuple
 
 from flows.core.errors import UserError
 from flows.orchestration.arrivals import Arrivals
-from flows.registry.evidence import Evidence
+from flows.registry.evidence import WAIT, Evidence
 from flows.registry.versions import Version
 
-State = Literal["Promoted", "Refused", "NothingToDo", "Drifted", "Failed", "Interrupted"]
+State = Literal["Promoted", "Refused", "Waiting", "NothingToDo", "Drifted", "Failed", "Interrupted"]
 DRIFTED: State = "Drifted"
 
 
@@ -24,7 +24,7 @@ class Release(NamedTuple):
 
     def __str__(self) -> str:
         tag, reason = self.evidence.tag, self.evidence.reason
-        done = f"promoted as {tag}" if tag else "not promoted"
+        done = f"promoted as {tag}" if tag else "waiting" if self.evidence.decision == WAIT else "not promoted"
         return f"{self.version.name}, commit {self.version.commit[:12]} on branch {self.branch}, {done}: {reason}"
 
 
@@ -44,7 +44,8 @@ class Outcome(NamedTuple):
 
     def released(self, release: Release) -> "Outcome":
         """Return the outcome with the decision about the run's model."""
-        return self._replace(state="Promoted" if release.evidence.tag else "Refused", release=release)
+        refused: State = "Waiting" if release.evidence.decision == WAIT else "Refused"
+        return self._replace(state="Promoted" if release.evidence.tag else refused, release=release)
 
     def __str__(self) -> str:
         images = f"images: {self.arrivals}" if self.arrivals else ""

@@ -22,7 +22,10 @@ from flows.process.streams import say_on_stderr
 from flows.registry.project import Project
 
 POOL = "vdm"
-ENDS = ("Completed", "Promoted", "Refused", "NothingToDo", "Failed", "Drifted", "Cancelled", "Crashed", INTERRUPTED)
+ENDS = (
+    *("Completed", "Promoted", "Refused", "Waiting", "NothingToDo"),
+    *("Failed", "Drifted", "Cancelled", "Crashed", INTERRUPTED),
+)
 """The names of the states in which runs end; Prefect emits the event prefect.flow-run.NAME."""
 
 

@@ -180,6 +180,8 @@ def registry(project: Project) -> Entry:
         "versions": len(known),
         "champion": reigning.name if reigning else None,
         "champion_bpd": reigning.metrics.bpd if reigning else None,
+        "hold": opened.hold,
+        "waiting": opened.version_of(opened.waiting_tag).name if opened.waiting_tag else None,
         "unpublished": unpublished,
         "unfetched": unfetched,
     }

@@ -1,4 +1,4 @@
-"""The document that says why a version was promoted, refused or rolled back to."""
+"""The document that says why a version was promoted or refused, waits, or was rolled back to."""
 
 import json
 from typing import Any, Literal
@@ -7,9 +7,10 @@ from pydantic import model_validator
 
 from flows.core.documents import Count, Document, Number, parse
 from flows.core.errors import UserError
-from flows.evaluation.results import BoundMetrics, Comparison
+from flows.evaluation.results import BoundMetrics, Comparison, QualityFigure
 
-PROMOTE, REFUSE, ROLL_BACK = "promote", "refuse", "roll back"
+PROMOTE, REFUSE, WAIT, ROLL_BACK = "promote", "refuse", "wait", "roll back"
+HOLD, RELEASE = "hold", "release"
 """The decisions."""
 
 
@@ -52,6 +53,24 @@ class Evidence(Document):
     limits: list[str] | None = None
     """What these figures cannot show."""
     min_improvement_bpd: Number | None = None
+    max_frechet: Number | None = None
+    """The limit of `promote.max_frechet`."""
+    frechet: QualityFigure | None = None
+    """The Frechet distance of the challenger's samples in the features of the pipeline, if there is a limit."""
+    frechet_high: Number | None = None
+    """The upper end of its confidence interval, which must not be above the limit."""
+    approval: str | None = None
+    """`person` if a winner waits for one."""
+    approved_by: str | None = None
+    """Who approved the challenger, by the identity of git."""
+    approved_at: str | None = None
+    """When, in UTC."""
+    hold: str | None = None
+    """Why no winner is promoted without a person, if a person holds the champion."""
+    rolled_back_from: str | None = None
+    """The version that was the champion before the last roll-back."""
+    rolled_back_comparison: Comparison | None = None
+    """It and the challenger on the images that neither of them saw, which decides nothing."""
     comparison: Comparison | None = None
     """Champion and challenger on the images that decided."""
     test_comparison: Comparison | None = None

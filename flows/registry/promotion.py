@@ -1,4 +1,4 @@
-"""Compare a version with the champion, and promote it if it is better.
+"""Compare a version with the champion, and promote it if it is better, or let it wait for a person.
 
 Both models are evaluated on the challenger's validation images, at the same times and with the same noise.  An image
 that is hard for one model is hard for the other, so the mean of the paired differences has a far smaller standard error
@@ -15,25 +15,28 @@ validation images do the test images decide, and the evidence says so.
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError
+from flows.core.model import TrainedModel
 from flows.evaluation.bound import compare, evaluate
 from flows.evaluation.results import BOTH, Comparison
 from flows.images.image_set import Chosen, ImageSet
 from flows.process.ending import finish
-from flows.registry.evidence import PROMOTE, REFUSE, ROLL_BACK, Evidence
+from flows.registry.evidence import HOLD, PROMOTE, REFUSE, RELEASE, ROLL_BACK, WAIT, Evidence, evidence_of
 from flows.registry.fetching import fetch_images, fetch_model, images_of_split
 from flows.registry.images import Kept, kept_images, trained_on
 from flows.registry.verification import require_sound
 from flows.registry.versions import Registry, Version, assign, open_registry
 from flows.repository.files import DamagedVersionError
 from flows.repository.repository import Repository
-from flows.repository.tags import CHAMPION, REFUSED
+from flows.repository.tags import CHAMPION, REFUSED, WAITING, Tag
 
 if TYPE_CHECKING:
     from flows.core.params import Evaluate, Promote
@@ -69,11 +72,29 @@ def challenge(registry: Registry, challenger: Version, *, settings: "Evaluate", 
         data_sha256=challenger.metrics.data_sha256,
         data_changed=champion is not None and champion.metrics.data_sha256 != challenger.metrics.data_sha256,
         min_improvement_bpd=rule.min_improvement_bpd,
+        **conditions(registry, challenger, rule),
         **evaluated(registry, challenger, champion, settings=settings, rule=rule),
     )
     decision, reason = decide(evidence)
     said = {"limits": limits_of(evidence)} if evidence.comparison else {}
     return evidence.model_copy(update={"decision": decision, "reason": reason} | said)
+
+
+def conditions(registry: Registry, challenger: Version, rule: "Promote") -> dict[str, Any]:
+    """Return what else decides, as fields of Evidence: the samples' quality, a hold, a person's approval."""
+    found: dict[str, Any] = {}
+    if rule.max_frechet is not None:
+        figures = challenger.samples.figures if challenger.samples else {}
+        frechet = next((figure for name, figure in figures.items() if name.startswith("fd_")), None)
+        found |= {"max_frechet": rule.max_frechet, "frechet": frechet}
+        if frechet and frechet.samples is not None and frechet.samples_standard_error is not None:
+            errors = NormalDist().inv_cdf((1 + rule.confidence) / 2)
+            found["frechet_high"] = frechet.samples + errors * frechet.samples_standard_error
+    if rule.approval:
+        found["approval"] = rule.approval
+    if registry.hold:
+        found["hold"] = registry.hold
+    return found
 
 
 def evaluated(
@@ -118,12 +139,43 @@ def evaluated(
         found[f"{role}_saw"] = int(seen.sum()) if kept else "unknown"
         unseen &= ~seen
     found["num_decided"] = int(unseen.sum())
+    found |= against_withdrawn(registry, model, deciding, kept, by_challenger.digests, alike, rule.confidence)
     if found["num_decided"] >= FEWEST_DECIDING:
         found["comparison"] = against(deciding, counting=unseen)
         if deciding.split == "test":
             return found | {"test_comparison": found["comparison"]}
     found["test_comparison"] = against(places["test_"])
     return found | forgotten(repository, champion, kept, by_champion.digests | by_challenger.digests, against)
+
+
+def against_withdrawn(
+    registry: Registry,
+    model: TrainedModel,
+    deciding: Chosen,
+    kept: Kept | None,
+    saw: set[bytes],
+    settings: "Evaluate",
+    confidence: float,
+) -> dict[str, Any]:
+    """Return the comparison with the version that was rolled back from, on the images that neither saw.
+
+    There is none if nobody rolled back to the champion, or if the two cannot be compared, since it only informs.
+    """
+    said = rolled_back(registry.champion_tag)
+    if not said or kept is None:
+        return said
+    try:
+        withdrawn = registry.resolve(said["rolled_back_from"])
+        other = fetch_model(registry.repository, withdrawn)
+        unseen = ~places_in(kept.digests[deciding.split], saw | trained_on(registry, withdrawn).digests)
+        alike = (other.image_shape, other.num_levels) == (model.image_shape, model.num_levels)
+        if not alike or withdrawn.name == model.name or unseen.sum() < FEWEST_DECIDING:
+            return said
+        found = compare(settings, other, model, deciding, confidence=confidence, counting=unseen)
+        return said | {"rolled_back_comparison": found}
+    except UserError as error:
+        log.warning("not compared with %s, which was rolled back from: %s", said["rolled_back_from"], error)
+        return said
 
 
 def deciding_images(registry: Registry, challenger: Version, images: ImageSet, kept: Kept | None) -> dict[str, Any]:
@@ -182,7 +234,23 @@ def forgotten(
 
 
 def decide(evidence: Evidence) -> tuple[str, str]:
-    """Return the decision that follows from the figures, and the reason in one line."""
+    """Return the decision, and the reason in one line: a winner waits if a person is to approve it."""
+    decision, reason = judge(evidence)
+    if decision == PROMOTE and evidence.max_frechet is not None:
+        limit = f"promote.max_frechet is {evidence.max_frechet:g}"
+        if evidence.frechet is None or evidence.frechet_high is None:
+            return REFUSE, f"{reason}; but {limit}, and there is no distance of its samples with an error"
+        if evidence.frechet_high > evidence.max_frechet:
+            found = f"the Frechet distance of its samples is {evidence.frechet.of_samples}"
+            return REFUSE, f"{reason}; but {found}, so up to {evidence.frechet_high:.4g}, and {limit}"
+    if decision == PROMOTE and (evidence.hold or evidence.approval):
+        why = f"the champion is held: {evidence.hold}" if evidence.hold else "promote.approval is person"
+        return WAIT, f"{reason}; it waits, since {why}; `vdmctl promote --approve {evidence.challenger}` promotes it"
+    return decision, reason
+
+
+def judge(evidence: Evidence) -> tuple[str, str]:
+    """Return the decision that follows from the bits/dim, and the reason in one line."""
     challenger, champion = evidence.challenger, evidence.champion
     if challenger == champion:
         return REFUSE, f"{challenger} is the champion already"
@@ -273,28 +341,99 @@ def promote(repository: Repository, evidence: Evidence) -> str:
         if evidence.decision == PROMOTE:
             finish()
             return assign(registry, CHAMPION, challenger, evidence.message(f"Promote {challenger.name}"))
-        if challenger.name != evidence.champion:
+        if evidence.decision == WAIT:
+            assign(registry, WAITING, challenger, evidence.message(f"Let {challenger.name} wait"))
+        elif challenger.name != evidence.champion:
             assign(registry, REFUSED, challenger, evidence.message(f"Refuse {challenger.name}"))
     raise UserError(f"not promoted: {evidence.reason}", Exit.NOT_PROMOTED)
 
 
-def rollback(repository: Repository) -> Evidence:
+def approve(repository: Repository, reference: str) -> Evidence:
+    """Promote the version that waits, for the person whom git's identity names; return the evidence with the tag.
+
+    It ends a hold.  Raises UserError: exit 2 if this version does not wait, or without a git identity, 5 if its digests
+    do not verify.
+    """
+    repository.require_identity()
+    person = repository.git_text("var", "GIT_COMMITTER_IDENT").rpartition(">")[0] + ">"
+    require_sound(repository, open_registry(repository).resolve(reference))  # long, so the lock is not held yet
+    with repository.registry_lock():
+        registry = open_registry(repository)
+        version, tag = registry.resolve(reference), registry.waiting_tag
+        if tag is None or tag.commit != version.commit:
+            waits = f"{registry.version_of(tag).name} does" if tag else "none does"
+            compares = f"`vdmctl promote {version.name}` compares it with the champion"
+            raise UserError(f"{version.name} does not wait for approval, and {waits}; {compares}", Exit.USAGE)
+        found = evidence_of(tag.message)
+        assert found  # or it would not wait
+        won = found.reason.partition("; it waits")[0]
+        done = {"approved_by": person, "approved_at": datetime.now(UTC).isoformat(timespec="seconds")}
+        reason = f"{won}; approved by {person}"
+        evidence = found.model_copy(update={"decision": PROMOTE, "reason": reason, **done})
+        if "hold" in evidence.model_fields_set:  # the hold ends
+            evidence = Evidence.model_validate(evidence.model_dump(exclude_unset=True, exclude={"hold"}))
+        finish()
+        made = assign(registry, CHAMPION, version, evidence.message(f"Promote {version.name}"))
+    return evidence.model_copy(update={"tag": made})
+
+
+def hold(repository: Repository, reason: str | None) -> Evidence:
+    """Hold the champion, so that winners wait for a person, or with None release it; return the evidence with the tag.
+
+    It is one more tag of the same champion.  Raises UserError: exit 5 without a champion, 2 if nobody holds it, or
+    without a git identity.
+    """
+    with repository.registry_lock():
+        registry = open_registry(repository)
+        champion, tag = registry.resolve(CHAMPION), registry.champion_tag
+        if reason is None and not registry.hold:
+            raise UserError(f"nobody holds the champion {champion.name}, so there is nothing to release", Exit.USAGE)
+        evidence = Evidence(
+            decision=HOLD if reason else RELEASE,
+            reason=f"{champion.name} is held: {reason}" if reason else f"{champion.name} is held no longer",
+            champion=champion.name,
+            champion_tag=tag.name if tag else None,
+            **rolled_back(tag),
+            **held(reason),
+        )
+        finish()
+        made = assign(registry, CHAMPION, champion, evidence.message(f"{evidence.decision.title()} {champion.name}"))
+    return evidence.model_copy(update={"tag": made})
+
+
+def rolled_back(tag: Tag | None) -> dict[str, Any]:
+    """Return the version from which a champion's tag went back, as a field of Evidence."""
+    evidence = evidence_of(tag.message) if tag else None
+    return {"rolled_back_from": evidence.rolled_back_from} if evidence and evidence.rolled_back_from else {}
+
+
+def held(reason: str | None) -> dict[str, Any]:
+    """Return the reason of a hold as a field of Evidence, if there is one."""
+    return {"hold": reason} if reason else {}
+
+
+def rollback(repository: Repository, reason: str | None = None) -> Evidence:
     """Make the previous champion the champion again by adding a tag; return the evidence with the tag.
 
-    Raises UserError: exit 5 when there is no earlier champion or its digests do not verify, 2 without a git identity,
-    6 when the champion changed meanwhile.
+    With a reason, or if a person held the champion before, it is held: winners wait.  Raises UserError: exit 5 when
+    there is no earlier champion or its digests do not verify, 2 without a git identity, 6 when the champion changed
+    meanwhile.
     """
     registry = open_registry(repository)
     before, earlier = registry.champion_tag, registry.previous_champion()
+    reason = reason or registry.hold
     try:
         require_sound(repository, earlier)  # this may take long, so the lock is not held yet
     except DamagedVersionError as error:
         given_up = f"`gto deprecate {earlier.name.replace('@', ' ')}`"
         advice = f"if it cannot be repaired, {given_up} makes the next roll-back pass over it"
         raise DamagedVersionError(f"{error}; {advice}") from error
+    present = registry.resolve(CHAMPION).name
     evidence = Evidence(
         decision=ROLL_BACK,
-        reason=f"rolled back from {registry.resolve(CHAMPION).name} to {earlier.name}",
+        reason=f"rolled back from {present} to {earlier.name}" + (f", and held: {reason}" if reason else ""),
+        rolled_back_from=present,
+        **held(reason),
         champion=earlier.name,
         champion_tag=before.name if before else None,
     )

@@ -24,6 +24,7 @@ from flows.repository.tags import (
     CHAMPION,
     NUMBERS,
     REFUSED,
+    WAITING,
     Tag,
     assigned,
     deregistered,
@@ -44,7 +45,8 @@ class Version(NamedTuple):
 
     The metrics, in bits/dim, are those in reports/evaluation/metrics.json at the commit.  If that is unreadable, they
     are empty and `problem` says why.  `samples` is the quality of its samples, None if the commit has no readable
-    reports/samples/metrics.json.  `state` is champion, former champion, refused, or "" before the first comparison.
+    reports/samples/metrics.json.  `state` is champion, former champion, waiting,
+    refused, or "" before the first comparison.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Registry:
             metrics, problem = found_in(Metrics, files[f"{tag.commit}:{layout.METRICS}"], layout.METRICS)
             samples, _ = found_in(SampleMetrics, files[f"{tag.commit}:{layout.SAMPLE_METRICS}"], layout.SAMPLE_METRICS)
             state = FORMER if tag.commit in crowned else REFUSED if tag.commit in refused else ""
+            state = WAITING if self.waiting_tag and tag.commit == self.waiting_tag.commit else state
             stages = (CHAMPION,) if tag.commit in reigning else ()
             details = tag.name, tag.commit, tag.created, tag.message
             found.append(
@@ -142,9 +145,30 @@ class Registry:
         other = f"choose another with `gto assign {MODEL} --version vX.Y.Z --stage {CHAMPION} --force`"
         raise UserError(f"{tag.name}: its version's tag is gone; run `git fetch --tags`, or {other}", Exit.MISSING)
 
+    @property
+    def hold(self) -> str | None:
+        """Why no winner is promoted without a person; None if nobody holds the champion."""
+        evidence = evidence_of(self.champion_tag.message) if self.champion_tag else None
+        return evidence.hold if evidence else None
+
+    @cached_property
+    def waiting_tag(self) -> Tag | None:
+        """The tag of the newest winner, if it still waits for a person to approve it.
+
+        It waits no longer if the champion is another one now, or if it was judged again or withdrawn.
+        """
+        last = next((tag for tag in reversed(self.tags) if tag.stage == WAITING), None)
+        evidence = evidence_of(last.message) if last and last.event == "assignment" else None
+        reigning = self.champion_tag.commit if self.champion_tag else None
+        if last is None or evidence is None or evidence.champion_commit != reigning or last.commit == reigning:
+            return None
+        later = {tag.commit for tag in self.tags if tag.stage == REFUSED and tag.number > last.number}
+        return None if last.commit in later | deregistered(self.tags) else last
+
     def is_decided(self, commit: str) -> bool:
-        """Whether the commit has a version that was promoted, refused, or that GTO deregistered."""
-        return commit in assigned(self.tags, CHAMPION) | assigned(self.tags, REFUSED) | deregistered(self.tags)
+        """Whether the commit has a version that was promoted or refused, that won, or that GTO deregistered."""
+        stages = set[str]().union(*(assigned(self.tags, stage) for stage in (CHAMPION, REFUSED, WAITING)))
+        return commit in stages | deregistered(self.tags)
 
     def refusal(self, commit: str) -> Evidence | None:
         """Return the evidence of the last refusal of a commit's version; None if it was never refused."""
@@ -154,7 +178,7 @@ class Registry:
     @property
     def judged(self) -> dict[str, set[str]]:
         """The names of the challengers that validation images have judged, by the digest of these images."""
-        messages = [tag.message for tag in self.tags if tag.stage in (CHAMPION, REFUSED)]
+        messages = [tag.message for tag in self.tags if tag.stage in (CHAMPION, REFUSED, WAITING)]
         found: dict[str, set[str]] = {}
         for one in map(evidence_of, messages):
             if one and one.is_measured and one.challenger and one.validation_sha256:

@@ -9,8 +9,8 @@ from gto.tag import parse_name
 
 from flows.repository.repository import MODEL, Repository
 
-CHAMPION, REFUSED = "champion", "refused"
-"""The stages of GTO that the comparisons assign."""
+CHAMPION, REFUSED, WAITING = "champion", "refused", "waiting"
+"""The stages of GTO that the comparisons assign; a version that waits has won, and a person is to approve it."""
 NUMBERS = r"v(\d{1,9})\.(\d{1,9})\.(\d{1,9})"
 FIELDS = ("object", "creatordate:unix", "contents", "contents:signature")
 """What git prints of a tag besides its name."""

@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 import signal
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -13,7 +14,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 from forge import Forge, champion, comparison, crown, history
-from project import Sandbox, one_line
+from project import IDENTITY, Sandbox, one_line
 from scipy import stats
 
 from flows.core import layout
@@ -22,13 +23,14 @@ from flows.core.params import Promote
 from flows.core.params_file import read_params
 from flows.evaluation.results import BoundMetrics
 from flows.images.image_set import ImageSet, open_images, save_images
+from flows.orchestration.status import registry as registry_now
 from flows.process.ending import STOP, on_stop, stop_at_once
 from flows.process.locks import holder_of
 from flows.registry import promotion
-from flows.registry.evidence import PROMOTE, REFUSE, Evidence, evidence_of
+from flows.registry.evidence import PROMOTE, REFUSE, WAIT, Evidence, evidence_of
 from flows.registry.fetching import fetch_images
 from flows.registry.project import Project
-from flows.registry.promotion import challenge, decide, evaluated, limits_of, promote, rollback
+from flows.registry.promotion import approve, challenge, decide, evaluated, hold, limits_of, promote, rollback
 from flows.registry.versions import add_version, assign
 from flows.repository.tags import CHAMPION, REFUSED
 from vdm.choices import Split
@@ -117,7 +119,7 @@ def test_the_evidence_is_the_paired_difference_on_the_challengers_images(copied:
     """The working tree holds other images than the challenger's, which are fetched from the remote."""
     crown(copied, "v1.0.0")
     shutil.rmtree(copied.folder / ".dvc" / "cache")
-    rule = Promote(min_improvement_bpd=0.002, confidence=0.9)
+    rule = Promote(min_improvement_bpd=0.002, confidence=0.9, max_frechet=None, approval=None)
     evidence = evidence_for(copied, "v1.1.0", rule)
     compared, tested = evidence.comparison, evidence.test_comparison
     assert compared
@@ -144,6 +146,18 @@ def test_the_evidence_is_the_paired_difference_on_the_challengers_images(copied:
     assert [model.bpd for model in compared.models] == pytest.approx([old.mean(), new.mean()], abs=1e-6)
 
 
+def test_after_a_roll_back_the_challenger_is_also_compared_with_the_version_that_went(copied: Sandbox) -> None:
+    crown(copied, "v1.0.0", "v1.1.0")
+    rollback(Project(copied.folder), "wrong labels")
+    evidence = evidence_for(copied, "v1.2.0", Promote.model_validate(LIMITED))
+    assert (evidence.hold, evidence.champion, evidence.rolled_back_from) == ("wrong labels", "vdm@v1.0.0", "vdm@v1.1.0")
+    assert evidence.rolled_back_comparison
+    assert [each.model for each in evidence.rolled_back_comparison.models] == ["vdm@v1.1.0", "vdm@v1.2.0"]
+    assert evidence.frechet is not None
+    error = evidence.frechet.samples_standard_error
+    assert evidence.frechet_high == pytest.approx(evidence.frechet.samples + 1.645 * error, rel=1e-3)
+
+
 def evaluation(bpd: float | None = 2.0) -> BoundMetrics:
     """Return the challenger's figures alone."""
     terms: dict[str, Any] = {"prior_bpd": 0.0, "reconstruction_bpd": 0.0, "diffusion_bpd": bpd}
@@ -151,6 +165,7 @@ def evaluation(bpd: float | None = 2.0) -> BoundMetrics:
     return BoundMetrics(bpd=bpd, bpd_standard_error=0.1, **terms, **settings)
 
 
+LIMITED = {"min_improvement_bpd": 0.002, "confidence": 0.9, "max_frechet": 5.0, "approval": None}
 BASE = {
     "decision": "",
     "reason": "",
@@ -160,6 +175,12 @@ BASE = {
     "min_improvement_bpd": 0.01,
 }
 FIRST = {"champion": None, "comparison": None, "evaluation": evaluation()}
+FRECHET = {
+    "samples": 0.4,
+    "samples_standard_error": 0.04,
+    "held_out": 0.1,
+    "held_out_standard_error": 0.01,
+}
 UNDECIDED = comparison(interval=[-0.2, 0.1])
 KNOWN = {"split": "validation", "champion_saw": 5, "challenger_saw": 0, "num_decided": 12}
 
@@ -223,6 +244,15 @@ KNOWN = {"split": "validation", "champion_saw": 5, "challenger_saw": 0, "num_dec
             "vdm@v1.1.0 was fitted to the validation images (train.images), so they cannot judge it; `gto assign vdm",
         ),
         (FIRST | {"challenger_fitted_to": "train_and_validation"}, "promote", "is the first champion"),
+        (FIRST | {"approval": "person"}, "wait", "`vdmctl promote --approve vdm@v1.1.0` promotes it"),
+        ({"comparison": UNDECIDED, "approval": "person"}, "refuse", "is not shown to improve"),
+        ({"max_frechet": 0.5, "frechet": FRECHET, "frechet_high": 0.48}, "promote", "improves by more than 0.01"),
+        (
+            {"max_frechet": 0.45, "frechet": FRECHET, "frechet_high": 0.48},
+            "refuse",
+            "the Frechet distance of its samples is 0.4000 +- 0.0400, so up to 0.48, and promote.max_frechet is 0.45",
+        ),
+        ({"max_frechet": 0.45}, "refuse", "there is no distance of its samples with an error"),
     ],
 )
 def test_the_decision(changes: dict[str, Any], decision: str, reason: str) -> None:
@@ -481,7 +511,7 @@ def test_rolling_back_goes_back_one_champion_at_a_time(forge: Forge) -> None:
     crown(forge.project, "v1.0.0", "v1.1.0", "v1.2.0")
     once = forge.vdmctl("rollback")
     assert once.returncode == 0, once.stderr
-    assert once.stdout == "vdm#champion#4: rolled back from vdm@v1.2.0 to vdm@v1.1.0\n"
+    assert once.stdout.startswith("vdm#champion#4: rolled back from vdm@v1.2.0 to vdm@v1.1.0; nothing holds it")
     twice = json.loads(forge.vdmctl("rollback", "--json").stdout)
     assert (twice["champion"], twice["tag"]) == ("vdm@v1.0.0", "vdm#champion#5")
     thrice = forge.vdmctl("rollback")
@@ -493,6 +523,87 @@ def test_rolling_back_goes_back_one_champion_at_a_time(forge: Forge) -> None:
     assert rollback(forge.opened).champion == "vdm@v1.0.0"
     forge.project.gto(*["deprecate", "vdm", "v1.0.0", "champion"])
     assert "no version is the champion; `vdmctl promote`" in one_line(forge.vdmctl("rollback"))
+
+
+def judged(forge: Forge, reference: str, **changes: Any) -> Evidence:
+    """Return the evidence of a version that is better than the present champion."""
+    registry = forge.opened.registry
+    found = compared(forge, reference).model_copy(update=BASE | {"comparison": comparison()})
+    named = compared(forge, reference).model_dump(include={"challenger", "champion"})
+    evidence = found.model_copy(update=named | ({"hold": registry.hold} if registry.hold else {}) | changes)
+    decision, reason = decide(evidence)
+    return evidence.model_copy(update={"decision": decision, "reason": reason})
+
+
+def test_a_roll_back_that_is_held_lets_winners_wait_until_a_person_releases_it(forge: Forge) -> None:
+    crown(forge.project, "v1.0.0", "v1.1.0")
+    held = rollback(forge.opened, "wrong labels")
+    assert (held.hold, held.rolled_back_from) == ("wrong labels", "vdm@v1.1.0")
+    assert forge.opened.registry.hold == "wrong labels"
+    assert registry_now(forge.opened)["hold"] == "wrong labels"
+    winner = judged(forge, "v1.2.0")
+    assert winner.decision == WAIT
+    assert "it waits, since the champion is held: wrong labels; `vdmctl promote --approve vdm@v1.2.0`" in winner.reason
+    with pytest.raises(UserError, match=r"not promoted: .* it waits") as caught:
+        promote(forge.opened, winner)
+    assert caught.value.code is Exit.NOT_PROMOTED
+    assert champion(forge.project) == "vdm@v1.0.0"
+    assert registry_now(forge.opened)["waiting"] == "vdm@v1.2.0"
+    assert forge.opened.registry.is_decided(str(winner.challenger_commit))
+    released = hold(forge.opened, None)
+    assert (released.decision, released.rolled_back_from) == ("release", "vdm@v1.1.0")
+    assert (champion(forge.project), forge.opened.registry.hold) == ("vdm@v1.0.0", None)
+    assert forge.resolve("v1.2.0").state == "waiting"
+    with pytest.raises(UserError, match="nobody holds the champion"):
+        hold(forge.opened, None)
+    promote(forge.opened, judged(forge, "v1.2.0"))
+    assert champion(forge.project) == "vdm@v1.2.0"
+
+
+def test_a_second_roll_back_keeps_the_hold_of_the_first(forge: Forge) -> None:
+    crown(forge.project, "v1.0.0", "v1.1.0", "v1.2.0")
+    rollback(forge.opened, "wrong labels")
+    assert rollback(forge.opened).hold == "wrong labels"
+
+
+def test_a_winner_waits_for_a_person_and_a_newer_one_replaces_it(forge: Forge) -> None:
+    crown(forge.project, "v1.0.0")
+    for reference in ("v1.1.0", "v1.2.0"):
+        with pytest.raises(UserError, match=r"since promote\.approval is person"):
+            promote(forge.opened, judged(forge, reference, approval="person"))
+    assert [forge.resolve(name).state for name in ("v1.1.0", "v1.2.0")] == ["", "waiting"]
+    replaced = forge.vdmctl("promote", "--approve", "v1.1.0")
+    assert replaced.returncode == Exit.USAGE
+    assert "vdm@v1.1.0 does not wait for approval, and vdm@v1.2.0 does; `vdmctl promote" in one_line(replaced)
+    approved = forge.vdmctl("promote", "--approve", "v1.2.0", "--json")
+    assert approved.returncode == 0, approved.stderr
+    found = json.loads(approved.stdout)
+    assert (found["decision"], found["tag"]) == ("promote", "vdm#champion#4")
+    person = f"{IDENTITY['NAME']} <{IDENTITY['EMAIL']}>"
+    assert (found["approved_by"], found["reason"].endswith(f"; approved by {person}")) == (person, True)
+    assert datetime.fromisoformat(found["approved_at"]).tzinfo
+    assert forge.opened.registry.waiting_tag is None
+    assert champion(forge.project) == "vdm@v1.2.0"
+
+
+def test_an_approval_ends_a_hold_and_another_champion_ends_the_waiting(forge: Forge) -> None:
+    crown(forge.project, "v1.0.0")
+    hold(forge.opened, "wrong labels")
+    with pytest.raises(UserError, match="it waits"):
+        promote(forge.opened, judged(forge, "v1.1.0"))
+    evidence = approve(forge.opened, "v1.1.0")
+    assert "hold" not in evidence.model_dump(exclude_unset=True)
+    assert forge.opened.registry.hold is None
+    with pytest.raises(UserError, match="it waits"):
+        promote(forge.opened, judged(forge, "v1.2.0", approval="person"))
+    assert forge.opened.registry.waiting_tag
+    forge.project.gto("deprecate", "vdm", "v1.2.0", "waiting")
+    assert forge.opened.registry.waiting_tag is None
+    with pytest.raises(UserError, match="it waits"):
+        promote(forge.opened, judged(forge, "v1.2.0", approval="person"))
+    rollback(forge.opened)
+    with pytest.raises(UserError, match=r"vdm@v1\.2\.0 does not wait for approval, and none does"):
+        approve(forge.opened, "v1.2.0")
 
 
 def test_a_roll_back_to_damaged_files_names_the_command_that_passes_over_them(forge: Forge) -> None:
