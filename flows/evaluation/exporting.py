@@ -5,6 +5,7 @@ their names and their bytes, so that every command and `flows.api.load` read the
 """
 
 import json
+from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ WITHOUT_TRAINING = """\
 USE = """\
 ## Load it
 
-With the package `vdm-pipeline`; `hf download USER/{name} --local-dir {name}` makes the folder:
+With the package `vdm-pipeline`, whose version {version} wrote this; `hf download USER/{name} --local-dir {name}` makes
+the folder:
 
 ```python
 from flows.api import load
@@ -153,7 +155,7 @@ def card_for_the_hub(trained: TrainedModel, metrics: Metrics | None, name: str) 
             images=f"{metrics.num_images:,} {split_of(metrics)} images" if metrics.num_images else "not stated",
             data_sha256=metrics.data_sha256,
         )
-    use = USE.format(name=name, model_sha256=trained.sha256)
+    use = USE.format(name=name, model_sha256=trained.sha256, version=version("vdm-pipeline"))
     if network := trained.description.model.get("network"):
         use += OWN_NETWORK.format(network=network)
     return model + use + figures + (parameters(training) if training else "")

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from http import HTTPStatus
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,7 +95,14 @@ def application(
             await looking
 
     writing_report = asyncio.Lock()
-    app = FastAPI(title="vdm", lifespan=alive, docs_url=None, redoc_url=None, responses=NOT_ALLOWED)
+    app = FastAPI(
+        title="vdm",
+        version=version("vdm-pipeline"),
+        lifespan=alive,
+        docs_url=None,
+        redoc_url=None,
+        responses=NOT_ALLOWED,
+    )
     app.add_middleware(Guard, password=password, names=names)
     app.mount("/page", StaticFiles(directory=PAGE))
     answer_errors(app)

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def test_a_trained_model_has_a_card_for_the_hub(
         "model-index": [{"name": "digits", "results": [result]}],
     }
     assert "| bits/dim given the class | 1.6286 +- 0.0126 |" in text
+    assert f"whose version {version('vdm-pipeline')} wrote this" in text
     theirs = open_model(CLASSES)
     ours = open_model(out)
     assert (ours.sha256, ours.training, ours.line[0].licence) == (theirs.sha256, theirs.training, "CC BY 4.0")

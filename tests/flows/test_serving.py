@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import time
+import tomllib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -225,7 +226,9 @@ def test_the_model_says_what_it_is_and_the_schedule_of_the_interface_is_whole(ap
     assert any(each.startswith("It finds the class of 99.2% of the images, where a") for each in about["judgement"])
     assert about["schedule"]["gamma"] == sorted(about["schedule"]["gamma"])
     assert "<h2" in app.client.get("/report").text
-    paths = app.client.get("/openapi.json").json()["paths"]
+    described = app.client.get("/openapi.json").json()
+    assert described["info"]["version"] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    paths = described["paths"]
     assert paths.keys() == {"/health", "/model", "/examples", "/report", "/sample", "/fill-in", "/score", "/classify"}
 
 
