@@ -8,6 +8,7 @@ from pathlib import Path
 
 from project import Sandbox
 
+from flows.core import layout
 from flows.core.errors import Exit
 
 # Changes of vdm/training/validation.py that announce every batch of a validation, and make it longer.
@@ -19,13 +20,13 @@ SLOW = {
 
 def states(project: Sandbox) -> list[Path]:
     """Return the saved states of all runs."""
-    return sorted((project.folder / ".vdm" / "runs").glob("*/step-*.state"))
+    return sorted((project.folder / layout.TRAININGS).glob("*/step-*.state"))
 
 
 def remove_finished(project: Sandbox) -> None:
     """Remove the last model, and the states of finished runs, which a run with the same parameters would continue."""
     shutil.rmtree(project.folder / "models" / "trained", ignore_errors=True)
-    for path in (project.folder / ".vdm" / "runs").glob("*/model_sha256"):
+    for path in (project.folder / layout.TRAININGS).glob("*/model_sha256"):
         shutil.rmtree(path.parent)
 
 
