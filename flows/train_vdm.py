@@ -26,6 +26,7 @@ from flows.core.documents import read
 from flows.core.errors import Exit, NetworkError, UserError, brief
 from flows.core.params import CHAMPION
 from flows.evaluation.results import BoundMetrics, bits
+from flows.images.folder import in_words
 from flows.orchestration import artifacts
 from flows.orchestration.arrivals import has_same_images
 from flows.orchestration.checking import check_drift, compare_images, find_odd
@@ -240,6 +241,8 @@ def run_stages(run: Run, due: Due, outcome: Outcome, *, force: bool, wait_hours:
         if stage == stages.DOWNLOAD and due.lacks_source:
             continue
         run_stage(stage, run, force=force, wait_hours=wait_hours)
+        if stage == stages.DOWNLOAD and (damaged := run.images.description.damaged):
+            outcome = outcome._replace(damaged=in_words(damaged))
         if stage == stages.DOWNLOAD and due.newest:
             if due.same_code and due.same_parameters and not force and has_same_images(run.images, due.newest):
                 (run.folder / layout.DVC_LOCK).write_bytes(due.newest.content(layout.DVC_LOCK) or b"")

@@ -150,6 +150,8 @@ def rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def images_now(found: dict[str, Any]) -> str:
     """Return what a run would find at its source of images, in one line."""
     source, since = found["source"], found["since"]
+    if found.get("damaged"):
+        source += f" ({found['damaged']:,} damaged, left out)"
     if found["state"] == "missing":
         return f"{source} is not on this machine; a run that shares versions uses the recorded images, others fail"
     if found["state"] == "imported":

@@ -85,6 +85,8 @@ class Data(Section):
     split_seed: NonNegative
     # Cards and parameters of earlier versions lack the fields with a default.
     without_copies: bool = False
+    max_damaged: Annotated[int, Field(ge=0)] | Share = 0
+    """A number of files, or a share of them."""
     background: Annotated[str, AfterValidator(colour)] | None = None
     grayscale: bool
     gray_as_rgb: bool = False
@@ -104,6 +106,8 @@ class Data(Section):
             raise ValueError("background needs name: image_folder, since published sets have no transparency")
         if self.without_copies and self.name != "image_folder":
             raise ValueError("without_copies needs name: image_folder, since published sets are compared as a whole")
+        if self.max_damaged and self.name != "image_folder":
+            raise ValueError("max_damaged needs name: image_folder, since files of published sets have known digests")
         if self.stored_bits and self.name != "image_folder":
             raise ValueError("stored_bits needs name: image_folder, since published sets have 8 bits")
         if self.grayscale and self.gray_as_rgb:

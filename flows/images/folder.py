@@ -135,6 +135,8 @@ class ImageFiles:
         """K of the files that were read: their levels are 0..K-1."""
         self.used = Used()
         """Which levels the files of more than 8 bits have."""
+        self.damaged: list[str] = []
+        """The damaged files that were left out, as `data.max_damaged` allows."""
         self.formats: Counter[str] = Counter()
         self.lightness: list[float] = []
         """Of each picture with transparency that was read."""
@@ -156,6 +158,7 @@ class ImageFiles:
 
         Images that the transforms do not make like those of the first file are left out.  Raises UserError after the
         last file if there are any, or files that could not be used, and names them: exit 5 if one is damaged, else 4.
+        Damaged files, as far as `data.max_damaged` allows them, are no reason.
         """
         bad: dict[str, BadImageError] = {}
         found: dict[Kind, list[str]] = {}
@@ -180,10 +183,19 @@ class ImageFiles:
                 bad[name] = error
         if frames := self.formats[FIRST_FRAME]:
             log.warning("%s: of %d animations, the first frame is taken", visible(self.source), frames)
+        damaged = {name: error for name, error in bad.items() if error.code is Exit.MISSING}
+        allowed = self.data.max_damaged if self.data else 0
+        if found and 0 < len(damaged) <= (allowed if isinstance(allowed, int) else allowed * len(self.names)):
+            self.damaged = [os.fsencode(name).decode(errors="backslashreplace") for name in damaged]
+            left_out = f"{len(damaged):,} of {len(self.names):,} files are left out: {in_groups(damaged)}"
+            log.warning("%s: %s", visible(self.source), left_out)
+            bad = {name: error for name, error in bad.items() if name not in damaged}
         if bad := bad | unlike(found):
             reason = f"{len(bad):,} of {len(self.names):,} files cannot be used: {in_groups(bad)}"
-            damaged = any(error.code is Exit.MISSING for error in bad.values())
-            raise UserError(f"{self.source}: {reason}", Exit.MISSING if damaged else Exit.INVALID_DATA)
+            if self.data and bad.keys() <= damaged.keys():
+                reason += "; data.max_damaged leaves out as many as it allows"
+            is_damaged = not bad.keys().isdisjoint(damaged)
+            raise UserError(f"{self.source}: {reason}", Exit.MISSING if is_damaged else Exit.INVALID_DATA)
 
     def kind_of(self, images: Images) -> "Kind":
         """Return what the images of all files must have in common, as the transforms leave it.
@@ -205,6 +217,12 @@ class Kind(NamedTuple):
     channels: int
     num_bits: int
     size: str
+
+
+def in_words(damaged: list[str]) -> str:
+    """Return which damaged files were left out, in a few words."""
+    more = f" and {len(damaged) - MOST_NAMED:,} more" if len(damaged) > MOST_NAMED else ""
+    return f"{len(damaged):,} damaged left out: {listed(damaged[:MOST_NAMED])}{more}"
 
 
 def unlike(found: dict[Kind, list[str]]) -> dict[str, BadImageError]:
@@ -279,6 +297,9 @@ def read_folder(found: Path | ImageFiles, data: "Data") -> Source:
             yield Batch(images, files.num_levels, label, name, parts.get(part_of(name)), sources)
         formats = ", ".join(f"{count} {name}" for name, count in sorted(files.formats.items()))
         origin.update(formats=formats, num_levels=files.num_levels)
+        if files.damaged:
+            origin["damaged"] = files.damaged
+            origin["split"] += f"; {in_words(files.damaged)}"
         bits = (files.num_levels - 1).bit_length()
         if files.num_levels > 256:
             left = files.used.left(bits - min(bits, data.num_bits or bits))

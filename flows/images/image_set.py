@@ -59,6 +59,8 @@ class Description(Document):
     transforms: str = "none"
     """The transforms of the source's pixels, in words."""
     class_names: list[str] | None = None
+    damaged: list[str] | None = None
+    """The damaged files of the source that were left out."""
     pictures: bool = False
     """Whether these are pictures that the user named, and not arrays."""
 

@@ -96,6 +96,13 @@ def recorded_files(earlier: Commit) -> dict[str, set[bytes]]:
     return found
 
 
+def damaged_files(earlier: Commit) -> set[str]:
+    """Return the files that a run left out as damaged.  Raises UserError if DVC's cache here lacks its files."""
+    with earlier.files(remote=False) as files:
+        described = parse(Description, content_in(files, layout.IMAGES / DESCRIPTION) or b"", DESCRIPTION)
+    return {*(described.damaged or ())}
+
+
 def write_new_images(images: ImageSet, earlier: Commit, most: int, out: Path) -> None:
     """Write the images of a set that an earlier run did not have, at most so many, evenly spread, as a set in `out`.
 

@@ -11,7 +11,7 @@ from flows.core.params import CHAMPION
 from flows.images.containers import packed_files
 from flows.images.download import line_of
 from flows.images.folder import find_images
-from flows.orchestration.arrivals import recorded_files
+from flows.orchestration.arrivals import damaged_files, recorded_files
 from flows.orchestration.workspace import compose_params
 from flows.registry.project import Project
 from flows.registry.versions import REFERENCE
@@ -153,13 +153,14 @@ def find_due_now(project: Project) -> dict[str, Any]:
 
     `state` is "same", "changed", "missing" or "imported", and `due` what the run has to do, and why.  `since` is the
     newest run's version or commit.  If the source is a folder, and the files of that run are on this machine, `added`
-    counts files of other names, `empty` those of them without a byte, at which a run fails, and `removed` the images of
-    files that are gone, if no other one had them.  Raises UserError.
+    counts files of other names, `empty` those of them without a byte, and `removed` the images of files that are gone,
+    if no other one had them; `damaged` counts the files that the newest run left out, which are not `added`.  Raises
+    UserError.
     """
     base = project.git_text("rev-parse", "HEAD").strip()
     parameters = bounded_yaml.parse(compose_params(project, base, None, {}))
     source, newest = Path(str(parameters["data"]["source"])), next(iter(list_results(project)), None)
-    counts: dict[str, int | str | None] = {"added": None, "empty": None, "removed": None, "since": None}
+    counts: dict[str, int | str | None] = dict.fromkeys(("added", "empty", "removed", "damaged", "since"))
     if newest:
         counts["since"] = project.name_of(newest)
     state: State | None = None
@@ -167,15 +168,18 @@ def find_due_now(project: Project) -> dict[str, Any]:
     is_listed = source.is_dir() and not parameters["data"].get("without_copies") and not packed_files(source)
     if newest and source.is_absolute() and is_listed:
         known: dict[str, set[bytes]] = {}
+        damaged: set[str] = set()
         with suppress(UserError, ValueError):
-            known = recorded_files(Commit(project, newest, "the newest run"))
+            run = Commit(project, newest, "the newest run")
+            known, damaged = recorded_files(run), damaged_files(run)
         names = {str(parse_json(line_of(name))): name for name in find_images(source)[1]} if known else {}
         if known:
-            new = [source / name for said, name in names.items() if said not in known]
+            new = [source / name for said, name in names.items() if said not in known.keys() | damaged]
+            counts["damaged"] = len(damaged & names.keys())
             kept = set[bytes]().union(*(images for name, images in known.items() if name in names))
             counts["added"], counts["empty"] = len(new), sum(path.stat().st_size == 0 for path in new)
             counts["removed"] = len(set[bytes]().union(*known.values()) - kept)
-        if names.keys() != known.keys():
+        if names.keys() - damaged != known.keys():
             state = "changed"  # so that files which nobody has read yet are not hashed
     due = find_due(project, base, parameters, state)
     if newest and due.images == "same":

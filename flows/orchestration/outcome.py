@@ -37,6 +37,8 @@ class Outcome(NamedTuple):
     """Why there is no release."""
     arrivals: Arrivals | None = None
     """Which images came and went since the newest run; None if none did, or if nobody knows."""
+    damaged: str = ""
+    """Which damaged files were left out."""
     odd: str = ""
     """What is said of images that came and are odd."""
     without_source: str = ""
@@ -50,4 +52,4 @@ class Outcome(NamedTuple):
     def __str__(self) -> str:
         images = f"images: {self.arrivals}" if self.arrivals else ""
         said = str(self.release) if self.release else self.reason
-        return "; ".join(part for part in (said, images, self.odd, self.without_source) if part)
+        return "; ".join(part for part in (said, images, self.damaged, self.odd, self.without_source) if part)

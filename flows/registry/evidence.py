@@ -37,6 +37,8 @@ class Evidence(Document):
     champion_fitted_to: str | None = None
     data_sha256: str | None = None
     data_changed: bool | None = None
+    damaged: list[str] | None = None
+    """The damaged files that were left out of the challenger's images."""
     split: str | None = None
     validation_sha256: str | None = None
     num_judged: Count | None = None

@@ -110,6 +110,8 @@ def evaluated(
     images, model = fetch_images(repository, challenger), fetch_model(repository, challenger)
     kept = kept_images(repository, challenger)
     found = deciding_images(registry, challenger, images, kept) | {"challenger_fitted_to": model.fitted_to or "train"}
+    if images.description.damaged:
+        found["damaged"] = images.description.damaged
     deciding = Chosen(images, found["split"])
     places = {"": deciding, "test_": replace(deciding, split="test")}
     if champion is None:

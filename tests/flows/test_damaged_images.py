@@ -112,6 +112,30 @@ def test_a_bad_file_is_named(add: Callable[[Path], object], code: Exit, message:
     assert {path.name for path in folder.parent.iterdir()} - {"elsewhere.png"} == {"folder", "images"}
 
 
+@pytest.mark.parametrize(("most", "is_enough"), [(0, False), (1, False), (2, True), (0.1, False), (0.2, True)])
+def test_as_many_damaged_files_are_left_out_and_named_as_the_parameters_allow(
+    most: float, is_enough: bool, folder: Path
+) -> None:
+    """A file that is no level image, as one in CMYK, is not damaged."""
+    good = load(folder)
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "half.png").write_bytes(png(noise(6, 5), 8)[:60])
+    if not is_enough:
+        with pytest.raises(
+            UserError, match=r"2 of 10 .*replace or remove; data\.max_damaged leaves out as many"
+        ) as error:
+            load(folder, max_damaged=most)
+        assert error.value.code is Exit.MISSING
+        return
+    images = load(folder, max_damaged=most)
+    assert images.description.damaged == ["empty.png", "half.png"]
+    assert images.description.split.endswith('; 2 damaged left out: "empty.png", "half.png"')
+    assert images.data_sha256 == good.data_sha256
+    mode("CMYK")(folder / "cmyk.tif")
+    with pytest.raises(UserError, match="1 of 11 files cannot be used: 1 in CMYK"):
+        load(folder, max_damaged=most)
+
+
 def test_all_bad_files_are_named_in_groups_after_one_pass(folder: Path) -> None:
     """The first file is unlike the others, too."""
     for number in range(20):

@@ -12,7 +12,7 @@ from PIL import Image
 from flows.core import bounded_yaml
 from flows.core.errors import Exit, UserError
 from flows.images.image_set import ImageSet
-from flows.orchestration.arrivals import count_arrivals, has_same_images
+from flows.orchestration.arrivals import count_arrivals, damaged_files, has_same_images
 from flows.orchestration.due import find_due, find_due_now, list_results
 from flows.orchestration.workspace import compose_params
 from flows.repository import sources
@@ -100,6 +100,17 @@ def test_what_came_and_went_is_counted_as_a_run_counts_it(forge: Forge, shot: Pa
     (shot / "a/20.png").unlink()
     arrived = count_arrivals(load(shot), newest(forge))
     assert arrived == (1, 1, "vdm@v1.0.0")
+
+
+def test_a_damaged_file_that_a_run_left_out_has_not_arrived(forge: Forge, shot: Path) -> None:
+    (shot / "a/20.png").touch()
+    shutil.rmtree(forge.files / "data/images")
+    load(shot, max_damaged=1).folder.rename(forge.files / "data/images")
+    version(forge, "v1.1.0", shot)
+    assert damaged_files(newest(forge)) == {"a/20.png"}
+    Image.fromarray(noise(8, 8, seed=21)).save(shot / "a/21.png")
+    found = find_due_now(forge.opened)
+    assert (found["state"], found["added"], found["empty"], found["damaged"]) == ("changed", 1, 0, 1)
 
 
 def test_renamed_files_hold_the_same_images_and_a_moved_one_does_not(forge: Forge, shot: Path) -> None:

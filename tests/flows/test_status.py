@@ -130,6 +130,7 @@ def test_a_run_that_the_limit_cancelled_was_dropped() -> None:
         ),
         ({"state": "changed", "added": None, "removed": None}, "/here: changed since vdm@v1.3.0"),
         ({"state": "same", "added": 0, "removed": 0}, "/here: as in vdm@v1.3.0"),
+        ({"state": "same", "damaged": 2}, "/here (2 damaged, left out): as in vdm@v1.3.0"),
         ({"state": "missing"}, "/here is not on this machine; a run that shares versions uses the recorded images"),
         ({"state": "imported"}, "/here is an import, which a run brings up to date"),
         ({"state": "changed", "since": None}, "/here: no run has seen them yet"),
