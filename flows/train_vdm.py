@@ -34,6 +34,7 @@ from flows.orchestration.due import Due, find_due, list_results, nothing_to_do
 from flows.orchestration.outcome import Drifted, Outcome
 from flows.orchestration.releasing import RETRIED, catch_up, publish_all, release
 from flows.orchestration.runs import INTERRUPTED
+from flows.orchestration.silence import is_source_gone
 from flows.orchestration.streaming import EXPECTED, STOPPED, as_user_error, leave_out_tracebacks, result_of, stream
 from flows.orchestration.workspace import Run, compose_params, prune, workspace
 from flows.process.ending import fail
@@ -70,8 +71,8 @@ def train_vdm(
 ) -> State[None]:
     """Train, evaluate and register a model with the code of the checked-out commit, and promote it if it is better.
 
-    The name of its final state says what came of it: Promoted, Refused, Waiting, NothingToDo, Drifted, Failed or
-    Interrupted.
+    The name of its final state says what came of it: Promoted, Refused, Waiting, NothingToDo, SourceMissing,
+    Drifted, Failed or Interrupted.
 
     Args:
         preset: The name of a file in presets/, without .yaml, that replaces params.yaml.
@@ -134,7 +135,7 @@ def retrain(
     get_run_logger().info("%s%s", due, ", and all stages are to run again" if force else "")
     require_images(due, force=force)
     if due.is_nothing and not force:
-        return Outcome("NothingToDo", reason=str(due))
+        return Outcome("SourceMissing" if due.lacks_source and is_source_gone() else "NothingToDo", reason=str(due))
     with workspace(project, name_champion(project, params), base) as run:
         outcome = Outcome("NothingToDo", without_source=due.without_source)
         if due.lacks_source or sources.is_tracked(run, due.source):

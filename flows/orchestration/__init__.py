@@ -6,6 +6,7 @@ files        prefect.yaml and automations.yaml, which people edit
 setting_up   the pool, the deployments of prefect.yaml, and automations, where the server lacks them
 runs         runs and their processes: closes dead runs, continues interrupted ones
 status       `vdmctl status`
+silence      what no longer comes: the source, runs, pictures
 pruning      `vdmctl prune`
 plugin       the `prefect` command in the project's folder
 workspace    a run's own worktree, branch and parameters

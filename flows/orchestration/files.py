@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from prefect.events.schemas.automations import AutomationCore
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
@@ -27,9 +27,18 @@ class Deployment(Document):
     name: str = Field(min_length=1)
 
 
+class Silence(Document):
+    """After how many days without a finished run, or a new picture, `vdmctl status` has a problem; None for never."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    run_days: Annotated[float, Field(gt=0)] | None = None
+    picture_days: Annotated[float, Field(gt=0)] | None = None
+
+
 class Deployments(Document):
     """prefect.yaml."""
 
+    silence: Silence = Silence()
     deployments: list[Deployment]
 
 

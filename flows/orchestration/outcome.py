@@ -7,7 +7,7 @@ from flows.orchestration.arrivals import Arrivals
 from flows.registry.evidence import WAIT, Evidence
 from flows.registry.versions import Version
 
-State = Literal["Promoted", "Refused", "Waiting", "NothingToDo", "Drifted", "Failed", "Interrupted"]
+State = Literal["Promoted", "Refused", "Waiting", "NothingToDo", "SourceMissing", "Drifted", "Failed", "Interrupted"]
 DRIFTED: State = "Drifted"
 
 

@@ -23,7 +23,7 @@ from flows.registry.project import Project
 
 POOL = "vdm"
 ENDS = (
-    *("Completed", "Promoted", "Refused", "Waiting", "NothingToDo"),
+    *("Completed", "Promoted", "Refused", "Waiting", "NothingToDo", "SourceMissing"),
     *("Failed", "Drifted", "Cancelled", "Crashed", INTERRUPTED),
 )
 """The names of the states in which runs end; Prefect emits the event prefect.flow-run.NAME."""

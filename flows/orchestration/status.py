@@ -38,7 +38,7 @@ def status(project: Project) -> Entry:
             "disk_bytes": disk(project),
             "disk_free_bytes": shutil.disk_usage(project.folder).free,
         }
-    return found | {"problems": [*problems(found), *wrong_files(project)]}
+    return found | {"problems": [*problems(found), *silent(project, found), *wrong_files(project)]}
 
 
 def server(project: Project) -> Entry:
@@ -271,6 +271,20 @@ def problems(found: Entry) -> Iterator[str]:
         yield f"{', '.join(names)}: not at {REMOTE}; a run with publish=true pushes what runs made; {others}"
     if names := registry["unfetched"]:
         yield f"{', '.join(names)}: at {REMOTE} and not here; `git fetch --tags` brings them"
+
+
+def silent(project: Project, found: Entry) -> Iterator[str]:
+    """Yield a line for everything that no longer comes."""
+    from flows.orchestration.files import Silence, read_deployments
+    from flows.orchestration.silence import silences
+
+    limits = Silence()
+    with suppress(UserError):  # `wrong_files` tells it
+        limits = read_deployments(project).silence
+    try:
+        yield from silences(limits, found, datetime.now(UTC))
+    except (OSError, UserError) as error:
+        yield str(error)
 
 
 def wrong_files(project: Project) -> Iterator[str]:

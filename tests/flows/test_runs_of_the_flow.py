@@ -33,6 +33,7 @@ from flows.orchestration import releasing
 from flows.orchestration.arrivals import Arrivals
 from flows.orchestration.artifacts import Progress
 from flows.orchestration.checking import check_drift
+from flows.orchestration.due import Due
 from flows.orchestration.outcome import DRIFTED, Drifted, Outcome, Release
 from flows.orchestration.streaming import EXPECTED, as_user_error, failure, result_of, stream
 from flows.orchestration.workspace import Run, compose_params, workspace
@@ -42,9 +43,19 @@ from flows.registry.fetching import fetch
 from flows.registry.project import Project
 from flows.registry.verification import require_sound
 from flows.registry.versions import Version
+from flows.repository.commit import Commit
 from flows.repository.files import DamagedVersionError, readable
 from flows.repository.stages import stage_names
-from flows.train_vdm import check_champion, is_cancelled, name_champion, reproduce, restore, run_stage, while_busy
+from flows.train_vdm import (
+    check_champion,
+    is_cancelled,
+    name_champion,
+    reproduce,
+    restore,
+    retrain,
+    run_stage,
+    while_busy,
+)
 
 ARTIFACTS = "flows.orchestration.artifacts"
 
@@ -375,6 +386,24 @@ def test_a_run_begins_from_the_champion_of_its_moment(forge: Forge, monkeypatch:
     crown(forge.project, "v1.1.0")
     assert start(name_champion(forge.opened, text)) == "vdm@v1.1.0"
     assert logger.info.call_args.args == ("training %s", "continues from the champion vdm@v1.1.0")
+
+
+@pytest.mark.parametrize(("is_gone", "state"), [(True, "SourceMissing"), (False, "NothingToDo")])
+def test_a_run_without_a_source_that_nobody_has_says_so(
+    is_gone: bool, state: str, forge: Forge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another machine may have the source: its worker's run finds what is new."""
+    newest = Commit(forge.opened, forge.commit("v1.0.0", run="made"), "the newest run")
+    due = Due(Path("/gone"), newest, "missing", same_code=True, same_parameters=True, same_preparation=True)
+    logged_by("flows.train_vdm", monkeypatch)
+    monkeypatch.setattr("flows.train_vdm.require_ready", Mock())
+    monkeypatch.setattr("flows.train_vdm.find_due", Mock(return_value=due))
+    monkeypatch.setattr("flows.train_vdm.is_source_gone", Mock(return_value=is_gone))
+    monkeypatch.setenv("VDM_SHARE", "1")
+    monkeypatch.setattr(Project, "first_commit", Mock(return_value="HEAD"))
+    outcome = retrain(forge.opened, None, {}, force=False, wait_hours=0)
+    assert outcome.state == state
+    assert "/gone is not on this machine" in str(outcome)
 
 
 @pytest.mark.slow

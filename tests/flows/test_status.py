@@ -1,6 +1,8 @@
 """What `vdmctl status` reports, and which of it is a problem."""
 
 import fcntl
+import os
+import socket
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +19,8 @@ import flows.orchestration.due  # noqa: F401
 from flows.commands import operating
 from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError
+from flows.orchestration.files import Silence
+from flows.orchestration.silence import silences
 from flows.orchestration.status import devices, ending, is_dropped, problems, registry, status, worktrees
 from flows.registry.project import Project
 
@@ -148,6 +152,27 @@ def test_a_folder_that_is_not_served_says_so_at_once(tmp_path: Path, monkeypatch
     found = status(Project(project.folder))
     assert time.monotonic() - began < 2
     assert found["problems"] == [f"{project.folder}: not served; start `vdmctl serve`, or set PREFECT_API_URL"]
+
+
+def test_what_no_longer_comes_is_a_problem(tmp_path: Path) -> None:
+    now, here = datetime(2026, 1, 10, tzinfo=UTC), socket.gethostname()
+    images: dict[str, Any] = {"source": str(tmp_path), "state": "missing", "since": "vdm@v1.0.0"}
+    server = WELL | {"workers": [{"name": f"{here}:w", "status": "ONLINE"}, {"name": "far:w", "status": "OFFLINE"}]}
+
+    def said_of(limits: Silence | None = None, server: dict[str, Any] = server, **changes: Any) -> list[str]:
+        return list(silences(limits or Silence(), {"server": server, "images": images | changes}, now))
+
+    assert said_of()[0].startswith(f"{tmp_path}, which vdm@v1.0.0 was made of, is on no machine with a worker")
+    assert said_of(server=WELL | {"workers": [{"name": "far:w", "status": "ONLINE"}]}) == []
+    assert said_of(state="same") == []
+    (tmp_path / "0.png").touch()
+    os.utime(tmp_path / "0.png", (now.timestamp() - 3 * 86400,) * 2)
+    assert said_of(Silence(picture_days=4), state="same") == []
+    assert "newest picture is of 2026-01-07T00:00:00+00:00" in said_of(Silence(picture_days=2), state="same")[0]
+    ran = server | {"last_run": ENDED | {"ended": "2026-01-01T00:00:00+00:00"}}
+    assert said_of(Silence(run_days=10), ran, state="same") == []
+    assert said_of(Silence(run_days=8), ran, state="same")[0].startswith("the newest run ended at 2026-01-01")
+    assert said_of(Silence(run_days=8), state="same")[0].startswith("the newest run is not known to the server")
 
 
 def test_what_is_in_use_is_what_has_a_held_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
