@@ -38,7 +38,7 @@ def test_every_stage_leaves_its_outputs(reproduced: Sandbox) -> None:
     folder = reproduced.folder
     metrics = json.loads((folder / "reports/evaluation/metrics.json").read_text())
     assert 0 < metrics["bpd"] < 8
-    assert list((folder / ".vdm" / "runs").iterdir()) == []
+    assert list((folder / ".vdm" / "trainings").iterdir()) == []
     lock = (folder / "requirements.lock").read_bytes()
     assert metrics["environment"]["requirements_sha256"] == hashlib.sha256(lock).hexdigest()
     assert metrics["environment"]["torch"] == torch.__version__
