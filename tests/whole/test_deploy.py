@@ -155,6 +155,16 @@ def test_systemd_understands_the_unit(tmp_path: Path, name: str) -> None:
     assert [line for line in done.stderr.splitlines() if fnmatch(line, f"*{name}.service*")] == []
 
 
+@pytest.mark.needs("systemd-analyze")
+@pytest.mark.parametrize("name", ["vdm", "vdm-app"])
+def test_a_unit_has_few_rights(name: str) -> None:
+    command = ["systemd-analyze", "security", "--no-pager", "--offline=true", str(DEPLOY / f"{name}.service")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    level = re.search(r"Overall exposure level for .*: ([0-9.]+)", done.stdout)
+    assert level, done.stderr
+    assert float(level[1]) <= 4
+
+
 def test_nothing_is_compiled_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in an image without gcc."""
     for variable in ("CC", "CXX"):
