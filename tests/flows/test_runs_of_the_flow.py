@@ -38,7 +38,7 @@ from flows.orchestration.outcome import DRIFTED, Drifted, Outcome, Release
 from flows.orchestration.streaming import EXPECTED, as_user_error, failure, result_of, stream
 from flows.orchestration.workspace import Run, compose_params, workspace
 from flows.process.ending import on_stop
-from flows.registry.evidence import Evidence
+from flows.registry.evidence import WAIT, Evidence
 from flows.registry.fetching import fetch
 from flows.registry.project import Project
 from flows.registry.verification import require_sound
@@ -54,6 +54,7 @@ from flows.train_vdm import (
     restore,
     retrain,
     run_stage,
+    run_stages,
     while_busy,
 )
 
@@ -386,6 +387,25 @@ def test_a_run_begins_from_the_champion_of_its_moment(forge: Forge, monkeypatch:
     crown(forge.project, "v1.1.0")
     assert start(name_champion(forge.opened, text)) == "vdm@v1.1.0"
     assert logger.info.call_args.args == ("training %s", "continues from the champion vdm@v1.1.0")
+
+
+def test_a_run_names_the_damaged_files_that_it_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    logged_by("flows.train_vdm", monkeypatch)
+    for name in ("run_stage", "artifacts.show_results"):
+        monkeypatch.setattr(f"flows.train_vdm.{name}", Mock())
+    monkeypatch.setattr("flows.train_vdm.stages.stage_names", Mock(return_value=["download"]))
+    run, due = Mock(), Due(Path("/here"), None)
+    run.images.description.damaged = ["a.png"]
+    run.base, run.name = "HEAD", "name"
+    outcome = run_stages(run, due, Outcome("NothingToDo", reason="first"), force=False, wait_hours=0)
+    assert str(outcome) == 'first; 1 damaged left out: "a.png"'
+
+
+def test_a_run_whose_model_waits_says_so() -> None:
+    waits = Release(Mock(commit="0" * 40), "runs/a", Evidence(decision=WAIT, reason="it waits"))
+    outcome = Outcome("NothingToDo").released(waits)
+    assert outcome.state == "Waiting"
+    assert str(outcome).endswith("on branch runs/a, waiting: it waits")
 
 
 @pytest.mark.parametrize(("is_gone", "state"), [(True, "SourceMissing"), (False, "NothingToDo")])
