@@ -23,6 +23,7 @@ def are_elsewhere(workers: Iterable[str]) -> bool:
 def is_source_gone() -> bool:
     """Whether a source that this machine lacks is gone for all workers that are online at Prefect's server."""
     with suppress(ObjectNotFound), get_client(sync_client=True) as client:  # no pool: the run has no worker
+        client.read_work_pool(POOL)  # without a pool, the next call raises another error
         workers = client.read_workers_for_work_pool(POOL)
         return not are_elsewhere(worker.name for worker in workers if worker.status.value == "ONLINE")
     return True
