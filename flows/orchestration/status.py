@@ -76,6 +76,7 @@ def loop(client: Any) -> Entry:
 
     workers = []
     with suppress(ObjectNotFound):  # no pool yet
+        client.read_work_pool(POOL)  # without a pool, the next call raises another error
         workers = client.read_workers_for_work_pool(POOL)
     deployments = client.read_deployments(flow_filter=OF_FLOW)
     planned = runs(StateType.SCHEDULED, sort=FlowRunSort.EXPECTED_START_TIME_ASC)
