@@ -24,6 +24,8 @@ from flows.serving.champion import Served
 from vdm.model import VDM
 
 pytestmark = pytest.mark.needs("Chromium")
+expect.set_options(timeout=30_000)  # on a busy machine
+
 TIMES = "\N{MULTIPLICATION SIGN}"
 TABS = ("draw", "score", "fill-in", "classify", "model")
 WIDER = "document.documentElement.scrollWidth > innerWidth"
