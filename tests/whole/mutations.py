@@ -71,7 +71,7 @@ MISTAKES = {
 }
 
 
-def tests_of(copy: Path, module: str) -> int:
+def run_tests(copy: Path, module: str) -> int:
     """Run the tests of a module of vdm/ in a copy of the code; return pytest's exit code."""
     command = [sys.executable, "-m", "pytest", "-qx", "-m", "not slow and not processes", f"tests/vdm/test_{module}.py"]
     return subprocess.run(command, cwd=copy, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True).returncode
@@ -79,7 +79,7 @@ def tests_of(copy: Path, module: str) -> int:
 
 def copy_code(copy: Path, mistake: Mistake | None) -> None:
     """Copy the code and its tests into the folder, with the mistake."""
-    for name in ("vdm", "flows", "tests", "benchmarks"):
+    for name in ("vdm", "flows", "tests", "benchmarks", "presets"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("oracles", "*.pyc.*"))
     for name in ("pyproject.toml", "params.yaml", "dvc.yaml"):
         shutil.copyfile(ROOT / name, copy / name)
@@ -93,10 +93,10 @@ def copy_code(copy: Path, mistake: Mistake | None) -> None:
 @pytest.mark.parametrize("module", sorted({mistake.tests for mistake in MISTAKES.values()}))
 def test_the_tests_that_catch_mistakes_pass_on_the_unchanged_code(module: str, tmp_path: Path) -> None:
     copy_code(tmp_path, None)
-    assert tests_of(tmp_path, module) == 0
+    assert run_tests(tmp_path, module) == 0
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_caught(mistake: str, tmp_path: Path) -> None:
     copy_code(tmp_path, MISTAKES[mistake])
-    assert tests_of(tmp_path, MISTAKES[mistake].tests) == 1
+    assert run_tests(tmp_path, MISTAKES[mistake].tests) == 1
