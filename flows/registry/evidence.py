@@ -1,9 +1,9 @@
 """The document that says why a version was promoted or refused, waits, or was rolled back to."""
 
 import json
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import model_validator
+from pydantic import ConfigDict
 
 from flows.core.documents import Count, Document, Number, parse
 from flows.core.errors import UserError
@@ -25,6 +25,8 @@ class Evidence(Document):
     have judged, with this one.  Only the fields that were set are written: the first champion was compared with no
     other, so it has an evaluation in place of a comparison, and two models that cannot be compared have neither.
     """
+
+    model_config = ConfigDict(frozen=False, validate_assignment=True)  # it is gathered while the models are evaluated
 
     decision: str
     reason: str
@@ -77,19 +79,11 @@ class Evidence(Document):
     """Champion and challenger on the images that decided."""
     test_comparison: Comparison | None = None
     """Both on the test images, which decide nothing unless there are no others."""
-    forgotten: Comparison | None = None
-    """Both on those of the champion's validation images that neither saw, which decide nothing."""
     evaluation: BoundMetrics | None = None
     """The first champion on the images that decided."""
     test_evaluation: BoundMetrics | None = None
     """It on the test images."""
     tag: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def nested(cls, value: Any) -> Any:
-        """Return the fields of the flat form, which earlier versions wrote, in their places."""
-        return from_flat(value) if isinstance(value, dict) and "challenger_bpd" in value else value
 
     @property
     def is_measured(self) -> bool:
@@ -99,34 +93,6 @@ class Evidence(Document):
     def message(self, title: str) -> str:
         """Return the message of a tag: the title, an empty line, and the evidence as JSON."""
         return f"{title}\n\n{json.dumps(self.model_dump(exclude_unset=True), indent=2, allow_nan=False)}\n"
-
-
-def from_flat(flat: dict[str, Any]) -> dict[str, Any]:
-    """Return evidence of the flat form, in which the figures stand beside the decision, in the present one."""
-    settings = {key: flat.get(key) for key in ("seed", "times_per_image", "num_timesteps", "num_images")}
-    settings["given"] = flat.get("given", "nothing")
-    paired = {key: flat.get(key) for key in ("difference_bpd", "difference_standard_error", "confidence")}
-
-    def figures(role: str, test: str) -> dict[str, Any]:
-        names = {"bpd": f"{role}{test}_bpd", "bpd_standard_error": f"{role}{test}_standard_error"}
-        digests = {"model_sha256": flat.get(f"{role}_model_sha256"), "data_sha256": flat.get("data_sha256")}
-        return {"model": flat.get(role)} | {key: flat.get(name) for key, name in names.items()} | digests
-
-    found = {key: value for key, value in flat.items() if key in Evidence.model_fields}
-    if "champion_bpd" not in flat:
-        for name, test in (("evaluation", ""), ("test_evaluation", "_test")):
-            terms = dict.fromkeys(("prior_bpd", "reconstruction_bpd", "diffusion_bpd"))
-            found[name] = (
-                {"split": "test" if test else flat.get("split")} | terms | figures("challenger", test) | settings
-            )
-        return found
-    interval = flat.get("confidence_interval") or [None, None]
-    for name, test in (("comparison", ""), ("test_comparison", "_test")):
-        models = [figures("champion", test), figures("challenger", test)]
-        unknown = {"difference_bpd": None, "difference_standard_error": None} if test else {}
-        found[name] = {"split": "test" if test else flat.get("split"), "models": models} | settings | paired | unknown
-        found[name]["confidence_interval"] = [None, None] if test else interval
-    return found
 
 
 def evidence_of(message: str) -> Evidence | None:

@@ -4,8 +4,7 @@ The digests come from dvc.lock at the version's commit.  Cache and remote are th
 configured in an old commit may be gone.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,12 +12,11 @@ from flows.core import layout
 from flows.core.documents import Document, Sha256, read
 from flows.core.errors import Exit, UserError
 from flows.core.files import file_sha256, scratch_folder
-from flows.images.image_set import DESCRIPTION, Description, ImageSet, labels_of, load_array, open_images, write_array
+from flows.images.image_set import ImageSet, open_images
 from flows.registry.versions import Version
 from flows.repository.cache import given_up
-from flows.repository.files import DamagedVersionError, get, readable
+from flows.repository.files import DamagedVersionError, get
 from flows.repository.repository import Repository
-from vdm.choices import Split
 
 if TYPE_CHECKING:
     from flows.core.model import TrainedModel
@@ -66,29 +64,6 @@ def fetch_images(repository: Repository, version: Version) -> ImageSet:
         if (images := open_images(folder)).data_sha256 == expected:
             return images
     raise DamagedVersionError(f"{folder} is damaged; delete it to fetch it again")
-
-
-@contextmanager
-def images_of_split(repository: Repository, version: Version, split: Split) -> Iterator[ImageSet]:
-    """Yield a version's images of one split, as a set that exists while the block runs; the other splits are empty.
-
-    Raises UserError (exit 5); see `fetch`.
-    """
-    with scratch_folder() as scratch:
-        with repository.at(version).files() as files:
-            for path in (layout.IMAGES / DESCRIPTION, layout.IMAGES / f"{split}.npy", labels_of(layout.IMAGES, split)):
-                with readable(str(path)):
-                    is_there = files.exists(str(path)) or path != labels_of(layout.IMAGES, split)
-                if is_there:
-                    get(files, str(path), None, scratch)
-        folder = scratch / layout.IMAGES
-        pixels = load_array(folder / f"{split}.npy")
-        for other in read(Description, folder / DESCRIPTION).splits:
-            if other != split:
-                write_array(folder / f"{other}.npy", [pixels[:0]])
-        images = open_images(folder)
-        images.data_sha256 = stated(version, "data_sha256")  # that of the whole set
-        yield images
 
 
 def fetch_folder(repository: Repository, version: Version, path: str) -> Path:

@@ -13,8 +13,6 @@ validation images do the test images decide, and the evidence says so.
 """
 
 import logging
-from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from statistics import NormalDist
@@ -26,11 +24,11 @@ from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.core.model import TrainedModel
 from flows.evaluation.bound import compare, evaluate
-from flows.evaluation.results import BOTH, Comparison
-from flows.images.image_set import Chosen, ImageSet
+from flows.evaluation.results import BOTH
+from flows.images.image_set import Chosen
 from flows.process.ending import finish
 from flows.registry.evidence import HOLD, PROMOTE, REFUSE, RELEASE, ROLL_BACK, WAIT, Evidence, evidence_of
-from flows.registry.fetching import fetch_images, fetch_model, images_of_split
+from flows.registry.fetching import fetch_images, fetch_model
 from flows.registry.images import Kept, kept_images, trained_on
 from flows.registry.verification import require_sound
 from flows.registry.versions import Registry, Version, assign, open_registry
@@ -72,85 +70,93 @@ def challenge(registry: Registry, challenger: Version, *, settings: "Evaluate", 
         data_sha256=challenger.metrics.data_sha256,
         data_changed=champion is not None and champion.metrics.data_sha256 != challenger.metrics.data_sha256,
         min_improvement_bpd=rule.min_improvement_bpd,
-        **conditions(registry, challenger, rule),
-        **evaluated(registry, challenger, champion, settings=settings, rule=rule),
     )
-    decision, reason = decide(evidence)
-    said = {"limits": limits_of(evidence)} if evidence.comparison else {}
-    return evidence.model_copy(update={"decision": decision, "reason": reason} | said)
+    add_conditions(evidence, registry, challenger, rule)
+    add_figures(evidence, registry, challenger, champion, settings=settings, rule=rule)
+    evidence.decision, evidence.reason = decide(evidence)
+    if evidence.comparison:
+        evidence.limits = limits_of(evidence)
+    return evidence
 
 
-def conditions(registry: Registry, challenger: Version, rule: "Promote") -> dict[str, Any]:
-    """Return what else decides, as fields of Evidence: the samples' quality, a hold, a person's approval."""
-    found: dict[str, Any] = {}
+def add_conditions(evidence: Evidence, registry: Registry, challenger: Version, rule: "Promote") -> None:
+    """Add what else decides: the samples' quality, a hold, a person's approval."""
     if rule.max_frechet is not None:
         figures = challenger.samples.figures if challenger.samples else {}
         frechet = next((figure for name, figure in figures.items() if name.startswith("fd_")), None)
-        found |= {"max_frechet": rule.max_frechet, "frechet": frechet}
+        evidence.max_frechet, evidence.frechet = rule.max_frechet, frechet
         if frechet and frechet.samples is not None and frechet.samples_standard_error is not None:
             errors = NormalDist().inv_cdf((1 + rule.confidence) / 2)
-            found["frechet_high"] = frechet.samples + errors * frechet.samples_standard_error
+            evidence.frechet_high = frechet.samples + errors * frechet.samples_standard_error
     if rule.approval:
-        found["approval"] = rule.approval
+        evidence.approval = rule.approval
     if registry.hold:
-        found["hold"] = registry.hold
-    return found
+        evidence.hold = registry.hold
 
 
-def evaluated(
-    registry: Registry, challenger: Version, champion: Version | None, *, settings: "Evaluate", rule: "Promote"
-) -> dict[str, Any]:
-    """Return the figures of both models on the challenger's images, or the challenger's if there is no champion.
+def add_figures(
+    evidence: Evidence,
+    registry: Registry,
+    challenger: Version,
+    champion: Version | None,
+    *,
+    settings: "Evaluate",
+    rule: "Promote",
+) -> None:
+    """Add the figures of both models on the challenger's images, or the challenger's if there is no champion.
 
-    They are fields of Evidence.  There are none when the challenger is the champion already or was fitted to the
-    validation images, when the champion is a model of images of another shape or number of levels, or when too few
-    images are left that neither was trained on.
+    There are none when the challenger is the champion already or was fitted to the validation images, when the champion
+    is a model of images of another shape or number of levels, or when too few images are left that neither was trained
+    on.
     """
     repository = registry.repository
     images, model = fetch_images(repository, challenger), fetch_model(repository, challenger)
     kept = kept_images(repository, challenger)
-    found = deciding_images(registry, challenger, images, kept) | {"challenger_fitted_to": model.fitted_to or "train"}
+    evidence.challenger_fitted_to = model.fitted_to or "train"
     if images.description.damaged:
-        found["damaged"] = images.description.damaged
-    deciding = Chosen(images, found["split"])
-    places = {"": deciding, "test_": replace(deciding, split="test")}
+        evidence.damaged = images.description.damaged
+    deciding, test = Chosen(images, "validation"), Chosen(images, "test")
+    if not len(deciding):
+        deciding = test
+    evidence.split = deciding.split
+    if deciding is not test:
+        evidence.validation_sha256 = images.array_sha256["validation"]
+        evidence.num_judged = num_judged(registry, challenger, evidence.validation_sha256, kept)
     if champion is None:
-        requirements = repository.folder / layout.REQUIREMENTS
-        alone = {
-            split: evaluate(settings, model, Chosen(images, split), requirements=requirements)
-            for split in {each.split for each in places.values()}
-        }
-        return found | {f"{place}evaluation": alone[each.split] for place, each in places.items()}
-    if champion.commit == challenger.commit or found["challenger_fitted_to"] != "train":
-        return found
+        alone = partial(evaluate, settings, model, requirements=repository.folder / layout.REQUIREMENTS)
+        evidence.evaluation = alone(deciding)
+        evidence.test_evaluation = evidence.evaluation if deciding is test else alone(test)
+        return
+    if champion.commit == challenger.commit or evidence.challenger_fitted_to != "train":
+        return
     reigning = fetch_model(repository, champion)
     if (reigning.image_shape, reigning.num_levels) != (images.image_shape, images.num_levels):
-        return found
-    found["champion_fitted_to"] = reigning.fitted_to or "train"
+        return
+    evidence.champion_fitted_to = reigning.fitted_to or "train"
     # Given the class where both have the same classes: a class folder may have come since the champion was trained.
     alike = settings.model_copy(update={"given": "auto" if settings.given == "class" else settings.given})
     against = partial(compare, alike, reigning, model, confidence=rule.confidence)
     by_champion, by_challenger = trained_on(registry, champion), trained_on(registry, challenger)
-    found["champion_unknown"] = [*by_champion.unknown.values()]
-    found["challenger_unknown"] = [
-        name for digest, name in by_challenger.unknown.items() if digest not in by_champion.unknown
-    ]
-    unseen = np.ones(len(deciding), bool)
-    for role, by in (("champion", by_champion), ("challenger", by_challenger)):
-        seen = places_in(kept.digests[deciding.split], by.digests) if kept else ~unseen
-        found[f"{role}_saw"] = int(seen.sum()) if kept else "unknown"
-        unseen &= ~seen
-    found["num_decided"] = int(unseen.sum())
-    found |= against_withdrawn(registry, model, deciding, kept, by_challenger.digests, alike, rule.confidence)
-    if found["num_decided"] >= FEWEST_DECIDING:
-        found["comparison"] = against(deciding, counting=unseen)
-        if deciding.split == "test":
-            return found | {"test_comparison": found["comparison"]}
-    found["test_comparison"] = against(places["test_"])
-    return found | forgotten(repository, champion, kept, by_champion.digests | by_challenger.digests, against)
+    evidence.champion_unknown = [*by_champion.unknown.values()]
+    unknown = by_challenger.unknown.items()
+    evidence.challenger_unknown = [name for digest, name in unknown if digest not in by_champion.unknown]
+    if kept:
+        digests = kept.digests[deciding.split]
+        saw, other_saw = places_in(digests, by_champion.digests), places_in(digests, by_challenger.digests)
+        unseen = ~(saw | other_saw)
+        evidence.champion_saw, evidence.challenger_saw = int(saw.sum()), int(other_saw.sum())
+    else:
+        unseen = np.ones(len(deciding), bool)
+        evidence.champion_saw = evidence.challenger_saw = "unknown"
+    evidence.num_decided = int(unseen.sum())
+    add_withdrawn(evidence, registry, model, deciding, kept, by_challenger.digests, alike, rule.confidence)
+    if evidence.num_decided >= FEWEST_DECIDING:
+        evidence.comparison = against(deciding, counting=unseen)
+    evidence.test_comparison = (evidence.comparison if deciding is test else None) or against(test)
 
 
-def against_withdrawn(
+def add_withdrawn(
+    evidence: Evidence,
     registry: Registry,
     model: TrainedModel,
     deciding: Chosen,
@@ -158,37 +164,35 @@ def against_withdrawn(
     saw: set[bytes],
     settings: "Evaluate",
     confidence: float,
-) -> dict[str, Any]:
-    """Return the comparison with the version that was rolled back from, on the images that neither saw.
+) -> None:
+    """Add the comparison with the version that was rolled back from, on the images that neither saw.
 
     There is none if nobody rolled back to the champion, or if the two cannot be compared, since it only informs.
     """
-    said = rolled_back(registry.champion_tag)
-    if not said or kept is None:
-        return said
+    if "rolled_back_from" not in (said := rolled_back(registry.champion_tag)):
+        return
+    evidence.rolled_back_from = said["rolled_back_from"]
+    if kept is None:
+        return
     try:
         withdrawn = registry.resolve(said["rolled_back_from"])
         other = fetch_model(registry.repository, withdrawn)
         unseen = ~places_in(kept.digests[deciding.split], saw | trained_on(registry, withdrawn).digests)
         alike = (other.image_shape, other.num_levels) == (model.image_shape, model.num_levels)
-        if not alike or withdrawn.name == model.name or unseen.sum() < FEWEST_DECIDING:
-            return said
-        found = compare(settings, other, model, deciding, confidence=confidence, counting=unseen)
-        return said | {"rolled_back_comparison": found}
+        if alike and withdrawn.name != model.name and unseen.sum() >= FEWEST_DECIDING:
+            compared = compare(settings, other, model, deciding, confidence=confidence, counting=unseen)
+            evidence.rolled_back_comparison = compared
     except UserError as error:
-        log.warning("not compared with %s, which was rolled back from: %s", said["rolled_back_from"], error)
-        return said
+        log.warning("not compared with %s, which was rolled back from: %s", evidence.rolled_back_from, error)
 
 
-def deciding_images(registry: Registry, challenger: Version, images: ImageSet, kept: Kept | None) -> dict[str, Any]:
-    """Return which images decide, and how many challengers they have judged.  The keys are fields of Evidence."""
-    if not len(images["validation"]):
-        return {"split": "test"}
-    digest, known = images.array_sha256["validation"], {version.name: version for version in registry.versions}
+def num_judged(registry: Registry, challenger: Version, validation_sha256: str, kept: Kept | None) -> int:
+    """Return how many challengers some of these validation images have judged, with this one."""
+    known = {version.name: version for version in registry.versions}
     names, answers = {challenger.name}, kept is not None
     for other, judged_names in registry.judged.items():
         theirs = [known[name] for name in sorted(judged_names) if name in known]
-        overlaps = other == digest
+        overlaps = other == validation_sha256
         if not overlaps and answers and theirs:
             try:
                 overlaps = overlap(kept, kept_images(registry.repository, theirs[0], ["validation"]))
@@ -197,7 +201,7 @@ def deciding_images(registry: Registry, challenger: Version, images: ImageSet, k
                 answers = False
         if overlaps:
             names |= judged_names
-    return {"split": "validation", "validation_sha256": digest, "num_judged": len(names)}
+    return len(names)
 
 
 def overlap(ours: Kept | None, theirs: Kept | None) -> bool:
@@ -210,29 +214,6 @@ def overlap(ours: Kept | None, theirs: Kept | None) -> bool:
 def places_in(digests: list[bytes], known: set[bytes]) -> np.ndarray:
     """Return which of the digests are known, (N,) bool."""
     return np.array([digest in known for digest in digests], bool)
-
-
-def forgotten(
-    repository: Repository, champion: Version, kept: Kept | None, saw: set[bytes], against: Callable[..., Comparison]
-) -> dict[str, Any]:
-    """Return the comparison on the champion's validation images, without those on which one of the two was trained.
-
-    There is none if these images are those that decide, of other transforms, not known or out of reach, since it only
-    informs.
-    """
-    try:
-        theirs = kept_images(repository, champion, ["validation"])
-        if kept is None or theirs is None or theirs.transforms != kept.transforms:
-            return {}
-        digests = theirs.digests.get("validation", [])
-        unseen = ~places_in(digests, saw)
-        if digests == kept.digests.get("validation", []) or unseen.sum() < FEWEST_DECIDING:
-            return {}
-        with images_of_split(repository, champion, "validation") as images:
-            return {"forgotten": against(Chosen(images, "validation"), counting=unseen)}
-    except UserError as error:
-        log.warning("not compared on the champion's own images: %s", error)
-        return {}
 
 
 def decide(evidence: Evidence) -> tuple[str, str]:

@@ -203,7 +203,6 @@ def test_that_version_continued_from_the_champion_and_was_judged_by_images_that_
         evidence["num_decided"] == evidence["comparison"]["num_images"] == second["metrics"]["validation"]["num_images"]
     )
     assert evidence["num_judged"] == 2  # some of them judged v1.0.0
-    assert evidence["forgotten"]["num_images"] == first["metrics"]["validation"]["num_images"]
 
 
 def test_a_schedule_fires_while_automations_are_wrong_and_its_run_has_nothing_to_do(

@@ -30,7 +30,7 @@ from flows.registry import promotion
 from flows.registry.evidence import PROMOTE, REFUSE, WAIT, Evidence, evidence_of
 from flows.registry.fetching import fetch_images
 from flows.registry.project import Project
-from flows.registry.promotion import approve, challenge, decide, evaluated, hold, limits_of, promote, rollback
+from flows.registry.promotion import add_figures, approve, challenge, decide, hold, limits_of, promote, rollback
 from flows.registry.versions import add_version, assign
 from flows.repository.tags import CHAMPION, REFUSED
 from vdm.choices import Split
@@ -99,9 +99,6 @@ def test_first_better_worse_and_other_data(copied: Sandbox, tmp_path: Path) -> N
     assert len(evidence["limits"]) == 3
     (reigning, _), tested = evidence["comparison"]["models"], evidence["test_comparison"]["models"]
     assert (reigning["model"], reigning["bpd"]) == ("vdm@v1.1.0", pytest.approx(on_new[~seen].mean(), abs=1e-6))
-    # What was forgotten: the champion's validation images, without those on which the challenger was trained.
-    kept = ~among(champions, "validation", open_images(copied.folder / layout.IMAGES))
-    assert evidence["forgotten"]["num_images"] == kept.sum() < len(kept)
     assert tested[0]["bpd"] != Project(copied.folder).registry.resolve("v1.1.0").metrics.bpd
     assert tested[1]["bpd"] == Project(copied.folder).registry.resolve("v1.2.0").metrics.bpd
     assert evidence["num_judged"] == 3  # v1.0.0 and v1.1.0 by some of these validation images
@@ -138,7 +135,6 @@ def test_the_evidence_is_the_paired_difference_on_the_challengers_images(copied:
     assert (evidence.min_improvement_bpd, compared.confidence) == (0.002, 0.9)
     assert not evidence.data_changed
     assert (evidence.champion_saw, evidence.challenger_saw, evidence.num_decided) == (0, 0, len(new))
-    assert evidence.forgotten is None  # the same images
     assert [model.model for model in compared.models] == ["vdm@v1.0.0", "vdm@v1.1.0"]
     assert [model.bpd for model in tested.models] == [
         Project(copied.folder).registry.resolve(name).metrics.bpd for name in ("v1.0.0", "v1.1.0")
@@ -329,9 +325,10 @@ def test_a_champion_of_other_images_is_not_compared(
         pixels = np.zeros((promotion.FEWEST_DECIDING, *shape), np.uint8)
         save_images(tmp_path / "other", {"train": pixels, "test": pixels}, {"name": "x", "num_levels": levels})
         monkeypatch.setattr(promotion, "fetch_images", lambda *_: open_images(tmp_path / "other"))
-        figures = evaluated(registry, *versions, settings=params.evaluate, rule=params.promote)
-        found.append({"comparison", "test_comparison", "champion_fitted_to"} <= figures.keys())
-        assert "evaluation" not in figures
+        evidence = Evidence(decision="", reason="")
+        add_figures(evidence, registry, *versions, settings=params.evaluate, rule=params.promote)
+        found.append({"comparison", "test_comparison", "champion_fitted_to"} <= evidence.model_fields_set)
+        assert "evaluation" not in evidence.model_fields_set
     assert found == [True, False, False]
     decision, reason = decide(Evidence.model_validate(BASE | {"comparison": None}))
     assert decision == "refuse"
@@ -344,72 +341,6 @@ def test_figures_that_are_not_finite_become_null() -> None:
     assert (measured.models[1].bpd, measured.confidence_interval) == (None, [None, None])
     evidence = Evidence(decision=REFUSE, reason="", comparison=measured)
     assert evidence_of(evidence.message("Refuse")) == evidence
-
-
-FLAT = {
-    "decision": "promote",
-    "reason": "better",
-    "challenger": "vdm@v1.1.0",
-    "challenger_commit": "c" * 40,
-    "challenger_fitted_to": "train",
-    "champion": "vdm@v1.0.0",
-    "champion_tag": "vdm#champion#1",
-    "champion_commit": "d" * 40,
-    "champion_fitted_to": "train",
-    "data_sha256": "b" * 64,
-    "data_changed": False,
-    "split": "validation",
-    "validation_sha256": "e" * 64,
-    "num_judged": 1,
-    "min_improvement_bpd": 0.01,
-    "confidence": 0.95,
-    "seed": 0,
-    "times_per_image": 1,
-    "num_timesteps": None,
-    "champion_bpd": 2.1,
-    "champion_standard_error": 0.1,
-    "champion_model_sha256": "a" * 64,
-    "challenger_bpd": 2.0,
-    "challenger_standard_error": 0.1,
-    "challenger_model_sha256": "a" * 64,
-    "difference_bpd": -0.1,
-    "difference_standard_error": 0.03,
-    "given": "nothing",
-    "confidence_interval": [-0.2, -0.05],
-    "num_images": 359,
-    "champion_test_bpd": 2.3,
-    "champion_test_standard_error": 0.1,
-    "challenger_test_bpd": 2.2,
-    "challenger_test_standard_error": 0.1,
-}
-"""Evidence as earlier versions wrote it: all figures beside the decision."""
-
-
-def test_evidence_of_the_flat_form_is_read() -> None:
-    def of_tag(flat: dict[str, Any]) -> Evidence:
-        found = evidence_of(f"Promote vdm@v1.1.0\n\n{json.dumps(flat, indent=2)}\n")
-        assert found
-        assert (found.challenger, found.split, found.num_judged) == ("vdm@v1.1.0", "validation", 1)
-        assert evidence_of(found.message("Promote")) == found
-        return found
-
-    both = of_tag(FLAT)
-    assert both.comparison == comparison().model_copy(update={"split": "validation"})
-    assert both.test_comparison
-    assert (both.test_comparison.split, [model.bpd for model in both.test_comparison.models]) == ("test", [2.3, 2.2])
-    assert (both.evaluation, both.test_evaluation) == (None, None)
-    assert decide(both)[0] == PROMOTE
-    only = ("champion_", "difference", "confidence", "given")
-    alone = of_tag({key: value for key, value in FLAT.items() if not key.startswith(only)} | {"champion": None})
-    assert alone.evaluation
-    assert (alone.evaluation.split, alone.evaluation.bpd, alone.evaluation.num_images) == ("validation", 2.0, 359)
-    assert alone.test_evaluation
-    assert (alone.test_evaluation.split, alone.test_evaluation.bpd) == ("test", 2.2)
-    assert (alone.comparison, alone.test_comparison) == (None, None)
-    assert decide(alone) == (PROMOTE, "vdm@v1.1.0 is the first champion, at 2.0000 bits/dim")
-    figures = ("bpd", "standard_error", "model_sha256", "confidence_interval", "num_images", "given")
-    unmeasured = of_tag({key: value for key, value in FLAT.items() if not key.endswith(figures)})
-    assert not unmeasured.is_measured
 
 
 # Tags, locks and roll-backs, with versions that were never trained

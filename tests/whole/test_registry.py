@@ -82,7 +82,7 @@ def test_a_command_reads_the_tags_once(
 ) -> None:
     crown(forge.project, "v1.0.0", "v1.1.0")
     refuse(forge.project, "v1.2.0")
-    monkeypatch.setattr("flows.registry.promotion.evaluated", lambda *_, **__: {})
+    monkeypatch.setattr("flows.registry.promotion.add_figures", lambda *_, **__: None)
     ran, run = [], subprocess.run
     monkeypatch.setattr(subprocess, "run", lambda given, **options: ran.append(given) or run(given, **options))
     monkeypatch.setattr(gto.tag, "find", lambda *_, **__: pytest.fail("GTO reads every tag by itself"))
