@@ -11,21 +11,11 @@ from PIL import Image
 from flows.core import layout
 from flows.core.model import TrainedModel, open_model, read_config, save_model
 from flows.images.image_set import ImageSet, open_images, save_images
+from flows.registry.results import OUTPUTS
 from flows.report.origin import Origin
 from flows.report.results import Files
 from vdm.model import VDM
 
-PLACES = Files(
-    metrics=layout.METRICS,
-    per_image=layout.PER_IMAGE,
-    noise_levels=layout.NOISE_LEVELS,
-    curves=layout.CURVES,
-    validation=layout.VALIDATION,
-    samples=layout.SAMPLES_ARRAY,
-    sample_metrics=layout.SAMPLE_METRICS,
-    neighbours=layout.NEIGHBOURS,
-    denoising=layout.DENOISING,
-)
 PARAMETERS = {"data": {"name": "digits"}, "train": {"betas": [0.9, 0.99], "batch_size": 12, "keep": "best"}}
 ORIGIN = Origin("models/vdm", PARAMETERS, {}, ["make repro"], "digits", [("train.steps", 3300, 30)])
 BPD = np.linspace(1, 3, 40)
@@ -33,7 +23,7 @@ BPD = np.linspace(1, 3, 40)
 
 def write_results(folder: Path, digits: np.ndarray, **description: Any) -> Files:
     """Write all results of a model of 60 training, 10 validation and 40 test images into the folder."""
-    files = Files(*(folder / path for path in PLACES if path))
+    files = Files(*(folder / path for path in OUTPUTS if path))
     splits = {"train": digits[:60], "validation": digits[100:110], "test": digits[60:100]}
     save_images(folder / layout.IMAGES, splits, {"name": "digits", "title": "Digits", "num_levels": 17} | description)
     for split, images in splits.items():

@@ -16,7 +16,7 @@ import logging
 from datetime import UTC, datetime
 from functools import partial
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -169,13 +169,13 @@ def add_withdrawn(
 
     There is none if nobody rolled back to the champion, or if the two cannot be compared, since it only informs.
     """
-    if "rolled_back_from" not in (said := rolled_back(registry.champion_tag)):
+    if not (left := rolled_back_from(registry.champion_tag)):
         return
-    evidence.rolled_back_from = said["rolled_back_from"]
+    evidence.rolled_back_from = left
     if kept is None:
         return
     try:
-        withdrawn = registry.resolve(said["rolled_back_from"])
+        withdrawn = registry.resolve(left)
         other = fetch_model(registry.repository, withdrawn)
         unseen = ~places_in(kept.digests[deciding.split], saw | trained_on(registry, withdrawn).digests)
         alike = (other.image_shape, other.num_levels) == (model.image_shape, model.num_levels)
@@ -183,7 +183,7 @@ def add_withdrawn(
             compared = compare(settings, other, model, deciding, confidence=confidence, counting=unseen)
             evidence.rolled_back_comparison = compared
     except UserError as error:
-        log.warning("not compared with %s, which was rolled back from: %s", evidence.rolled_back_from, error)
+        log.warning("not compared with %s, which was rolled back from: %s", left, error)
 
 
 def num_judged(registry: Registry, challenger: Version, validation_sha256: str, kept: Kept | None) -> int:
@@ -376,23 +376,20 @@ def hold(repository: Repository, reason: str | None) -> Evidence:
             reason=f"{champion.name} is held: {reason}" if reason else f"{champion.name} is held no longer",
             champion=champion.name,
             champion_tag=tag.name if tag else None,
-            **rolled_back(tag),
-            **held(reason),
         )
+        if left := rolled_back_from(tag):
+            evidence.rolled_back_from = left
+        if reason:
+            evidence.hold = reason
         finish()
         made = assign(registry, CHAMPION, champion, evidence.message(f"{evidence.decision.title()} {champion.name}"))
     return evidence.model_copy(update={"tag": made})
 
 
-def rolled_back(tag: Tag | None) -> dict[str, Any]:
-    """Return the version from which a champion's tag went back, as a field of Evidence."""
+def rolled_back_from(tag: Tag | None) -> str | None:
+    """Return the version from which a champion's tag went back; None if it did not."""
     evidence = evidence_of(tag.message) if tag else None
-    return {"rolled_back_from": evidence.rolled_back_from} if evidence and evidence.rolled_back_from else {}
-
-
-def held(reason: str | None) -> dict[str, Any]:
-    """Return the reason of a hold as a field of Evidence, if there is one."""
-    return {"hold": reason} if reason else {}
+    return evidence.rolled_back_from if evidence else None
 
 
 def rollback(repository: Repository, reason: str | None = None) -> Evidence:
@@ -416,10 +413,11 @@ def rollback(repository: Repository, reason: str | None = None) -> Evidence:
         decision=ROLL_BACK,
         reason=f"rolled back from {present} to {earlier.name}" + (f", and held: {reason}" if reason else ""),
         rolled_back_from=present,
-        **held(reason),
         champion=earlier.name,
         champion_tag=before.name if before else None,
     )
+    if reason:
+        evidence.hold = reason
     with repository.registry_lock():
         registry = open_registry(repository)
         if registry.champion_tag != before or registry.previous_champion().commit != earlier.commit:
