@@ -26,7 +26,7 @@ from flows.images.image_set import Chosen, open_images
 from flows.sampling.distances import frechet_distance, precision, recall, with_error
 from flows.sampling.drawing import Drawing, draw
 from flows.sampling.features import Classifier, embed, open_features
-from flows.sampling.samplers import SOLVERS
+from vdm.samplers import SAMPLERS
 
 BEST, MOST_STEPS, RESAMPLES = "sde-dpm-solver++", 1000, 20
 SHARES = {"precision": precision, "recall": recall}
@@ -53,7 +53,7 @@ def main() -> None:
         settings = sample.model_copy(update={"guidance": guidance})
         table.append({"guidance": guidance, **measure(settings, model, network, training)})
     for name, steps, changes in tqdm([] if chosen.guidance else rows(chosen.steps), disable=None):
-        settings = sample.model_copy(update={"num_timesteps": steps, **SOLVERS[name], **changes})
+        settings = sample.model_copy(update={"num_timesteps": steps, **SAMPLERS[name].settings, **changes})
         about = " ".join([name, *(f"{key} {value}" for key, value in changes.items())])
         table.append({"sampler": about, "steps": steps, **measure(settings, model, network, training)})
     held_out = frechet_distance(training)(test)
@@ -69,7 +69,7 @@ def main() -> None:
 def rows(steps: list[int]) -> list[tuple[Any, int, dict[str, Any]]]:
     """Return the sampler of every row, its number of steps, and what else it changes of the parameters `sample:`."""
     few = steps[len(steps) // 2]
-    grid: list[tuple[Any, int, dict[str, Any]]] = [(name, number, {}) for name in SOLVERS for number in steps]
+    grid: list[tuple[Any, int, dict[str, Any]]] = [(name, number, {}) for name in SAMPLERS for number in steps]
     return [*grid, ("ancestral", MOST_STEPS, {}), (BEST, few, {"precision": "float32"}), (BEST, few, {"seed": 1})]
 
 
@@ -90,7 +90,7 @@ def plot(path: Path, table: list[Row], held_out: float) -> None:
     """Draw the Frechet distance over the number of steps, one line per sampler."""
     y = "Frechet distance to the training images"
     with chart(path, xscale="log", xlabel="steps", ylabel=y, ylim=(0, None)) as axes:
-        for name in SOLVERS:
+        for name in SAMPLERS:
             line = [row for row in table if row["sampler"] == name]
             values, errors = ([row[key] for row in line] for key in ("fd", "fd_standard_error"))
             axes.errorbar([row["steps"] for row in line], values, errors, label=str(name), marker="o", capsize=3)

@@ -1,11 +1,7 @@
 """Sampling (section 3.3, appendix A.4): from z_1 ~ N(0, I) in T steps down to z_0, then to pixels.
 
-The paper samples ancestrally.  `Solver` has two more choices, with which the same step gives the known fast samplers:
-
-    order 1, eta 1    ancestral sampling, a draw from p(z_s | z_t) in every step
-    order 1, eta 0    DDIM (Song et al. 2020, arXiv 2010.02502)
-    order 2, eta 0    DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095)
-    order 2, eta 1    its stochastic form, SDE-DPM-Solver++(2M)
+The paper samples ancestrally.  `Solver` has two more choices, the order and the noise of a step, with which the same
+step gives the known fast samplers.  `vdm.samplers` names them.
 
 The noise of an image depends on the seed and on the image's index alone.  So image i is the same picture, whatever the
 other images and the batch size are.  A pixel may differ by a level only if the rounding of a convolution or of a matrix

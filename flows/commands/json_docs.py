@@ -1,4 +1,4 @@
-"""Write the lists of keys in docs/json.md:  python -m flows.commands.json_docs
+"""Write the lists of keys in docs/json.md, and the samplers in docs/samples.md:  python -m flows.commands.json_docs
 
 A list stands below a comment with the name of a document that a command prints.  The meaning of a key is the text below
 the field in its class, or else that of its name in `MEANINGS`.
@@ -14,8 +14,10 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from flows.core.files import write_whole
+from vdm.samplers import SAMPLERS
 
-PAGE = Path("docs/json.md")
+PAGE, SAMPLERS_PAGE = Path("docs/json.md"), Path("docs/samples.md")
+TABLE = re.compile(r"(<!-- samplers -->\n\n)(?:\|.*\n)*")
 LIST = re.compile(r"(<!-- (flows\.[\w.]+) -->\n\n)(?: *- .*\n)*")
 MEANINGS = {
     "split": "the images: `train`, `validation` or `test`; of `evaluate`, `given` for files that are no image set",
@@ -133,5 +135,14 @@ def documents_in(annotation: Any) -> list[type[BaseModel]]:
     return [inner for argument in get_args(annotation) for inner in documents_in(argument)]
 
 
+def with_samplers(page: str) -> str:
+    """Return the page with its table of samplers as `vdm.samplers` has them."""
+    lines = ["| name | order | eta | sampler | what it does | source |", "|---|---|---|---|---|---|"]
+    for name, (order, eta, title, purpose, source) in SAMPLERS.items():
+        lines.append(f"| `{name}` | {order} | {eta:g} | {title} | {purpose} | {source} |")
+    return TABLE.sub(lambda found: found[1] + "".join(f"{line}\n" for line in lines), page)
+
+
 if __name__ == "__main__":
     write_whole(PAGE, written(PAGE.read_text(encoding="utf-8")))
+    write_whole(SAMPLERS_PAGE, with_samplers(SAMPLERS_PAGE.read_text(encoding="utf-8")))

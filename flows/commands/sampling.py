@@ -9,15 +9,15 @@ from flows.commands.arguments import MODEL_HELP, AsJson, ForceOption, override, 
 from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.process.streams import say_result
-from flows.sampling.samplers import SOLVERS, Sampler
+from vdm.samplers import SAMPLERS, SamplerName
 
 commands = typer.Typer()
 
 DRAWN, OUT = 64, Path("samples.png")
 
 SAMPLER_HELP = (
-    "ancestral: as in the paper, but with `sample.grid` and `sample.clip`. ddim, dpm-solver++: without noise, of first"
-    " and second order. sde-dpm-solver++: of second order, with noise. [default: sample.order and sample.eta]"
+    ". ".join(f"{name}: {sampler.purpose}" for name, sampler in SAMPLERS.items())
+    + ". [default: sample.order and sample.eta]"
 )
 CLASS_HELP = "Classes for the images in turn, a row each in a grid: numbers or names, as in 3,7 or cat,dog, or none."
 GUIDANCE_HELP = "1: p(x | class); more exaggerates the class, 0 forgets it. [default: sample.guidance]"
@@ -34,7 +34,7 @@ def sample(
     steps: Annotated[
         int | None, typer.Option(min=1, max=100_000, help="Steps from noise to image. [default: sample.num_timesteps]")
     ] = None,
-    sampler: Annotated[Sampler | None, typer.Option(help=SAMPLER_HELP)] = None,
+    sampler: Annotated[SamplerName | None, typer.Option(help=SAMPLER_HELP)] = None,
     classes: Annotated[str | None, typer.Option("--class", help=CLASS_HELP, show_default="all in turn")] = None,
     guidance: Annotated[float | None, typer.Option(help=GUIDANCE_HELP)] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the noise. [default: sample.seed]")] = None,
@@ -61,7 +61,7 @@ def sample(
     """
     params = project().params
     options: dict[str, Any] = {"num_images": num_images, "num_timesteps": steps, "seed": seed, "device": device}
-    options |= {"guidance": guidance} | (SOLVERS[sampler] if sampler else {})
+    options |= {"guidance": guidance} | (SAMPLERS[sampler].settings if sampler else {})
     if sampler and known:
         raise UserError("--sampler does not apply to --known: pixels are filled in by ancestral sampling", Exit.USAGE)
     given = {name: value for name, value in options.items() if value is not None}

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from flows.evaluation.results import BoundMetrics, QualityFigure, SampleMetrics, SamplerSettings
+from vdm.samplers import SAMPLERS, sampler_name
 
 MEASURES = {
     "fd": ("Fréchet distance", "distance of the means and covariances of features; 0 is best"),
@@ -19,13 +20,6 @@ MEASURES = {
 }
 SURE = 2
 """How many standard errors above one half the samples are nearer to training images than new images are."""
-SAMPLERS = {
-    (1, 1.0): "ancestral sampling",
-    (1, 0.0): "DDIM",
-    (2, 0.0): "DPM-Solver++(2M)",
-    (2, 1.0): "stochastic DPM-Solver++(2M)",
-}
-"""The samplers that `vdm.sampling.Solver` names, by order and eta."""
 IN_LATEX = str.maketrans(
     {character: f"\\{character}" for character in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -64,10 +58,11 @@ def may_copy(metrics: SampleMetrics) -> bool:
 
 def sampler(settings: SamplerSettings) -> str:
     """Return how the samples were drawn, in words."""
-    known = SAMPLERS.get((settings.order, settings.eta), f"order {settings.order} and eta {settings.eta:g}")
+    name = sampler_name(settings.order, settings.eta)
+    title = SAMPLERS[name].title if name else f"order {settings.order} and eta {settings.eta:g}"
     clip = "clipped" if settings.clip else "not clipped"
     return (
-        f"{settings.num_timesteps} steps of {known}, evenly spaced in {settings.grid},"
+        f"{settings.num_timesteps} steps of {title}, evenly spaced in {settings.grid},"
         f" x_hat {clip}, {settings.precision}, seed {settings.seed}"
     )
 

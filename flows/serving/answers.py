@@ -178,7 +178,8 @@ class About(Document):
     device: str
     defaults: dict[str, Any]
     """What a request may leave out; `times` is null until the model's own evaluation was read."""
-    samplers: list[str]
+    samplers: dict[str, str]
+    """By their names, their titles."""
     limits: dict[str, Count]
     """The most that a request may ask: `images`, `steps`, `pictures`, `times`, `bytes`."""
 

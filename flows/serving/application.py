@@ -15,7 +15,6 @@ from starlette.staticfiles import StaticFiles
 
 from flows.core.params import Evaluate, Sample
 from flows.report.page import page
-from flows.sampling.samplers import SOLVERS
 from flows.serving import work
 from flows.serving.answers import About, Classes, Drawn, Examples, Health, Problem, Scores
 from flows.serving.champion import Following
@@ -34,6 +33,7 @@ from flows.serving.questions import (
     ToScore,
 )
 from flows.serving.replies import answer_errors, streamed, whole
+from vdm.samplers import SAMPLERS, sampler_name
 
 PAGE = Path(__file__).parent / "page"
 RETRY_AFTER = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds until it may be tried again."}}
@@ -134,7 +134,8 @@ def application(
         served = following.served
         evaluated = served.own(settings.evaluate) if following.have_results.is_set() else None
         left_out = defaults(settings.sample, evaluated)
-        return served.about(defaults=left_out, samplers=list(SOLVERS), limits=LIMITS)
+        titles = {name: sampler.title for name, sampler in SAMPLERS.items()}
+        return served.about(defaults=left_out, samplers=titles, limits=LIMITS)
 
     @app.get("/examples")
     async def examples() -> Examples:
@@ -186,11 +187,10 @@ def application(
 
 def defaults(drawn: Sample, evaluated: Evaluate | None) -> dict[str, Any]:
     """Return what a request may leave out; `evaluated` is None until the model's own evaluation was read."""
-    samplers = [name for name, values in SOLVERS.items() if values == {"order": drawn.order, "eta": drawn.eta}]
     return {
         "num_images": ToSample().num_images,
         "steps": drawn.num_timesteps,
-        "sampler": samplers[0] if samplers else None,
+        "sampler": sampler_name(drawn.order, drawn.eta),
         "seed": drawn.seed,
         "guidance": drawn.guidance,
         "times": evaluated and evaluated.times_per_image,

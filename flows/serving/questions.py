@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from flows.sampling.samplers import Sampler
+from vdm.samplers import SamplerName
 
 MOST_BYTES = 8 * 2**20
 """Of a request's body."""
@@ -61,7 +61,7 @@ class ToSample(HowToDraw):
     """Images to draw."""
 
     num_images: Annotated[int, Field(ge=1, le=MOST_IMAGES)] = 16
-    sampler: Sampler | None = None
+    sampler: SamplerName | None = None
 
 
 class ToFillIn(HowToDraw):

@@ -28,11 +28,11 @@ from flows.images.made_to_fit import read_to_fit
 from flows.sampling.drawing import Drawing
 from flows.sampling.film import pixels
 from flows.sampling.request import read_known, read_mask
-from flows.sampling.samplers import SOLVERS
 from flows.serving.answers import Classes, ClassifiedImage, Drawn, Frame, ScoredImage, Scores
 from flows.serving.pictures import Origin, a_file, npy_base64, png_base64, read_sent
 from flows.serving.questions import MOST_TIMES, HowToDraw, ToClassify, ToFillIn, ToSample, ToScore
 from vdm.evaluation import stratified_times, terms_of_set
+from vdm.samplers import SAMPLERS
 from vdm.sampling import Step, decode, noise_levels
 from vdm.vlb import grid_times
 
@@ -44,7 +44,7 @@ Work = Generator[Document]
 
 def sample(model: TrainedModel, settings: Sample, asked: ToSample, _: Pause) -> Work:
     """Draw images."""
-    solver = SOLVERS[asked.sampler] if asked.sampler else {}
+    solver = SAMPLERS[asked.sampler].settings if asked.sampler else {}
     yield from draw(Drawing(model, with_options(model, settings, asked, asked.num_images, **solver)))
 
 

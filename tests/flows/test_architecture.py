@@ -29,7 +29,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "data/README.m
 
 # Each layer of vdm/ may import those before it.
 LAYERS = [
-    {"choices", "errors", "prefetch"},
+    {"choices", "errors", "prefetch", "samplers"},
     {"schedule"},
     {"diffusion"},
     {"discretization", "network"},

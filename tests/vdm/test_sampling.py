@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -11,11 +11,19 @@ import torch
 from vdm import evaluation, sampling
 from vdm.diffusion import reverse_step
 from vdm.model import VDM
+from vdm.samplers import SAMPLERS, SamplerName, sampler_name
 from vdm.sampling import Solver, Step, fill_in, noise_levels, sample, trajectory
 from vdm.schedule import alpha, sigma
 
 MEAN, VARIANCE = 0.2, 0.04
-SOLVERS = [(1, 1.0), (1, 0.0), (2, 0.0), (2, 1.0)]
+SOLVERS = [(sampler.order, sampler.eta) for sampler in SAMPLERS.values()]
+
+
+def test_every_name_of_a_sampler_has_its_settings() -> None:
+    assert set(get_args(SamplerName)) == SAMPLERS.keys()
+    names = {(1, 1.0): "ancestral", (1, 0.0): "ddim", (2, 0.0): "dpm-solver++", (2, 1.0): "sde-dpm-solver++"}
+    assert {settings: sampler_name(*settings) for settings in names} == names
+    assert sampler_name(1, 0.5) is None
 
 
 def solver(**changes: Any) -> Solver:

@@ -3,13 +3,6 @@
 import { Failure } from "./api.js";
 import { element, say } from "./dom.js";
 
-const SAMPLERS = {
-  ancestral: "ancestral: the paper's, for many steps",
-  ddim: "DDIM: without new noise",
-  "dpm-solver++": "DPM-Solver++: few steps",
-  "sde-dpm-solver++": "stochastic DPM-Solver++",
-};
-
 /** Give a form the choices and limits of the model, and its defaults where nothing is chosen yet. */
 export function fit(form, model) {
   const { defaults, limits } = model;
@@ -19,7 +12,7 @@ export function fit(form, model) {
     if (field.value === "") field.value = defaults[field.name] ?? "";  // not known yet: what is left out is the server's
   }
   if (form.elements.sampler) {
-    const named = model.samplers.map(name => [name, SAMPLERS[name] ?? name]);
+    const named = Object.entries(model.samplers);
     choices(form.elements.sampler, defaults.sampler ? named : [["", "as in params.yaml"], ...named], defaults.sampler ?? "");
   }
   for (const field of form.querySelectorAll(".of-classes")) field.hidden = model.num_classes === null;
