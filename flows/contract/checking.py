@@ -1,115 +1,55 @@
-"""Check images, splits, levels and differences against the contract: the tables, and Great Expectations."""
+"""Check an image set against the contract: tables of what was measured, which Great Expectations judges."""
 
 import logging
 import math
 import shutil
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from flows.contract.duplicates import Pairs, repeats
-from flows.contract.expected import LIMITS, Expected, from_lossy_files
-from flows.contract.facts import Facts, num_redundant
+from flows.contract.checks import Check, Measurements
+from flows.contract.drift import REFERENCE
 from flows.contract.findings import Difference, Result
-from flows.contract.traces import Comb, comb, unjudged
-from flows.images.depth import shift_of
+from flows.contract.limits import Limit, is_beyond
 from flows.images.image_set import SPLITS, ImageSet
-from vdm.choices import Split
-
-if TYPE_CHECKING:
-    from flows.core.params import Contract
 
 
-def image_rows(image_set: ImageSet, facts: dict[Split, Facts], alike: Pairs) -> pd.DataFrame:
-    """Return one row per image; `leaked` says nothing of training images."""
-    parts, earlier = [], np.zeros(0, dtype=np.uint64)
-    for split, known in facts.items():
-        images = image_set[split]
-        similar = [pairs["image"][pairs["excess"]] for (_, second), pairs in alike.items() if second == split]
-        columns = {
-            "split": split,
-            "image": np.arange(len(images)),
-            "shape": "x".join(map(str, images.shape[1:])),
-            "dtype": str(images.dtype),
-            "num_nan": known.num_nan,
-            "lowest": known.lowest,
-            "highest": known.highest,
-            "constant": known.lowest == known.highest,
-            "duplicates": repeats(known.digest),
-            "leaked": np.isin(known.digest, earlier) if split != "train" else None,
-            "looks_like_earlier_split": np.isin(np.arange(len(images)), np.concatenate([[], *similar])),
-        }
-        parts.append(pd.DataFrame(columns))
-        earlier = np.concatenate([earlier, known.digest])
-    return pd.concat(parts, ignore_index=True)
+class Table(NamedTuple):
+    """The rows that some checks are about; `keys` names the columns that identify a row."""
+
+    name: str
+    rows: pd.DataFrame
+    keys: list[str]
+    unit: str
+    """What a row is, in the plural."""
 
 
-def split_rows(image_set: ImageSet, facts: dict[Split, Facts], labels: dict[Split, np.ndarray | None]) -> pd.DataFrame:
-    """Return one row per split: its numbers of images and labels, and its detail.
-
-    `more_than_stated` and `more_than_published` count images, `labels_without_images` labels, and `redundant_channels`
-    the channels of the whole set that hold nothing new, `empty_low_bits` the lowest bits that are 0 in all its levels.
-    A negative number says how many are missing.
-    """
-    about, rows = image_set.description, []
-    empty_low_bits = shift_of(np.flatnonzero(np.sum([known.histogram for known in facts.values()], axis=0)))
-    labelled = any(each is not None for each in labels.values())
-    for split, known in facts.items():
-        count, of_split = len(known.digest), labels[split]
-        num_labels = 0 if of_split is None else len(of_split)
-        frequencies = pd.Series(of_split).value_counts()
-        # The validation images are part of the published training images.
-        with_validation = count + (len(image_set["validation"]) if split == "train" else 0)
-        rows.append(
-            {
-                "split": split,
-                "num_images": count,
-                "more_than_stated": count - getattr(about, f"num_{split}"),
-                "more_than_published": with_validation - (getattr(about, f"published_{split}") or with_validation),
-                "labels_without_images": num_labels - count if labelled else 0,
-                "redundant_channels": num_redundant(facts.values()),
-                "lossy_files": from_lossy_files(image_set),
-                "label_ratio": frequencies.max() / frequencies.min() if num_labels else 1.0,
-                "empty_low_bits": empty_low_bits,
-                "lost_detail": known.lost_detail,
-                "jpeg_grid": known.jpeg_grid,
-            }
-        )
-    return pd.DataFrame(rows)
+def fill_tables(known: Measurements, checks: list[Check]) -> Iterator[Table]:
+    """Yield the tables of what the checks measure; those of differences only if there are some."""
+    of_splits = ("images", "image", "images"), ("splits", "", "splits"), ("histogram", "level", "levels")
+    for name, number, unit in of_splits:
+        parts = []
+        for split, facts in known.facts.items():
+            count = {"images": len(facts.digest), "splits": 1, "histogram": len(facts.histogram)}[name]
+            columns = {"split": split, **({number: np.arange(count)} if number else {})}
+            for check in checks:
+                if check.table == name and check.column and check.measure:
+                    columns[check.column] = apply_limit(check, check.measure(known, split))
+            parts.append(pd.DataFrame(columns, index=range(count)))
+        yield Table(name, pd.concat(parts, ignore_index=True), ["split", number] if number else ["split"], unit)
+    for name, of_reference in (("differences", False), ("drift", True)):
+        if some := [each for each in known.differences if (each.first == REFERENCE) == of_reference]:
+            yield Table(name, difference_rows(some), ["splits", "statistic", "difference"], "statistics")
 
 
-def histogram_rows(facts: dict[Split, Facts], settings: "Contract") -> tuple[pd.DataFrame, list[str]]:
-    """Return one row per split and level: its pixels in the split, and the comb test's result; and what is not judged.
-
-    A level is flagged if the split or the whole set has more such levels than the contract allows.
-    """
-    whole = np.sum([known.histogram for known in facts.values()], axis=0)
-    textured = np.sum([known.textured for known in facts.values()], axis=0)
-    levels, of_whole, parts = np.arange(len(whole)), broken(comb(whole, textured), settings), []
-    ignored = unjudged(whole, textured)
-    for split, known in facts.items():
-        teeth = broken(comb(known.histogram, known.textured), settings)
-        columns = {
-            "split": split,
-            "level": levels,
-            "count": known.histogram,
-            "level_in_use": np.where(whole > 0, levels, 0),
-            "gaps": teeth.gaps | of_whole.gaps,
-            "peaks": teeth.peaks | of_whole.peaks,
-            "skipped": teeth.skipped | of_whole.skipped,
-            "unused": (whole == 0) & (len(whole) <= 256),
-        }
-        parts.append(pd.DataFrame(columns | dict.fromkeys(ignored, False)))
-    return pd.concat(parts, ignore_index=True), ignored
-
-
-def broken(teeth: Comb, settings: "Contract") -> Comb:
-    """Return the levels that look wrong, or none of them if the contract allows that many."""
-    limits = (settings.max_gaps, settings.max_peaks, settings.max_skipped)
-    return Comb(*(flags & (flags.mean() > limit + 1e-9) for flags, limit in zip(teeth, limits, strict=True)))
+def apply_limit(check: Check, values: Any) -> Any:
+    """Return what Great Expectations is to judge: the values, or whether shares of levels are beyond the limit."""
+    limit = check.expects
+    return is_beyond(values, limit.most) if isinstance(limit, Limit) and limit.of == "levels" else values
 
 
 def difference_rows(found: list[Difference]) -> pd.DataFrame:
@@ -164,20 +104,23 @@ class Checker:
         self.source = self.context.data_sources.add_pandas("pandas")
         self.results: list[Result] = []
 
-    def check(self, name: str, table: pd.DataFrame, expected: list[Expected], index: list[str], unit: str) -> None:
-        """Check a table; `index` names the columns that identify a row, and `unit` says what a row is."""
+    def judge(self, table: Table, checks: list[Check]) -> None:
+        """Judge what those of the checks that are about this table measured."""
         import great_expectations as gx
 
-        suite = gx.ExpectationSuite(name=name, expectations=[expectation(each) for each in expected])
-        batch = self.source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("whole")
-        definition = gx.ValidationDefinition(name=name, data=batch, suite=self.context.suites.add(suite))
-        wanted = {
+        by_column = {check.column: check for check in checks if check.table == table.name}
+        suite = gx.ExpectationSuite(name=table.name, expectations=[as_expectation(each) for each in by_column.values()])
+        batch = self.source.add_dataframe_asset(table.name).add_batch_definition_whole_dataframe("whole")
+        definition = gx.ValidationDefinition(name=table.name, data=batch, suite=self.context.suites.add(suite))
+        form = {
             "result_format": "SUMMARY",
             "partial_unexpected_count": MOST_SHOWN,
-            "unexpected_index_column_names": index,
+            "unexpected_index_column_names": table.keys,
         }
-        found = definition.run(batch_parameters={"dataframe": table}, result_format=wanted)
-        self.results += [canonical(name, index, unit, each, table) for each in found.to_json_dict()["results"]]
+        judged = definition.run(batch_parameters={"dataframe": table.rows}, result_format=form)
+        for each in judged.to_json_dict()["results"]:
+            check = by_column[each["expectation_config"]["kwargs"].get("column")]
+            self.results.append(as_result(check, each, table))
 
     def build_site(self, folder: Path) -> None:
         """Write the site of all results into a folder, without the results of an earlier site.  Raises OSError."""
@@ -193,49 +136,60 @@ class Checker:
             raise OSError(error.errno, error.strerror, error.filename or str(folder)) from error
 
 
-def expectation(row: Expected) -> Any:
-    """Return a row of the contract as an expectation of Great Expectations."""
+def as_expectation(check: Check) -> Any:
+    """Return a check as an expectation of Great Expectations."""
     from great_expectations import expectations
 
-    column = {} if row.column is None else {"column": row.column}
-    about = {"description": row.meaning, "notes": row.reason, "severity": row.level}
-    return getattr(expectations, row.rule.expectation)(**column, **row.rule.arguments, **about)
+    column = {} if check.column is None else {"column": check.column}
+    about = {"description": check.meaning, "notes": check.reason, "severity": check.severity}
+    return getattr(expectations, check.rule.expectation)(**column, **check.rule.arguments, **about)
 
 
-def canonical(name: str, index: list[str], unit: str, found: dict[str, Any], table: pd.DataFrame) -> Result:
-    """Return the result of one expectation without times, ids or paths.  Raises RuntimeError if it was not checked."""
-    config, result = found["expectation_config"], found["result"]
+def as_result(check: Check, judged: dict[str, Any], table: Table) -> Result:
+    """Return what Great Expectations says of a check, without times, ids or paths.
+
+    Raises RuntimeError if it was not checked.
+    """
+    config, result = judged["expectation_config"], judged["result"]
     # If a metric fails, the library gives the exceptions by metric, without this key.
-    if found["exception_info"].get("raised_exception", True):
-        raise RuntimeError(f"{config['type']} failed: {found['exception_info']}")
-    seen, column = observed(result, unit), config["kwargs"].get("column")
+    if judged["exception_info"].get("raised_exception", True):
+        raise RuntimeError(f"{config['type']} failed: {judged['exception_info']}")
+    observed = summarize(result, table.unit)
     accepted: dict[str, float] = {}
-    if column in (*LIMITS, "label_ratio") and not found["success"]:
-        share = table[column].mean() if name == "images" else table.groupby("split")[column].mean().max()
-        accepted["accepted_by"] = math.ceil(1000 * share) / 1000
-        seen += f", which contract.max_{column}: {accepted['accepted_by']} would accept"
+    if isinstance(check.expects, Limit) and not judged["success"]:
+        accepted["accepted_by"] = limit = accepting_limit(check, table.rows)
+        observed += f", which contract.max_{check.column}: {limit} would accept"
+    rows = result.get("partial_unexpected_index_list") or []
     return Result(
-        table=name,
+        table=table.name,
         expectation=config["type"],
         arguments={key: value for key, value in config["kwargs"].items() if key != "batch_id"},
-        meaning=config["description"],
-        severity=config["severity"],
-        success=found["success"],
-        observed=seen,
-        rows=[{column: row[column] for column in index} for row in result.get("partial_unexpected_index_list") or []],
+        meaning=check.meaning,
+        severity=check.severity,
+        success=judged["success"],
+        observed=observed,
+        rows=[{column: row[column] for column in table.keys} for row in rows],
         **accepted,
     )
 
 
-def observed(result: dict[str, Any], unit: str) -> Any:
+def accepting_limit(check: Check, rows: pd.DataFrame) -> float:
+    """Return a limit with which these rows would pass, in thousandths."""
+    column = rows[check.column]
+    of_rows = isinstance(check.expects, Limit) and check.expects.of == "rows"
+    needed = float(column.mean() if of_rows else column.groupby(rows["split"]).mean().max())
+    return math.ceil(1000 * needed) / 1000
+
+
+def summarize(result: dict[str, Any], unit: str) -> Any:
     """Return the observed value, or how many rows break the expectation, with examples.  `unit` says what a row is."""
     if result.get("observed_value") is not None:
         return result["observed_value"]
     if not result.get("unexpected_count"):
         return "as expected"
-    found = f"{result['unexpected_count']} of {result['element_count']} {unit}"
+    count = f"{result['unexpected_count']} of {result['element_count']} {unit}"
     values = result["partial_unexpected_list"]
     if all(value is True for value in values):  # a flag needs no example
-        return found
+        return count
     texts = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
-    return f"{found}, such as {', '.join(list(dict.fromkeys(texts))[:5])}"
+    return f"{count}, such as {', '.join(list(dict.fromkeys(texts))[:5])}"

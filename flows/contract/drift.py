@@ -23,6 +23,7 @@ from scipy import stats
 from flows.contract.duplicates import search
 from flows.contract.facts import GROUPS, Facts, measure
 from flows.contract.findings import FINDINGS, Difference, Profile, Reference
+from flows.contract.limits import is_beyond
 from flows.contract.traces import MOST_LEVELS, heights
 from flows.core.documents import read
 from flows.images.image_set import is_image_set, open_images
@@ -137,7 +138,7 @@ def difference(first: str, second: str, shift: Shift) -> Difference:
         limit=float(f"{shift.limit:.6g}"),
         by_chance=float(f"{shift.by_chance:.3g}"),
         unit=shift.unit,
-        reported=bool(shift.distance > shift.limit and shift.by_chance < CHANCE),
+        reported=bool(is_beyond(shift.distance, shift.limit) and shift.by_chance < CHANCE),
     )
 
 

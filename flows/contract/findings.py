@@ -14,6 +14,9 @@ FINDINGS = "validation.json"
 """The name of the document, which begins with that of its stage."""
 
 
+Severity = Literal["warning", "critical"]
+
+
 class Profile(Document):
     """What `flows.contract.drift` compares of two image sets."""
 
@@ -44,7 +47,7 @@ class Result(Document):
     """Its type in Great Expectations."""
     arguments: dict[str, Any]
     meaning: str
-    severity: Literal["warning", "critical"]
+    severity: Severity
     success: bool
     observed: Any
     """The observed value, or how many rows break the expectation."""
@@ -134,7 +137,7 @@ class Findings(Verdict):
     alike: list[Alike]
     differences: list[Difference]
 
-    def failed(self, severity: Literal["warning", "critical"]) -> list[Result]:
+    def failed(self, severity: Severity) -> list[Result]:
         """Return the results of this severity that do not hold."""
         return [result for result in self.expectations if result.severity == severity and not result.success]
 

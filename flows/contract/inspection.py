@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 
-from flows.contract.checking import Checker, difference_rows, histogram_rows, image_rows, split_rows, with_files
-from flows.contract.drift import REFERENCE, agreement, differences, profile
+from flows.contract.checking import Checker, fill_tables, with_files
+from flows.contract.checks import EXPECTED_UNUSED, UNJUDGED, UNJUDGED_DEEP, Measurements, list_checks
+from flows.contract.drift import agreement, differences, profile
 from flows.contract.duplicates import lookalikes, search, searched
-from flows.contract.expected import EXPECTED_UNUSED, UNJUDGED, UNJUDGED_DEEP, contract, relaxed
 from flows.contract.facts import measure
 from flows.contract.findings import FINDINGS, Alike, Findings, Profile
+from flows.contract.traces import unjudged
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import visible
 from flows.core.files import write_whole
@@ -73,21 +74,17 @@ def inspect_images(settings: "Contract", images: ImageSet, reference: Profile | 
     agreements = {pair: agreement(pairs, labels[pair[0]], labels[pair[1]]) for pair, pairs in found.items()}
     profiles = {split: profile(facts[split], labels[split], agreements[split, split]) for split in images.splits}
     differ = differences(profiles, agreements, reference, settings)
-    levels, ignored = histogram_rows(facts, settings)
+    known = Measurements(images, facts, labels, alike, differ)
     samples = searched(facts, found)
-    used = np.flatnonzero(np.sum([known.histogram for known in facts.values()], axis=0))
-    checker, rows = Checker(), contract(images, settings, ignored, samples, advice(used, images.num_levels))
-    checker.check("images", image_rows(images, facts, alike), rows["images"], ["split", "image"], "images")
-    checker.check("splits", split_rows(images, facts, labels), rows["splits"], ["split"], "splits")
-    checker.check("histogram", levels, rows["histogram"], ["split", "level"], "levels")
-    for name, of_reference in (("differences", False), ("drift", True)):
-        if some := [each for each in differ if (each.first == REFERENCE) == of_reference]:
-            index = ["splits", "statistic", "difference"]
-            checker.check(name, difference_rows(some), rows[name], index, "statistics")
+    used = np.flatnonzero(known.histogram)
+    ignored = unjudged(known.histogram, known.textured)
+    checks, checker = list_checks(images, settings, ignored, samples, advice(used, images.num_levels)), Checker()
+    for table in fill_tables(known, checks):
+        checker.judge(table, checks)
     findings = Findings(
         success=all(result.success or result.severity == "warning" for result in checker.results),
         data_sha256=images.data_sha256,
-        relaxed=list(relaxed(settings).values()),
+        relaxed=[check.relaxed for check in checks if check.relaxed],
         transforms=images.description.transforms,
         expectations=[
             result.model_copy(update={"rows": with_files(result.rows, images)}) for result in checker.results

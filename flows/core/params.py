@@ -135,7 +135,7 @@ class Data(Section):
 
 
 class Contract(Section):
-    """Limits for the validation of images; see `flows.contract.expected`."""
+    """Limits for the validation of images; see `flows.contract.checks`."""
 
     max_leaked: Share
     max_duplicates: Share

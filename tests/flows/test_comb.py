@@ -1,6 +1,8 @@
 """The comb test: real 8-bit pixels pass, and each way to fake them is detected."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,9 +11,10 @@ from project import ROOT
 from sklearn.datasets import load_sample_images
 
 from benchmarks import contract as change
-from flows.contract import checking
+from flows.contract.checks import measure_shares
 from flows.contract.facts import measure
-from flows.contract.traces import Comb, comb, heights
+from flows.contract.limits import is_beyond
+from flows.contract.traces import Comb, comb, heights, unjudged
 from flows.core.params import Contract
 from flows.core.params_file import parse_params, read_params, read_preset
 
@@ -110,8 +113,9 @@ def drawings(scale: int, way: Image.Resampling, colours: int = 3, side: int = 16
 def found(images: np.ndarray) -> tuple[set[str], list[str], float]:
     """Return what the contract finds in the levels, what it does not judge, and the share without detail."""
     facts = measure(np.ascontiguousarray(images), 256)
-    table, unjudged = checking.histogram_rows({"train": facts}, CONTRACT)
-    return {flag for flag in Comb._fields if table[flag].any()}, unjudged, facts.lost_detail
+    teeth, ignored = comb(facts.histogram, facts.textured)._asdict(), unjudged(facts.histogram, facts.textured)
+    beyond = {kind for kind, flags in teeth.items() if is_beyond(flags.mean(), getattr(CONTRACT, f"max_{kind}"))}
+    return beyond - {*ignored}, ignored, facts.lost_detail
 
 
 @pytest.mark.parametrize(
@@ -166,13 +170,14 @@ def test_few_levels_and_few_pixels_are_not_judged(digits: np.ndarray) -> None:
     assert shares(np.array([]), 256) == (0, 0, 0)
 
 
-def test_each_limit_is_that_of_its_flag() -> None:
-    limits = {"max_gaps": 0.01, "max_peaks": 0.02, "max_skipped": 0.03}
-    flags = Comb(*(np.arange(100) < 100 * limit for limit in limits.values()))
-    assert not np.any(checking.broken(flags, CONTRACT.model_copy(update=limits)))
-    for name, limit in limits.items():
-        stricter = CONTRACT.model_copy(update=limits | {name: limit - 0.005})
-        assert [bool(each.any()) for each in checking.broken(flags, stricter)] == [key == name for key in limits]
+def test_levels_are_flagged_only_beyond_the_limit_of_their_split_or_of_the_set() -> None:
+    """Of 100 levels, 3 are gaps in the split, and another one in the set."""
+    none, levels = np.zeros(100, dtype=bool), np.arange(100)
+    known: Any = SimpleNamespace(combs={"train": Comb(levels < 3, none, none), None: Comb(levels == 50, none, none)})
+    values = measure_shares("gaps")(known, "train")
+    for limit, flagged in ((0.0, [0, 1, 2, 50]), (0.01, [0, 1, 2]), (0.02, [0, 1, 2]), (0.03, [])):
+        assert np.flatnonzero(is_beyond(values, limit)).tolist() == flagged
+    assert not measure_shares("peaks")(known, "train").any()
 
 
 def test_heights_are_above_neighbours_with_the_error_of_groups() -> None:

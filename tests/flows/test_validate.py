@@ -18,12 +18,12 @@ from PIL import Image, ImageDraw
 from project import ROOT
 
 from benchmarks import contract as change
-from flows.contract.checking import split_rows
+from flows.contract.checks import Check, list_checks
 from flows.contract.drift import read_reference
-from flows.contract.expected import LIMITS, Expected, contract
 from flows.contract.facts import measure, num_redundant
 from flows.contract.findings import Findings
 from flows.contract.inspection import inspect_images, require_success, validate
+from flows.contract.limits import Limit
 from flows.core.errors import Exit, UserError
 from flows.core.params_file import parse_params, read_params, read_preset
 from flows.images.download import download
@@ -66,9 +66,9 @@ def run(images: Path, reference: Path | None = None, **changes: Any) -> dict[str
     return findings.model_dump()
 
 
-def expected(images: Path, table: str, meaning: str) -> Expected:
-    """Return the row of the contract whose meaning contains the text."""
-    (found,) = [row for row in contract(open_images(images), CONTRACT)[table] if meaning in row.meaning]
+def find_check(images: Path, meaning: str) -> Check:
+    """Return the check of the images whose meaning contains the text."""
+    (found,) = [check for check in list_checks(open_images(images), CONTRACT) if meaning in check.meaning]
     return found
 
 
@@ -98,9 +98,9 @@ def test_good_images_pass_and_the_report_has_their_digest(good: Path) -> None:
     assert report["success"]
     assert report["data_sha256"] == open_images(good / "images").data_sha256
     assert all(entry["success"] for entry in report["expectations"])
-    rows = contract(open_images(good / "images"), CONTRACT, ["gaps", "peaks"])  # which 17 levels do not show
-    checked = [row.meaning for part in rows.values() for row in part]
-    assert [entry["meaning"] for entry in report["expectations"]] == checked[:-1]  # without a reference
+    checks = list_checks(open_images(good / "images"), CONTRACT, ["gaps", "peaks"])  # which 17 levels do not show
+    meanings = [check.meaning for check in checks if check.table != "drift"]  # without a reference
+    assert [entry["meaning"] for entry in report["expectations"]] == meanings
 
 
 @pytest.mark.slow
@@ -119,8 +119,16 @@ def test_relaxed_limits_are_named(image_set: Path, caplog: pytest.LogCaptureFixt
     assert "almost empty between full ones (cannot be judged: too few levels are in use)" in caplog.text
 
 
-def test_the_usual_limits_are_those_of_the_digits() -> None:
-    assert {column: getattr(CONTRACT, f"max_{column}") for column in LIMITS} == LIMITS
+def test_the_limit_of_a_check_has_the_name_of_its_column_and_the_usual_one_is_that_of_the_digits(good: Path) -> None:
+    known = {name: value for name, value in CONTRACT if name.startswith("max_")}
+    others = {name: (place + 1) / 100 for place, name in enumerate(known)}
+    checks = list_checks(open_images(good / "images"), CONTRACT.model_copy(update=others))
+    limits = {f"max_{check.column}": check.expects for check in checks if isinstance(check.expects, Limit)}
+    assert {name: limit.most for name, limit in limits.items()} == {name: others[name] for name in limits}
+    usual = {name: limit.usual for name, limit in limits.items() if limit.usual is not None}
+    assert usual == {name: known[name] for name in usual}
+    stopping = {f"max_{check.column}" for check in checks if check.severity == "critical"}
+    assert limits.keys() & stopping <= usual.keys(), "a limit that stops the pipeline is named if it is relaxed"
 
 
 @pytest.mark.slow
@@ -300,26 +308,23 @@ def test_resampled_and_compressed_images_fail_unless_that_is_known(
     for formats in ("100 JPEG", "99 PNG, 1 lossy TIFF"):
         known = {"formats": formats, "transforms": "resized to 32x32"}
         write_set(tmp_path / "images", train, test, num_levels=256, image_shape=[3, 32, 32], **known)
-        assert expected(tmp_path / "images", "splits", "JPEG (how").level == "warning"
+        assert find_check(tmp_path / "images", "JPEG (how").severity == "warning"
     caplog.clear()
     assert run(tmp_path / "images")["success"]
     assert [text in caplog.text for text in found] == [True, True]
     assert "no image comes from a lossy file, whose pixels are the decoder's: 2 of 2 splits" in caplog.text
 
 
-@pytest.mark.parametrize(("num_bits", "level"), [(5, "critical"), (4, "warning")])
-def test_images_of_few_levels_may_lack_detail(num_bits: int, level: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("num_bits", "severity"), [(5, "critical"), (4, "warning")])
+def test_images_of_few_levels_may_lack_detail(num_bits: int, severity: str, tmp_path: Path) -> None:
     """Of five bits, images that were not enlarged have enough of it."""
     images = change.enlarged(change.photograph_patches(side=16, step=20), "bilinear") >> (8 - num_bits)
     write_set(tmp_path, images[::2], images[1::2], image_shape=[3, 32, 32], num_levels=2**num_bits)
-    detail = expected(tmp_path, "splits", "enlarged")
-    assert detail.level == level
+    detail = find_check(tmp_path, "enlarged")
+    assert detail.severity == severity
     image_set = open_images(tmp_path)
-    facts = {split: measure(image_set[split], 2**num_bits) for split in image_set.splits}
-    assert (
-        split_rows(image_set, facts, {"train": None, "test": None})["lost_detail"].min()
-        > detail.rule.arguments["max_value"]
-    )
+    lost = [measure(image_set[split], 2**num_bits).lost_detail for split in image_set.splits]
+    assert min(lost) > detail.rule.arguments["max_value"]
 
 
 @pytest.mark.slow
@@ -414,8 +419,8 @@ def test_debians_recompressed_fashion_mnist_has_the_published_bytes_and_a_part_o
 
 def test_wrong_levels_are_critical(image_set: Path) -> None:
     """Seven bits in a set of eight have no gap and no peak: only the highest level shows them."""
-    found = contract(open_images(image_set), CONTRACT)["histogram"]
-    critical = {row.column: row.rule.arguments for row in found if row.level == "critical"}
+    checks = [check for check in list_checks(open_images(image_set), CONTRACT) if check.table == "histogram"]
+    critical = {check.column: check.rule.arguments for check in checks if check.severity == "critical"}
     assert critical.keys() == {None, "count", "level_in_use", "gaps", "peaks", "skipped"}
     assert critical["level_in_use"]["min_value"] == 9  # of 17 levels
     assert min(critical[flag]["mostly"] for flag in ("gaps", "peaks", "skipped")) > 1 - 1e-6
