@@ -112,7 +112,8 @@ def test_relaxed_limits_are_named(image_set: Path, caplog: pytest.LogCaptureFixt
     limits = ["max_leaked 0.01 instead of 0.0", "max_skipped 1.0 instead of 0.25"]
     report = Findings.model_validate_json((image_set.parent / "report/validation.json").read_bytes())
     assert report.relaxed == limits
-    assert f"valid with relaxed limits: {', '.join(limits)}: 27 of 27 expectations hold" in caplog.text
+    count = len(report.expectations)
+    assert f"valid with relaxed limits: {', '.join(limits)}: {count} of {count} expectations hold" in caplog.text
     (page,) = (image_set.parent / "report/data_docs").rglob("pandas-histogram.html")
     assert f"empty between the lowest and the highest (relaxed: {limits[1]})" in page.read_text()
     assert "almost empty between full ones (cannot be judged: too few levels are in use)" in page.read_text()
