@@ -39,7 +39,7 @@ endif
 # An environment that was left half made, or made in another folder, whose code its programs would run, is made anew.
 $(shell { $(BIN)/python -c 'import pip' && grep -qF "$(CURDIR)/$(BIN)/" $(BIN)/pip; } 2>/dev/null || rm -rf .venv)
 .DELETE_ON_ERROR:
-.PHONY: repro test static suite test-fast soak fuzz mutants check lock newest clean
+.PHONY: repro test static suite test-fast soak fuzz mutants golden check lock newest clean
 
 repro: .venv/installed
 	$(BIN)/dvc repro
@@ -65,6 +65,9 @@ fuzz: .venv/installed-test
 
 mutants: .venv/installed-test
 	$(PYTEST) tests/whole/mutations.py
+
+golden: .venv/installed-test
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python tests/make_golden.py
 
 check: .venv/installed-test
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/mypy
