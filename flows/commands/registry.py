@@ -98,21 +98,34 @@ def show_having(image: Path, as_json: bool) -> None:
 
 @commands.command()
 def verify(model: VersionArgument, as_json: AsJson = False) -> None:
-    """Recompute every digest of a version: code, parameters, outputs, model, images; exit 5 if one differs."""
-    from flows.core.tables import table
-    from flows.registry.verification import verify
+    """Recompute every digest of a version: code, parameters, outputs, model, images; exit 5 if one differs.
 
-    version = project().registry.resolve(model)
-    checks = verify(project(), version)
+    Also say by whom its tags are signed; exit 5 if git refuses a signature.
+    """
+    from flows.core.tables import table
+    from flows.registry.verification import signatures, verify
+
+    registry = project().registry
+    version = registry.resolve(model)
+    checks, signed = verify(project(), version), signatures(registry, version)
     problems = [check for check in checks if check.problem]
+    refused = [tag for tag in signed if tag.problem]
     text = f"{version.name}: all {len(checks)} digests agree"
     if problems:
         text = table(("digest of", "problem"), problems)
-    found = {"version": version.name, "sound": not problems, "checks": [check._asdict() for check in checks]}
-    say_result(found, text, as_json)
+    shown = [(tag.tag, f"signed by {tag.signer}" if tag.signer else tag.problem or "not signed") for tag in signed]
+    found = {
+        "version": version.name,
+        "sound": not problems and not refused,
+        "checks": [check._asdict() for check in checks],
+        "signatures": [tag._asdict() for tag in signed],
+    }
+    say_result(found, f"{text}\n{table(('tag', 'signature'), shown)}", as_json)
     if problems:
         first = f"{problems[0].subject}: {problems[0].problem}"
         raise UserError(f"{version.name}: {len(problems)} of {len(checks)} do not verify; {first}", Exit.MISSING)
+    if refused:
+        raise UserError(f"{version.name}: the signature of {refused[0].tag}: {refused[0].problem}", Exit.MISSING)
 
 
 @commands.command()

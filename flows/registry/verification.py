@@ -3,8 +3,12 @@
 dvc.lock lists the digests.  Code, parameters and metrics are read from git; outputs are read from DVC's cache, or from
 its remote if they are not in the cache.  The sha256 of model and images that the pipeline wrote into its reports are
 checked, too.
+
+By whom the tags of a version are signed is git's to say.  A signature decides nothing here: not every clone has the
+keys.
 """
 
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,11 +21,12 @@ from flows.core.errors import UserError
 from flows.core.files import scratch_folder
 from flows.images.image_set import open_images
 from flows.registry.fetching import require_model, stated
-from flows.registry.versions import Version
+from flows.registry.versions import Registry, Version
 from flows.repository.commit import Commit
 from flows.repository.files import DamagedVersionError, get
 from flows.repository.lock_file import lock_here
-from flows.repository.repository import Repository
+from flows.repository.repository import TAGS, Repository
+from flows.repository.tags import Tag
 
 
 class Check(NamedTuple):
@@ -29,6 +34,33 @@ class Check(NamedTuple):
 
     subject: str
     problem: str
+
+
+class Signature(NamedTuple):
+    """A tag of a version: by whom it is signed, in git's words, or None; and what is wrong with the signature or ''."""
+
+    tag: str
+    signer: str | None
+    problem: str
+
+
+def signatures(registry: Registry, version: Version) -> list[Signature]:
+    """Return by whom the tags of the version are signed: its own, and those of its promotions and refusals."""
+    return [signature(registry.repository, tag) for tag in registry.tags if tag.commit == version.commit]
+
+
+def signature(repository: Repository, tag: Tag) -> Signature:
+    """Return by whom a tag is signed."""
+    if not tag.is_signed:
+        return Signature(tag.name, None, "")
+    if tag.written_as != tag.name:
+        return Signature(tag.name, None, f"it is the tag {tag.written_as} under another name")
+    try:
+        said = repository.git("verify-tag", f"{TAGS}{tag.name}", errors=True).decode(errors="replace")
+    except UserError as error:
+        return Signature(tag.name, None, str(error))
+    found = re.search(r"Good .*signature (?:for|from) (.+)", said)
+    return Signature(tag.name, found[1] if found else said, "")
 
 
 def verify(repository: Repository, version: Version) -> list[Check]:

@@ -256,7 +256,10 @@ def assign(registry: Registry, stage: str, version: Version, message: str) -> st
 
 
 def write_tag(repository: Repository, name: str, commit: str, message: str) -> None:
-    """Write an annotated tag, as GTO does.  Raises UserError (exit 5) if it exists."""
+    """Write an annotated tag, as GTO does, signed if git's `tag.gpgSign` is true.
+
+    Raises UserError (exit 5) if it exists, or if it cannot be signed.
+    """
     # The evidence stays as it is, also a line that git takes for a comment.
-    options = ("--annotate", "--no-sign", "--cleanup=verbatim", "--file=-")
+    options = ("--annotate", "--cleanup=verbatim", "--file=-")
     repository.git("tag", *options, name, commit, stdin=[message.strip()])

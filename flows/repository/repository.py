@@ -18,12 +18,12 @@ from flows.process.locks import lock_file
 if TYPE_CHECKING:
     from flows.repository.commit import Commit, Named
 
-# Hooks are for the commits of people: a hook of `dvc install` fails in a worktree that has no outputs yet.  A key to
-# sign with may need a password.  Messages are written and read as UTF-8, whatever the repository says.
+# Hooks are for the commits of people: a hook of `dvc install` fails in a worktree that has no outputs yet.  So are
+# signatures of commits; tags are signed if git's `tag.gpgSign` says so.  Messages are written and read as UTF-8,
+# whatever the repository says.
 SETTINGS = (
     "core.hooksPath=/dev/null",
     "commit.gpgSign=false",
-    "tag.gpgSign=false",
     "log.showSignature=false",
     "i18n.commitEncoding=UTF-8",
     "i18n.logOutputEncoding=UTF-8",
@@ -54,11 +54,17 @@ class Repository:
         """Look at nothing yet."""
         self.folder = folder
 
-    def git(self, *arguments: str, stdin: Iterable[str] | None = None, seconds: float | None = None) -> bytes:
-        """Return what a git command prints.  It runs no hooks, except `push`, and signs nothing.
+    def git(
+        self,
+        *arguments: str,
+        stdin: Iterable[str] | None = None,
+        seconds: float | None = None,
+        errors: bool = False,
+    ) -> bytes:
+        """Return what a git command prints, or with `errors` what it says on stderr.
 
-        `stdin` has the lines that the command reads.  Raises UserError (exit 5) if git fails, or takes longer than
-        `seconds`.
+        It runs no hooks, except `push`.  `stdin` has the lines that the command reads.  Raises UserError (exit 5) if
+        git fails, or takes longer than `seconds`.
         """
         # Nobody can enter a password, and `ask` reads English.  The hook that `dvc install` writes calls `dvc`.
         environment = os.environ | {"GIT_TERMINAL_PROMPT": "0", "LANGUAGE": "C", "PATH": search_path()}
@@ -84,7 +90,7 @@ class Repository:
             # A ref that failed only because another one of the same push did says nothing.
             reason = " ".join(line.strip() for line in lines if "atomic push fail" not in line) or "no reason given"
             raise UserError(f"{place}: {shorten(reason, 500, placeholder=' ...')}", Exit.MISSING)
-        return result.stdout
+        return result.stderr if errors else result.stdout
 
     def git_text(self, *arguments: str) -> str:
         """Return what a git command prints as text, stripped.  Raises UserError (exit 5)."""

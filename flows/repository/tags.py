@@ -12,7 +12,7 @@ from flows.repository.repository import MODEL, Repository
 CHAMPION, REFUSED, WAITING = "champion", "refused", "waiting"
 """The stages of GTO that the comparisons assign; a version that waits has won, and a person is to approve it."""
 NUMBERS = r"v(\d{1,9})\.(\d{1,9})\.(\d{1,9})"
-FIELDS = ("object", "creatordate:unix", "contents", "contents:signature")
+FIELDS = ("object", "creatordate:unix", "contents", "contents:signature", "tag")
 """What git prints of a tag besides its name."""
 EVENTS = {
     Action.REGISTER: "registration",
@@ -27,6 +27,7 @@ class Tag(NamedTuple):
     """A tag of GTO: its name, its commit, when it was made (ISO 8601), its message, and what it does.
 
     `event` is GTO's word: registration, deregistration, assignment or unassignment; the last two have a stage.
+    `written_as` is the name that the tag itself states, which its signature covers.
     """
 
     name: str
@@ -35,6 +36,8 @@ class Tag(NamedTuple):
     message: str = ""
     event: str = "assignment"
     stage: str | None = CHAMPION
+    written_as: str = ""
+    is_signed: bool = False
 
     @property
     def number(self) -> int:
@@ -56,7 +59,7 @@ def read_tags(repository: Repository) -> tuple[list[Tag], int]:
     count = 1 + len(FIELDS)
     found, last = [], 0
     for first in range(0, len(values) - count, count):
-        name, commit, made, message, signature = values[first : first + count]
+        name, commit, made, message, signature, written_as = values[first : first + count]
         name = name.lstrip("\n")  # the end of the line before
         parsed = parse_name(name, raise_on_fail=False)
         if parsed.get("name") != MODEL:
@@ -67,7 +70,7 @@ def read_tags(repository: Repository) -> tuple[list[Tag], int]:
             continue
         created = datetime.fromtimestamp(int(made or 0), UTC).isoformat()
         message = message.removesuffix(signature).strip()
-        found.append(Tag(name, commit, created, message, EVENTS[parsed["action"]], stage))
+        found.append(Tag(name, commit, created, message, EVENTS[parsed["action"]], stage, written_as, bool(signature)))
     # The times of tags have only whole seconds.
     return sorted(found, key=lambda tag: tag.number if tag.stage else 0), last
 

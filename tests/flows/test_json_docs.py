@@ -17,6 +17,7 @@ from flows.core.errors import Exit
 from flows.evaluation.results import BoundMetrics, Metrics
 from flows.registry.verification import Check, Reproduction
 from flows.registry.versions import Version
+from flows.repository.tags import Tag
 
 VERSION = Version("vdm@v1.0.0", "a" * 40, "2026-01-31T00:00:00+00:00", "Retrained", (), Metrics(), "damaged")
 PAGE = (ROOT / "docs/json.md").read_text()
@@ -69,7 +70,7 @@ def test_the_keys_of_objects_that_are_no_documents(
     require_named("evaluate", sweep.keys())
     assert [each.keys() for each in sweep["sweep"]] == [BoundMetrics.model_fields.keys()] * 2
     require_named("sample", printed(capsys, "sample", "models/vdm", "-n", "1", "--steps", "1", "--out", "one.npy"))
-    registry = Mock(versions=[VERSION], resolve=lambda name: VERSION)
+    registry = Mock(versions=[VERSION], tags=[Tag(VERSION.name, VERSION.commit)], resolve=lambda name: VERSION)
     monkeypatch.setattr("flows.registry.project.open_registry", lambda root: registry)
     monkeypatch.setattr("flows.registry.verification.verify", lambda root, version: [Check("models/vdm", "")])
     monkeypatch.setattr("flows.registry.verification.reproduction", lambda root: Reproduction(True, "equal", []))

@@ -505,3 +505,45 @@ def test_the_list_of_versions_has_fid_or_else_the_distance_in_the_features_of_th
     assert distance(found | {"fid": of_inception}) == "fid 20.000 (10.000)"
     assert distance(found) == "fd_0a1b2c3d 3.000 (1.500)"
     assert distance(found | {"fd_0a1b2c3d": {"samples": 3.0, "held_out": None}}) == "unknown"
+
+
+def test_verify_says_by_whom_the_tags_of_a_version_are_signed(forge: Forge) -> None:
+    """A real key of SSH; git itself is asked to sign."""
+    key = forge.folder / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    (forge.folder / "signers").write_text(f"me@example.org {key.with_suffix('.pub').read_text()}")
+    settings = {"gpg.format": "ssh", "user.signingkey": f"{key}.pub", "tag.gpgSign": "true"}
+    settings["gpg.ssh.allowedSignersFile"] = str(forge.folder / "signers")
+    for name, value in settings.items():
+        forge.git("config", name, value)
+    made = add_version(forge.opened, forge.commit("v1.3.0"), "Retrained").name
+    crown(forge.project, made)
+    done = forge.vdmctl("verify", made, "--json")
+    assert done.returncode == 0, done.stderr
+    signed = json.loads(done.stdout)["signatures"]
+    assert [each["tag"] for each in signed] == [made, "vdm#champion#1"]
+    assert all(each["signer"].startswith("me@example.org with ED25519 key SHA256:") for each in signed)
+    assert forge.resolve("champion").message == "Retrained"
+    assert f"{made}      signed by me@example.org" in forge.vdmctl("verify", made).stdout
+    assert "vdm@v1.0.0  not signed" in forge.vdmctl("verify", "v1.0.0").stdout
+
+    content = forge.git("cat-file", "tag", made)
+    (forge.folder / "changed").write_text(content.replace("Retrained", "Chosen by hand"))
+    changed = forge.git("hash-object", "-t", "tag", "-w", str(forge.folder / "changed")).strip()
+    forge.git("update-ref", f"refs/tags/{made}", changed)
+    done = forge.vdmctl("verify", made, "--json")
+    assert done.returncode == Exit.MISSING
+    assert "the signature of vdm@v1.3.0: git verify-tag" in one_line(done)
+    assert "incorrect signature" in one_line(done)
+    found = json.loads(done.stdout)
+    assert (found["sound"], found["signatures"][0]["signer"]) == (False, None)
+
+    (forge.folder / "copied").write_text(content)
+    copied = forge.git("hash-object", "-t", "tag", "-w", str(forge.folder / "copied")).strip()
+    for name in (made, "vdm@v1.4.0"):
+        forge.git("update-ref", f"refs/tags/{name}", copied)
+    forge.git("tag", "--delete", made)
+    assert "it is the tag vdm@v1.3.0 under another name" in one_line(forge.vdmctl("verify", "v1.4.0"))
+    (forge.folder / "key").unlink()
+    with pytest.raises(UserError, match="git tag in "):
+        add_version(forge.opened, forge.commit("v1.5.0"), "Retrained")
