@@ -1,4 +1,4 @@
-"""Write the lists of keys in docs/json.md, and the samplers in docs/samples.md:  python -m flows.commands.json_docs
+"""Write the lists of keys in docs/json.md, and the tables in docs/samples.md:  python -m flows.commands.json_docs
 
 A list stands below a comment with the name of a document that a command prints.  The meaning of a key is the text below
 the field in its class, or else that of its name in `MEANINGS`.
@@ -14,10 +14,11 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from flows.core.files import write_whole
+from flows.evaluation.figures import QUALITY
 from vdm.samplers import SAMPLERS
 
-PAGE, SAMPLERS_PAGE = Path("docs/json.md"), Path("docs/samples.md")
-TABLE = re.compile(r"(<!-- samplers -->\n\n)(?:\|.*\n)*")
+PAGE, SAMPLES_PAGE = Path("docs/json.md"), Path("docs/samples.md")
+TABLE = re.compile(r"(<!-- (samplers|figures) -->\n\n)(?:\|.*\n)*")
 LIST = re.compile(r"(<!-- (flows\.[\w.]+) -->\n\n)(?: *- .*\n)*")
 MEANINGS = {
     "split": "the images: `train`, `validation` or `test`; of `evaluate`, `given` for files that are no image set",
@@ -135,14 +136,27 @@ def documents_in(annotation: Any) -> list[type[BaseModel]]:
     return [inner for argument in get_args(annotation) for inner in documents_in(argument)]
 
 
-def with_samplers(page: str) -> str:
-    """Return the page with its table of samplers as `vdm.samplers` has them."""
-    lines = ["| name | order | eta | sampler | what it does | source |", "|---|---|---|---|---|---|"]
-    for name, (order, eta, title, purpose, source) in SAMPLERS.items():
-        lines.append(f"| `{name}` | {order} | {eta:g} | {title} | {purpose} | {source} |")
-    return TABLE.sub(lambda found: found[1] + "".join(f"{line}\n" for line in lines), page)
+def with_tables(page: str) -> str:
+    """Return the page with its tables of samplers and of figures as the code declares them."""
+    rows: dict[str, list[tuple[Any, ...]]] = {
+        "samplers": [
+            ("name", "order", "eta", "sampler", "what it does", "source"),
+            *((f"`{name}`", one.order, one.eta, *one[2:]) for name, one in SAMPLERS.items()),
+        ],
+        "figures": [
+            ("figure", "name", "means", "unit", "source"),
+            *((f"`{key}`", *figure) for key, figure in QUALITY.items()),
+        ],
+    }
+    return TABLE.sub(lambda found: found[1] + in_markdown(rows[found[2]]), page)
+
+
+def in_markdown(rows: list[tuple[Any, ...]]) -> str:
+    """Return a table whose first row is its header."""
+    header, *others = [f"| {' | '.join(map('{}'.format, row))} |\n" for row in rows]
+    return "".join([header, f"|{'---|' * len(rows[0])}\n", *others])
 
 
 if __name__ == "__main__":
     write_whole(PAGE, written(PAGE.read_text(encoding="utf-8")))
-    write_whole(SAMPLERS_PAGE, with_samplers(SAMPLERS_PAGE.read_text(encoding="utf-8")))
+    write_whole(SAMPLES_PAGE, with_tables(SAMPLES_PAGE.read_text(encoding="utf-8")))

@@ -147,16 +147,84 @@ def growth(axes: "Axes", models: Tables) -> None:
     axes.set(xlabel="training images", ylabel="bits/dim")
 
 
-CHARTS: dict[str, tuple[str, str, str, "Callable[[Axes, Tables], None]"]] = {
-    "loss": ("curves", "Loss while training", "Line chart of bits/dim over the training steps", loss),
-    "gradient_norm": ("curves", "Gradient norm", "Line chart over steps", partial(of_steps, column="gradient_norm")),
-    "learning_rate": ("curves", "Learning rate", "Line chart over steps", partial(of_steps, column="learning_rate")),
-    "schedule": ("schedule", "Noise schedule", "Line chart of gamma over the time t", schedule),
-    "noise_levels": ("noise_levels", "Loss at each noise level", "Line chart over the time t", noise_levels),
-    "growth": ("line", "Validation as images arrive", "Chart of bits/dim over the number of training images", growth),
-    "per_image": ("per_image", "How many images have which bits/dim", "Histogram of the images' bits/dim", histogram),
+class Kind(NamedTuple):
+    """A chart that the page has: its table in `Results`, its title, what it shows in words, and what draws it.
+
+    `text` stands below it, and `missing` in its place.
+    """
+
+    table: str
+    title: str
+    alt: str
+    draw: Callable[["Axes", Tables], None]
+    text: str
+    missing: str = ""
+
+
+CHARTS = {
+    "loss": Kind(
+        "curves",
+        "Loss while training",
+        "Line chart of bits/dim over the training steps",
+        loss,
+        "What an image costs while the model trains, in bits/dim: lower is better. The dots are the averaged "
+        "weights on the validation images, which it does not learn from: where they rise while the line falls, it"
+        " overfits. Values far above the rest are cut off.",
+        missing="There is no training log",
+    ),
+    "gradient_norm": Kind(
+        "curves",
+        "Gradient norm",
+        "Line chart over steps",
+        partial(of_steps, column="gradient_norm"),
+        "How much the images of a step would change the network, before that is limited: peaks are unrest. "
+        "Averaged over intervals.",
+    ),
+    "learning_rate": Kind(
+        "curves",
+        "Learning rate",
+        "Line chart over steps",
+        partial(of_steps, column="learning_rate"),
+        "How large a step may be: it grows at first, and falls to the end. Of the last step of each interval.",
+    ),
+    "schedule": Kind(
+        "schedule",
+        "Noise schedule",
+        "Line chart of gamma over the time t",
+        schedule,
+        "How noise covers an image over the time t, from the image (left) to noise alone (right): gamma is the "
+        "logarithm of the noise-to-signal ratio. Dashed the line at which training began.",
+        missing="The model is not here",
+    ),
+    "noise_levels": Kind(
+        "noise_levels",
+        "Loss at each noise level",
+        "Line chart over the time t",
+        noise_levels,
+        "Where the bits go: what it costs to remove the noise at each time t, fine details left, rough shapes "
+        "right. The mean over t is the diffusion term of the bound. Error bars are standard errors over the "
+        "images.",
+        missing="There are no figures for each noise level",
+    ),
+    "growth": Kind(
+        "line",
+        "Validation as images arrive",
+        "Chart of bits/dim over the number of training images",
+        growth,
+        "Each version on its own validation images, of which it was trained on none; the error bars are standard "
+        "errors over the images.",
+    ),
+    "per_image": Kind(
+        "per_image",
+        "How many images have which bits/dim",
+        "Histogram of the images' bits/dim",
+        histogram,
+        "How many images are easy (left) and how many are hard (right). The dashed line is the mean, the figure "
+        "at the top.",
+        missing="There are no figures for each image",
+    ),
 }
-"""By the name of a chart's file: its table in `Results`, its title, what it shows in words, and what draws it."""
+"""By the name of a chart's file."""
 
 
 def drawn(name: str, models: Tables) -> Chart:
@@ -164,12 +232,12 @@ def drawn(name: str, models: Tables) -> Chart:
     import matplotlib
     from matplotlib.figure import Figure
 
-    _, title, alt, draw = CHARTS[name]
+    kind = CHARTS[name]
     file, picture = BytesIO(), BytesIO()
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=SIZE, layout="constrained")
         axes = figure.subplots()
-        draw(axes, models)
+        kind.draw(axes, models)
         handles, labels = axes.get_legend_handles_labels()
         if len(labels) > 1 or "" not in models:
             columns = 2 if "" in models else 1
@@ -178,7 +246,7 @@ def drawn(name: str, models: Tables) -> Chart:
         figure.savefig(file, format="svg", metadata={"Date": None})
         figure.savefig(picture, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
     svg = file.getvalue().decode().replace(INK, "currentColor").replace("<defs>", f"{SCHEME}\n <defs>", 1)
-    return Chart(name, title, alt, svg, picture.getvalue())
+    return Chart(name, kind.title, kind.alt, svg, picture.getvalue())
 
 
 def thinned(table: pd.DataFrame) -> list[np.ndarray]:

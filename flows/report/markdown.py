@@ -11,6 +11,7 @@ from flows.core.documents import Document, checked
 from flows.core.errors import UserError
 from flows.core.escaping import markdown
 from flows.core.files import read_bounded
+from flows.evaluation.figures import QUALITY, TERMS
 from flows.evaluation.odd import Surprise
 from flows.evaluation.results import BoundMetrics, Metrics, SampleMetrics, with_error
 from flows.process.progress import TrainingProgress
@@ -25,7 +26,7 @@ NAME = re.compile(r"(?<![`\w])\w+(?:@v|#\w+#)\d[\d.]*\b")
 
 def report(metrics: BoundMetrics, charts: Path, samples: Path, page: Path) -> str:
     """Return the key figures of a model with its curves and samples.  `page` is the file with all of the report."""
-    pictures = [(title, charts / f"{name}.svg") for name, (_, title, *_) in CHARTS.items()]
+    pictures = [(kind.title, charts / f"{name}.svg") for name, kind in CHARTS.items()]
     pictures.insert(1, ("Samples", samples))
     shown = [f"## {title}\n\n{picture(path, title)}" for title, path in pictures if path.is_file()]
     figures = table(("", "bits/dim"), likelihoods(metrics).items())
@@ -53,8 +54,7 @@ def likelihoods(metrics: Metrics) -> dict[str, str]:
     if bound.training:
         gap = figure(bound.generalisation_gap_bpd, bound.generalisation_gap_standard_error)
         found[f"{bound.split} - training images"] = gap
-    terms = {"prior": bound.prior_bpd, "reconstruction": bound.reconstruction_bpd, "diffusion": bound.diffusion_bpd}
-    return found | {f"{name} term": figure(bpd) for name, bpd in terms.items()}
+    return found | {f"{term.name} term": figure(getattr(bound, key)) for key, term in TERMS.items()}
 
 
 def samples(metrics: SampleMetrics, drawn: Path, page: Path) -> str:
@@ -69,7 +69,8 @@ def samples(metrics: SampleMetrics, drawn: Path, page: Path) -> str:
         if (shown := measure.figures[0])
     ]
     nearer = figure(metrics.nearer_than_held_out, metrics.nearer_than_held_out_standard_error)
-    rows.append(("probability to be nearer to a training image than a held-out image is", nearer, "0.5"))
+    copied = QUALITY["nearer_than_held_out"]
+    rows.append((f"{copied.name}: {copied.meaning}", nearer, "0.5"))
     figures = table((f"{metrics.num_images:,} samples", "samples", "held-out images"), rows)
     how = f"Drawn in {markdown(sampler(metrics.sampler))}."
     withheld = [f"Distances, precision and recall are withheld: {metrics.withheld}."] if metrics.withheld else []

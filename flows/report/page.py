@@ -15,6 +15,7 @@ from markupsafe import Markup
 from flows.core.escaping import visible
 from flows.core.files import write_whole, writing_folder, written_last
 from flows.core.judgement import Accuracy, Cost, Quality, Remark, judgement
+from flows.evaluation.figures import QUALITY, TERMS
 from flows.images.as_png import InPng, in_one_png
 from flows.images.image_set import SPLITS, ImageSet, spread
 from flows.report import charts
@@ -74,13 +75,16 @@ def page(first: Results, second: Results | None = None) -> Page:
         names = [f"{name}, {place}" for name, place in zip(names, ("first", "second"), strict=True)]
     named = dict(zip(names if second else [""], models, strict=True))
     tables = {
-        name: {model: table for model, one in named.items() if (table := getattr(one, field)) is not None}
-        for name, (field, *_) in charts.CHARTS.items()
+        name: {model: table for model, one in named.items() if (table := getattr(one, kind.table)) is not None}
+        for name, kind in charts.CHARTS.items()
     }
     drawn = [charts.drawn(name, found) for name, found in tables.items() if found]
     html = template().render(
         views=[view(name, one) for name, one in zip(names, models, strict=True)],
         charts={chart.name: chart for chart in drawn},
+        kinds=charts.CHARTS,
+        terms=TERMS,
+        copied=QUALITY["nearer_than_held_out"],
         measures=measures(*(one.sample_metrics for one in models)),
         difference=difference(first, second) if second else "",
         cautions=cautions(first.sample_metrics, second.sample_metrics) if second else [],

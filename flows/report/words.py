@@ -4,20 +4,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from flows.evaluation.figures import TERMS, declared
 from flows.evaluation.results import BoundMetrics, QualityFigure, SampleMetrics, SamplerSettings
 from vdm.samplers import SAMPLERS, sampler_name
 
-MEASURES = {
-    "fd": ("Fréchet distance", "distance of the means and covariances of features; 0 is best"),
-    "kd": ("kernel distance", "squared maximum mean discrepancy of features; 0 is best"),
-    "fid": ("FID", "Fréchet distance in Inception's features; 0 is best"),
-    "kid": ("KID", "kernel distance in Inception's features; 0 is best"),
-    "precision": ("precision", "share of samples that lie among real images; 1 is best"),
-    "recall": (
-        "recall",
-        "share of real images that lie among samples; 1 is best, but only beside a high precision: noise may have 0.7",
-    ),
-}
 SURE = 2
 """How many standard errors above one half the samples are nearer to training images than new images are."""
 IN_LATEX = str.maketrans(
@@ -43,10 +33,10 @@ def measures(*metrics: SampleMetrics | None) -> list[Measure]:
     """Return the measures that at least one model has, with the figures of all models."""
     found = []
     for key in dict.fromkeys(key for one in metrics if one for key in one.figures):
-        name, meaning = MEASURES.get(key.partition("_")[0], (key, ""))
+        words = declared(key)
         figures = [one.figures.get(key) if one else None for one in metrics]
         copies = [key != "recall" and one is not None and may_copy(one) for one in metrics]
-        found.append(Measure(key, name, meaning, figures, copies))
+        found.append(Measure(key, words.name, words.meaning, figures, copies))
     return found
 
 
@@ -105,10 +95,10 @@ def value(parameter: Any) -> str:
 def latex(models: Sequence[tuple[str, BoundMetrics, SampleMetrics | None]]) -> list[str]:
     """Return a row of a table in LaTeX for each model, by its name, after a comment with the names of the columns."""
     shown = measures(*(drawn for *_, drawn in models))
-    columns = ["model", "bits/dim", "prior", "reconstruction", "diffusion", "images", *(each.name for each in shown)]
+    columns = ["model", "bits/dim", *(term.name for term in TERMS.values()), "images", *(each.name for each in shown)]
     lines = [f"% {' & '.join(columns)}"]
     for place, (name, bound, _) in enumerate(models):
-        terms = (bound.prior_bpd, bound.reconstruction_bpd, bound.diffusion_bpd)
+        terms = [getattr(bound, key) for key in TERMS]
         cells = [in_latex(bound.bpd, bound.bpd_standard_error), *map(in_latex, terms), str(bound.num_images)]
         found = [measure.figures[place] for measure in shown]
         cells += [in_latex(one.samples, one.samples_standard_error) if one else "--" for one in found]

@@ -11,7 +11,7 @@ from project import ROOT
 from small import Small
 
 from flows.cli import run
-from flows.commands.json_docs import with_samplers, written
+from flows.commands.json_docs import with_tables, written
 from flows.commands.vdmctl import app
 from flows.core.errors import Exit
 from flows.evaluation.results import BoundMetrics, Metrics
@@ -50,10 +50,11 @@ def test_the_page_is_up_to_date() -> None:
     assert PAGE.count("<!-- flows.") == 18
 
 
-def test_the_table_of_samplers_is_up_to_date() -> None:
+def test_the_tables_of_samplers_and_figures_are_up_to_date() -> None:
     page = (ROOT / "docs/samples.md").read_text()
-    assert with_samplers(page) == page, "run `python -m flows.commands.json_docs`"
-    assert "| `ddim` | 1 | 0 | DDIM |" in page
+    assert with_tables(page) == page, "run `python -m flows.commands.json_docs`"
+    assert "| `ddim` | 1 | 0.0 | DDIM |" in page
+    assert "| `precision` | precision | share" in page
 
 
 def test_every_command_with_json_has_a_section() -> None:
