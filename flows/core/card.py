@@ -26,7 +26,7 @@ parameters. The weights are the moving average {kept}.
 | data sha256 | `{data_sha256}` |
 | model sha256 | `{model_sha256}` |
 | last training loss | {bpd:.4f} bits/dim, a mean over the last steps up to {step} |
-
+{made_with}
 """
 LOAD = """\
 ## Load it
@@ -79,6 +79,7 @@ def about(trained: TrainedModel, training: Training) -> str:
         data_sha256=training.data_sha256,
         model_sha256=trained.sha256,
         bpd=training.bpd,
+        made_with=f"| made with | vdm-pipeline {markdown(training.pipeline)} |\n" if training.pipeline else "",
         step=training.step,
     )
 

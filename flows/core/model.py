@@ -120,6 +120,8 @@ class Training(Document):
     """The share of the training in which the class was left out; null for a model without classes."""
     judgement: list[str]
     """What the figures of the training mean, in words."""
+    pipeline: str | None = None
+    """The version of this package that wrote it; null if it is not stated."""
     parameters: dict[str, dict[str, Any]]
     """The sections `data`, `model` and `train` of params.yaml."""
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import replace
+from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,6 +89,7 @@ def environment(device: torch.device, requirements: Path) -> Environment:
         numpy=np.__version__,
         processor=processor(device),
         requirements_sha256=file_sha256(requirements) if requirements.exists() else None,
+        pipeline=version("vdm-pipeline"),
     )
 
 

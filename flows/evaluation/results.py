@@ -57,7 +57,7 @@ class Metrics(Likelihood):
 
 
 class Environment(Document):
-    """Versions of Python, torch and NumPy, and the processor.
+    """Versions of Python, torch, NumPy and this package, and the processor.
 
     `requirements_sha256` is the digest of requirements.lock, and None where that file is missing.
     """
@@ -67,6 +67,8 @@ class Environment(Document):
     numpy: str
     processor: str
     requirements_sha256: Sha256 | None
+    pipeline: str | None = None
+    """The version of this package."""
 
 
 def split_figures(result: "Evaluation") -> SplitFigures:

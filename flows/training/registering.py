@@ -4,6 +4,7 @@ import csv
 import logging
 import math
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,6 +63,7 @@ def register(
         kept_bpd=best and best[0],
         class_dropout=None if trained.num_classes is None else train.class_dropout,
         judgement=judged(train, images, step, bpd, validated),
+        pipeline=version("vdm-pipeline"),
         parameters={"data": data.model_dump(), "model": model.model_dump(), "train": train.model_dump()},
     )
     with writing_folder(out) as folder:

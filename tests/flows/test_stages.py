@@ -1,6 +1,7 @@
 """The stages `validate`, `train` and `register`: which inputs they refuse, and what the model card states."""
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +84,16 @@ def test_the_card_states_digests_the_last_loss_and_which_weights_are_kept(
 def test_what_is_known_of_a_training_is_read_from_its_own_file(
     small: Small, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["register"]) == Exit.DONE
+    """With the version of the package, which card and metrics state, too."""
+    made_with = version("vdm-pipeline")
+    assert run(["register"]) == run(["evaluate"]) == Exit.DONE
+    assert f"| made with | vdm-pipeline {made_with} |" in layout.CARD.read_text()
+    assert json.loads(layout.METRICS.read_text())["environment"]["pipeline"] == made_with
     layout.CARD.unlink()
     training, params = open_model(layout.REGISTERED).training, read_params(layout.PARAMS)
     assert training
     assert (training.step, training.bpd, training.contract, training.num_train) == (20, 6.5, "valid", 60)
+    assert training.pipeline == made_with
     assert training.parameters == {name: getattr(params, name).model_dump() for name in ("data", "model", "train")}
     Path(layout.REGISTERED, "training.json").write_text("{}")
     assert run(["evaluate"]) == Exit.MISSING
