@@ -2,9 +2,10 @@
 
 import logging
 import shlex
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
@@ -91,13 +92,12 @@ def evaluate(
 
     A model with classes is evaluated given the images' classes and without them, and images are classified by it.
     """
-    params = project().params
-    from flows.commands.summary import show, summary
-    from flows.evaluation.bound import evaluate
-    from flows.evaluation.ode import ode
-    from flows.images.given import open_given
-    from flows.repository.lock_file import require_no_outputs
+    if out:
+        from flows.repository.lock_file import require_no_outputs
 
+        require_no_outputs(project(), out)
+    if fit and images is None:
+        raise UserError("--fit is for pictures; name them with --images", Exit.USAGE)
     options = {
         "times_per_image": times_per_image,
         "num_draws": num_draws,
@@ -108,42 +108,77 @@ def evaluate(
         "device": device,
     }
     chosen = {name: value for name, value in options.items() if value is not None}
-    if out:
-        require_no_outputs(project(), out)
-    if protocol == "ode":
-        if num_timesteps or out:
-            raise UserError("--num-timesteps and --out need --protocol vlb", Exit.USAGE)
-        of_ode = override(params.ode, chosen | ({"num_images": num_images} if num_images else {}))
-        num_images = of_ode.num_images
-    if fit and images is None:
-        raise UserError("--fit is for pictures; name them with --images", Exit.USAGE)
-    evaluated = project().model(model)
-    given_images = images and open_given(images, split, evaluated, num_images, fit=fit)
-    with given_images or nullcontext(images_for(split or "test", model, most=num_images)) as to_evaluate:
-        if protocol == "ode":
-            of_flow = ode(of_ode, evaluated, to_evaluate)
-            show(of_flow, as_json)
-            compare_with_png([of_flow.bpd], to_evaluate)
+    asked = Asked(model, images, split, num_images, fit)
+    if protocol == "vlb":
+        evaluate_bound(asked, chosen, timesteps(num_timesteps) if num_timesteps else None, out, as_json)
+    elif num_timesteps or out:
+        raise UserError("--num-timesteps and --out need --protocol vlb", Exit.USAGE)
+    else:
+        evaluate_ode(asked, chosen, as_json)
+
+
+class Asked(NamedTuple):
+    """The model and the images that are to be evaluated, as the user named them."""
+
+    model: str | None
+    images: Path | None
+    split: Split | None
+    num_images: int | None
+    fit: bool
+
+    @contextmanager
+    def opened(self) -> "Iterator[tuple[TrainedModel, Chosen]]":
+        """Yield the model and the images.  Raises UserError for what is missing, damaged or does not fit."""
+        from flows.images.given import open_given
+
+        model = project().model(self.model)
+        if self.images is None:
+            yield model, images_for(self.split or "test", self.model, most=self.num_images)
             return
-        steps = timesteps(num_timesteps) if num_timesteps else [params.evaluate.num_timesteps]
-        if len(steps) > 1:
-            chosen["class_images"] = 0
-        sweep = [override(params.evaluate, chosen | {"num_timesteps": step}) for step in steps]
-        of_pipeline = to_evaluate.set.folder.resolve() == layout.IMAGES.resolve() and to_evaluate.split == "test"
-        if model is None and of_pipeline and num_images is None:
+        with open_given(self.images, self.split, model, self.num_images, fit=self.fit) as chosen:
+            yield model, chosen
+
+
+def evaluate_ode(asked: Asked, options: dict[str, Any], as_json: bool) -> None:
+    """Print the likelihood of the probability-flow ODE, with the parameters `ode:` and the options."""
+    from flows.commands.summary import show
+    from flows.evaluation.ode import ode
+
+    settings = override(project().params.ode, options | ({"num_images": asked.num_images} if asked.num_images else {}))
+    with asked._replace(num_images=settings.num_images).opened() as (model, images):
+        result = ode(settings, model, images)
+        show(result, as_json)
+        compare_with_png([result.bpd], images)
+
+
+def evaluate_bound(
+    asked: Asked, options: dict[str, Any], steps: list[int | None] | None, out: Path | None, as_json: bool
+) -> None:
+    """Print the bound, with the parameters `evaluate:` and the options, at each of the numbers of steps.
+
+    All test images of data/images without a model are those of the stage, whose output is written.
+    """
+    from flows.commands.summary import show, summary
+    from flows.evaluation.bound import evaluate
+
+    parameters = project().params.evaluate
+    if steps and len(steps) > 1:
+        options = options | {"class_images": 0}
+    sweep = [override(parameters, options | {"num_timesteps": step}) for step in steps or [parameters.num_timesteps]]
+    with asked.opened() as (model, images):
+        of_pipeline = images.set.folder.resolve() == layout.IMAGES.resolve() and images.split == "test"
+        if asked.model is None and of_pipeline and asked.num_images is None:
             out = out or layout.EVALUATION
         if len(sweep) > 1 and out:
             reason = "several values of --num-timesteps write no files"
             raise UserError(f"{reason}: name a MODEL, and leave out --out", Exit.USAGE)
-        results = [
-            evaluate(settings, evaluated, to_evaluate, requirements=layout.REQUIREMENTS, out=out) for settings in sweep
-        ]
+        results = [evaluate(settings, model, images, requirements=layout.REQUIREMENTS, out=out) for settings in sweep]
         if len(results) == 1:
             show(results[0], as_json)
         else:
             swept = {"protocol": "vlb", "sweep": [result.model_dump() for result in results]}
             say_result(swept, "\n".join(map(summary, results)), as_json)
-        compare_with_png([result.bpd for result in results], to_evaluate)
+        compare_with_png([result.bpd for result in results], images)
 
 
 def compare_with_png(figures: "list[float | None]", images: "Chosen") -> None:

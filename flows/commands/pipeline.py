@@ -53,22 +53,35 @@ def validate(
     A folder of images at PATH is read with the transforms of `data:`, an image set as it is. Nothing is written unless
     --out names a folder.
     """
-    params = project().params
-    if path is None:
-        from flows.contract.drift import read_reference
-        from flows.contract.inspection import validate
-        from flows.images.image_set import open_images
+    if path is not None:
+        validate_given(path, reference, out, as_json)
+    elif out or as_json:
+        raise UserError("--out and --json need PATH", Exit.USAGE)
+    else:
+        run_validate(reference)
 
-        if out or as_json:
-            raise UserError("--out and --json need PATH", Exit.USAGE)
-        images, expected = open_images(layout.IMAGES), read_reference(reference) if reference else None
-        validate(params.contract, images=images, out=layout.VALIDATION.parent, reference=expected)
-        return
+
+def run_validate(reference: Path | None) -> None:
+    """Run the stage, which replaces its output.  Raises UserError (exit 4) for images that the contract refuses."""
+    from flows.contract.drift import read_reference
+    from flows.contract.inspection import validate
+    from flows.images.image_set import open_images
+
+    images, expected = open_images(layout.IMAGES), read_reference(reference) if reference else None
+    validate(project().params.contract, images=images, out=layout.VALIDATION.parent, reference=expected)
+
+
+def validate_given(path: Path, reference: Path | None, out: Path | None, as_json: bool) -> None:
+    """Check a set or a folder of images, and write the report into `out`, if it is given.
+
+    Raises UserError: exit 4 for images that the contract refuses, 2 for an `out` that would replace what is needed.
+    """
     from flows.contract.drift import read_reference
     from flows.contract.inspection import inspect_images, require_success, write_findings
     from flows.images.download import write_images
     from flows.images.image_set import is_image_set, open_images
 
+    params = project().params
     if out:
         require_apart(out, path, reference)
         out.mkdir(parents=True, exist_ok=True)  # fails before the images are read

@@ -59,22 +59,15 @@ def sample(
     --known and --mask fill in a picture, ten times slower: an approximation, for which the model was not trained. A
     grid then begins with the picture and the mask.
     """
-    params = project().params
     options: dict[str, Any] = {"num_images": num_images, "num_timesteps": steps, "seed": seed, "device": device}
     options |= {"guidance": guidance} | (SAMPLERS[sampler].settings if sampler else {})
     if sampler and known:
         raise UserError("--sampler does not apply to --known: pixels are filled in by ancestral sampling", Exit.USAGE)
-    given = {name: value for name, value in options.items() if value is not None}
+    chosen = {name: value for name, value in options.items() if value is not None}
     if model is None:
-        if given or classes or out or film or known or mask or force or as_json:
+        if chosen or classes or out or film or known or mask or force or as_json:
             raise UserError(f"options need a MODEL, such as {layout.REGISTERED}; without it the stage runs", Exit.USAGE)
-        from flows.core.model import open_model
-        from flows.images.image_set import open_images
-        from flows.sampling.features import open_features
-        from flows.sampling.measuring import sample
-
-        opened = open_model(layout.REGISTERED), open_features(layout.FEATURES), open_images(layout.IMAGES)
-        sample(params.sample, params.quality, *opened, layout.SAMPLES.parent)
+        run_sample()
         return
     from flows.commands.summary import counted
     from flows.repository.lock_file import require_no_outputs
@@ -82,13 +75,25 @@ def sample(
 
     for place in filter(None, (out, film)):
         require_no_outputs(project(), place)
-    settings = override(params.sample, {"num_images": DRAWN} | given)
+    settings = override(project().params.sample, {"num_images": DRAWN} | chosen)
     places = {"film": film, "known": known, "mask": mask}
     done = answer(
         Request(project().model(model, settings.device), settings, out or OUT, **places, force=force, classes=classes)
     )
     text = f"{counted(done['num_images'], 'image')} in {done['out']}" + (f", their film in {film}" if film else "")
     say_result(done, text, as_json)
+
+
+def run_sample() -> None:
+    """Run the stage, which replaces its outputs."""
+    from flows.core.model import open_model
+    from flows.images.image_set import open_images
+    from flows.sampling.features import open_features
+    from flows.sampling.measuring import sample
+
+    params = project().params
+    opened = open_model(layout.REGISTERED), open_features(layout.FEATURES), open_images(layout.IMAGES)
+    sample(params.sample, params.quality, *opened, layout.SAMPLES.parent)
 
 
 @commands.command()
