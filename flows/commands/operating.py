@@ -1,13 +1,16 @@
 """Commands for the operator of the retraining loop: start it, show its state, free its disk space."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flows.commands.arguments import AsJson, project
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.process.streams import say_result
+
+if TYPE_CHECKING:
+    from flows.orchestration.answers import Pruned, Source, Status
 
 ADDRESS = "from Prefect's api.url"
 QUEUES = Annotated[
@@ -83,10 +86,10 @@ def status(
     from flows.orchestration.status import status
 
     found = status(project())
-    if verify and found["registry"].get("champion"):
-        found["problems"] += champion_problems()
-    say_result(found, table(("what", "state"), list(rows(found))), as_json)
-    if problems := found["problems"]:
+    if verify and found.registry.champion:
+        found = found.model_copy(update={"problems": [*found.problems, *champion_problems()]})
+    say_result(found.model_dump(exclude_unset=True), table(("what", "state"), list(rows(found))), as_json)
+    if problems := found.problems:
         raise UserError(f"status: {counted(len(problems), 'problem')}: {problems[0]}", Exit.MISSING)
 
 
@@ -105,64 +108,64 @@ def champion_problems() -> list[str]:
     return [f"{reigning.name} does not verify: {check.subject}: {check.problem}" for check in checks if check.problem]
 
 
-def rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def rows(found: "Status") -> Iterator[tuple[str, str]]:
     """Yield the lines of the table of `vdmctl status`: a subject and its state."""
-    server, registry = found["server"], found["registry"]
-    answers = "answers" if server["answers"] else "does not answer"
-    yield "server", f"{server['url']} {answers}" if server["url"] else "none"
-    for worker in server.get("workers", []):
-        yield "worker", f"{worker['name']} {worker['status'].lower()}"
-    for one in server.get("schedules", []):
-        state = f"on, next run {one['next_run'] or 'not planned yet'}" if one["active"] else "off"
-        yield "schedule", f"{one['deployment']}: {one['when']}: {state}"
-    for run in server.get("runs", []):
-        started = f"started {run['started']}" if run["started"] else "not started yet"
-        yield "run", f"{run['name']} {run['state'].lower()}, {started}"
-    if last := server.get("last_run"):
-        yield "last run", f"{last['name']} {last['state'].lower()}, ended {last['ended']}"
-    for device in found["devices"]:
-        yield "device", f"{device['device']}: {device['holder']}"
-    for app in found["apps"]:
-        follows = ", follows the champion" if app["follows_champion"] else ""
-        yield "app", f"{app['url']} serves {app['model'] or 'nothing'}{follows}"
-    for worktree in found["worktrees"]:
-        state = "in use" if worktree["in_use"] else "left behind; the next run removes it"
-        yield "worktree", f"{worktree['name']} {state}"
-    if "problem" not in registry:
-        bpd = registry["champion_bpd"]
+    server, registry = found.server, found.registry
+    answers = "answers" if server.answers else "does not answer"
+    yield "server", f"{server.url} {answers}" if server.url else "none"
+    for worker in server.workers:
+        yield "worker", f"{worker.name} {worker.status.lower()}"
+    for one in server.schedules:
+        state = f"on, next run {one.next_run or 'not planned yet'}" if one.active else "off"
+        yield "schedule", f"{one.deployment}: {one.when}: {state}"
+    for run in server.runs:
+        started = f"started {run.started}" if run.started else "not started yet"
+        yield "run", f"{run.name} {str(run.state).lower()}, {started}"
+    if last := server.last_run:
+        yield "last run", f"{last.name} {str(last.state).lower()}, ended {last.ended}"
+    for device in found.devices:
+        yield "device", f"{device.device}: {device.holder}"
+    for app in found.apps:
+        follows = ", follows the champion" if app.follows_champion else ""
+        yield "app", f"{app.url} serves {app.model or 'nothing'}{follows}"
+    for worktree in found.worktrees:
+        state = "in use" if worktree.in_use else "left behind; the next run removes it"
+        yield "worktree", f"{worktree.name} {state}"
+    if not registry.problem:
+        bpd = registry.champion_bpd
         figure = f" ({bpd:.4f} bits/dim)" if bpd is not None else ""
-        yield "versions", f"{registry['versions']}, champion {registry['champion'] or 'none'}{figure}"
-        if registry["hold"]:
-            yield "hold", f"{registry['hold']}; winners wait until `vdmctl promote --release`"
-        if waits := registry["waiting"]:
+        yield "versions", f"{registry.versions}, champion {registry.champion or 'none'}{figure}"
+        if registry.hold:
+            yield "hold", f"{registry.hold}; winners wait until `vdmctl promote --release`"
+        if waits := registry.waiting:
             yield "waiting", f"{waits} won; `vdmctl promote --approve {waits}` promotes it"
-    if "problem" not in found["images"]:
-        yield "images", images_now(found["images"])
-        yield "next run", found["images"]["due"]
-    for kind, size in found["disk_bytes"].items():
+    if not found.images.problem:
+        yield "images", images_now(found.images)
+        yield "next run", found.images.due
+    for kind, size in found.disk_bytes.items():
         if size:
             yield "disk", f"{kind.replace('_', ' ')}: {size / 1e6:,.1f} MB"
-    yield "disk", f"free: {found['disk_free_bytes'] / 1e6:,.1f} MB"
-    for problem in found["problems"]:
+    yield "disk", f"free: {found.disk_free_bytes / 1e6:,.1f} MB"
+    for problem in found.problems:
         yield "problem", problem
 
 
-def images_now(found: dict[str, Any]) -> str:
+def images_now(found: "Source") -> str:
     """Return what a run would find at its source of images, in one line."""
-    source, since = found["source"], found["since"]
-    if found.get("damaged"):
-        source += f" ({found['damaged']:,} damaged, left out)"
-    if found["state"] == "missing":
+    source, since = found.source, found.since
+    if found.damaged:
+        source += f" ({found.damaged:,} damaged, left out)"
+    if found.state == "missing":
         return f"{source} is not on this machine; a run that shares versions uses the recorded images, others fail"
-    if found["state"] == "imported":
+    if found.state == "imported":
         return f"{source} is an import, which a run brings up to date"
     if since is None:
         return f"{source}: no run has seen them yet"
-    if found["state"] == "same":
+    if found.state == "same":
         return f"{source}: as in {since}"
-    empty = f" ({found['empty']:,} without a byte)" if found["empty"] else ""
-    told = {"added": f"added{empty}", "removed": "removed"}
-    changed = [f"{found[how]:,} pictures {words}" for how, words in told.items() if found[how]]
+    empty = f" ({found.empty:,} without a byte)" if found.empty else ""
+    told = {f"added{empty}": found.added, "removed": found.removed}
+    changed = [f"{count:,} pictures {words}" for words, count in told.items() if count]
     return f"{source}: {' and '.join(changed) or 'changed'} since {since}"
 
 
@@ -190,19 +193,21 @@ def prune(
 
     found = prune(project(), keep=keep, dry_run=dry_run)
     header = ("what", "would be removed" if dry_run else "removed", "MB")
-    say_result(found, table(header, list(removals(found))), as_json)
+    say_result(found.model_dump(), table(header, list(removals(found))), as_json)
 
 
-def removals(found: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+def removals(found: "Pruned") -> Iterator[tuple[str, str, str]]:
     """Yield the lines of the table of `vdmctl prune`: what, which and how large; at the end what stays, and why."""
-    parts = {kind: part for kind, part in found["removed"].items() if part["count"]}
+    from flows.orchestration.answers import CHAMPIONS, NEWEST
+
+    parts = {kind: part for kind, part in found.removed.items() if part.count}
     for kind, part in parts.items():
-        size = "" if part["bytes"] is None else f"{part['bytes'] / 1e6:,.1f}"
-        names = "" if kind == "cached_files" else ": " + ", ".join(part["names"][:SHOWN])
-        more = ", ..." if names and part["count"] > SHOWN else ""
-        yield kind.replace("_", " "), f"{part['count']}{names}{more}", size
+        size = "" if part.bytes is None else f"{part.bytes / 1e6:,.1f}"
+        names = "" if kind == "cached_files" else ": " + ", ".join(part.names[:SHOWN])
+        more = ", ..." if names and part.count > SHOWN else ""
+        yield kind.replace("_", " "), f"{part.count}{names}{more}", size
     if not parts:
         yield "nothing", "", ""
-    for name, reason in found["kept"].items():
-        if not reason.startswith("among"):
+    for name, reason in found.kept.items():
+        if reason not in (NEWEST, CHAMPIONS):
             yield "kept", f"{name}, {reason}", ""

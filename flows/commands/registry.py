@@ -65,7 +65,7 @@ def lineage(
     from flows.registry.lineage import lineage
 
     registry = project().registry
-    found = lineage(registry, registry.resolve(str(model))).as_json()
+    found = lineage(registry, registry.resolve(str(model))).model_dump(exclude_unset=True)
     say_result(found, bounded_yaml.dump(found).rstrip(), as_json)  # YAML is easier to read
 
 

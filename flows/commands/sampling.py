@@ -80,8 +80,8 @@ def sample(
     done = answer(
         Request(project().model(model, settings.device), settings, out or OUT, **places, force=force, classes=classes)
     )
-    text = f"{counted(done['num_images'], 'image')} in {done['out']}" + (f", their film in {film}" if film else "")
-    say_result(done, text, as_json)
+    text = f"{counted(done.num_images, 'image')} in {done.out}" + (f", their film in {film}" if film else "")
+    say_result(done.model_dump(), text, as_json)
 
 
 def run_sample() -> None:

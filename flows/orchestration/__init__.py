@@ -5,6 +5,7 @@ server       where the Prefect server is, and who may use it
 files        prefect.yaml and automations.yaml, which people edit
 setting_up   the pool, the deployments of prefect.yaml, and automations, where the server lacks them
 runs         runs and their processes: closes dead runs, continues interrupted ones
+answers      what `vdmctl status` and `vdmctl prune` answer
 status       `vdmctl status`
 silence      what no longer comes: the source, runs, pictures
 pruning      `vdmctl prune`

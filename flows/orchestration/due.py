@@ -11,6 +11,7 @@ from flows.core.params import CHAMPION
 from flows.images.containers import packed_files
 from flows.images.download import line_of
 from flows.images.folder import find_images
+from flows.orchestration.answers import Source
 from flows.orchestration.arrivals import damaged_files, recorded_files
 from flows.orchestration.workspace import compose_params
 from flows.registry.project import Project
@@ -148,21 +149,18 @@ def needed_by(repository: Repository, commit: str, stage: str) -> list[str]:
     return [str(path) for path in graph.get("stages", {}).get(stage, {}).get("deps", [])]
 
 
-def find_due_now(project: Project) -> dict[str, Any]:
-    """Return what a run of the newest commit would find, as a JSON object.
+def find_due_now(project: Project) -> Source:
+    """Return what a run of the newest commit would find, and count files if the source is a folder.
 
-    `state` is "same", "changed", "missing" or "imported", and `due` what the run has to do, and why.  `since` is the
-    newest run's version or commit.  If the source is a folder, and the files of that run are on this machine, `added`
-    counts files of other names, `empty` those of them without a byte, and `removed` the images of files that are gone,
-    if no other one had them; `damaged` counts the files that the newest run left out, which are not `added`.  Raises
-    UserError.
+    They are counted if the files of the newest run are on this machine.  Raises UserError.
     """
     base = project.git_text("rev-parse", "HEAD").strip()
     parameters = bounded_yaml.parse(compose_params(project, base, None, {}))
     source, newest = Path(str(parameters["data"]["source"])), next(iter(list_results(project)), None)
-    counts: dict[str, int | str | None] = dict.fromkeys(("added", "empty", "removed", "damaged", "since"))
-    if newest:
-        counts["since"] = project.name_of(newest)
+    added: int | None = None
+    empty: int | None = None
+    removed: int | None = None
+    left_out: int | None = None
     state: State | None = None
     # Of a set without copies, or of files with many pictures, the names do not say what is new.
     is_listed = source.is_dir() and not parameters["data"].get("without_copies") and not packed_files(source)
@@ -175,13 +173,22 @@ def find_due_now(project: Project) -> dict[str, Any]:
         names = {str(parse_json(line_of(name))): name for name in find_images(source)[1]} if known else {}
         if known:
             new = [source / name for said, name in names.items() if said not in known.keys() | damaged]
-            counts["damaged"] = len(damaged & names.keys())
+            left_out = len(damaged & names.keys())
             kept = set[bytes]().union(*(images for name, images in known.items() if name in names))
-            counts["added"], counts["empty"] = len(new), sum(path.stat().st_size == 0 for path in new)
-            counts["removed"] = len(set[bytes]().union(*known.values()) - kept)
+            added, empty = len(new), sum(path.stat().st_size == 0 for path in new)
+            removed = len(set[bytes]().union(*known.values()) - kept)
         if names.keys() - damaged != known.keys():
             state = "changed"  # so that files which nobody has read yet are not hashed
     due = find_due(project, base, parameters, state)
     if newest and due.images == "same":
-        counts |= {"added": 0, "empty": 0, "removed": 0}
-    return {"source": str(source), "state": due.images, "due": str(due), **counts}
+        added, empty, removed = 0, 0, 0
+    return Source(
+        source=str(source),
+        state=due.images,
+        due=str(due),
+        added=added,
+        empty=empty,
+        removed=removed,
+        damaged=left_out,
+        since=project.name_of(newest) if newest else None,
+    )

@@ -14,7 +14,8 @@ from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.core.files import SCRATCH, remove
 from flows.orchestration import workspace
-from flows.orchestration.status import Entry, size_of
+from flows.orchestration.answers import CHAMPIONS, NEWEST, Pruned, Removed
+from flows.orchestration.status import size_of
 from flows.process.groups import processes_in
 from flows.process.locks import folder_of_devices, held_locks
 from flows.registry.project import Project
@@ -31,8 +32,8 @@ WRITTEN = (layout.IMAGES.parent, layout.TRAINED.parent, layout.REPORTS, layout.D
 BY_AGE = {"reports": layout.RUN_REPORTS, "fetched_models": layout.FETCHED, "training_states": layout.TRAININGS}
 
 
-def prune(project: Project, *, keep: int, dry_run: bool) -> Entry:
-    """Remove refused versions that are not among the `keep` newest, and what nothing needs; return it as a JSON object.
+def prune(project: Project, *, keep: int, dry_run: bool) -> Pruned:
+    """Remove refused versions that are not among the `keep` newest, and what nothing needs; return what goes and stays.
 
     Raises UserError: exit 6 while a run, a trainer or a DVC command is in progress; 5 outside a repository with git and
     DVC, or if a listing of a version that stays is lost; 2 below the top of a repository, or for a cache that other
@@ -94,12 +95,12 @@ def prune(project: Project, *, keep: int, dry_run: bool) -> Entry:
                 file.unlink(missing_ok=True)
             for folder in [*unfinished, *(each for old in folders.values() for each in old)]:
                 remove(folder)
-    return {"dry_run": dry_run, "keep": keep, "removed": removed, "kept": kept}
+    return Pruned(dry_run=dry_run, keep=keep, removed=removed, kept=kept)
 
 
-def part(names: list[str], size: int | None = None) -> Entry:
-    """Return what is removed of one kind as a JSON object; the bytes on disk are None if they are unknown."""
-    return {"count": len(names), "bytes": size, "names": names}
+def part(names: list[str], size: int | None = None) -> Removed:
+    """Return what is removed of one kind; the bytes on disk are None if they are unknown."""
+    return Removed(count=len(names), bytes=size, names=names)
 
 
 def require_idle(folders: list[Path]) -> None:
@@ -127,9 +128,9 @@ def reasons_to_keep(repo: Any, registry: Registry, keep: int) -> tuple[dict[str,
     with_remote = bool(repo.config["core"].get("remote"))
     for version in known:
         if version in known[-keep:]:
-            reasons[version.name] = "among the newest"
+            reasons[version.name] = NEWEST
         elif version.state in (CHAMPION, FORMER):
-            reasons[version.name] = "among the champions"
+            reasons[version.name] = CHAMPIONS
         elif version.commit in staged:
             reasons[version.name] = "has another stage"
         elif version.state != REFUSED:

@@ -5,12 +5,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 
 from flows.images.folder import find_images
+from flows.orchestration.answers import Status
 from flows.orchestration.files import Silence
 from flows.orchestration.setting_up import POOL
 
@@ -29,23 +29,23 @@ def is_source_gone() -> bool:
     return True
 
 
-def silences(limits: Silence, found: dict[str, Any], now: datetime) -> Iterator[str]:
+def silences(limits: Silence, found: Status, now: datetime) -> Iterator[str]:
     """Yield a line for a source that is gone, and for a newest run and a newest picture that are older than allowed.
 
     `found` is what `vdmctl status` found.
     """
-    server, images = found["server"], found["images"]
-    online = [worker["name"] for worker in server.get("workers", []) if worker["status"] == "ONLINE"]
-    if images.get("state") == "missing" and images.get("since") and not are_elsewhere(online):
-        seen = f"{images['source']}, which {images['since']} was made of"
+    server, images = found.server, found.images
+    online = [worker.name for worker in server.workers if worker.status == "ONLINE"]
+    if images.state == "missing" and images.since and not are_elsewhere(online):
+        seen = f"{images.source}, which {images.since} was made of"
         yield f"{seen}, is on no machine with a worker that is online; bring it back, or name another data.source"
-    if limits.run_days is not None and "last_run" in server:
-        last = server["last_run"]
-        ended = datetime.fromisoformat(last["ended"]) if last else None
+    if limits.run_days is not None and server.answers:
+        last = server.last_run
+        ended = datetime.fromisoformat(last.ended) if last and last.ended else None
         if ended is None or now - ended > timedelta(days=limits.run_days):
-            when = f"ended at {last['ended']}" if last else "is not known to the server"
+            when = f"ended at {last.ended}" if last else "is not known to the server"
             yield f"the newest run {when}, and silence.run_days of prefect.yaml is {limits.run_days:g}"
-    if limits.picture_days is not None and (source := Path(images.get("source", ""))).is_dir():
+    if limits.picture_days is not None and images.source and (source := Path(images.source)).is_dir():
         folder, names = find_images(source)
         newest = datetime.fromtimestamp(max((folder / name).stat().st_mtime for name in names), UTC)
         if now - newest > timedelta(days=limits.picture_days):

@@ -11,6 +11,20 @@ from typing import Any
 
 from flows.core import layout
 from flows.core.errors import UserError, brief
+from flows.orchestration.answers import (
+    App,
+    Device,
+    EndedRun,
+    LateRun,
+    Schedule,
+    Server,
+    Source,
+    Status,
+    UnfinishedRun,
+    Versions,
+    Worker,
+    Worktree,
+)
 from flows.process.apps import apps_of
 from flows.process.locks import folder_of_devices, held_locks
 from flows.registry.project import Project
@@ -20,28 +34,28 @@ from flows.repository.tags import REFUSED, numbers_of
 
 LEAST_BYTES = 100 * 10**6
 """A disk with less free space is full: a model and its training states may not fit."""
-Entry = dict[str, Any]
 
 
-def status(project: Project) -> Entry:
-    """Return everything as a JSON object.  Its `problems` say what an operator should look at."""
+def status(project: Project) -> Status:
+    """Return everything.  Its `problems` say what an operator should look at."""
     with ThreadPoolExecutor(1) as pool:
         registered = pool.submit(registry, project)  # it waits for the git remote
-        found: Entry = {
-            "folder": str(project.folder.absolute()),
-            "server": server(project),
-            "devices": devices(),
-            "apps": apps(project),
-            "worktrees": worktrees(project),
-            "registry": registered.result(),
-            "images": images(project),
-            "disk_bytes": disk(project),
-            "disk_free_bytes": shutil.disk_usage(project.folder).free,
-        }
-    return found | {"problems": [*problems(found), *silent(project, found), *wrong_files(project)]}
+        found = Status(
+            folder=str(project.folder.absolute()),
+            server=server(project),
+            devices=devices(),
+            apps=apps(project),
+            worktrees=worktrees(project),
+            registry=registered.result(),
+            images=images(project),
+            disk_bytes=disk(project),
+            disk_free_bytes=shutil.disk_usage(project.folder).free,
+        )
+    lines = [*problems(found), *silent(project, found), *wrong_files(project)]
+    return found.model_copy(update={"problems": lines})
 
 
-def server(project: Project) -> Entry:
+def server(project: Project) -> Server:
     """Return what the Prefect server says about workers, schedules and runs, or why it does not answer.
 
     The server is the one to which Prefect is set, else that of the `vdmctl serve` in the folder.
@@ -52,17 +66,17 @@ def server(project: Project) -> Entry:
 
     url = get_current_settings().api.url or served_at(project.folder) or ""
     if not url:
-        return {"url": "", "answers": False, "reason": "not served; start `vdmctl serve`, or set PREFECT_API_URL"}
+        return Server(url="", answers=False, reason="not served; start `vdmctl serve`, or set PREFECT_API_URL")
     configure(url)
     try:
         with connected(url) as client:
-            return {"url": url, "answers": True, **loop(client)}
+            return loop(url, client)
     except UserError as error:
-        return {"url": url, "answers": False, "reason": str(error).removeprefix(f"{url}: ")}
+        return Server(url=url, answers=False, reason=str(error).removeprefix(f"{url}: "))
 
 
-def loop(client: Any) -> Entry:
-    """Return workers, schedules and runs."""
+def loop(url: str, client: Any) -> Server:
+    """Return workers, schedules and runs of the server at the URL."""
     from prefect.client.schemas.objects import StateType
     from prefect.client.schemas.sorting import FlowRunSort
     from prefect.exceptions import ObjectNotFound
@@ -84,34 +98,36 @@ def loop(client: Any) -> Entry:
     ended = (StateType.COMPLETED, StateType.FAILED, StateType.CRASHED)
     last = runs(*ended, sort=FlowRunSort.END_TIME_DESC, limit=1)
     cancelled = runs(StateType.CANCELLED, sort=FlowRunSort.END_TIME_DESC)
-    return {
-        "deployments": [each.name for each in deployments],
-        "workers": [{"name": each.name, "status": str(each.status.value)} for each in workers],
-        "schedules": [
-            {
-                "deployment": f"{FLOW}/{deployment.name}",
-                "when": when_of(each.schedule),
-                "active": each.active and not deployment.paused,
-                "next_run": time_of(following.get(deployment.id)) if each.active else None,
-            }
+    return Server(
+        url=url,
+        answers=True,
+        deployments=[each.name for each in deployments],
+        workers=[Worker(name=each.name, status=str(each.status.value)) for each in workers],
+        schedules=[
+            Schedule(
+                deployment=f"{FLOW}/{deployment.name}",
+                when=when_of(each.schedule),
+                active=each.active and not deployment.paused,
+                next_run=time_of(following.get(deployment.id)) if each.active else None,
+            )
             for deployment in deployments
             for each in deployment.schedules
         ],
-        "runs": [
-            {"name": run.name, "state": run.state_name, "started": time_of(run.start_time)}
+        runs=[
+            UnfinishedRun(name=run.name, state=run.state_name, started=time_of(run.start_time))
             for run in runs(*UNFINISHED, sort=FlowRunSort.START_TIME_ASC)
         ],
-        "late": [
-            {"name": run.name, "planned": time_of(run.expected_start_time), "queue": run.work_queue_name}
+        late=[
+            LateRun(name=run.name, planned=time_of(run.expected_start_time), queue=run.work_queue_name)
             for run in planned
             if run.state_name == "Late"
         ],
-        "last_run": ending(last[0]) if last else None,
+        last_run=ending(last[0]) if last else None,
         # Prefect cancels a run of a deployment while another one of it is unfinished.
-        "dropped": [
+        dropped=[
             ending(run) for run in cancelled if is_dropped(run) and not (last and last[0].end_time > run.end_time)
         ][:1],
-    }
+    )
 
 
 def when_of(schedule: Any) -> str:
@@ -134,20 +150,20 @@ def time_of(time: datetime | None) -> str | None:
     return time.astimezone(UTC).isoformat(timespec="seconds") if time else None
 
 
-def ending(run: Any) -> Entry:
+def ending(run: Any) -> EndedRun:
     """Return how a run ended, with the reason unless it ended well or goes on as another run."""
     well = run.state.is_completed() or run.state_name == "Continued"
     reason = None if well else run.state.message or "Prefect knows no reason"
-    return {"name": run.name, "state": run.state_name, "ended": time_of(run.end_time), "reason": reason}
+    return EndedRun(name=run.name, state=run.state_name, ended=time_of(run.end_time), reason=reason)
 
 
-def devices() -> list[Entry]:
+def devices() -> list[Device]:
     """Return the devices of this machine that a trainer holds, and by whom."""
     held = sorted(held_locks(folder_of_devices()).items())
-    return [{"device": Path(name).stem, "holder": holder} for name, holder in held]
+    return [Device(device=Path(name).stem, holder=holder) for name, holder in held]
 
 
-def apps(project: Project) -> list[Entry]:
+def apps(project: Project) -> list[App]:
     """Return the apps of `vdmctl app` that run for the folder, by what each answers about itself."""
     import httpx
 
@@ -156,46 +172,47 @@ def apps(project: Project) -> list[Entry]:
         try:
             health = httpx.get(f"{url}/health", timeout=ANSWER_SECONDS, trust_env=False).json()
             about = {key: health[key] for key in ("model", "follows_champion", "problem")}
+            found.append(App(process=process, url=url, **about))
         except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
-            about = {"model": None, "follows_champion": None, "problem": f"does not answer: {brief(error)}"}
-        found.append({"process": process, "url": url, **about})
+            problem = f"does not answer: {brief(error)}"
+            found.append(App(process=process, url=url, model=None, follows_champion=None, problem=problem))
     return found
 
 
-def worktrees(project: Project) -> list[Entry]:
+def worktrees(project: Project) -> list[Worktree]:
     """Return the worktrees of runs, and whether their run holds their lock; if not, the next run removes them."""
     folder = project.worktrees
     held = held_locks(folder)
-    return [{"name": each.name, "in_use": f"{each.name}.lock" in held} for each in sorted(folder.glob("*/"))]
+    return [Worktree(name=each.name, in_use=f"{each.name}.lock" in held) for each in sorted(folder.glob("*/"))]
 
 
-def registry(project: Project) -> Entry:
+def registry(project: Project) -> Versions:
     """Return the number of versions, the champion, and which tags only this repository or only the remote has."""
     try:
         opened = project.registry
         known, reigning = opened.versions, opened.champion
         unpublished, unfetched = differing(opened) if REMOTE in project.git_lines("remote") else (None, None)
     except UserError as error:
-        return {"problem": str(error)}
-    return {
-        "versions": len(known),
-        "champion": reigning.name if reigning else None,
-        "champion_bpd": reigning.metrics.bpd if reigning else None,
-        "hold": opened.hold,
-        "waiting": opened.version_of(opened.waiting_tag).name if opened.waiting_tag else None,
-        "unpublished": unpublished,
-        "unfetched": unfetched,
-    }
+        return Versions(problem=str(error))
+    return Versions(
+        versions=len(known),
+        champion=reigning.name if reigning else None,
+        champion_bpd=reigning.metrics.bpd if reigning else None,
+        hold=opened.hold,
+        waiting=opened.version_of(opened.waiting_tag).name if opened.waiting_tag else None,
+        unpublished=unpublished,
+        unfetched=unfetched,
+    )
 
 
-def images(project: Project) -> Entry:
+def images(project: Project) -> Source:
     """Return what a run would find at its source of images, or why none would start."""
     from flows.orchestration.due import find_due_now
 
     try:
         return find_due_now(project)
     except (OSError, UserError) as error:
-        return {"problem": str(error)}
+        return Source(problem=str(error))
 
 
 def differing(registry: Registry) -> tuple[list[str], list[str]]:
@@ -247,34 +264,35 @@ def size_of(folder: Path) -> int:
     return total
 
 
-def problems(found: Entry) -> Iterator[str]:
+def problems(found: Status) -> Iterator[str]:
     """Yield a line for everything that an operator should look at, and what to do."""
-    server, registry = found["server"], found["registry"]
-    if found["disk_free_bytes"] < LEAST_BYTES:
-        free = f"{found['disk_free_bytes'] / 1e6:,.1f} MB"
-        yield f"{found['folder']}: no space is left on the disk ({free}); `vdmctl prune` removes what nothing needs"
-    for app in found["apps"]:
-        if app["problem"]:
-            yield f"the app at {app['url']}: {app['problem']}"
-    if "reason" in server:
-        yield f"{server['url'] or found['folder']}: {server['reason']}"
-    else:
+    server, registry = found.server, found.registry
+    if found.disk_free_bytes < LEAST_BYTES:
+        free = f"{found.disk_free_bytes / 1e6:,.1f} MB"
+        yield f"{found.folder}: no space is left on the disk ({free}); `vdmctl prune` removes what nothing needs"
+    for app in found.apps:
+        if app.problem:
+            yield f"the app at {app.url}: {app.problem}"
+    if server.answers:
         yield from problems_of_loop(server)
-    if "problem" in found["images"]:
-        yield found["images"]["problem"]
-    if "problem" in registry:
-        yield registry["problem"]
+    else:
+        yield f"{server.url or found.folder}: {server.reason}"
+    if found.images.problem:
+        yield found.images.problem
+    if registry.problem:
+        yield registry.problem
         return
-    if registry["versions"] and not registry["champion"]:
+    if registry.versions and not registry.champion:
         yield "no version is the champion; `vdmctl promote VERSION` makes one"
-    if names := registry["unpublished"]:
+    if registry.unpublished:
         others = "`dvc push --all-tags` and `git push --follow-tags` push the rest"
-        yield f"{', '.join(names)}: not at {REMOTE}; a run with publish=true pushes what runs made; {others}"
-    if names := registry["unfetched"]:
-        yield f"{', '.join(names)}: at {REMOTE} and not here; `git fetch --tags` brings them"
+        names = ", ".join(registry.unpublished)
+        yield f"{names}: not at {REMOTE}; a run with publish=true pushes what runs made; {others}"
+    if registry.unfetched:
+        yield f"{', '.join(registry.unfetched)}: at {REMOTE} and not here; `git fetch --tags` brings them"
 
 
-def silent(project: Project, found: Entry) -> Iterator[str]:
+def silent(project: Project, found: Status) -> Iterator[str]:
     """Yield a line for everything that no longer comes."""
     from flows.orchestration.files import Silence, read_deployments
     from flows.orchestration.silence import silences
@@ -299,18 +317,18 @@ def wrong_files(project: Project) -> Iterator[str]:
             yield str(error)
 
 
-def problems_of_loop(server: Entry) -> Iterator[str]:
+def problems_of_loop(server: Server) -> Iterator[str]:
     """Yield a line for everything that keeps runs from starting, and for the last run if it failed."""
-    if "train-vdm" not in server["deployments"]:
+    if "train-vdm" not in server.deployments:
         yield "the server has no deployment train-vdm; `vdmctl serve` creates it when it starts"
-    if not any(worker["status"] == "ONLINE" for worker in server["workers"]):
+    if not any(worker.status == "ONLINE" for worker in server.workers):
         yield "no worker is online, so no run starts; `vdmctl serve` or `vdmctl worker` starts one"
-    for run in server["late"]:
-        queue = run["queue"] or "default"
+    for run in server.late:
+        queue = run.queue or "default"
         advice = f"is the queue {queue} paused, or no worker with `--queue {queue}` online and free?"
-        yield f"run {run['name']}, planned for {run['planned']}, has not started; {advice}"
-    for run in server["dropped"]:
+        yield f"run {run.name}, planned for {run.planned}, has not started; {advice}"
+    for dropped in server.dropped:
         advice = "another run of its deployment was unfinished; start it again if it is needed"
-        yield f"run {run['name']} was cancelled at {run['ended']}: {run['reason'].rstrip('.')}; {advice}"
-    if (last := server["last_run"]) and last["reason"]:
-        yield f"the last run, {last['name']}, {last['state'].lower()} at {last['ended']}: {last['reason']}"
+        yield f"run {dropped.name} was cancelled at {dropped.ended}: {str(dropped.reason).rstrip('.')}; {advice}"
+    if (last := server.last_run) and last.reason:
+        yield f"the last run, {last.name}, {str(last.state).lower()} at {last.ended}: {last.reason}"

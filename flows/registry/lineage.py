@@ -1,74 +1,114 @@
 """The lineage of a version: tag -> commit -> dvc.lock there -> data, parameters, code, outputs."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from flows.core import layout
+from flows.core.documents import Document, FolderOrFileMd5, Sha256
+from flows.evaluation.results import Metrics
 from flows.registry.evidence import Evidence, evidence_of
 from flows.registry.versions import Registry, Version, line
-from flows.repository.lock_file import Lock
-from flows.repository.tags import CHAMPION, Tag
+from flows.repository.tags import CHAMPION
 
 
-class Lineage(NamedTuple):
-    """A version with its dvc.lock and the evidence of its last refusal.
+class Place(Document):
+    """A file or a folder, and its digest."""
 
-    `promotions` are the tags that made it the champion, and those that took this back.
-    """
+    path: str
+    md5: FolderOrFileMd5 | None
+    """That of a folder ends in `.dir`."""
 
-    version: Version
-    lock: Lock
-    promotions: list[Tag]
+
+class Images(Place):
+    """The images that a version was trained on."""
+
+    sha256: Sha256 | None
+    """Their `data_sha256`."""
+    licence: str | None
+
+
+class KnownAncestor(Document):
+    """A model from which a training began, and what the project knows of it."""
+
+    name: str
+    version: str | None
+    """Null for one that is no version here."""
+    model_sha256: Sha256
+    data_sha256: Sha256 | None
+    licence: str | None
+
+
+class Promotion(Document):
+    """A tag that made the version the champion, or took this back."""
+
+    tag: str
+    created: str
+    evidence: Evidence
+    """Empty if the tag was made by hand."""
+
+
+class Lineage(Document):
+    """A version with what its dvc.lock and its tags say of its origin.  Only fields that were set are printed."""
+
+    version: str
+    created: str
+    message: str
+    stages: list[str]
+    commit: str
+    parameters: dict[str, Any]
+    """Those of its commit, by section."""
+    source: Place | None
+    """Null for images that came from elsewhere."""
+    data: Images
+    ancestors: list[KnownAncestor]
+    """The models from which its training and theirs began, the nearest first."""
+    validation: Place
+    code: dict[str, str]
+    """Md5 by path."""
+    outputs: dict[str, str]
+    """Md5 by path."""
+    metrics: Metrics
+    """Those of its evaluation."""
+    promotions: list[Promotion]
     refusal: Evidence | None
-    ancestors: list[Version | None]
-    """Those in its metrics, from the nearest to the first; None for one that is no version of this project."""
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the lineage as a JSON object."""
-        version, lock = self.version, self.lock
-        images, validation = str(layout.IMAGES), str(layout.VALIDATION)
-        return {
-            "version": version.name,
-            "created": version.created,
-            "message": version.message,
-            "stages": list(version.stages),
-            "commit": version.commit,
-            "parameters": lock.parameters,
-            "source": {"path": lock.source[0], "md5": lock.source[1]} if lock.source else None,
-            "data": {
-                "path": images,
-                "md5": lock.outputs.get(images),
-                "sha256": version.metrics.data_sha256,
-                "licence": version.metrics.licence,
-            },
-            "ancestors": [
-                {
-                    "name": ancestor.name,
-                    "version": known.name if known else None,
-                    "model_sha256": ancestor.model_sha256,
-                    "data_sha256": known.metrics.data_sha256 if known else None,
-                    "licence": ancestor.licence or (known.metrics.licence if known else None),
-                }
-                for ancestor, known in zip(version.metrics.ancestors or [], self.ancestors, strict=True)
-            ],
-            "validation": {"path": validation, "md5": lock.outputs.get(validation)},
-            "code": lock.code,
-            "outputs": lock.outputs,
-            "metrics": version.metrics.model_dump(exclude_unset=True),
-            "promotions": [
-                {"tag": tag.name, "created": tag.created, "evidence": fields(evidence_of(tag.message)) or {}}
-                for tag in self.promotions
-            ],
-            "refusal": fields(self.refusal),
-        }
-
-
-def fields(evidence: Evidence | None) -> dict[str, Any] | None:
-    """Return the fields of the evidence that were set, as a JSON object."""
-    return evidence.model_dump(exclude_unset=True) if evidence else None
+    """The last one."""
 
 
 def lineage(registry: Registry, version: Version) -> Lineage:
     """Return the lineage of a version.  Raises UserError (exit 5) if its dvc.lock is missing or damaged."""
-    promotions = [tag for tag in registry.tags if tag.stage == CHAMPION and tag.commit == version.commit]
-    found = promotions, registry.refusal(version.commit), line(version, registry.versions)[1:]
-    return Lineage(version, registry.repository.at(version).lock, *found)
+    lock, metrics = registry.repository.at(version).lock, version.metrics
+    images, validation = str(layout.IMAGES), str(layout.VALIDATION)
+    known = line(version, registry.versions)[1:]
+    return Lineage(
+        version=version.name,
+        created=version.created,
+        message=version.message,
+        stages=list(version.stages),
+        commit=version.commit,
+        parameters=lock.parameters,
+        source=Place(path=lock.source[0], md5=lock.source[1]) if lock.source else None,
+        data=Images(path=images, md5=lock.outputs.get(images), sha256=metrics.data_sha256, licence=metrics.licence),
+        ancestors=[
+            KnownAncestor(
+                name=ancestor.name,
+                version=found.name if found else None,
+                model_sha256=ancestor.model_sha256,
+                data_sha256=found.metrics.data_sha256 if found else None,
+                licence=ancestor.licence or (found.metrics.licence if found else None),
+            )
+            for ancestor, found in zip(metrics.ancestors or [], known, strict=True)
+        ],
+        validation=Place(path=validation, md5=lock.outputs.get(validation)),
+        code=lock.code,
+        outputs=lock.outputs,
+        metrics=metrics,
+        promotions=[
+            Promotion(
+                tag=tag.name,
+                created=tag.created,
+                evidence=evidence_of(tag.message) or Evidence.model_construct(),
+            )
+            for tag in registry.tags
+            if tag.stage == CHAMPION and tag.commit == version.commit
+        ],
+        refusal=registry.refusal(version.commit),
+    )

@@ -43,7 +43,7 @@ def of_version(project: "Project", version: Version, model: "TrainedModel | None
     chain = lineage(project.registry, version)
     if version.problem:
         raise UserError(f"{version.name}: {version.problem}", Exit.MISSING)
-    outputs = chain.lock.outputs
+    outputs = chain.outputs
     listed = [path for path in map(str, OUTPUTS) if path in outputs]
     if str(layout.METRICS) not in listed:
         raise UserError(f"{version.name}: its {layout.DVC_LOCK} does not list {layout.METRICS}", Exit.MISSING)
@@ -79,19 +79,18 @@ def versions_in_line(project: "Project") -> pd.DataFrame:
 
 def origin_of(chain: Lineage) -> Origin:
     """Return where a version comes from."""
-    version = chain.version
-    rows = {"version": version.name, "registered": version.created, "commit": version.commit}
+    rows = {"version": chain.version, "registered": chain.created, "commit": chain.commit}
     promotions = {
-        f"{'withdrawn' if '!' in tag.name else 'promoted'}, {tag.name}": tag.created for tag in chain.promotions
+        f"{'withdrawn' if '!' in each.tag else 'promoted'}, {each.tag}": each.created for each in chain.promotions
     }
     commands = [
-        f"git checkout {version.name}",
-        *restoring_images(chain.lock.parameters),
+        f"git checkout {chain.version}",
+        *restoring_images(chain.parameters),
         "make repro",
-        f"vdmctl verify {version.name}    # recomputes every digest",
-        f"vdmctl evaluate {version.name}  # the likelihood alone",
+        f"vdmctl verify {chain.version}    # recomputes every digest",
+        f"vdmctl evaluate {chain.version}  # the likelihood alone",
     ]
-    return Origin(version.name, chain.lock.parameters, rows | promotions, commands)
+    return Origin(chain.version, chain.parameters, rows | promotions, commands)
 
 
 def of_outputs(project: "Project", folder: Path | None = None) -> Results:

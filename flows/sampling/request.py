@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 
+from flows.core.documents import Count, Document, Number, Sha256
 from flows.core.errors import Exit, UserError
 from flows.core.files import naming, require_replaceable, write_whole, writing_folder, written_last
 from flows.core.model import TrainedModel
@@ -22,6 +23,7 @@ from flows.images.image_set import class_numbers, dtype_of, write_array
 from flows.images.picture_files import BadImageError, Colour, levels, read_images
 from flows.sampling import film
 from flows.sampling.drawing import Drawing, draw
+from vdm.choices import Grid, Precision
 from vdm.model import VDM
 
 if TYPE_CHECKING:
@@ -44,7 +46,31 @@ class Request(NamedTuple):
     classes: str | None = None
 
 
-def answer(request: Request) -> dict[str, Any]:
+class Sampled(Document):
+    """What was drawn, and how."""
+
+    out: str
+    film: str | None
+    """Null without `--film`."""
+    num_images: Count
+    seed: Count
+    num_timesteps: Count
+    order: Count
+    eta: Number
+    grid: Grid
+    clip: bool
+    precision: Precision
+    classes: list[Count] | None
+    """Their numbers, which the images have in turn; null for a model without classes."""
+    guidance: Number
+    approximate: bool
+    """Whether known pixels were filled in around."""
+    model_sha256: Sha256
+    seconds: Number
+    """How long drawing took."""
+
+
+def answer(request: Request) -> Sampled:
     """Draw the images and write the outputs; return what was done, with the seconds that drawing took.
 
     Raises UserError for options and files that do not fit, and OSError that names the file.
@@ -71,16 +97,16 @@ def answer(request: Request) -> dict[str, Any]:
             stack.enter_context(written_last(request.film, content))
         shift = shift_of_files(transforms_of(model))
         write(request.out, images, vdm.num_levels, beside, rows=len(classes or []), shift=shift)
-    return {
-        "out": str(request.out),
-        "film": str(request.film) if request.film else None,
-        "num_images": len(images),
-        "seed": request.settings.seed,
+    return Sampled(
+        out=str(request.out),
+        film=str(request.film) if request.film else None,
+        num_images=len(images),
+        seed=request.settings.seed,
         **drawing.solver._asdict(),
-        "approximate": drawing.known is not None,
-        "model_sha256": model.sha256,
-        "seconds": seconds,
-    }
+        approximate=drawing.known is not None,
+        model_sha256=model.sha256,
+        seconds=seconds,
+    )
 
 
 def require_possible(request: Request) -> None:

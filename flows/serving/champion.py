@@ -45,7 +45,7 @@ class Served:
     def __init__(self, project: Project, model: TrainedModel, version: Version | None) -> None:
         self.model, self.version = model, version
         self.card = card(model, model.training, model.name) if model.training else None
-        self.lineage = lineage(project.registry, version).as_json() if version else None
+        self.lineage = lineage(project.registry, version).model_dump(exclude_unset=True) if version else None
         self.shipped = shipped_examples(model)
         self.results: Results | None = None
         self.calibration: Calibration | None = None

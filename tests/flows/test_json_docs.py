@@ -2,11 +2,13 @@
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 import typer
+from forge import Forge, crown, refuse
 from project import ROOT
 from small import Small
 
@@ -47,7 +49,7 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
 
 def test_the_page_is_up_to_date() -> None:
     assert written(PAGE) == PAGE, "run `python -m flows.commands.json_docs`"
-    assert PAGE.count("<!-- flows.") == 18
+    assert PAGE.count("<!-- flows.") == 22
 
 
 def test_the_tables_of_samplers_and_figures_are_up_to_date() -> None:
@@ -79,3 +81,86 @@ def test_the_keys_of_objects_that_are_no_documents(
     require_named("verify", keys_in(printed(capsys, "verify", "champion")))
     found = printed(capsys, "report")
     require_named("report", found.keys() | found["reproduction"].keys())
+
+
+@pytest.mark.processes
+def test_what_the_loop_and_the_registry_answer_has_these_keys(tmp_path: Path) -> None:
+    """Programs read them, also those that are missing where something cannot be read."""
+    forge = Forge(tmp_path / "forge")
+    forge.version("v1.0.0")
+    crown(forge.project, "v1.0.0")
+    refuse(forge.project, "v1.0.0")
+
+    def answer(*arguments: str) -> dict[str, Any]:
+        return json.loads(forge.vdmctl(*arguments, "--json").stdout)  # type: ignore[no-any-return]
+
+    state = answer("status")
+    assert list(state) == (
+        [
+            "folder",
+            "server",
+            "devices",
+            "apps",
+            "worktrees",
+            "registry",
+            "images",
+            "disk_bytes",
+            "disk_free_bytes",
+            "problems",
+        ]
+    )
+    assert list(state["server"]) == ["url", "answers", "reason"]
+    assert list(state["images"]) == ["problem"]
+    assert list(state["registry"]) == [
+        "versions",
+        "champion",
+        "champion_bpd",
+        "hold",
+        "waiting",
+        "unpublished",
+        "unfetched",
+    ]
+    assert list(state["disk_bytes"]) == (
+        ["dvc_cache", "training_states", "worktrees", "fetched_models", "reports_of_runs", "downloads", "git"]
+    )
+    pruned = answer("prune", "--dry-run")
+    assert list(pruned) == ["dry_run", "keep", "removed", "kept"]
+    assert list(pruned["removed"]) == (
+        [
+            "worktrees",
+            "branches",
+            "versions",
+            "cached_files",
+            "unfinished",
+            "reports",
+            "fetched_models",
+            "training_states",
+        ]
+    )
+    assert [list(each) for each in pruned["removed"].values()] == [["count", "bytes", "names"]] * 8
+    chain = answer("lineage", "champion")
+    assert list(chain) == (
+        [
+            "version",
+            "created",
+            "message",
+            "stages",
+            "commit",
+            "parameters",
+            "source",
+            "data",
+            "ancestors",
+            "validation",
+            "code",
+            "outputs",
+            "metrics",
+            "promotions",
+            "refusal",
+        ]
+    )
+    assert list(chain["data"]) == ["path", "md5", "sha256", "licence"]
+    assert list(chain["validation"]) == ["path", "md5"]
+    assert list(chain["metrics"]) == ["bpd", "bpd_standard_error", "num_images", "data_sha256", "model_sha256"]
+    assert [list(each) for each in chain["promotions"]] == [["tag", "created", "evidence"]]
+    evidence = ["decision", "reason", "challenger"]
+    assert list(chain["promotions"][0]["evidence"]) == list(chain["refusal"]) == evidence

@@ -90,13 +90,13 @@ def shot(forge: Forge) -> Path:
 
 def test_what_came_and_went_is_counted_as_a_run_counts_it(forge: Forge, shot: Path) -> None:
     """Of two equal pictures one may go, and a file without a byte is no picture yet."""
-    assert find_due_now(forge.opened)["state"] == "same"
+    assert find_due_now(forge.opened).state == "same"
     for name in ("a/00.png", "b/08.png"):
         (shot / name).unlink()
     (shot / "a/20.png").touch()
     Image.fromarray(noise(8, 8, seed=21)).save(shot / "a/21.png")
     found = find_due_now(forge.opened)
-    assert (found["state"], found["added"], found["empty"], found["removed"]) == ("changed", 2, 1, 1)
+    assert (found.state, found.added, found.empty, found.removed) == ("changed", 2, 1, 1)
     (shot / "a/20.png").unlink()
     arrived = count_arrivals(load(shot), newest(forge))
     assert arrived == (1, 1, "vdm@v1.0.0")
@@ -110,7 +110,7 @@ def test_a_damaged_file_that_a_run_left_out_has_not_arrived(forge: Forge, shot: 
     assert damaged_files(newest(forge)) == {"a/20.png"}
     Image.fromarray(noise(8, 8, seed=21)).save(shot / "a/21.png")
     found = find_due_now(forge.opened)
-    assert (found["state"], found["added"], found["empty"], found["damaged"]) == ("changed", 1, 0, 1)
+    assert (found.state, found.added, found.empty, found.damaged) == ("changed", 1, 0, 1)
 
 
 def test_renamed_files_hold_the_same_images_and_a_moved_one_does_not(forge: Forge, shot: Path) -> None:

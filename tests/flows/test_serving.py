@@ -747,9 +747,9 @@ def test_the_command_answers_1000_silent_connections_or_not_is_listed_and_ends(s
         assert drawn.status_code == 200
         os.environ["VDM_LOCK_DIR"], before = small.environment["VDM_LOCK_DIR"], os.environ["VDM_LOCK_DIR"]
         assert apps_of(small.folder) == [(process.pid, url)]
-        assert status.apps(Project(small.folder)) == [
-            {"process": process.pid, "url": url, "model": "models/vdm", "follows_champion": False, "problem": None}
-        ]
+        (app,) = status.apps(Project(small.folder))
+        about = {"process": process.pid, "url": url, "model": "models/vdm", "follows_champion": False, "problem": None}
+        assert app.model_dump() == about
         assert apps_of(ROOT) == []
         os.environ["VDM_LOCK_DIR"] = before
         with pytest.raises(UserError, match=f"the app cannot listen at 127.0.0.1, port {port}: Address already in use"):

@@ -4,6 +4,7 @@ import fcntl
 import os
 import socket
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import flows.orchestration.due  # noqa: F401
 from flows.commands import operating
 from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError
+from flows.orchestration.answers import Device, Source, Status, Worktree
 from flows.orchestration.files import Silence
 from flows.orchestration.silence import silences
 from flows.orchestration.status import devices, ending, is_dropped, problems, registry, status, worktrees
@@ -38,10 +40,20 @@ LATE = {"name": "owl", "planned": "T", "queue": "gpu"}
 ENDED = {"name": "elk", "state": "Failed", "ended": "T", "reason": "no space"}
 
 
+def found_with(
+    server: dict[str, Any] = WELL,
+    registry: dict[str, Any] = REGISTRY,
+    images: Mapping[str, Any] = {},
+    free: int = 10**9,
+) -> Status:
+    """Return the answer of a loop that is well, with other values in some parts."""
+    parts = {"server": {"url": OWN, "answers": True} | server, "registry": registry, "images": images}
+    nothing = dict[str, Any](devices=[], apps=[], worktrees=[], disk_bytes={})
+    return Status.model_validate(parts | nothing | {"folder": "/here", "disk_free_bytes": free})
+
+
 def said(server: dict[str, Any] = WELL, registry: dict[str, Any] = REGISTRY, free: int = 10**9) -> list[str]:
-    found = {"server": {"url": OWN} | server, "registry": registry, "images": {}, "apps": [], "folder": "/here"}
-    found["disk_free_bytes"] = free
-    return list(problems(found))
+    return list(problems(found_with(server, registry, free=free)))
 
 
 @pytest.mark.parametrize(
@@ -56,7 +68,7 @@ def said(server: dict[str, Any] = WELL, registry: dict[str, Any] = REGISTRY, fre
             "run elk was cancelled at T: Deployment concurrency limit reached; another run of its deployment",
         ),
         ({"last_run": ENDED}, "the last run, elk, failed at T: no space"),
-        ({"reason": "no Prefect server answers"}, f"{OWN}: no Prefect server answers"),
+        ({"answers": False, "reason": "no Prefect server answers"}, f"{OWN}: no Prefect server answers"),
     ],
 )
 def test_a_problem_of_the_loop_is_one_line(change: dict[str, Any], line: str) -> None:
@@ -95,7 +107,7 @@ def test_a_clone_without_tags_says_what_brings_the_versions(tmp_path: Path) -> N
     assert one_line(clone.vdmctl("verify", "champion")) == f"vdmctl: {brought}"
     clone.git("fetch", "--quiet", "--tags")
     clone.git("tag", "--delete", "vdm@v1.1.0")
-    assert registry(clone.opened)["unfetched"] == []
+    assert registry(clone.opened).unfetched == []
     clone.git("remote", "set-url", "origin", str(tmp_path / "gone"))
     clone.git("tag", "--delete", *clone.git("tag").split())
     assert clone.vdmctl("models").stdout.startswith("there is no version of vdm yet; commit a run")
@@ -111,9 +123,9 @@ def test_a_clone_without_tags_says_what_brings_the_versions(tmp_path: Path) -> N
     ],
 )
 def test_a_run_that_ended_badly_has_a_reason(state: State[None], reason: str | None) -> None:
-    assert (
-        ending(Mock(state=state, state_name=state.name, end_time=datetime(2026, 1, 2, tzinfo=UTC)))["reason"] == reason
-    )
+    run = Mock(state=state, state_name=state.name, end_time=datetime(2026, 1, 2, tzinfo=UTC))
+    run.name = "owl"
+    assert ending(run).reason == reason
 
 
 def test_a_run_that_the_limit_cancelled_was_dropped() -> None:
@@ -141,7 +153,8 @@ def test_a_run_that_the_limit_cancelled_was_dropped() -> None:
     ],
 )
 def test_what_a_run_would_find_is_one_line(found: dict[str, Any], said: str) -> None:
-    assert operating.images_now({"source": "/here", "since": "vdm@v1.3.0", "empty": 0} | found).startswith(said)
+    source = Source.model_validate({"source": "/here", "since": "vdm@v1.3.0", "empty": 0} | found)
+    assert operating.images_now(source).startswith(said)
 
 
 def test_a_folder_that_is_not_served_says_so_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +164,7 @@ def test_a_folder_that_is_not_served_says_so_at_once(tmp_path: Path, monkeypatch
     began = time.monotonic()
     found = status(Project(project.folder))
     assert time.monotonic() - began < 2
-    assert found["problems"] == [f"{project.folder}: not served; start `vdmctl serve`, or set PREFECT_API_URL"]
+    assert found.problems == [f"{project.folder}: not served; start `vdmctl serve`, or set PREFECT_API_URL"]
 
 
 def test_what_no_longer_comes_is_a_problem(tmp_path: Path) -> None:
@@ -160,7 +173,7 @@ def test_what_no_longer_comes_is_a_problem(tmp_path: Path) -> None:
     server = WELL | {"workers": [{"name": f"{here}:w", "status": "ONLINE"}, {"name": "far:w", "status": "OFFLINE"}]}
 
     def said_of(limits: Silence | None = None, server: dict[str, Any] = server, **changes: Any) -> list[str]:
-        return list(silences(limits or Silence(), {"server": server, "images": images | changes}, now))
+        return list(silences(limits or Silence(), found_with(server, images=images | changes), now))
 
     assert said_of()[0].startswith(f"{tmp_path}, which vdm@v1.0.0 was made of, is on no machine with a worker")
     assert said_of(server=WELL | {"workers": [{"name": "far:w", "status": "ONLINE"}]}) == []
@@ -184,8 +197,8 @@ def test_what_is_in_use_is_what_has_a_held_lock(tmp_path: Path, monkeypatch: pyt
         print("process 7 in /here", file=device, flush=True)
         for held in (device, lock):
             fcntl.flock(held, fcntl.LOCK_EX)
-        assert devices() == [{"device": "cpu", "holder": "process 7 in /here"}]
-        assert worktrees(Project(tmp_path)) == [{"name": "a", "in_use": True}, {"name": "b", "in_use": False}]
+        assert devices() == [Device(device="cpu", holder="process 7 in /here")]
+        assert worktrees(Project(tmp_path)) == [Worktree(name="a", in_use=True), Worktree(name="b", in_use=False)]
     assert devices() == []
 
 

@@ -107,7 +107,12 @@ def test_beside_a_run_an_event_starts_none_but_only_if_somebody_switched_it_on(
         emit(plant)
     wait_until(lambda: any(run.state_name == "Cancelled" for run in by_event(plant)), 60, plant.log)
     assert [run.state_name for run in by_event(plant)] == ["Cancelled"]
-    assert plant.status()["problems"] == []
+    seen = plant.status()
+    assert seen["problems"] == []
+    assert list(seen["server"]) == (
+        ["url", "answers", "deployments", "workers", "schedules", "runs", "late", "last_run", "dropped"]
+    )
+    assert [list(each) for each in seen["server"]["runs"]] == [["name", "state", "started"]]
 
 
 def test_a_run_makes_the_first_champion_on_its_own_branch_and_leaves_the_checkout_alone(

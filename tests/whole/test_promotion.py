@@ -471,7 +471,7 @@ def test_a_roll_back_that_is_held_lets_winners_wait_until_a_person_releases_it(f
     held = rollback(forge.opened, "wrong labels")
     assert (held.hold, held.rolled_back_from) == ("wrong labels", "vdm@v1.1.0")
     assert forge.opened.registry.hold == "wrong labels"
-    assert registry_now(forge.opened)["hold"] == "wrong labels"
+    assert registry_now(forge.opened).hold == "wrong labels"
     winner = judged(forge, "v1.2.0")
     assert winner.decision == WAIT
     assert "it waits, since the champion is held: wrong labels; `vdmctl promote --approve vdm@v1.2.0`" in winner.reason
@@ -479,7 +479,7 @@ def test_a_roll_back_that_is_held_lets_winners_wait_until_a_person_releases_it(f
         promote(forge.opened, winner)
     assert caught.value.code is Exit.NOT_PROMOTED
     assert champion(forge.project) == "vdm@v1.0.0"
-    assert registry_now(forge.opened)["waiting"] == "vdm@v1.2.0"
+    assert registry_now(forge.opened).waiting == "vdm@v1.2.0"
     assert forge.opened.registry.is_decided(str(winner.challenger_commit))
     released = hold(forge.opened, None)
     assert (released.decision, released.rolled_back_from) == ("release", "vdm@v1.1.0")
