@@ -328,7 +328,11 @@ def preset(
             raise UserError(f"{layout.PARAMS} changed meanwhile, so it stays as it is; run again", Exit.USAGE)
         file.write(text.encode())
     what = f"continuing from {start_from}" if start_from else f"the preset {name}"
-    say(f"{layout.PARAMS}: {what}; `dvc repro` runs the pipeline with it")
+    runs = "`dvc repro` runs the pipeline with it"
+    if not layout.DVC_GRAPH.exists():
+        stages = "`vdmctl download`, `validate`, `train`, `register` and `evaluate` run one after the other"
+        runs = f"no {layout.DVC_GRAPH} is here, so {stages}; versions and runs need a clone of the project"
+    say(f"{layout.PARAMS}: {what}; {runs}")
 
 
 def signed(text: str) -> str:

@@ -22,8 +22,9 @@ def read_params(path: Path) -> Params:
     try:
         content = read_bounded(path)
     except OSError as error:
-        here = layout.PRESETS.is_dir()
-        advice = "`vdmctl preset digits` writes one" if here else "run vdmctl in the project's folder, such as a clone"
+        advice = "`vdmctl preset digits` writes one"
+        if not layout.PRESETS.is_dir():
+            advice = f"run vdmctl in the project's folder, or {advice}"
         raise UserError(f"{path}: {error.strerror}; {advice}", Exit.USAGE) from error
     return parse_params(content, str(path))
 
@@ -66,18 +67,26 @@ def explain(error: Mapping[str, Any]) -> str:
 
 WHOLE = "digits"
 """The preset with every parameter."""
+PACKAGED = Path(__file__).parents[1] / "presets"
+"""The package's presets, which are there in any folder."""
 
 
-def preset_names(folder: Path = layout.PRESETS) -> list[str]:
-    """Return the names of the presets in `folder`, sorted."""
-    return sorted(path.stem for path in folder.glob("*.yaml"))
+def presets_here() -> Path:
+    """Return the folder of the presets: that of the project, or outside one the package's."""
+    return layout.PRESETS if layout.PRESETS.is_dir() else PACKAGED
 
 
-def read_preset(name: str, folder: Path = layout.PRESETS, *others: str) -> str:
+def preset_names(folder: Path | None = None) -> list[str]:
+    """Return the names of the presets in `folder`, by default `presets_here`, sorted."""
+    return sorted(path.stem for path in (folder or presets_here()).glob("*.yaml"))
+
+
+def read_preset(name: str, folder: Path | None = None, *others: str) -> str:
     """Return a whole params.yaml for a preset in `folder`, with the values of `others` in place of the preset's.
 
-    Raises UserError (exit 2) if there is no such preset.
+    The folder is by default `presets_here`.  Raises UserError (exit 2) if there is no such preset.
     """
+    folder = folder or presets_here()
     known = preset_names(folder)
     if name not in known or WHOLE not in known:
         listed = ", ".join(known) or f"no files in {folder}/; run vdmctl in the project's folder"

@@ -4,7 +4,6 @@ import sys
 import time
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from flows.core.device import find_device, set_backend
 from flows.core.model import DescribedVDM, TrainedModel, arguments_of, describe
 from flows.core.networks import new_vdm, remember
 from flows.core.params import Params, Train
-from flows.core.params_file import parse_params, read_preset
+from flows.core.params_file import PACKAGED, parse_params, read_preset
 from flows.process.streams import bar_of_steps
 from flows.training.fitting import build, in_words, resolve
 from flows.training.planning import (
@@ -31,8 +30,6 @@ from flows.training.planning import (
     time_steps,
 )
 
-PRESETS = Path(__file__).parents[1] / "presets"
-"""The package's presets, which are there in any folder."""
 SHARE_MEASURED = 0.1
 """The share of the minutes in which steps are measured, at most."""
 UNUSUAL_STEPS = 2
@@ -61,7 +58,7 @@ def train_on(
     that is missing, and for parameters that do not suit the images; TrainingDiverged.
     """
     began, where = time.monotonic(), find_device(device)
-    params = parse_params(read_preset(preset, PRESETS, AUTOMATIC, *([continuing(start)] if start else [])), preset)
+    params = parse_params(read_preset(preset, PACKAGED, AUTOMATIC, *([continuing(start)] if start else [])), preset)
     if network is not None:
         model = params.model.model_copy(update={"network": remember(network), "options": {}})
         train = params.train.model_copy(update={"optimizer": "adamw", "learning_rate": RATE_OF_ADAMW})

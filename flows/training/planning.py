@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from flows.contract.findings import Findings
-from flows.core import layout
 from flows.core.device import find_device
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import visible
@@ -107,7 +106,7 @@ def plan(
     if not 0 < minutes < math.inf:
         raise UserError(f"--minutes must be above 0, got {minutes:g}", Exit.USAGE)
     texts = [AUTOMATIC, *([continuing(start)] if start else [])]
-    preset = parse_params(read_preset(name, layout.PRESETS, *texts), name)
+    preset = parse_params(read_preset(name, None, *texts), name)
     found = of_images(preset, source, start, classes=classes, without_copies=without_copies)
     planned, shape, num_levels, num_classes, splits = found
     new_values = {key: value for key, (value, _) in planned["model"].items()}
@@ -130,7 +129,7 @@ def plan(
         before = getattr(preset, section).model_dump()
         new = [f"  {key}: {as_yaml(new)}  # {why}" for key, (new, why) in values.items() if new != before[key]]
         lines += [f"{section}:", *new] if new else []
-    text = read_preset(name, layout.PRESETS, *texts, "\n".join(lines))
+    text = read_preset(name, None, *texts, "\n".join(lines))
     parse_params(text, name)
     return text
 

@@ -22,9 +22,8 @@ from flows.api import classify, compare, compress, decompress, evaluate, fill_in
 from flows.cli import run
 from flows.core.errors import Exit, UserError
 from flows.core.model import open_model, save_model
-from flows.core.params_file import preset_names
+from flows.core.params_file import PACKAGED, preset_names
 from flows.images.image_set import open_images
-from flows.training.arrays import PRESETS
 from vdm.model import VDM
 from vdm.sampling import Solver
 from vdm.training.settings import TrainingSettings
@@ -329,7 +328,7 @@ def test_levels_that_are_not_stated_are_256_and_doubted_if_few_are_there(caplog:
 def test_the_package_has_the_presets() -> None:
     packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     assert packaged["flows"] == ["presets/*.yaml"]
-    assert preset_names(PRESETS) == preset_names(ROOT / "presets")
+    assert preset_names(PACKAGED) == preset_names(ROOT / "presets")
 
 
 def test_a_model_that_is_missing_is_named() -> None:

@@ -84,12 +84,23 @@ def test_an_unknown_parameter_of_a_preset_is_found_when_the_file_is_read() -> No
         parse_params(compose(DIGITS, "train:\n  stepps: 1  # a slip\n"), "params.yaml")
 
 
+def test_outside_a_project_the_presets_are_those_of_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["preset", "mnist"]) == Exit.DONE
+    assert "no dvc.yaml is here, so `vdmctl download`, `validate`, `train`" in capsys.readouterr().out
+    assert Path("params.yaml").read_text() == read_preset("mnist", PRESETS)
+
+
 def test_params_yaml_is_overwritten_only_if_it_is_a_preset(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("presets").mkdir()
     assert run(["preset", "digits"]) == Exit.USAGE
     assert "no preset 'digits': no files in presets/" in capsys.readouterr().err
+    Path("presets").rmdir()
     Path("presets").symlink_to(PRESETS)
     for name in ("mnist", "digits"):
         assert run(["preset", name]) == Exit.DONE

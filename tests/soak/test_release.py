@@ -100,6 +100,7 @@ train(np.zeros((20, 1, 8, 8), np.uint8), num_levels=17, steps=1)
 print((PAGE / "index.html").is_file())
 """
     assert run(programs / "python", "-c", program, folder=tmp_path) == "True\n"
+    assert "the preset mnist" in run(programs / "vdmctl", "preset", "mnist", folder=tmp_path)
     report = ["report", str(ROOT / "pretrained/digits_classes"), "--out", "report.html"]
     run(programs / "vdmctl", *report, folder=tmp_path)
     assert "<html" in (tmp_path / "report.html").read_text()
