@@ -34,6 +34,14 @@ class Address(NamedTuple):
     port: int
 
 
+class ServerError(UserError):
+    """Why the server at a URL cannot be used, and how to go on: its `reason`, which does not name the URL again."""
+
+    def __init__(self, reason: str, code: Exit, url: str = "") -> None:
+        super().__init__(f"{url}: {reason}" if url else reason, code)
+        self.reason = reason
+
+
 def find_address(host: str | None, port: int | None) -> Address:
     """Return the address of the server: from host and port if one is given, else from Prefect's settings.
 
@@ -67,7 +75,7 @@ def configure(url: str) -> None:
 def connected(url: str) -> Iterator[SyncPrefectClient]:
     """Yield a client of the server at `url`, to which Prefect was configured.
 
-    Raises UserError if no server of this version answers, or if an answer is an error: exit 2 for a wrong password,
+    Raises ServerError if no server of this version answers, or if an answer is an error: exit 2 for a wrong password,
     else 5.
     """
     try:
@@ -77,12 +85,11 @@ def connected(url: str) -> Iterator[SyncPrefectClient]:
     except (httpx.HTTPError, RuntimeError) as error:
         if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == HTTPStatus.UNAUTHORIZED:
             advice = "set PREFECT_API_AUTH_STRING=USER:PASSWORD"
-            raise UserError(f"{url}: the server refuses the password; {advice}", Exit.USAGE) from error
+            raise ServerError(f"the server refuses the password; {advice}", Exit.USAGE, url) from error
         reason = brief(error.__cause__ or error)
         advice = "start one with `vdmctl serve`, or set PREFECT_API_URL to another's"
-        raise UserError(
-            f"{url}: no Prefect server of this version answers ({reason}); {advice}", Exit.MISSING
-        ) from error
+        said = f"no Prefect server of this version answers ({reason}); {advice}"
+        raise ServerError(said, Exit.MISSING, url) from error
 
 
 def answers() -> bool:

@@ -62,7 +62,7 @@ def server(project: Project) -> Server:
     """
     from prefect.settings import get_current_settings
 
-    from flows.orchestration.server import configure, connected, served_at
+    from flows.orchestration.server import ServerError, configure, connected, served_at
 
     url = get_current_settings().api.url or served_at(project.folder) or ""
     if not url:
@@ -71,8 +71,8 @@ def server(project: Project) -> Server:
     try:
         with connected(url) as client:
             return loop(url, client)
-    except UserError as error:
-        return Server(url=url, answers=False, reason=str(error).removeprefix(f"{url}: "))
+    except ServerError as error:
+        return Server(url=url, answers=False, reason=error.reason)
 
 
 def loop(url: str, client: Any) -> Server:

@@ -16,9 +16,19 @@ from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.orchestration.plugin import setup_environment
 from flows.orchestration.serve import serve, work
-from flows.orchestration.server import Address, alone, configure, connected, find_address, owning_database, served_at
-from flows.orchestration.status import devices
+from flows.orchestration.server import (
+    Address,
+    ServerError,
+    alone,
+    configure,
+    connected,
+    find_address,
+    owning_database,
+    served_at,
+)
+from flows.orchestration.status import devices, server
 from flows.process.addresses import is_loopback
+from flows.registry.project import Project
 
 
 @pytest.fixture(autouse=True)
@@ -68,9 +78,12 @@ def test_a_server_that_cannot_be_used_is_one_line() -> None:
     ):
         with answering(version=answer) as url:
             settings(API_URL=url)
-            with pytest.raises(UserError, match=said) as refused, connected(url):
+            with pytest.raises(ServerError, match=said) as refused, connected(url):
                 pass
             assert refused.value.code is code
+            assert str(refused.value) == f"{url}: {refused.value.reason}"
+            found = server(Project())
+            assert (found.url, found.answers, found.reason) == (url, False, refused.value.reason)
 
 
 def test_a_worker_needs_a_server_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
