@@ -13,7 +13,6 @@ from flows.api import decompress, evaluate
 from flows.core import layout
 from flows.core.model import open_model
 from flows.core.params_file import WHOLE, read_preset
-from flows.registry.lineage import lineage
 from flows.registry.project import Project
 from flows.repository.lock_file import lock_here
 from flows.training import fitting
@@ -43,9 +42,13 @@ def test_the_versions_are_listed_with_their_states_and_evidence(golden: Sandbox)
     assert {each.name: each.state for each in registry.versions} == FIGURES["states"]
     assert [each.problem for each in registry.versions] == [""] * len(VERSIONS)
     first, refused, champion = registry.versions
-    (promotion,) = lineage(registry, champion).as_json()["promotions"]
+    (promotion,) = json.loads(golden.vdmctl("lineage", "champion", "--json").stdout)["promotions"]
     evidence, refusal = promotion["evidence"], registry.refusal(refused.commit)
-    assert (evidence["decision"], evidence["champion"]) == ("promote", first.name)
+    assert (evidence["decision"], evidence["challenger"], evidence["champion"]) == (
+        "promote",
+        champion.name,
+        first.name,
+    )
     assert refusal
     assert (refusal.decision, refusal.challenger) == ("refuse", refused.name)
     assert refusal.comparison
