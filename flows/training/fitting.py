@@ -283,8 +283,6 @@ def restore(trainer: Trainer, states: States) -> None:
     """Continue from the newest state of the training, if there is one; log which."""
     if state := from_first(states.newest() if is_first() else None):
         trainer.load_state(state)
-        if is_first() and (records := state.get("records")):  # of an earlier version, which kept all lines in it
-            add_lines(states.log, *records)
         log.info("continuing from step %d of %d", trainer.done, trainer.settings.steps)
     else:
         log.info("no saved state of these parameters, data and code in %s; from the first step", states.folder.parent)

@@ -163,28 +163,6 @@ def test_a_run_killed_at_any_moment_of_its_writing_continues_to_the_same_curves(
         assert same_bits(trainer.averaged.state_dict(), whole.averaged.state_dict())
 
 
-def test_a_run_continues_from_a_state_of_an_earlier_version_which_holds_all_lines(
-    tmp_path: Path, tiny_model: Callable[..., VDM]
-) -> None:
-    train, curves = parameters(steps=6, log_every=2), tmp_path / "curves.csv"
-    whole, states = trainer_of(tiny_model(), train), States(tmp_path / "run", keep=2)
-    records = []
-    while whole.done < 5:
-        records += [line for line in [whole.step()] if line]
-    state = whole.state() | {"records": [list(record) for record in records]}
-    state["log"] = {key: state["log"][key] for key in ("sums", "count")}
-    states.save(5, state)
-    for _ in range(2):  # also when it is killed before its next state
-        trainer = trainer_of(tiny_model(), train)
-        fitting.restore(trainer, states)
-        fit(
-            trainer, Mock(wraps=states, log=states.log, folder=states.folder, save=Mock()), curves, train, lambda: False
-        )
-    assert [line.partition(",")[0] for line in curves.read_text().splitlines()] == ["step", "2", "4", "6"]
-    assert curves.read_text().splitlines()[1].split(",")[1] == str(records[0].bpd)
-    assert states.log.read_bytes().count(b"\n6,") == 2  # of which the later one counts
-
-
 def test_lines_of_the_log_that_are_lost_are_named(tmp_path: Path, tiny_model: Callable[..., VDM]) -> None:
     train, states = parameters(steps=4, log_every=1), States(tmp_path / "run", keep=2)
     fit(trainer_of(tiny_model(), train), states, tmp_path / "curves.csv", train, lambda: False)

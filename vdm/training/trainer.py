@@ -245,19 +245,12 @@ class Trainer:
         self.average.load_state_dict(state["average"])
         for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(values)
-        self.log.load_state(state["log"] | counted(state))
+        self.log.load_state(state["log"])
         if self.validation:
             self.validation.load_state(state["validation"])
         elif state["validation"] is not None:
             raise ValueError("the state is of a run with validation")
         self.done = int(state["done"])
-
-
-def counted(state: dict[str, Any]) -> dict[str, int]:
-    """Return the last step and the number of the lines in a state of earlier versions, which held all; else {}."""
-    if (records := state.get("records")) is None:
-        return {}
-    return {"last": int(records[-1][0]) if records else 0, "lines": len(records)}
 
 
 def prepare(model: VDM, settings: TrainingSettings) -> torch.nn.Module:
