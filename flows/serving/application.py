@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastapi import FastAPI, HTTPException, Request
+from prometheus_client.exposition import choose_encoder
 from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 
@@ -20,6 +21,7 @@ from flows.serving.answers import About, Classes, Drawn, Examples, Health, Probl
 from flows.serving.champion import Following
 from flows.serving.guard import Guard
 from flows.serving.line import Line
+from flows.serving.metrics import Counting, Figures
 from flows.serving.pictures import example
 from flows.serving.questions import (
     MOST_BYTES,
@@ -95,6 +97,7 @@ def application(
             await looking
 
     writing_report = asyncio.Lock()
+    figures = Figures(following, line)
     app = FastAPI(
         title="vdm",
         version=version("vdm-pipeline"),
@@ -127,6 +130,11 @@ def application(
             waiting=line.length,
             device=str(model.device),
         )
+
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics(request: Request) -> Response:
+        encode, kind = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(figures.registry), media_type=kind)
 
     @app.get("/model")
     async def about_model() -> About:
@@ -182,6 +190,8 @@ def application(
         served = following.served
         return await whole(line, request, partial(work.classified, served.model, served.own(settings.evaluate), asked))
 
+    paths = frozenset(str(route.path) for route in app.routes if hasattr(route, "path"))
+    app.add_middleware(Counting, figures=figures, paths=paths)  # outside the guard, whose refusals count
     return app
 
 

@@ -34,6 +34,7 @@ from forge import Forge, crown
 from pictures import claiming
 from PIL import Image
 from project import ROOT
+from prometheus_client.parser import text_string_to_metric_families
 from small import Small
 from starlette.datastructures import Headers
 
@@ -559,6 +560,41 @@ def test_the_line_is_bounded(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
                 assert (full.status_code, full.headers["retry-after"]) == (429, "5")
             assert app.client.get("/health").json()["waiting"] == 2
     app.wait_until_idle()
+
+
+def scraped(app: App, auth: tuple[str, str] | None = None) -> dict[tuple[str, ...], float]:
+    """Return the figures of /metrics by name and labels."""
+    response = app.client.get("/metrics", auth=auth)
+    assert (response.status_code, response.headers["content-type"].partition(";")[0]) == (200, "text/plain")
+    families = text_string_to_metric_families(response.text)
+    return {(each.name, *each.labels.values()): each.value for family in families for each in family.samples}
+
+
+def test_prometheus_reads_what_the_app_does() -> None:
+    """Refusals count, unknown paths are one, and the version that answers has its figure and its time."""
+    metrics = SimpleNamespace(bpd=1.5)
+    version: Any = SimpleNamespace(name="vdm@v0.1.0", created="2026-01-02T03:04:05+00:00", metrics=metrics)
+    auth = ("ann", "secret")
+    with serving(password=":".join(auth)) as app:
+        app.following.served.version = version
+        assert app.client.get("/metrics").status_code == 401
+        before = scraped(app, auth)
+        asked = {"num_images": 1, "steps": 1}
+        assert app.client.post("/sample", json=asked, auth=auth).status_code == 200
+        assert app.client.post("/sample", json={"steps": 0}, auth=auth).status_code == 422
+        for path in ("/one", "/two"):
+            assert app.client.get(path, auth=auth).status_code == 404
+        app.wait_until_idle()
+        found = scraped(app, auth)
+    requests = "vdm_app_requests_total"
+    assert (before[requests, "/metrics", "401"], (requests, "/sample", "200") in before) == (1, False)
+    assert [found[requests, "/sample", status] for status in ("200", "422")] == [1, 1]
+    assert (found[requests, "other", "404"], found[requests, "/sample", "429"]) == (2, 0)
+    assert found["vdm_app_request_seconds_count", "/sample"] == 2
+    assert found["vdm_app_request_seconds_sum", "/sample"] > 0
+    assert (found["vdm_app_waiting",], found["vdm_app_problem",]) == (0, 0)
+    assert (found["vdm_model_bits_per_dim",], found["vdm_model_created_timestamp_seconds",]) == (1.5, 1767323045)
+    assert found["vdm_disk_free_bytes",] > 0
 
 
 def test_a_trainer_on_the_cpu_leaves_the_app_one_thread(locks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
