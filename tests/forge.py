@@ -30,7 +30,7 @@ GRAPH = {
         "all": {
             "cmd": "true",
             "deps": ["code.py"],
-            "outs": ["models/vdm", "data/images", "reports/validation/validation.json"],
+            "outs": ["models/vdm", "data/images", "reports/contract/findings.json"],
             "metrics": [{METRICS: {"cache": False}}],
         }
     },
@@ -55,7 +55,7 @@ class Forge:
             ".dvc/config", "[core]\nremote = store\nanalytics = false\n['remote \"store\"']\nurl = ../../store\n"
         )
         self.write(".dvc/.gitignore", "/tmp\n/cache\n/config.local\n")
-        self.write(".gitignore", ".vdm/\n/models\n/data\n/reports/validation\n")
+        self.write(".gitignore", ".vdm/\n/models\n/data\n/reports/contract\n")
         shutil.copyfile(ROOT / "presets/digits.yaml", self.root / "params.yaml")
         self.write("code.py", "")
         torch.manual_seed(0)
@@ -64,7 +64,7 @@ class Forge:
         description = {"name": "forged", "num_levels": 17, "image_shape": [1, 8, 8], "num_train": 6, "num_test": 6}
         save_images(self.files / "data/images", {"train": images, "test": images[::-1]}, description)
         report = {"success": True, "data_sha256": open_images(self.files / "data/images").data_sha256}
-        (self.files / "validation.json").write_text(json.dumps(report))
+        (self.files / "findings.json").write_text(json.dumps(report))
         self.git("add", "--all")
         self.git("commit", "--quiet", "--message=Start")
 
@@ -126,7 +126,7 @@ class Forge:
         outs = {
             "models/vdm": self.store(content, ".dir"),
             "data/images": self.store(json.dumps(self.listing("data/images")).encode(), ".dir"),
-            "reports/validation/validation.json": self.store((self.files / "validation.json").read_bytes()),
+            "reports/contract/findings.json": self.store((self.files / "findings.json").read_bytes()),
         }
         entries = [{"path": path, "hash": "md5", "md5": digest} for path, digest in outs.items()]
         code = {"path": "code.py", "hash": "md5", "md5": hashlib.md5((self.root / "code.py").read_bytes()).hexdigest()}

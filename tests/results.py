@@ -33,7 +33,7 @@ def write_results(folder: Path, digits: np.ndarray, **description: Any) -> Files
     model = read_config(folder / layout.REGISTERED)[1]
     documents = {
         layout.METRICS: metrics(data, model),
-        layout.VALIDATION: validation(data),
+        layout.FINDINGS: findings(data),
         layout.SAMPLE_METRICS: sample_metrics(data, model),
     }
     tables = {
@@ -103,8 +103,8 @@ def part(bpd: float, num_images: int) -> dict[str, Any]:
     return {"bpd": bpd, "num_images": num_images, **errors}
 
 
-def validation(data: str, meaning: str = "no image is of one level", file: str = "a.png") -> dict[str, Any]:
-    """Return a validation.json with one expectation that holds and one that two images break."""
+def findings(data: str, meaning: str = "no image is of one level", file: str = "a.png") -> dict[str, Any]:
+    """Return a findings.json with one expectation that holds and one that two images break."""
     common = {"table": "images", "expectation": "expect", "arguments": {}, "severity": "critical"}
     rows = [{"split": "test", "image": 3, "file": file}, {"split": "test", "image": 10**9}]
     pair = {"split": "test", "image": 4, "of_split": "train", "of_image": 5, "by_chance": 0.5, "distance": 0.02}

@@ -27,8 +27,8 @@ METRICS = {
     **{"num_images": 20, "seed": 0, "times_per_image": 2, "num_timesteps": None},
 }
 OLD = {
-    "reports/validation/validation.png": "old",
-    "reports/validation/data_docs/index.html": "old",
+    "reports/contract/findings.png": "old",
+    "reports/contract/data_docs/index.html": "old",
     "reports/report.html": "old",
     "reports/evaluation/metrics.json": json.dumps(METRICS),
     "reports/evaluation/per_image.csv": "image,bpd\n" + "".join(f"{image},1.0\n" for image in range(20)),
@@ -89,7 +89,7 @@ class Small:
         for place in ("models/vdm", "models/imported"):
             shutil.copytree(self.folder / "models/trained", self.folder / place)
         report = {"success": True, "data_sha256": open_images(self.folder / "data/images").data_sha256}
-        for name, content in (OLD | {"reports/validation/validation.json": json.dumps(report)}).items():
+        for name, content in (OLD | {"reports/contract/findings.json": json.dumps(report)}).items():
             (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
             (self.folder / name).write_text(content)
         np.save(self.folder / "reports/samples/samples.npy", np.zeros((2, 1, 8, 8), dtype=np.uint8))

@@ -44,11 +44,11 @@ def validate(
     path: Annotated[
         Path | None, typer.Argument(help="A set or a folder of images to check instead of data/images.")
     ] = None,
-    reference: Annotated[Path | None, typer.Option(help="A set or a validation.json to measure drift from.")] = None,
+    reference: Annotated[Path | None, typer.Option(help="A set or a findings.json to measure drift from.")] = None,
     out: Annotated[Path | None, typer.Option(help="With PATH: folder for the report, if one is to be written.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check the images against the limits in `contract:`, and write reports/validation.
+    """Check the images against the limits in `contract:`, and write reports/contract.
 
     A folder of images at PATH is read with the transforms of `data:`, an image set as it is. Nothing is written unless
     --out names a folder.
@@ -68,7 +68,7 @@ def run_validate(reference: Path | None) -> None:
     from flows.images.image_set import open_images
 
     images, expected = open_images(layout.IMAGES), read_reference(reference) if reference else None
-    validate(project().params.contract, images=images, out=layout.VALIDATION.parent, reference=expected)
+    validate(project().params.contract, images=images, out=layout.FINDINGS.parent, reference=expected)
 
 
 def validate_given(path: Path, reference: Path | None, out: Path | None, as_json: bool) -> None:
@@ -151,7 +151,7 @@ def model_to_start_from(name: str | None) -> "TrainedModel | None":
 
 @commands.command()
 def register() -> None:
-    """Write models/vdm: the trained model with its model card."""
+    """Register the trained model, with its card, as models/vdm: of this artifact `gto register vdm` makes versions."""
     params = project().params
     from flows.core.model import open_model
     from flows.images.image_set import open_images
@@ -246,7 +246,7 @@ def print_results(as_json: bool) -> None:
         ("report", layout.PAGE, "report"),
         ("samples", layout.SAMPLES, "sample"),
         ("model card", layout.CARD, "register"),
-        ("validation", docs if docs.is_file() else layout.VALIDATION, "validate"),
+        ("contract", docs if docs.is_file() else layout.FINDINGS, "validate"),
         ("curves", layout.CURVES, "train"),
     ):
         state = ""

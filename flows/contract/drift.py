@@ -95,7 +95,7 @@ def profile(facts: Facts, labels: np.ndarray | None, label_agreement: list[int])
 
 
 def read_reference(path: Path) -> Profile:
-    """Return the profile of a reference: a validation.json, a folder with one, or an image set (its training images).
+    """Return the profile of a reference: a findings.json, a folder with one, or an image set (its training images).
 
     Raises UserError (exit 5).
     """
@@ -104,7 +104,7 @@ def read_reference(path: Path) -> Profile:
         facts, labels = measure(images["train"], images.num_levels), images.labels("train")
         pairs = search(images, {"train": facts})["train", "train"]
         return profile(facts, labels, agreement(pairs, labels, labels))
-    wanted = "a reference is an image set, or a validation.json as `vdmctl validate PATH --out FOLDER` writes it"
+    wanted = "a reference is an image set, or a findings.json as `vdmctl validate PATH --out FOLDER` writes it"
     return read(Reference, path / FINDINGS if path.is_dir() else path, wanted).profile
 
 

@@ -1,4 +1,4 @@
-"""What the contract found: the document validation.json, and the check that it found an image set valid."""
+"""What the contract found: the document findings.json, and the check that it found an image set valid."""
 
 import json
 from typing import Any, Literal
@@ -10,7 +10,7 @@ from flows.core.documents import Document, Sha256
 from flows.core.errors import Exit, UserError
 from flows.images.image_set import ImageSet
 
-FINDINGS = "validation.json"
+FINDINGS = "findings.json"
 """The name of the document, which begins with that of its stage."""
 
 
@@ -147,7 +147,7 @@ def require_valid(images: ImageSet, verdict: Verdict, *, needs_validation_images
 
     Raises UserError (exit 2) if validation images are needed and there are none.
     """
-    said = str(layout.VALIDATION)
+    said = str(layout.FINDINGS)
     if not verdict.success:
         raise UserError(f"{said} says that {images.name} is not valid; run `vdmctl validate`", Exit.INVALID_DATA)
     if verdict.data_sha256 != images.data_sha256:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # In the folder of the findings.
-DATA_DOCS, PICTURE = "data_docs", "validation.png"
+DATA_DOCS, PICTURE = "data_docs", "findings.png"
 MOST_PAIRS = 500
 COLUMNS = 10
 SIDE = 256

@@ -65,19 +65,19 @@ class Progress:
 
 
 def show_data_docs(folder: Path, kept: Path) -> Path:
-    """Show the validation of the images of the run in `folder`, if there is one; copy its Data Docs to `kept`.
+    """Show what the contract found of the images of the run in `folder`, if that is known.
 
-    Return the page of the copy.  A validation that was restored has no Data Docs.
+    Copy its Data Docs to `kept`, and return the page of the copy.  Findings that were restored have no Data Docs.
     """
     copy = kept / "data_docs"
     page = copy / "index.html"
-    if not (folder / layout.VALIDATION).is_file():
+    if not (folder / layout.FINDINGS).is_file():
         return page
     if (folder / layout.DATA_DOCS).is_dir():
         shutil.copytree(folder / layout.DATA_DOCS, copy, dirs_exist_ok=True)
-    validation = read(Findings, folder / layout.VALIDATION)
-    drawn = folder / layout.VALIDATION.with_name("validation.png")
-    show("data-docs", f"The images are {markdown.verdict(validation)}", markdown.data_docs(validation, drawn, page))
+    findings = read(Findings, folder / layout.FINDINGS)
+    drawn = folder / layout.FINDINGS.with_name("findings.png")
+    show("data-docs", f"The images are {markdown.verdict(findings)}", markdown.data_docs(findings, drawn, page))
     return page
 
 

@@ -79,12 +79,13 @@ def findings_of_champion(run: Run) -> Path | None:
 
     None without a champion or such a file, or if the run has the same images.  Raises UserError (exit 5).
     """
-    images = read(Verdict, run.folder / layout.VALIDATION).data_sha256
+    images = read(Verdict, run.folder / layout.FINDINGS).data_sha256
     champion = run.main.registry.champion
     if champion is None or champion.metrics.data_sha256 == images:
         return None
-    path = str(layout.VALIDATION)
+    path = str(layout.FINDINGS)
     if path not in run.main.at(champion).lock.outputs:
+        get_run_logger().warning("%s has no %s, so the drift from its images is left out", champion.name, path)
         return None
     place = run.folder / layout.PRIVATE / "champion"
     fetch_files(run.main, champion, [path], place)

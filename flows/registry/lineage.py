@@ -61,7 +61,7 @@ class Lineage(Document):
     data: Images
     ancestors: list[KnownAncestor]
     """The models from which its training and theirs began, the nearest first."""
-    validation: Place
+    findings: Place
     code: dict[str, str]
     """Md5 by path."""
     outputs: dict[str, str]
@@ -76,7 +76,7 @@ class Lineage(Document):
 def lineage(registry: Registry, version: Version) -> Lineage:
     """Return the lineage of a version.  Raises UserError (exit 5) if its dvc.lock is missing or damaged."""
     lock, metrics = registry.repository.at(version).lock, version.metrics
-    images, validation = str(layout.IMAGES), str(layout.VALIDATION)
+    images, findings = str(layout.IMAGES), str(layout.FINDINGS)
     known = line(version, registry.versions)[1:]
     return Lineage(
         version=version.name,
@@ -97,7 +97,7 @@ def lineage(registry: Registry, version: Version) -> Lineage:
             )
             for ancestor, found in zip(metrics.ancestors or [], known, strict=True)
         ],
-        validation=Place(path=validation, md5=lock.outputs.get(validation)),
+        findings=Place(path=findings, md5=lock.outputs.get(findings)),
         code=lock.code,
         outputs=lock.outputs,
         metrics=metrics,

@@ -66,7 +66,7 @@ class Project(Repository):
         """What the contract found of the images.  Raises UserError (exit 5) before `vdmctl validate`."""
         from flows.contract.findings import Verdict
 
-        return read(Verdict, self.folder / layout.VALIDATION, "run `vdmctl validate`")
+        return read(Verdict, self.folder / layout.FINDINGS, "run `vdmctl validate`")
 
     def is_undecided(self, commit: str) -> bool:
         """Whether a run of this project was killed before its model, at a commit, was promoted or refused."""

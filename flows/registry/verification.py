@@ -79,11 +79,11 @@ def verify(repository: Repository, version: Version) -> list[Check]:
         with repository.at(version).files(link=True) as files:
             for path, digest in sorted({**lock.code, **lock.outputs}.items()):
                 checks.append(check(path, partial(get, files, path, digest, scratch)))
-        model, images, report = (scratch / path for path in (layout.REGISTERED, layout.IMAGES, layout.VALIDATION))
+        model, images, report = (scratch / path for path in (layout.REGISTERED, layout.IMAGES, layout.FINDINGS))
         stated_digests: dict[Path, Callable[[], object]] = {
             layout.REGISTERED: lambda: require_model(model, version),
             layout.IMAGES: lambda: require_images(version, lambda: open_images(images).data_sha256),
-            layout.VALIDATION: lambda: require_images(version, lambda: read(Verdict, report).data_sha256),
+            layout.FINDINGS: lambda: require_images(version, lambda: read(Verdict, report).data_sha256),
         }
         for output, action in stated_digests.items():
             if str(output) in lock.outputs:

@@ -96,7 +96,7 @@ def page(first: Results, second: Results | None = None) -> Page:
 
 def view(name: str, results: Results) -> dict[str, Any]:
     """Return what the page shows of a model, next to its results."""
-    expectations = sorted(results.validation.expectations if results.validation else [], key=lambda one: one.success)
+    expectations = sorted(results.findings.expectations if results.findings else [], key=lambda one: one.success)
     broken = [one for one in expectations if not one.success]
     png = png_of(results)
     return {
@@ -194,7 +194,7 @@ def neighbours(results: Results) -> list[tuple[Shown, Shown, float]]:
 
 def alike(results: Results) -> list[tuple[Shown, Shown, str]]:
     """Return the pairs of images of two splits that look most alike, and how alike they are."""
-    compared = results.validation.alike if results.validation else []
+    compared = results.findings.alike if results.findings else []
     pairs = sorted((pair for splits in compared for pair in splits.pairs), key=lambda pair: pair["by_chance"])
     return [
         (
@@ -360,7 +360,7 @@ def facts(results: Results, png: InPng | None) -> Iterator[tuple[str, str]]:
         yield "Started from", metrics.ancestors[0].name
     if png:
         yield f"{png.words[0].upper()}{png.words[1:]} in one PNG", f"{png.bpd:.4f} bits/dim"
-    if results.validation:
-        yield "Data validation", results.validation.words
+    if results.findings:
+        yield "Data contract", results.findings.words
     if metrics.environment:
         yield "Evaluated on", f"{metrics.environment.processor}, torch {metrics.environment.torch}"

@@ -35,7 +35,7 @@ class Files(NamedTuple):
     per_image: Path | None = None
     noise_levels: Path | None = None
     curves: Path | None = None
-    validation: Path | None = None
+    findings: Path | None = None
     samples: Path | None = None
     sample_metrics: Path | None = None
     neighbours: Path | None = None
@@ -68,7 +68,7 @@ class Results(NamedTuple):
     per_image: pd.DataFrame | None
     noise_levels: pd.DataFrame | None
     curves: pd.DataFrame | None
-    validation: Checked | None
+    findings: Checked | None
     images: ImageSet | None
     samples: np.ndarray | None
     sample_metrics: SampleMetrics | None
@@ -90,7 +90,7 @@ def read_results(files: Files, origin: Origin, images: ImageSet | None, evaluate
     The set is left out if it is not the one that was evaluated, and so is what the page shows of the model.
     """
     metrics = read(BoundMetrics, files.metrics, "run `dvc repro`")
-    validation = present(partial(read, Checked), files.validation)
+    findings = present(partial(read, Checked), files.findings)
     sample_metrics = present(partial(read, SampleMetrics), files.sample_metrics)
     digest = images.data_sha256 if images else None
     images = images if digest == metrics.data_sha256 else None
@@ -100,7 +100,7 @@ def read_results(files: Files, origin: Origin, images: ImageSet | None, evaluate
         require_indices(files.neighbours, neighbours["sample"], len(samples))
         require_indices(files.neighbours, neighbours["train_image"], len(images["train"]))
     model = shown_of(evaluated) if evaluated else None
-    notes = list(disagreements(metrics, digest, validation, sample_metrics))
+    notes = list(disagreements(metrics, digest, findings, sample_metrics))
     if model and model.sha256 != metrics.model_sha256:
         notes.append("The model is not the one that was evaluated, so its noise schedule is left out.")
         model = None
@@ -113,7 +113,7 @@ def read_results(files: Files, origin: Origin, images: ImageSet | None, evaluate
             partial(read_table, names=("t", "gamma", "diffusion_bpd", "standard_error")), files.noise_levels
         ),
         curves=present(partial(read_table, names=("step", "bpd")), files.curves),
-        validation=validation,
+        findings=findings,
         images=images,
         samples=samples,
         sample_metrics=sample_metrics,
@@ -146,13 +146,13 @@ def present(reader: Callable[[Path], T], path: Path | None) -> T | None:
 
 
 def disagreements(
-    metrics: BoundMetrics, digest: str | None, validation: Checked | None, samples: SampleMetrics | None
+    metrics: BoundMetrics, digest: str | None, findings: Checked | None, samples: SampleMetrics | None
 ) -> Iterator[str]:
     """Yield sentences about results that are of another model or of other images than the metrics."""
     if digest not in (None, metrics.data_sha256):
         yield "The image set is not the one that was evaluated, so no images are shown."
-    if validation and validation.data_sha256 != metrics.data_sha256:
-        yield "The data validation is about other images than the metrics."
+    if findings and findings.data_sha256 != metrics.data_sha256:
+        yield "What the contract found is about other images than the metrics."
     if samples and (samples.model_sha256, samples.data_sha256) != (metrics.model_sha256, metrics.data_sha256):
         yield "The quality of samples was measured with another model or other images than the metrics."
 

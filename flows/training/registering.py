@@ -1,4 +1,7 @@
-"""The stage `register`: write a trained model, what is known of its training, and its card into one folder."""
+"""The stage `register`: enter a trained model as the artifact `vdm` of dvc.yaml, which is the folder models/vdm.
+
+The folder also has what is known of the training, and its card.  GTO's tags then make versions of that artifact.
+"""
 
 import csv
 import logging

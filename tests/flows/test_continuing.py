@@ -80,7 +80,7 @@ def test_training_begins_with_the_averaged_weights_and_states_the_whole_line(fir
     start_from("first")
     assert run(["register"]) == Exit.USAGE  # it was trained from another model
     shutil.rmtree(layout.REPORTS / "samples")
-    layout.VALIDATION.unlink()
+    layout.FINDINGS.unlink()
     assert run(["report", "--out", "page.html"]) == Exit.DONE
     page = Path("page.html").read_text()
     assert "<dt>Started from</dt> <dd>second</dd>" in page

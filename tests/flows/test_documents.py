@@ -75,7 +75,7 @@ def test_images_that_were_not_found_valid_are_refused(change: dict[str, Any], im
     images = open_images(image_set)
     described = {"success": True, "data_sha256": images.data_sha256}
     require_valid(images, Verdict(**described), needs_validation_images=False)
-    with pytest.raises(UserError, match=r"validation\.json .*; run `vdmctl validate`") as error:
+    with pytest.raises(UserError, match=r"findings\.json .*; run `vdmctl validate`") as error:
         require_valid(images, Verdict(**described | change), needs_validation_images=False)
     assert error.value.code is Exit.INVALID_DATA
 

@@ -150,7 +150,7 @@ def test_what_the_loop_and_the_registry_answer_has_these_keys(tmp_path: Path) ->
             "source",
             "data",
             "ancestors",
-            "validation",
+            "findings",
             "code",
             "outputs",
             "metrics",
@@ -159,7 +159,7 @@ def test_what_the_loop_and_the_registry_answer_has_these_keys(tmp_path: Path) ->
         ]
     )
     assert list(chain["data"]) == ["path", "md5", "sha256", "licence"]
-    assert list(chain["validation"]) == ["path", "md5"]
+    assert list(chain["findings"]) == ["path", "md5"]
     assert list(chain["metrics"]) == ["bpd", "bpd_standard_error", "num_images", "data_sha256", "model_sha256"]
     assert [list(each) for each in chain["promotions"]] == [["tag", "created", "evidence"]]
     evidence = ["decision", "reason", "challenger"]

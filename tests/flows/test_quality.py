@@ -76,7 +76,7 @@ def test_the_error_is_that_of_a_mean(size: int) -> None:
 
 def train_features(settings: Any, out: Path) -> Embedding:
     """Train the features of the images of the pipeline, and return what is written."""
-    verdict = read(Verdict, Path("reports/validation/validation.json"), "")
+    verdict = read(Verdict, Path("reports/contract/findings.json"), "")
     features.features(settings, open_images(Path("data/images")), verdict, out)
     return open_features(out)
 

@@ -19,7 +19,7 @@ from conftest import TINY
 from documents import Document, words
 from PIL import Image
 from project import ROOT
-from results import BPD, ORIGIN, metrics, opened, part, sample_metrics, validation, write_results
+from results import BPD, ORIGIN, findings, metrics, opened, part, sample_metrics, write_results
 from ruamel.yaml import YAML
 
 from flows.contract.findings import Findings, Result
@@ -84,7 +84,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, digits: np.ndarray) -> Page:
 
 
 def test_the_page_names_relaxed_limits(files: Files, tmp_path: Path) -> None:
-    path = files.validation
+    path = files.findings
     assert path
     relaxed = {"success": True, "relaxed": ["max_gaps 1.0 instead of 0.015"]}
     path.write_text(json.dumps(json.loads(path.read_text()) | relaxed))
@@ -177,7 +177,7 @@ def test_what_is_missing_is_left_out_with_a_sentence(files: Files) -> None:
         "Samples are left out",
         "The quality of samples was not measured",
         "nearest training images of the samples are left out",
-        "There is no report of the data validation",
+        "There is no report of the contract",
     ]
     assert [sentence for sentence in sentences if sentence not in text] == []
     assert "2.0000 ± 0.0946 bits/dim" in text
@@ -249,7 +249,7 @@ def test_results_that_do_not_belong_together_are_named(files: Files, tmp_path: P
     other_files = write_results(tmp_path / "other", digits[::-1])._replace(metrics=files.metrics)
     text = shown(other_files, tmp_path / "other")
     assert "The image set is not the one that was evaluated, so no images are shown." in text
-    assert "The data validation is about other images than the metrics." in text
+    assert "What the contract found is about other images than the metrics." in text
     assert "The quality of samples was measured with another model or other images" in text
     data = "b" * 64
     other = BoundMetrics(**metrics(data) | {"model_sha256": "c" * 64})
@@ -264,7 +264,7 @@ def test_results_that_do_not_belong_together_are_named(files: Files, tmp_path: P
     ("name", "content", "reason"),
     [
         ("metrics", "{", "damaged"),
-        ("validation", '{"success": 1}', "damaged: success"),
+        ("findings", '{"success": 1}', "damaged: success"),
         ("per_image", "image,bpd\n0,1\n", "damaged: 1 rows, but the metrics are about 40 images"),
         ("per_image", "image,bpd\n" + 40 * "40,1\n", "damaged: there is no image 40"),
         ("curves", "step,bpd\n1,<script>\n", "damaged: could not convert string"),
@@ -306,9 +306,9 @@ def test_text_from_files_is_only_text(tmp_path: Path, digits: np.ndarray) -> Non
     stated = dict.fromkeys(("title", "name", "homepage", "licence", "split", "transforms"), HOSTILE)
     files = write_results(tmp_path, digits, **stated)._replace(curves=None, noise_levels=None)
     images, model = opened(tmp_path)
-    assert files.validation
+    assert files.findings
     assert files.sample_metrics
-    files.validation.write_text(json.dumps(validation(images.data_sha256, meaning=HOSTILE, file=HOSTILE)))
+    files.findings.write_text(json.dumps(findings(images.data_sha256, meaning=HOSTILE, file=HOSTILE)))
     for path in (files.metrics, files.sample_metrics):
         path.write_text(path.read_text().replace("2.13.0", json.dumps(HOSTILE)[1:-1]).replace("precision", "$^<i>$", 1))
     origin = ORIGIN._replace(name=HOSTILE, parameters={HOSTILE: {HOSTILE: [HOSTILE]}}, commands=[HOSTILE])
@@ -553,11 +553,11 @@ def test_the_easiest_and_the_hardest_images_are_those_of_the_rows(files: Files, 
 
 
 def test_the_pairs_that_are_least_likely_by_chance_come_first(files: Files, tmp_path: Path) -> None:
-    assert files.validation
-    described = json.loads(files.validation.read_text())
+    assert files.findings
+    described = json.loads(files.findings.read_text())
     (pair,) = described["alike"][0]["pairs"]
     described["alike"][0]["pairs"] = [pair | {"image": image, "by_chance": image / 10} for image in (5, 1, 3)]
-    files.validation.write_text(json.dumps(described))
+    files.findings.write_text(json.dumps(described))
     found = [(image.caption, how) for image, _, how in alike(read_results(files, ORIGIN, *opened(tmp_path)))]
     assert [caption for caption, _ in found] == ["test image 1", "test image 3", "test image 5"]
     assert "0.1 as close by chance" in found[0][1]

@@ -312,10 +312,10 @@ def test_only_images_that_differ_have_drifted(small: Small, monkeypatch: pytest.
     save_images(Path("inverted"), inverted, {"name": "digits", "num_levels": 17})
     for name, folder in (("same", "data/images"), ("other", "inverted")):
         run_command(["validate", folder, "--out", name])
-    assert Path("other/validation.json").is_file()
+    assert Path("other/findings.json").is_file()
 
     def compared_with(name: str) -> str:
-        reference = small.folder / name / "validation.json"
+        reference = small.folder / name / "findings.json"
         monkeypatch.setattr("flows.orchestration.checking.findings_of_champion", lambda *_: reference)
         state = check_drift.fn(Project(small.folder))
         assert ("images are like the reference's" in str(state.message)) is (name == "other")
@@ -345,7 +345,7 @@ def test_a_run_whose_images_are_not_valid_names_the_page_that_outlives_its_folde
     leaking = {split: images[split] for split in images.splits} | {"test": np.array(images["train"][:40])}
     save_images(Path("data/images"), leaking, images.description.stated)
     assert run_command(["validate"]) == Exit.INVALID_DATA
-    reason = "stage validate failed: data/images: leaked; see reports/validation/data_docs/index.html"
+    reason = "stage validate failed: data/images: leaked; see reports/contract/data_docs/index.html"
     failed = Mock(return_value=Failed(data=UserError(reason, Exit.INVALID_DATA)))
     monkeypatch.setattr("flows.train_vdm.reproduce", Mock(with_options=Mock(return_value=failed)))
     monkeypatch.setattr(f"{ARTIFACTS}.create_markdown_artifact", Mock())

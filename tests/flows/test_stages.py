@@ -41,7 +41,7 @@ def without_validation_images() -> None:
     splits = {"train": images["train"], "validation": images["train"][:0], "test": images["test"]}
     before = images.data_sha256
     save_images(layout.IMAGES, splits, images.description.stated)
-    layout.VALIDATION.write_text(layout.VALIDATION.read_text().replace(before, open_images(layout.IMAGES).data_sha256))
+    layout.FINDINGS.write_text(layout.FINDINGS.read_text().replace(before, open_images(layout.IMAGES).data_sha256))
 
 
 @pytest.mark.parametrize(
@@ -119,8 +119,8 @@ def test_a_model_that_was_trained_with_other_inputs_is_not_registered(
 def test_the_card_names_relaxed_limits(small: Small) -> None:
     assert run(["register"]) == Exit.DONE
     assert "| data contract | valid |" in layout.CARD.read_text()
-    report = json.loads(layout.VALIDATION.read_text()) | {"relaxed": ["max_gaps 1.0 instead of 0.015"]}
-    layout.VALIDATION.write_text(json.dumps(report))
+    report = json.loads(layout.FINDINGS.read_text()) | {"relaxed": ["max_gaps 1.0 instead of 0.015"]}
+    layout.FINDINGS.write_text(json.dumps(report))
     assert run(["register"]) == Exit.DONE
     assert "| data contract | valid with relaxed limits: max_gaps 1.0 instead of 0.015 |" in layout.CARD.read_text()
 

@@ -94,7 +94,7 @@ def leaking(good: Path, tmp_path_factory: pytest.TempPathFactory, digits: np.nda
 
 @pytest.mark.slow
 def test_good_images_pass_and_the_report_has_their_digest(good: Path) -> None:
-    report = json.loads((good / "report/validation.json").read_text())
+    report = json.loads((good / "report/findings.json").read_text())
     assert report["success"]
     assert report["data_sha256"] == open_images(good / "images").data_sha256
     assert all(entry["success"] for entry in report["expectations"])
@@ -110,7 +110,7 @@ def test_relaxed_limits_are_named(image_set: Path, caplog: pytest.LogCaptureFixt
     with caplog.at_level("INFO"):
         validate(relaxed, images=open_images(image_set), out=image_set.parent / "report")
     limits = ["max_leaked 0.01 instead of 0.0", "max_skipped 1.0 instead of 0.25"]
-    report = Findings.model_validate_json((image_set.parent / "report/validation.json").read_bytes())
+    report = Findings.model_validate_json((image_set.parent / "report/findings.json").read_bytes())
     assert report.relaxed == limits
     count = len(report.expectations)
     assert f"valid with relaxed limits: {', '.join(limits)}: {count} of {count} expectations hold" in caplog.text
@@ -138,7 +138,7 @@ def test_images_in_two_splits_are_named_and_replace_the_report_on_valid_ones(lea
     assert error.code == Exit.INVALID_DATA
     assert "no image is in two splits: 2 of 72 images" in str(error)
     assert str(error).endswith(f"; see {report / 'data_docs/index.html'}")
-    assert not json.loads((report / "validation.json").read_text())["success"]
+    assert not json.loads((report / "findings.json").read_text())["success"]
 
 
 @pytest.mark.slow
@@ -156,7 +156,7 @@ def test_the_site_says_what_failed_and_why_and_the_picture_shows_it(
     assert "no image is in two splits" in images
     assert "2 unexpected values found" in images
     assert "the model may know it by heart" in (site / "expectations/images.html").read_text()
-    with Image.open(good / "report/validation.png") as valid, Image.open(leaking[0] / "validation.png") as invalid:
+    with Image.open(good / "report/findings.png") as valid, Image.open(leaking[0] / "findings.png") as invalid:
         assert invalid.height > valid.height
 
 
@@ -174,7 +174,7 @@ def test_two_processes_write_the_same_bytes(leaking: tuple[Path, UserError], tmp
     environment = os.environ | {"TZ": "Asia/Tokyo", "PYTHONHASHSEED": "2"}
     command = [sys.executable, "-c", program, str(report.parent / "images"), str(tmp_path)]
     subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=True)
-    for name in ("validation.json", "validation.png"):
+    for name in ("findings.json", "findings.png"):
         assert (report / name).read_bytes() == (tmp_path / name).read_bytes()
 
 
@@ -387,7 +387,7 @@ def test_a_folder_of_drawings_is_valid_and_a_class_of_one_image_is_named(
 @pytest.mark.slow
 def test_drift_from_a_reference_is_reported(good: Path, image_set: Path, caplog: pytest.LogCaptureFixture) -> None:
     train, test = digits_of(image_set)
-    reference = Path(shutil.copy(good / "report/validation.json", image_set.parent / "reference.json"))
+    reference = Path(shutil.copy(good / "report/findings.json", image_set.parent / "reference.json"))
     assert run(image_set, reference=reference, on_drift="fail")["success"]
     write_set(image_set.parent / "same", train, test)
     write_set(image_set, 16 - train, 16 - test)

@@ -53,8 +53,8 @@ def test_transforms_of_the_parameters_apply_and_the_report_is_a_reference(folder
     assert json.loads(result.stdout)["transforms"] == "padded by 1, 8 bits shifted to 4"
     assert sorted(path.name for path in (folder / "report").iterdir()) == [
         "data_docs",
-        "validation.json",
-        "validation.png",
+        "findings.json",
+        "findings.png",
     ]
     assert (folder / "report/data_docs/index.html").is_file()
     assert len(list((folder / "report/data_docs/mine").iterdir())) == 400, "other files beside the site stay"
@@ -65,7 +65,7 @@ def test_transforms_of_the_parameters_apply_and_the_report_is_a_reference(folder
 
 def test_bad_arguments_are_refused_before_anything_is_read(folder: Path) -> None:
     (folder / "report").mkdir()
-    (folder / "report/validation.json").write_text("mine")
+    (folder / "report/findings.json").write_text("mine")
     for arguments, code, message in (
         (["nowhere"], 5, "nowhere does not exist"),
         (["--json"], 2, "--out and --json need PATH"),
@@ -78,4 +78,4 @@ def test_bad_arguments_are_refused_before_anything_is_read(folder: Path) -> None
         assert (result.returncode, result.stdout) == (code, "")
         assert message in result.stderr.splitlines()[-1]
         assert "transforms: " not in result.stderr
-    assert (folder / "report/validation.json").read_text() == "mine"
+    assert (folder / "report/findings.json").read_text() == "mine"

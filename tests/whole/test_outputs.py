@@ -102,7 +102,7 @@ def test_a_title_is_only_text_in_card_site_and_log(small: Small) -> None:
     prose = card.partition("## Load it")[0]
     assert not re.search(r"(?<!\\)[<!]|(?<!\\)\*|\n# Forged", prose.replace("!\\[", ""))
     assert [len(re.findall(r"(?<!\\)\|", line)) for line in prose.splitlines() if line.startswith("|")] == [3] * 11
-    pages = list(Path("reports/validation/data_docs").rglob("*.html"))
+    pages = list(Path("reports/contract/data_docs").rglob("*.html"))
     assert pages
     for page in pages:
         assert "alert(1)" not in page.read_text()

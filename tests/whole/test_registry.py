@@ -351,7 +351,7 @@ def changed(forge: Forge, change: Callable[[dict[str, Any]], object]) -> dict[st
         (lambda stage: stage["deps"][0].update(md5="f" * 32), {"code.py"}),
         (lambda stage: stage.update(params={"params.yaml": {"train": {"steps": 3}}}), {"params.yaml train"}),
         (lambda stage: stage["deps"].append({"path": "models/vdm", "md5": f"{'0' * 32}.dir"}), {"models/vdm"}),
-        (lambda stage: stage["outs"].pop(2), {"reports/validation/validation.json"}),
+        (lambda stage: stage["outs"].pop(2), {"reports/contract/findings.json"}),
     ],
     ids=["code", "parameters", "contradiction", "incomplete"],
 )
@@ -376,7 +376,7 @@ def test_code_that_the_commit_lacks_is_named(digest: str, forge: Forge) -> None:
 def test_verify_finds_another_model_and_other_images_than_the_metrics_state(forge: Forge) -> None:
     metrics = json.dumps({"bpd": 2.0, "model_sha256": "0" * 64, "data_sha256": "1" * 64})
     found = problems(forge, forge.version("v1.3.0", documents={METRICS: metrics}))
-    reports = {"models/vdm sha256", "data/images sha256", "reports/validation/validation.json sha256"}
+    reports = {"models/vdm sha256", "data/images sha256", "reports/contract/findings.json sha256"}
     assert found.keys() == {METRICS, *reports}
 
 
