@@ -42,6 +42,10 @@ def serve(
         bool, typer.Option("--share", help="Let the worker share versions with the workers of `vdmctl worker`.")
     ] = False,
     queue: QUEUES = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="A port of loopback at which Prometheus asks for the loop's figures."),
+    ] = None,
 ) -> None:
     """Run the retraining loop: server, work pool, deployments and worker. Ctrl-C stops all of them.
 
@@ -52,7 +56,7 @@ def serve(
     """
     from flows.orchestration.serve import serve
 
-    serve(host, port, share=share, worker=worker, queues=queue)
+    serve(host, port, share=share, worker=worker, queues=queue, metrics_port=metrics_port)
 
 
 @commands.command()

@@ -23,6 +23,7 @@ from typing import NoReturn
 from prefect.client.orchestration import SyncPrefectClient
 
 from flows.core.errors import Exit, UserError
+from flows.orchestration.metrics import start_metrics
 from flows.orchestration.runs import FLOW, close_dead_runs, continue_interrupted, mark_interrupted, stop_engines
 from flows.orchestration.server import (
     Address,
@@ -40,6 +41,7 @@ from flows.process.ending import STOP
 from flows.process.groups import search_path, signal_with_parent, stop_group
 from flows.process.lifeline import hold_what_starts
 from flows.process.streams import say_on_stderr
+from flows.registry.project import Project
 
 STOP_SECONDS = 30.0
 """How long each signal may take to end server or worker."""
@@ -83,9 +85,17 @@ class Child:
 
 
 def serve(
-    host: str | None, port: int | None, *, share: bool = False, worker: bool = True, queues: list[str] | None = None
+    host: str | None,
+    port: int | None,
+    *,
+    share: bool = False,
+    worker: bool = True,
+    queues: list[str] | None = None,
+    metrics_port: int | None = None,
 ) -> None:
     """Run the loop until SIGINT, SIGTERM or SIGHUP.  A server that is started listens at `host` and `port`, if given.
+
+    With `metrics_port`, Prometheus may ask at that port of loopback.
 
     With `share`, its worker shares versions with workers on other machines.  Raises UserError: exit 2 outside a
     project's folder, and for an address at which no server can listen; 6 when another `vdmctl serve` has the folder or
@@ -96,6 +106,8 @@ def serve(
         share_versions()
     address = find_address(host, port)
     with until_stopped(address.url) as stack:
+        if metrics_port:
+            start_metrics(Project(Path.cwd()), address.url, metrics_port)
         children = [] if answers() else [start_server(stack, address, given=bool(host or port))]
         with connected(address.url) as client:
             set_up(client)
