@@ -106,7 +106,7 @@ def part(names: list[str], size: int | None = None) -> Removed:
 def require_idle(folders: list[Path]) -> None:
     """Raise UserError (exit 6) if a run, an experiment or a trainer works in a worktree: it may use any cached file."""
     for name, holder in held_locks(folder_of_devices()).items():
-        if any(Path(holder.partition(" in ")[2]).is_relative_to(folder) for folder in folders):
+        if holder.folder and any(Path(holder.folder).is_relative_to(folder) for folder in folders):
             raise UserError(f"{holder} trains on {Path(name).stem}; prune when it has ended", Exit.BUSY)
     for folder in folders:
         for name, holder in sorted(held_locks(folder / layout.WORKTREES).items()):

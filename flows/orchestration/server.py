@@ -19,7 +19,7 @@ from prefect.settings import get_current_settings
 from flows.core import layout
 from flows.core.errors import Exit, UserError, brief
 from flows.process.addresses import is_loopback, reached_here
-from flows.process.locks import folder_of_devices, holder_of, lock_file
+from flows.process.locks import Holder, folder_of_devices, holder_of, lock_file
 
 LOOPBACK, PORT = "127.0.0.1", 4200
 SECONDS = 10.0
@@ -109,9 +109,9 @@ def alone(url: str) -> Iterator[None]:
     """Hold the folder's lock.  Raises UserError (exit 6) when `vdmctl serve` or `vdmctl worker` holds it."""
     lock = lock_of(Path.cwd())
     lock.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with lock_file(lock, f"process {os.getpid()} {url}") as other:
+    with lock_file(lock, Holder(process=os.getpid(), url=url)) as other:
         if other is not None:
-            raise UserError(f"{' '.join(other.split()[:2])} serves {Path.cwd()} already; stop it first", Exit.BUSY)
+            raise UserError(f"{other} serves {Path.cwd()} already; stop it first", Exit.BUSY)
         yield
 
 
@@ -124,7 +124,7 @@ def lock_of(folder: Path) -> Path:
 def served_at(folder: Path) -> str | None:
     """Return the URL of the API that `vdmctl serve` uses in the folder; None if the folder is not served."""
     holder = holder_of(lock_of(folder))
-    return holder.split()[-1] if holder else None  # "process 1234 URL", see `alone`
+    return holder.url if holder else None
 
 
 @contextmanager
@@ -135,7 +135,7 @@ def owning_database() -> Iterator[None]:
     """
     home = get_current_settings().home
     home.mkdir(parents=True, exist_ok=True)
-    with lock_file(home / "vdm-serve.lock", str(Path.cwd())) as other:
+    with lock_file(home / "vdm-serve.lock", Holder(process=os.getpid(), folder=str(Path.cwd()))) as other:
         if other is not None:
             own = f"`PREFECT_HOME={Path.cwd() / layout.PRIVATE / 'prefect'} vdmctl serve --port N`"
             reason = f"{other} serves with Prefect's database in {home} already"

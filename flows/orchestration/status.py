@@ -160,7 +160,7 @@ def ending(run: Any) -> EndedRun:
 def devices() -> list[Device]:
     """Return the devices of this machine that a trainer holds, and by whom."""
     held = sorted(held_locks(folder_of_devices()).items())
-    return [Device(device=Path(name).stem, holder=holder) for name, holder in held]
+    return [Device(device=Path(name).stem, holder=str(holder)) for name, holder in held]
 
 
 def apps(project: Project) -> list[App]:

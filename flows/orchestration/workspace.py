@@ -19,7 +19,7 @@ from flows.core.errors import Exit, UserError
 from flows.core.params import PUBLISHED_FOLDER
 from flows.core.params_file import WHOLE, compose, parse_params
 from flows.process.groups import processes_in
-from flows.process.locks import lock_file
+from flows.process.locks import Holder, lock_file
 from flows.registry.project import Project
 from flows.repository.cache import share_cache
 from flows.repository.repository import MODEL
@@ -75,7 +75,7 @@ def new_name(project: Project) -> Iterator[str]:
     while True:
         name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         lock = parent / f"{name}.lock"
-        with lock_file(lock, f"process {os.getpid()}", wait=True):
+        with lock_file(lock, Holder(process=os.getpid()), wait=True):
             if lock.exists():  # else `prune` removed it before it was locked, as one that was left behind
                 yield name
                 return
@@ -85,7 +85,7 @@ def prune(project: Project) -> list[str]:
     """Remove the worktrees that ended runs left behind, unless a process works in them; return the runs' names."""
     gone = []
     for folder in sorted(left_behind(project)):
-        with lock_file(folder.with_suffix(".lock"), f"process {os.getpid()}") as other:
+        with lock_file(folder.with_suffix(".lock"), Holder(process=os.getpid())) as other:
             if not other and not processes_in(folder):
                 remove(project, folder)
                 gone.append(folder.name)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from flows.core.errors import Exit, UserError
-from flows.process.locks import folder_of_devices, held_locks, lock_file
+from flows.process.locks import Holder, folder_of_devices, held_locks, lock_file
 
 
 @contextmanager
@@ -16,7 +16,8 @@ def announced(url: str, folder: Path) -> Iterator[None]:
     place = folder_of_apps()
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     name = hashlib.sha256(url.encode()).hexdigest()[:32]
-    with lock_file(place / f"{name}.lock", f"process {os.getpid()} {url} {folder.resolve()}") as other:
+    holder = Holder(process=os.getpid(), folder=str(folder.resolve()), url=url)
+    with lock_file(place / f"{name}.lock", holder) as other:
         if other is not None:
             raise UserError(f"{other} is the app at {url} already; stop it first", Exit.BUSY)
         yield
@@ -24,12 +25,8 @@ def announced(url: str, folder: Path) -> Iterator[None]:
 
 def apps_of(folder: Path) -> list[tuple[int, str]]:
     """Return the process and the URL of each app that runs for the folder."""
-    found = []
-    for holder in held_locks(folder_of_apps()).values():
-        parts = holder.split(" ", 3)  # "process 1234 URL FOLDER", see `announced`
-        if len(parts) == 4 and parts[3] == str(folder.resolve()):
-            found.append((int(parts[1]), parts[2]))
-    return sorted(found)
+    holders, place = held_locks(folder_of_apps()).values(), str(folder.resolve())
+    return sorted((one.process, one.url) for one in holders if one.process and one.url and one.folder == place)
 
 
 def folder_of_apps() -> Path:

@@ -1,9 +1,10 @@
 """Lock files with flock, which the kernel releases when the process that holds the lock ends.
 
-A lock's file describes the process that holds it.  The locks of devices are in one folder for each user of a machine.
+A lock's file says which process holds it.  The locks of devices are in one folder for each user of a machine.
 """
 
 import fcntl
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from platformdirs import user_state_path
 
+from flows.core.documents import Count, Document, parse
 from flows.core.errors import Exit, UserError
 from flows.core.files import naming
 
@@ -23,14 +25,29 @@ if TYPE_CHECKING:
 LOOK_SECONDS = 0.1
 
 
-@contextmanager
-def lock_file(path: Path, holder: str = "", *, wait: bool = False) -> Iterator[str | None]:
-    """Hold the lock of a file, and write the holder's description into it.
+class Holder(Document):
+    """The process that holds a lock; all is None while it has not said so."""
 
-    Yields None if this process now holds the lock, else the description of the process that does.  With `wait`, waits
-    until the lock is free.  Raises OSError that names the file.
+    process: Count | None = None
+    folder: str | None = None
+    """Where it works, or for which folder it does."""
+    url: str | None = None
+    """Where it answers, or the API that it uses."""
+
+    def __str__(self) -> str:
+        if self.process is None:
+            return "another process"
+        return f"process {self.process} in {self.folder}" if self.folder else f"process {self.process}"
+
+
+@contextmanager
+def lock_file(path: Path, holder: Holder | None = None, *, wait: bool = False) -> Iterator[Holder | None]:
+    """Hold the lock of a file, and write the holder into it.
+
+    Yields None if this process now holds the lock, else the process that does.  With `wait`, waits until the lock is
+    free.  Raises OSError that names the file.
     """
-    # Without a description the file may be one that another user made.
+    # Without a holder the file may be one that another user made.
     descriptor = os.open(path, os.O_CREAT | (os.O_RDWR if holder else os.O_RDONLY), 0o666)
     other = None
     try:
@@ -40,10 +57,10 @@ def lock_file(path: Path, holder: str = "", *, wait: bool = False) -> Iterator[s
             elif not locked(descriptor, fcntl.LOCK_EX):
                 time.sleep(LOOK_SECONDS)
                 if not locked(descriptor, fcntl.LOCK_EX):
-                    other = os.pread(descriptor, 4096, 0).decode(errors="replace").strip() or "another process"
+                    other = read_holder(descriptor)
             if holder and not other:
                 os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, os.fsencode(f"{holder}\n"), 0)
+                os.pwrite(descriptor, json.dumps(holder.model_dump()).encode(), 0)
         yield other
     finally:
         os.close(descriptor)
@@ -58,16 +75,24 @@ def locked(descriptor: int, kind: int) -> bool:
     return True
 
 
-def holder_of(path: Path) -> str | None:
-    """Return the description of the process that holds the lock of a file; None if no process does."""
-    with suppress(OSError), path.open(errors="replace") as file:
+def read_holder(descriptor: int) -> Holder:
+    """Return what the file of a lock that is held says of its holder."""
+    try:
+        return parse(Holder, os.pread(descriptor, 2**16, 0), "")
+    except UserError:  # not written yet
+        return Holder()
+
+
+def holder_of(path: Path) -> Holder | None:
+    """Return the process that holds the lock of a file; None if no process does."""
+    with suppress(OSError), path.open() as file:
         if not locked(file.fileno(), fcntl.LOCK_SH):
-            return file.read(4096).strip()
+            return read_holder(file.fileno())
     return None
 
 
-def held_locks(folder: Path) -> dict[str, str]:
-    """Return the descriptions of the processes that hold locks in a folder, by the name of the lock's file."""
+def held_locks(folder: Path) -> dict[str, Holder]:
+    """Return the processes that hold locks in a folder, by the name of the lock's file."""
     holders = {path.name: holder_of(path) for path in folder.glob("*.lock")}
     return {name: holder for name, holder in holders.items() if holder is not None}
 
@@ -88,7 +113,7 @@ def claim(device: "torch.device") -> Iterator[None]:
     """
     path = lock_of(device)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with lock_file(path, f"process {os.getpid()} in {Path.cwd()}") as other:
+    with lock_file(path, Holder(process=os.getpid(), folder=str(Path.cwd()))) as other:
         if other:
             raise UserError(f"{device} is busy: {other} trains on it; wait for it or stop it", Exit.BUSY)
         yield

@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import errno
-import fcntl
 import json
 import os
 import re
@@ -48,7 +47,7 @@ from flows.core.params_file import read_params
 from flows.images.image_set import open_images, save_images, spread
 from flows.orchestration import status
 from flows.process.apps import apps_of
-from flows.process.locks import claim, lock_of
+from flows.process.locks import claim
 from flows.registry.fetching import fetch_model
 from flows.registry.project import Project
 from flows.registry.publishing import fetch_tags
@@ -603,10 +602,7 @@ def test_a_trainer_on_the_cpu_leaves_the_app_one_thread(locks: Path, monkeypatch
     monkeypatch.setattr(waiting, "LOOK_SECONDS", 0.0)
     chosen: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
-    with lock_of(found.device).open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        held.write("process 1 in /somewhere")
-        held.flush()
+    with claim(found.device):
         monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
         found.choose_threads()
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)

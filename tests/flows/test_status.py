@@ -1,6 +1,5 @@
 """What `vdmctl status` reports, and which of it is a problem."""
 
-import fcntl
 import os
 import socket
 import time
@@ -24,6 +23,7 @@ from flows.orchestration.answers import Device, Source, Status, Worktree
 from flows.orchestration.files import Silence
 from flows.orchestration.silence import silences
 from flows.orchestration.status import devices, ending, is_dropped, problems, registry, status, worktrees
+from flows.process.locks import Holder, lock_file
 from flows.registry.project import Project
 
 WELL: dict[str, Any] = {
@@ -193,10 +193,8 @@ def test_what_is_in_use_is_what_has_a_held_lock(tmp_path: Path, monkeypatch: pyt
     folder = tmp_path / layout.WORKTREES
     (folder / "a").mkdir(parents=True)
     (folder / "b").mkdir()
-    with (tmp_path / "cpu.lock").open("w") as device, (folder / "a.lock").open("w") as lock:
-        print("process 7 in /here", file=device, flush=True)
-        for held in (device, lock):
-            fcntl.flock(held, fcntl.LOCK_EX)
+    device = Holder(process=7, folder="/here")
+    with lock_file(tmp_path / "cpu.lock", device), lock_file(folder / "a.lock"):
         assert devices() == [Device(device="cpu", holder="process 7 in /here")]
         assert worktrees(Project(tmp_path)) == [Worktree(name="a", in_use=True), Worktree(name="b", in_use=False)]
     assert devices() == []

@@ -17,7 +17,7 @@ from project import Sandbox, one_line
 
 from flows.core.errors import Exit
 from flows.orchestration import pruning
-from flows.process.locks import holder_of, lock_file
+from flows.process.locks import Holder, holder_of, lock_file
 from flows.registry.evidence import REFUSE, Evidence
 from flows.registry.publishing import publish
 from flows.registry.verification import verify
@@ -218,7 +218,7 @@ def test_what_another_worktree_needs_stays_and_its_run_is_waited_for(forge: Forg
     assert prune(mine)["removed"]["cached_files"]["count"] == 0
     run = mine.folder / ".vdm/worktrees/new.lock"
     run.parent.mkdir(parents=True)
-    with lock_file(run, "process 7"):
+    with lock_file(run, Holder(process=7)):
         for project in (forge.project, mine):
             result = project.vdmctl("prune", "--keep=1")
             assert (result.returncode, "run new is in progress" in one_line(result)) == (Exit.BUSY, True)
@@ -229,9 +229,10 @@ def busy(kind: str, forge: Forge) -> Iterator[None]:
     """Have something at work while the block runs."""
     with ExitStack() as stack:
         if kind == "run":
-            stack.enter_context(lock_file(forge.root / ".vdm/worktrees/x.lock", "process 7"))
+            stack.enter_context(lock_file(forge.root / ".vdm/worktrees/x.lock", Holder(process=7)))
         elif kind == "trainer":
-            stack.enter_context(lock_file(forge.root / ".vdm/cpu.lock", f"process 7 in {forge.root}"))
+            holder = Holder(process=7, folder=str(forge.root))
+            stack.enter_context(lock_file(forge.root / ".vdm/cpu.lock", holder))
         else:
             stack.enter_context(stack.enter_context(Repo(str(forge.root))).lock)
         yield
@@ -265,7 +266,7 @@ def test_what_goes_is_chosen_under_the_registrys_lock(forge: Forge, monkeypatch:
 
     monkeypatch.setattr(pruning, "reasons_to_keep", chosen)
     pruning.prune(forge.opened, keep=1, dry_run=True)
-    assert held == [""]
+    assert held == [Holder()]
 
 
 def test_a_cache_that_other_projects_may_use_is_left_alone(forge: Forge, tmp_path: Path) -> None:
