@@ -17,7 +17,7 @@ from flows.report.results import Files
 from vdm.model import VDM
 
 PARAMETERS = {"data": {"name": "digits"}, "train": {"betas": [0.9, 0.99], "batch_size": 12, "keep": "best"}}
-ORIGIN = Origin("models/vdm", PARAMETERS, {}, ["make repro"], "digits", [("train.steps", 3300, 30)])
+ORIGIN = Origin("models/vdm", PARAMETERS, {}, ["make repro"])
 BPD = np.linspace(1, 3, 40)
 
 

@@ -48,7 +48,7 @@ STOP_SECONDS = 30.0
 RESTART_SECONDS = 30.0
 """A process that ends again within this time is not started again."""
 LOOK_SECONDS = 20.0
-"""How often automations.yaml is read, and interrupted runs are looked for."""
+"""How often automations.yaml is read, since a block may be made at any time, and interrupted runs are looked for."""
 # Present if the driver of an NVIDIA card is loaded.
 DRIVER = Path("/proc/driver/nvidia/version")
 

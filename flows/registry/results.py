@@ -16,7 +16,7 @@ from flows.evaluation.results import Metrics
 from flows.registry.fetching import fetch_files, fetch_images, fetch_model
 from flows.registry.lineage import Lineage, lineage
 from flows.registry.versions import Version
-from flows.report.origin import Origin, beside_preset, origin_here, restoring_images
+from flows.report.origin import Origin, origin_here, restoring_images
 from flows.report.results import Files, Results, opened_images, opened_model, read_results
 from flows.repository.lock_file import lock_here, output_at
 
@@ -55,7 +55,7 @@ def of_version(project: "Project", version: Version, model: "TrainedModel | None
         places = {path: scratch / path for path in listed}
         files = Files(*(places.get(str(path)) for path in OUTPUTS))  # type: ignore[arg-type]  # None: no such result
         try:
-            results = read_results(files, beside_preset(origin_of(chain)), images, model)
+            results = read_results(files, origin_of(chain), images, model)
             return results._replace(line=versions_in_line(project))
         except UserError as error:
             raise UserError(str(error).replace(f"{scratch}/", f"{version.name}: "), error.code) from error
@@ -106,7 +106,7 @@ def of_outputs(project: "Project", folder: Path | None = None) -> Results:
     folder = folder or project.folder / layout.REGISTERED
     files = Files(*(project.folder / path for path in OUTPUTS if path))
     images = opened_images(project.folder / layout.IMAGES)
-    return read_results(files, beside_preset(origin_here(folder, shown)), images, opened_model(folder))
+    return read_results(files, origin_here(folder, shown), images, opened_model(folder))
 
 
 def of_folder(project: "Project", folder: Path, model: "TrainedModel | None" = None) -> Results:
@@ -135,5 +135,5 @@ def of_folder(project: "Project", folder: Path, model: "TrainedModel | None" = N
     arguments = model.description.model
     ours = {"classes": None} | {key: arguments[key] for key in arguments.keys() - {"image_shape", "num_levels"}}
     parameters = model.parameters | {"model": ours}
-    origin = beside_preset(Origin(str(folder), parameters, {}, [command]))
+    origin = Origin(str(folder), parameters, {}, [command])
     return read_results(files, origin, opened_images(project.folder / layout.IMAGES), model)

@@ -20,7 +20,7 @@ from flows.images.as_png import InPng, in_one_png
 from flows.images.image_set import SPLITS, ImageSet, spread
 from flows.report import charts
 from flows.report.charts import Chart, ending
-from flows.report.origin import Origin, beside_preset
+from flows.report.origin import Origin
 from flows.report.pictures import Picture, encoded, grids, tile
 from flows.report.results import Files, Results, description, read_results
 from flows.report.words import cautions, changed, latex, may_copy, measures, sampler, value
@@ -47,7 +47,7 @@ def report(
     Raises UserError (exit 5) for a result that is damaged, and without metrics; OSError that names the file that cannot
     be written.
     """
-    made = page(read_results(files, beside_preset(origin), images, model))
+    made = page(read_results(files, origin, images, model))
     with written_last(out, made.html), writing_folder(pictures) as folder:
         for chart in made.charts:
             write_whole(folder / f"{chart.name}.svg", chart.svg)
@@ -353,9 +353,6 @@ def facts(results: Results, png: InPng | None) -> Iterator[tuple[str, str]]:
         if train.get("keep") == "best" and validated is not None and validated.notna().any():
             taken += f"; weights of step {int(curves['step'][validated.idxmin()]):,}, the best on the validation images"
         yield "Training", taken
-    if origin.preset:
-        noun = "change" if len(origin.changes) == 1 else "changes"
-        yield "Preset", origin.preset + (f", with {len(origin.changes)} {noun}" if origin.changes else "")
     if metrics.ancestors:
         yield "Started from", metrics.ancestors[0].name
     if png:
