@@ -3,11 +3,12 @@
 import os
 import socket
 from contextlib import suppress
-from pathlib import Path
+from datetime import datetime
 from unittest.mock import patch
 
 import httpx
 import pytest
+from forge import Forge, crown
 from prefect import flow, task
 from prefect.context import refresh_global_settings_context
 from prefect.settings import get_current_settings
@@ -42,17 +43,18 @@ def scraped(port: int) -> dict[tuple[str, ...], float]:
     return {(each.name, *each.labels.values()): each.value for family in families for each in family.samples}
 
 
-def test_prometheus_reads_the_runs_of_the_loop(tmp_path: Path) -> None:
+def test_prometheus_reads_the_runs_and_the_champion(forge: Forge) -> None:
+    crown(forge.project, "v1.0.0")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=rf"--metrics-port {port}: .*; choose another") as refused:
-            start_metrics(Project(tmp_path), "", port)
+            start_metrics(Project(forge.root), "", port)
         assert refused.value.code is Exit.USAGE
     with patch.dict(os.environ):
         with prefect_test_harness(server_startup_timeout=120):
             url = str(get_current_settings().api.url)
             configure(url)
-            start_metrics(Project(tmp_path), url, port)
+            start_metrics(Project(forge.root), url, port)
             for good in (True, False, True):
                 with suppress(ValueError):
                     run(good=good)
@@ -64,5 +66,14 @@ def test_prometheus_reads_the_runs_of_the_loop(tmp_path: Path) -> None:
     assert (found["vdm_runs", "Completed"], found["vdm_runs", "Failed"]) == (2, 1)
     assert found["vdm_stage_seconds", "train"] >= 0
     assert found["vdm_newest_run_started_timestamp_seconds",] > 0
+    champion = Project(forge.root).registry.champion
+    assert champion
+    assert found["vdm_champion_bits_per_dim",] == champion.metrics.bpd
+    created = datetime.fromisoformat(champion.created).timestamp()
+    assert (
+        found["vdm_champion_created_timestamp_seconds",]
+        == stopped["vdm_champion_created_timestamp_seconds",]
+        == created
+    )
     assert found["vdm_disk_free_bytes",] > 0
     assert stopped["vdm_server_answers",] == 0
