@@ -7,10 +7,11 @@ moments, with the clock stopped, each saves its averaged weights.  The peer also
 of the two count.  All are then evaluated on the validation images of SET, a folder that `vdmctl download` wrote, at the
 same times with the same noise.
 
-Ours has the preset's recipe, with as many steps as --minutes allow by the speed of the first ones; the weights are
-averaged over the same share of the steps as in the preset.  The peer has its own recipe and the preset's sizes of the
-network; --peer-learning-rate and --peer-batch-size change its recipe.  --plot FILE draws the curves.  The peer, a
-checkout of addtt/variational-diffusion-models, needs the packages accelerate, ema-pytorch, torchinfo and pyyaml.
+Both stop by the clock.  Ours has the preset's recipe, and its learning rate falls with the minutes to 0 at their end;
+the weights are averaged over the same share of the steps as in the preset.  The peer has its own recipe and the
+preset's sizes of the network; --peer-learning-rate and --peer-batch-size change its recipe.  --plot FILE draws the
+curves.  The peer, a checkout of addtt/variational-diffusion-models, needs the packages accelerate, ema-pytorch,
+torchinfo and pyyaml.
 """
 
 import argparse
@@ -41,10 +42,9 @@ from flows.training.distributed import from_first, is_first, launch, local_rank,
 from flows.training.fitting import build, resolve, training_images
 from vdm.evaluation import evaluate, paired_difference
 from vdm.training.batches import batch_indices
-from vdm.training.trainer import Trainer
+from vdm.training.settings import TrainingSettings
 
 WHO = ("ours", "peer")
-STEPS_TO_TIME = 10
 CONFIDENCE = 0.95
 Curves = dict[tuple[str, int], list[dict[str, Any]]]
 """The points of each training, named by who trained and the seed."""
@@ -106,25 +106,21 @@ def train_part(params: Params, images: Path, minutes: float, points: int, out: P
     with process_group(device):
         pixels = torch.from_numpy(training_images(image_set, "train")).to(device)
 
-        def trainer(steps: int) -> Trainer:
-            decay = max(0.0, 1 - (1 - settings.ema_decay) * settings.steps / steps)
-            return build(config, replace(settings, steps=steps, ema_decay=decay), pixels, None)
+        run = build(config, settings, pixels, None)
 
-        speed = from_first(steps_per_second(trainer(3 * STEPS_TO_TIME)))
-        steps = max(points, int(60 * minutes * speed))
-        run = trainer(steps)
-        save = partial(save_model, model=run.averaged, config=config)
-        take_points(out, points, run.step, save, lambda share, done, seconds: done >= steps * share)
+        def step(seconds: float) -> None:
+            # The steps that the minutes allow at the speed so far: so the schedule ends with the minutes.
+            if run.done:
+                run.settings = of_length(settings, max(run.done + 1, round(run.done * 60 * minutes / seconds)))
+            run.step()
+
+        take_points(out, points, minutes, step, partial(save_model, model=run.averaged, config=config))
 
 
-def steps_per_second(trainer: Trainer) -> float:
-    """Return the speed of the steps after the first ones."""
-    for _ in range(STEPS_TO_TIME):
-        trainer.step()
-    begin = time.perf_counter()
-    for _ in range(2 * STEPS_TO_TIME):
-        trainer.step()
-    return 2 * STEPS_TO_TIME / (time.perf_counter() - begin)
+def of_length(settings: TrainingSettings, steps: int) -> TrainingSettings:
+    """Return the settings of a training of so many steps, whose weights are averaged over the same share of them."""
+    decay = max(0.0, 1 - (1 - settings.ema_decay) * settings.steps / steps)
+    return replace(settings, steps=steps, ema_decay=decay)
 
 
 def train_peer(chosen: argparse.Namespace, seed: int, out: Path) -> None:
@@ -151,30 +147,25 @@ def train_peer(chosen: argparse.Namespace, seed: int, out: Path) -> None:
             sizes = {"image_size": (height, width), "num_levels": image_set.num_levels}
             import_checkpoint(file, "addtt", out=folder / name, averaged=averaged, **sizes)
 
-    take_points(out, chosen.points, step, save, lambda share, done, seconds: seconds >= 60 * chosen.minutes * share)
+    take_points(out, chosen.points, chosen.minutes, lambda _: step(), save)
 
 
 def take_points(
-    out: Path,
-    points: int,
-    step: Callable[[], object],
-    save: Callable[[Path], None],
-    reached: Callable[[float, int, float], bool],
+    out: Path, points: int, minutes: float, step: Callable[[float], object], save: Callable[[Path], None]
 ) -> None:
-    """Take steps; in the first process, save the points of the curve to folders in `out`, while the clock stands still.
+    """Take steps for so many minutes, each given the seconds so far, which are those of the first process.
 
-    `reached` says whether a share of the training is over, given the steps and the seconds so far.
+    There, save the points of the curve to folders in `out`, while the clock stands still.
     """
     out.mkdir(exist_ok=True)
     rows, done, seconds = [], 0, 0.0
-    for point in range(points):
+    for point in range(1, points + 1):
         begin = time.perf_counter() - seconds
-        while not reached((point + 1) / points, done, time.perf_counter() - begin):
-            step()
+        while (seconds := from_first(time.perf_counter() - begin)) < 60 * minutes * point / points:
+            step(seconds)
             done += 1
-        seconds = time.perf_counter() - begin
         if is_first():
-            save(out / str(point))
+            save(out / str(point - 1))
             rows.append({"minutes": seconds / 60, "steps": done})
             (out / "points.json").write_text(json.dumps(rows))
 

@@ -7,6 +7,7 @@ import json
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ from flows.core.files import write_whole
 from flows.core.model import open_model, save_model
 from flows.evaluation.calibration import calibrate
 from flows.images.image_set import open_images, save_images
+from flows.training.fitting import build
 from vdm.model import VDM
+from vdm.training.trainer import Trainer
 
 MACHINE = {"device", "threads", "torch", "python", "commit"}
 SMALL = ["--preset", "digits", "--width", "16", "--blocks", "1"]
@@ -74,6 +77,21 @@ def test_ours_trains_and_the_curves_are_compared(small: Path, capsys: pytest.Cap
     figures = json.loads(capsys.readouterr().out)
     assert figures["peer_minus_ours_bpd"] == pytest.approx(0.25)
     assert (small / "curves.svg").stat().st_size > 0
+
+
+def test_ours_stops_by_the_clock_and_its_learning_rate_ends_then(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The steps become slower: the first 10 take a second each, later ones three."""
+    params = preset_params("digits", model={"width": 16, "blocks": 1}, train={"num_devices": 1, "warmup_steps": 2})
+    runs: list[Trainer] = []
+    monkeypatch.setattr(equal_minutes, "build", lambda *given: runs.append(build(*given)) or runs[-1])
+    clock = SimpleNamespace(perf_counter=lambda: sum(1 if step < 10 else 3 for step in range(runs[-1].done)))
+    monkeypatch.setattr(equal_minutes, "time", clock)
+    equal_minutes.train_part(params, small / "images", 2.0, 2, small / "ours")
+    run = runs[-1]
+    points = json.loads((small / "ours/points.json").read_text())
+    assert [point["steps"] for point in points] == [27, 47]
+    assert points[-1]["minutes"] == pytest.approx(2.0, rel=0.03)
+    assert run.learning_rate(run.done - 1) == pytest.approx(0, abs=0.05 * params.train.learning_rate)
 
 
 def test_continuing_begins_with_the_model_of_half_of_the_images_and_is_resumed(
