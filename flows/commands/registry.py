@@ -1,7 +1,6 @@
 """Commands of the registry: list versions, show their lineage, verify them, and change the champion."""
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +11,7 @@ from flows.core.errors import Exit, UserError
 from flows.process.streams import say, say_json, say_result
 
 if TYPE_CHECKING:
+    from flows.evaluation.results import SampleMetrics
     from flows.registry.versions import Version
 
 VersionArgument = Annotated[str, typer.Argument(help="A version (vdm@v1.2.0, v1.2.0) or `champion`.")]
@@ -30,15 +30,15 @@ def models(as_json: AsJson = False) -> None:
     from flows.core.tables import table
     from flows.registry.versions import no_version
 
-    rows = [row_of(version) for version in project().registry.versions]
+    versions = project().registry.versions
     if as_json:
-        say_json({"versions": rows})
-    elif not rows:
+        say_json({"versions": [row_of(version) for version in versions]})
+    elif not versions:
         say(no_version(project()))
     else:
         bpd = "bits/dim (validation)"
         header = ("version", "stage", bpd, "images", "from", "samples (held-out)", "data", "commit", "created")
-        say(table(header, [shown(row) for row in rows]))
+        say(table(header, [shown(version) for version in versions]))
 
 
 @commands.command()
@@ -210,29 +210,29 @@ def row_of(version: "Version") -> dict[str, Any]:
     return row | {"samples": samples} | ({"problem": version.problem} if version.problem else {})
 
 
-def shown(row: Mapping[str, Any]) -> tuple[str, ...]:
+def shown(version: "Version") -> tuple[str, ...]:
     """Return the cells of a row of `vdmctl models`."""
     from flows.evaluation.results import with_error
 
-    figure = "unreadable" if "problem" in row else "unknown"
-    if row["bpd"] is not None:
-        figure = with_error(row["bpd"], row["bpd_standard_error"])
-        if row["validation_bpd"] is not None:
-            figure += f" ({with_error(row['validation_bpd'], row['validation_standard_error'])})"
-        figure += ", given the class" if row["given"] == "class" else ""
-    data = (row["data_sha256"] or "unknown")[:12]
-    samples = distance(row["samples"] or {})
-    images = "unknown" if row["num_train"] is None else f"{row['num_train']:,}"
-    ancestor = row["ancestor"]["name"] if row["ancestor"] else "noise"
+    metrics, validation = version.metrics, version.metrics.validation
+    figure = "unreadable" if version.problem else "unknown"
+    if metrics.bpd is not None:
+        figure = with_error(metrics.bpd, metrics.bpd_standard_error)
+        if validation and validation.bpd is not None:
+            figure += f" ({with_error(validation.bpd, validation.bpd_standard_error)})"
+        figure += ", given the class" if metrics.given == "class" else ""
+    data = (metrics.data_sha256 or "unknown")[:12]
+    images = "unknown" if metrics.num_train is None else f"{metrics.num_train:,}"
+    ancestor = metrics.ancestors[0].name if metrics.ancestors else "noise"
     line = images, ancestor
-    return row["version"], row["state"], figure, *line, samples, data, row["commit"][:12], row["created"]
+    samples = distance(version.samples)
+    return version.name, version.state, figure, *line, samples, data, version.commit[:12], version.created
 
 
-def distance(figures: Mapping[str, Mapping[str, float | None]]) -> str:
+def distance(samples: "SampleMetrics | None") -> str:
     """Return FID or else the Frechet distance in the pipeline's features, of samples and of held-out images."""
-    for name in ("fid", *figures):
-        found = figures.get(name, {})
-        samples, held_out = found.get("samples"), found.get("held_out")
-        if name.startswith("f") and samples is not None and held_out is not None:
-            return f"{name} {samples:.3f} ({held_out:.3f})"
+    figures = {"fid": samples.figures.get("fid"), samples.frechet_name: samples.frechet} if samples else {}
+    for name, found in figures.items():
+        if found and found.samples is not None and found.held_out is not None:
+            return f"{name} {found.samples:.3f} ({found.held_out:.3f})"
     return "unknown"

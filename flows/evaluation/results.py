@@ -218,6 +218,16 @@ class SampleMetrics(Document):
     data_sha256: Sha256
     sampler: SamplerSettings
 
+    @property
+    def frechet_name(self) -> str:
+        """The key of the Frechet distance in the features of the pipeline."""
+        return f"fd_{self.features_sha256[:8]}"
+
+    @property
+    def frechet(self) -> QualityFigure | None:
+        """The Frechet distance in the features of the pipeline, if it was measured."""
+        return self.figures.get(self.frechet_name)
+
 
 class ModelFigures(Document):
     """One of the two models of a comparison."""

@@ -82,8 +82,7 @@ def challenge(registry: Registry, challenger: Version, *, settings: "Evaluate", 
 def add_conditions(evidence: Evidence, registry: Registry, challenger: Version, rule: "Promote") -> None:
     """Add what else decides: the samples' quality, a hold, a person's approval."""
     if rule.max_frechet is not None:
-        figures = challenger.samples.figures if challenger.samples else {}
-        frechet = next((figure for name, figure in figures.items() if name.startswith("fd_")), None)
+        frechet = challenger.samples.frechet if challenger.samples else None
         evidence.max_frechet, evidence.frechet = rule.max_frechet, frechet
         if frechet and frechet.samples is not None and frechet.samples_standard_error is not None:
             errors = NormalDist().inv_cdf((1 + rule.confidence) / 2)

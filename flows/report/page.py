@@ -310,7 +310,7 @@ def judged(results: Results, png: InPng | None) -> list[Remark]:
     accuracy, quality, chance = None, None, guess(results)
     if of and chance and of.accuracy is not None:
         accuracy = Accuracy(of.accuracy, of.accuracy_standard_error, chance)
-    found = next((one for name, one in drawn.figures.items() if name.startswith("fd_")), None) if drawn else None
+    found = drawn.frechet if drawn else None
     if drawn and found and found.samples is not None and found.held_out is not None:
         errors = found.samples_standard_error, found.held_out_standard_error
         quality = Quality(found.samples, errors[0], found.held_out, errors[1], drawn.sampler.num_timesteps)

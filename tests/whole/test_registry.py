@@ -13,11 +13,13 @@ import gto.tag
 import pytest
 from forge import METRICS, Forge, champion, crown, refuse
 from project import Sandbox, cached, metrics_at, one_line, run_vdmctl
+from results import sample_metrics
 from ruamel.yaml import YAML
 
 from flows.commands.registry import distance
 from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError
+from flows.evaluation.results import SampleMetrics
 from flows.registry.fetching import fetch, fetch_images
 from flows.registry.lineage import lineage
 from flows.registry.project import Project
@@ -500,11 +502,19 @@ def test_the_status_names_the_champion_and_the_tags_that_the_remote_lacks(copied
 
 
 def test_the_list_of_versions_has_fid_or_else_the_distance_in_the_features_of_the_pipeline() -> None:
-    of_precision, of_pipeline, of_inception = ({"samples": each, "held_out": each / 2} for each in (0.5, 3.0, 20.0))
-    found = {"precision": of_precision, "fd_0a1b2c3d": of_pipeline}
-    assert distance(found | {"fid": of_inception}) == "fid 20.000 (10.000)"
-    assert distance(found) == "fd_0a1b2c3d 3.000 (1.500)"
-    assert distance(found | {"fd_0a1b2c3d": {"samples": 3.0, "held_out": None}}) == "unknown"
+    errors = {"samples_standard_error": 0.1, "held_out_standard_error": 0.1}
+    of_precision, of_pipeline, of_inception = (
+        {"samples": each, "held_out": each / 2} | errors for each in (0.5, 3.0, 20.0)
+    )
+    found = sample_metrics("b" * 64) | {"figures": {"precision": of_precision, "fd_0a1b2c3d": of_pipeline}}
+
+    def shown(**more: Any) -> str:
+        return distance(SampleMetrics.model_validate(found | {"figures": found["figures"] | more}))
+
+    assert shown(fid=of_inception) == "fid 20.000 (10.000)"
+    assert shown() == "fd_0a1b2c3d 3.000 (1.500)"
+    assert shown(fd_0a1b2c3d=of_pipeline | {"held_out": None}) == "unknown"
+    assert distance(None) == "unknown"
 
 
 def test_verify_says_by_whom_the_tags_of_a_version_are_signed(forge: Forge) -> None:
