@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from flows.core.errors import Exit, UserError, brief, of_file
+from flows.core.errors import FileError, brief
 from flows.core.files import parse_json, read_bounded
 
 DocumentType = TypeVar("DocumentType", bound=BaseModel)
@@ -37,30 +37,29 @@ class Document(BaseModel):
 
 
 def parse(model: type[DocumentType], content: bytes, name: str) -> DocumentType:
-    """Parse a JSON document.  Raises UserError (exit 5) that says `name`, the key and what is wrong."""
+    """Parse a JSON document.  Raises FileError (exit 5) that says `name`, the key and what is wrong."""
     try:
         value = parse_json(content)
     except ValueError as error:
-        raise UserError(f"{name}: damaged: {brief(error, 60)}", Exit.MISSING) from error
+        raise FileError(name, f"damaged: {brief(error, 60)}") from error
     return checked(model, value, name)
 
 
 def read(model: type[DocumentType], path: Path, advice: str = "", most: int = MOST_BYTES) -> DocumentType:
-    """Read a JSON document of at most `most` bytes from a file.  Raises UserError (exit 5) that ends with `advice`."""
+    """Read a JSON document of at most `most` bytes from a file.  Raises FileError (exit 5) that ends with `advice`."""
     try:
         return parse(model, read_bounded(path, most), str(path))
-    except (OSError, UserError) as error:
-        reason = of_file(error) if isinstance(error, OSError) else str(error)
-        message = f"{reason}; {advice}" if advice else reason
-        raise UserError(message, Exit.MISSING) from error
+    except (OSError, FileError) as error:
+        reason = error.reason if isinstance(error, FileError) else error.strerror or brief(error)
+        raise FileError(path, f"{reason}; {advice}" if advice else reason) from error
 
 
 def checked(model: type[DocumentType], value: Any, name: str) -> DocumentType:
-    """Convert a value to the model.  Raises UserError (exit 5) that says `name`, the key and what is wrong."""
+    """Convert a value to the model.  Raises FileError (exit 5) that says `name`, the key and what is wrong."""
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        raise UserError(f"{name}: damaged: {explain(error)}", Exit.MISSING) from error
+        raise FileError(name, f"damaged: {explain(error)}") from error
 
 
 def explain(error: ValidationError) -> str:

@@ -3,6 +3,7 @@
 import errno
 import re
 from enum import IntEnum
+from typing import Any
 
 from flows.core.escaping import visible
 
@@ -27,8 +28,19 @@ class UserError(Exception):
         super().__init__(visible(" ".join(message.split())))
         self.code = code
 
-    def __reduce__(self) -> tuple[type["UserError"], tuple[str, Exit]]:
+    def __reduce__(self) -> tuple[type["UserError"], tuple[Any, ...]]:
         return type(self), (str(self), self.code)
+
+
+class FileError(UserError):
+    """What is wrong with a file: `reason` does not name its path again."""
+
+    def __init__(self, path: object, reason: str, code: Exit = Exit.MISSING) -> None:
+        super().__init__(f"{path}: {reason}", code)
+        self.path, self.reason = str(path), reason
+
+    def __reduce__(self) -> tuple[type["UserError"], tuple[Any, ...]]:
+        return type(self), (self.path, self.reason, self.code)
 
 
 class NetworkError(UserError):

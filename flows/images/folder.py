@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 import numpy as np
 from tqdm import tqdm
 
-from flows.core.errors import Exit, UserError, brief
+from flows.core.errors import Exit, FileError, UserError, brief
 from flows.core.escaping import listed, visible
 from flows.core.files import SCRATCH, contains, read_bounded
 from flows.images.containers import packed_files, unpack
@@ -158,6 +158,7 @@ class ImageFiles:
 
         Images that the transforms do not make like those of the first file are left out.  Raises UserError after the
         last file if there are any, or files that could not be used, and names them: exit 5 if one is damaged, else 4.
+        Of a single file it is a FileError.
         Damaged files, as far as `data.max_damaged` allows them, are no reason.
         """
         bad: dict[str, BadImageError] = {}
@@ -190,6 +191,9 @@ class ImageFiles:
             left_out = f"{len(damaged):,} of {len(self.names):,} files are left out: {in_groups(damaged)}"
             log.warning("%s: %s", visible(self.source), left_out)
             bad = {name: error for name, error in bad.items() if name not in damaged}
+        if bad and self.root.is_file():
+            (only,) = bad.values()
+            raise FileError(self.source, str(only), only.code)
         if bad := bad | unlike(found):
             reason = f"{len(bad):,} of {len(self.names):,} files cannot be used: {in_groups(bad)}"
             if self.data and bad.keys() <= damaged.keys():

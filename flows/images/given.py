@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from flows.core.documents import checked
-from flows.core.errors import Exit, UserError
+from flows.core.errors import Exit, FileError, UserError
 from flows.core.escaping import visible
 from flows.core.files import open_regular, scratch_folder, write_whole
 from flows.core.params import Data
@@ -197,7 +197,7 @@ def read_files(
     for name, part, _ in files.read():
         count += len(part)
         if most is not None and count > most:  # before transforms make them larger
-            raise UserError(f"{path}: {most} images at most are taken; leave out the others", Exit.USAGE)
+            raise FileError(path, f"{most} images at most are taken; leave out the others", Exit.USAGE)
         for some in parts(part, data) if data else [slice(None)]:
             read.append((name, transform(part[some], files.num_levels, data) if data else part))
     names = [name for name, part in read for _ in part]
@@ -208,7 +208,7 @@ def read_files(
 
 
 def require_size(
-    path: Path, data: Data | None, model: "TrainedModel", *, small: bool = False, shown: Path | None = None
+    path: Path, data: Data | None, model: "TrainedModel", *, small: bool = False, shown: Path | str = ""
 ) -> None:
     """Raise UserError for a large picture that the model cannot take, before it is decoded.
 
@@ -225,7 +225,7 @@ def require_size(
             with Image.open(file, formats=FORMATS) as image:
                 width, height = image.size
     except BadImageError as error:
-        raise UserError(f"{shown}: {error}", error.code) from error
+        raise FileError(shown, str(error), error.code) from error
     except Exception:  # damaged bytes make Pillow raise almost anything
         return
     if width * height < LARGE or (data and data.resize):
@@ -260,4 +260,4 @@ def require_fitting(read: Read, path: str, model: "TrainedModel") -> None:
         advice = f"; transforms: {read.transforms}" if num_levels > 256 else ""
         if read.pictures and num_levels <= 256:
             advice = "; pictures of `vdmctl sample` hold shades, and its .npy output levels"
-        raise UserError(f"{path}: {reason}{advice}", Exit.USAGE)
+        raise FileError(path, f"{reason}{advice}", Exit.USAGE)

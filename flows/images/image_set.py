@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import Field
 
 from flows.core.documents import Count, Document, read
-from flows.core.errors import Exit, UserError, brief
+from flows.core.errors import Exit, FileError, UserError, brief
 from flows.core.escaping import listed
 from flows.core.files import file_sha256, open_regular, parse_json, write_whole, writing
 from vdm.choices import MOST_LEVELS, Given, Split
@@ -329,13 +329,13 @@ def write_header(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[Any]) -
 
 
 def load_array(path: Path) -> np.ndarray:
-    """Return the array of numbers at `path`, mapped into memory.  Raises UserError (exit 5)."""
+    """Return the array of numbers at `path`, mapped into memory.  Raises FileError (exit 5)."""
     try:
         array = map_array(path)
     except Exception as error:  # numpy evaluates the header as a literal, which fails in many ways
-        raise UserError(f"{path}: missing or damaged: {brief(error)}", Exit.MISSING) from error
+        raise FileError(path, f"missing or damaged: {brief(error)}") from error
     if not array.ndim or array.dtype.kind not in "buif":
-        raise UserError(f"{path}: holds {array.dtype} of {array.ndim} dimensions, not images", Exit.MISSING)
+        raise FileError(path, f"holds {array.dtype} of {array.ndim} dimensions, not images")
     return array
 
 

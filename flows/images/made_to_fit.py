@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image
 
-from flows.core.errors import Exit, UserError
+from flows.core.errors import Exit, FileError
 from flows.core.params import Data
 from flows.images.grids import eight_bit
 from flows.images.picture_files import FORMATS, BadImageError, Images, levels, read_images
@@ -44,16 +44,16 @@ def read_to_fit(path: Path, model: "TrainedModel", data: Data | None, shown: Pat
     """Return the picture in a file, made to fit; `data` has the transforms of the model's card.
 
     Messages call the file `shown`, if that is given.
-    Raises UserError: exit 2 for a picture that cannot be made to fit, 4 and 5 for a file that cannot be used.
+    Raises FileError: exit 2 for a picture that cannot be made to fit, 4 and 5 for a file that cannot be used.
     """
     shown = shown or path
     if not takes_pictures(model) or path.suffix.lower() == ".npy":
-        raise UserError(f"{shown}: it cannot be made to fit {model.name}", Exit.USAGE)
+        raise FileError(shown, f"it cannot be made to fit {model.name}", Exit.USAGE)
     try:
         require_small(path)
         return made_to_fit(read_images(path, (data and data.background_colour) or BLACK), model, data)
     except BadImageError as error:
-        raise UserError(f"{shown}: {error}", error.code) from error
+        raise FileError(shown, str(error), error.code) from error
 
 
 def require_small(path: Path) -> None:

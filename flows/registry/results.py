@@ -10,7 +10,7 @@ import pandas as pd
 
 from flows.core import layout
 from flows.core.documents import read
-from flows.core.errors import Exit, UserError
+from flows.core.errors import Exit, FileError, UserError
 from flows.core.files import scratch_folder
 from flows.evaluation.results import Metrics
 from flows.registry.fetching import fetch_files, fetch_images, fetch_model
@@ -56,9 +56,12 @@ def of_version(project: "Project", version: Version, model: "TrainedModel | None
         files = Files(*(places.get(str(path)) for path in OUTPUTS))  # type: ignore[arg-type]  # None: no such result
         try:
             results = read_results(files, origin_of(chain), images, model)
-            return results._replace(line=versions_in_line(project))
-        except UserError as error:
-            raise UserError(str(error).replace(f"{scratch}/", f"{version.name}: "), error.code) from error
+        except FileError as error:
+            path = Path(error.path)
+            if not path.is_relative_to(scratch):
+                raise
+            raise UserError(f"{version.name}: {path.relative_to(scratch)}: {error.reason}", error.code) from error
+    return results._replace(line=versions_in_line(project))
 
 
 def versions_in_line(project: "Project") -> pd.DataFrame:

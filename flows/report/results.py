@@ -14,7 +14,7 @@ import pandas as pd
 
 from flows.contract.findings import Alike, Result, Verdict
 from flows.core.documents import read
-from flows.core.errors import Exit, UserError, brief
+from flows.core.errors import FileError, brief
 from flows.core.files import read_bounded
 from flows.evaluation.results import BoundMetrics, SampleMetrics
 from flows.images.image_set import ImageSet, load_array, open_images
@@ -173,25 +173,25 @@ def shown_of(model: "TrainedModel") -> Model:
 def read_table(path: Path, names: Collection[str]) -> pd.DataFrame:
     """Return a table of numbers in CSV, which must have the columns `names` and a row.
 
-    Values that are not finite or beyond `LARGEST` are NaN.  Raises UserError (exit 5) that says what is wrong.
+    Values that are not finite or beyond `LARGEST` are NaN.  Raises FileError (exit 5) that says what is wrong.
     """
     try:
         table = pd.read_csv(path, dtype=float, index_col=False, usecols=lambda name: name != "file")
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: damaged: {brief(error)}", Exit.MISSING) from error
+        raise FileError(path, f"damaged: {brief(error)}") from error
     if missing := [name for name in names if name not in table]:
-        raise UserError(f"{path}: damaged: no column {missing[0]}", Exit.MISSING)
+        raise FileError(path, f"damaged: no column {missing[0]}")
     if table.empty:
-        raise UserError(f"{path}: damaged: no rows", Exit.MISSING)
+        raise FileError(path, "damaged: no rows")
     return table.where(table.abs() <= LARGEST)
 
 
 def read_per_image(path: Path, metrics: BoundMetrics, images: ImageSet | None) -> pd.DataFrame:
-    """Return the bits/dim of every image.  Raises UserError (exit 5) unless it has a row for each."""
+    """Return the bits/dim of every image.  Raises FileError (exit 5) unless it has a row for each."""
     table = read_table(path, ("image", "bpd"))
     if len(table) != metrics.num_images:
         rows = f"{len(table)} rows, but the metrics are about {metrics.num_images} images"
-        raise UserError(f"{path}: damaged: {rows}", Exit.MISSING)
+        raise FileError(path, f"damaged: {rows}")
     require_indices(
         path, table["image"], len(images[metrics.split]) if images and metrics.split != "given" else math.inf
     )
@@ -202,16 +202,16 @@ def require_indices(path: Path | None, column: "pd.Series[float]", size: float) 
     """Raise UserError (exit 5) unless all values are whole numbers from 0 and below `size`."""
     wrong = column[~(column.between(0, size, inclusive="left") & (column % 1 == 0))]
     if len(wrong):
-        raise UserError(f"{path}: damaged: there is no {column.name} {wrong.iloc[0]:g}", Exit.MISSING)
+        raise FileError(path, f"damaged: there is no {column.name} {wrong.iloc[0]:g}")
 
 
 def read_samples(path: Path, images: ImageSet | None) -> np.ndarray:
-    """Return the samples (N,C,H,W).  Raises UserError (exit 5) unless they are images like those of the set."""
+    """Return the samples (N,C,H,W).  Raises FileError (exit 5) unless they are images like those of the set."""
     samples = load_array(path)
     expected = images.image_shape if images else samples.shape[1:]
     if samples.ndim != 4 or samples.shape[1:] != expected or not samples.size or samples.dtype.kind not in "ui":
         found = f"{samples.dtype} of shape {samples.shape}"
-        raise UserError(f"{path}: damaged: {found}, not samples of images of shape {expected}", Exit.MISSING)
+        raise FileError(path, f"damaged: {found}, not samples of images of shape {expected}")
     return samples
 
 

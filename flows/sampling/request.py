@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from flows.core.documents import Count, Document, Number, Sha256
-from flows.core.errors import Exit, UserError
+from flows.core.errors import Exit, FileError, UserError
 from flows.core.files import naming, require_replaceable, write_whole, writing_folder, written_last
 from flows.core.model import TrainedModel
 from flows.core.params import Data
@@ -183,11 +183,11 @@ def read_known(path: Path, vdm: VDM, stated: Data | None) -> torch.Tensor:
     levels, white = read(path, stated.background_colour if stated else None)
     highest = vdm.num_levels - 1
     if highest > 255 >= white:
-        raise UserError(f"{path} has 8 bits, and the model's levels are 0 to {highest}", Exit.USAGE)
+        raise FileError(path, f"it has 8 bits, and the model's levels are 0 to {highest}", Exit.USAGE)
     if path.suffix.lower() != ".npy":
         levels = np.rint(levels * (highest / white)) if highest <= 255 else levels >> shift_of_files(stated)
     if levels.max() > highest:
-        raise UserError(f"{path} holds level {levels.max()}, but the model's levels are 0 to {highest}", Exit.USAGE)
+        raise FileError(path, f"it holds level {levels.max()}, but the model's levels are 0 to {highest}", Exit.USAGE)
     require_size(path, levels.shape, vdm.image_shape)
     return torch.from_numpy(levels.astype(np.int64))
 
@@ -201,7 +201,7 @@ def read_mask(path: Path, vdm: VDM) -> torch.Tensor:
     missing = (stored > (0 if path.suffix.lower() == ".npy" else white // 2)).any(0)
     require_size(path, missing.shape, vdm.image_shape[1:])
     if not missing.any():
-        raise UserError(f"{path}: no pixel of the mask is white, so there is nothing to fill in", Exit.USAGE)
+        raise FileError(path, "no pixel of the mask is white, so there is nothing to fill in", Exit.USAGE)
     return torch.from_numpy(missing)
 
 
@@ -214,9 +214,9 @@ def read(path: Path, background: Colour | None = None) -> tuple[np.ndarray, int]
         images = read_images(path, background)
         first = levels(images.pixels[0], images.num_bits)
     except BadImageError as error:
-        raise UserError(f"{path}: {error}", error.code) from error
+        raise FileError(path, str(error), error.code) from error
     if len(images.pixels) > 1:
-        raise UserError(f"{path} holds {len(images.pixels)} images; give a file with one", Exit.USAGE)
+        raise FileError(path, f"it holds {len(images.pixels)} images; give a file with one", Exit.USAGE)
     return first, 2**images.num_bits - 1
 
 
@@ -224,4 +224,4 @@ def require_size(path: Path, found: tuple[int, ...], expected: tuple[int, ...]) 
     """Raise UserError (exit 2) unless a file's shape is the model's."""
     if found != expected:
         sizes = " x ".join(map(str, found)), " x ".join(map(str, expected))
-        raise UserError(f"{path} is {sizes[0]}, but the model's images are {sizes[1]}", Exit.USAGE)
+        raise FileError(path, f"it is {sizes[0]}, but the model's images are {sizes[1]}", Exit.USAGE)

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from flows.core.errors import Exit, UserError
+from flows.core.errors import Exit, FileError, UserError
 from flows.core.escaping import visible
 from flows.core.files import scratch_folder
 from flows.core.model import TrainedModel
@@ -64,9 +64,9 @@ def read_sent(sent: Sequence[Sent], model: TrainedModel, pause: Callable[[], Non
                     read, (fitted,) = read_made_to_fit(path, model, transforms)
                     changed = fitted.words or None
                 else:
-                    require_size(path, transforms, model, small=True)
+                    require_size(path, transforms, model, small=True, shown=one.name)
                     read, changed = read_files(path, transforms, most=MOST_IMAGES - len(sources)), None
-                    require_fitting(read, str(path), model)
+                    require_fitting(read, one.name, model)
             found.append(read)
             sources += [Origin(one.name, number, changed) for number in range(len(read.array))]
         except UserError as error:
@@ -109,11 +109,10 @@ def a_file(sent: Sent) -> Iterator[Path]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Pillow's, which tell the log what is in the file
                 yield path
+        except FileError as error:
+            raise FileError(name, error.reason, Exit.INVALID_DATA) from error
         except UserError as error:
-            # Of a single file, the reader of folders would count it and name it once more.
-            reason = str(error).removeprefix(f"{path}: 1 of 1 files cannot be used: 1 ").removeprefix(f"{path}: ")
-            reason = reason.replace(f'"{path.name}": ', "").replace(f' ("{path.name}")', "").replace(str(path), name)
-            raise UserError(f"{name}: {reason}", Exit.INVALID_DATA) from error
+            raise FileError(name, str(error), Exit.INVALID_DATA) from error
 
 
 def example(name: str, image: np.ndarray, model: TrainedModel) -> Example:

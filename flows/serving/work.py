@@ -55,11 +55,11 @@ def fill_in(model: TrainedModel, settings: Sample, asked: ToFillIn, pause: Pause
         if asked.picture.fit:
             known = torch.from_numpy(read_to_fit(path, model, stated).image.astype(np.int64))
         else:
-            require_size(path, None, model, small=True)
+            require_size(path, None, model, small=True, shown=asked.picture.name)
             known = read_known(path, model.vdm, stated)
     pause()
     with a_file(asked.mask) as path:
-        require_size(path, None, model, small=True)
+        require_size(path, None, model, small=True, shown=asked.mask.name)
         missing = read_mask(path, model.vdm)
     yield from draw(Drawing(model, with_options(model, settings, asked, asked.num_images), known, missing))
 

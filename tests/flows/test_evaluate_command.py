@@ -218,7 +218,7 @@ def test_a_picture_that_is_much_too_large_is_not_decoded(small: Small, capsys: p
         ("large.webp", [], "; set.zip/large.webp holds 9400x9400 pixels"),
         ("large.webp", ["--fit"], "set.zip/large.webp: too large"),
         ("high.npy", ["--fit"], "set.zip/high.npy: image 0 holds level 17"),
-        ("damaged.npy", ["--fit"], "set.zip/damaged.npy: 1 of 1 files cannot be used"),
+        ("damaged.npy", ["--fit"], "set.zip/damaged.npy: damaged ("),
     ],
 )
 def test_a_file_that_does_not_fit_is_named_inside_its_zip(

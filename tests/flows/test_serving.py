@@ -111,8 +111,8 @@ def test_a_score_is_that_of_evaluate_with_its_place_and_its_levels(app: App, dig
         ("three.npy", 0),
     ]
     np.testing.assert_array_equal(picture(scores[2]["seen"]), np.rint(images[2, 0] * (255 / 16)))
-    assert found["refused"] == [{"name": "text.png", "error": found["refused"][0]["error"], "fit": None}]
-    assert "damaged (not a PNG, JPEG, WEBP, TIFF, GIF or BMP file)" in found["refused"][0]["error"]
+    why = "text.png: damaged (not a PNG, JPEG, WEBP, TIFF, GIF or BMP file); replace or remove"
+    assert found["refused"] == [{"name": "text.png", "error": why, "fit": None}]
 
 
 def test_a_picture_is_made_to_fit_if_it_is_asked_for(app: App, digits: np.ndarray) -> None:
@@ -247,7 +247,7 @@ def npy_of(header: bytes) -> dict[str, str]:
 
 
 BAD = [
-    ("/score", lambda: digit(pictures=[TEXT]), 422, "text.png: damaged"),
+    ("/score", lambda: digit(pictures=[TEXT]), 422, "^text.png: damaged"),
     ("/score", lambda: digit(pictures=[sent("big.png", bytes(10 * 2**20))]), 413, "larger than 8,388,608 bytes"),
     ("/score", lambda: digit(pictures=[bomb()]), 422, "bomb.png: too large"),
     (
@@ -290,8 +290,13 @@ BAD = [
     ("/sample", lambda: {"steps": -1}, 422, "steps: .* greater than or equal to 1"),
     ("/sample", lambda: {"steps": "25"}, 422, "steps: Input should be a valid integer"),
     ("/sample", lambda: {"sampler": "euler"}, 422, "sampler: Input should be 'ancestral'"),
-    ("/fill-in", lambda: {"picture": TEXT, "mask": TEXT}, 422, "text.png: damaged"),
-    ("/fill-in", lambda: {"picture": npy(MASK), "mask": npy(0 * MASK)}, 422, "no pixel of the mask is white"),
+    ("/fill-in", lambda: {"picture": TEXT, "mask": TEXT}, 422, "^text.png: damaged"),
+    (
+        "/fill-in",
+        lambda: {"picture": npy(MASK), "mask": npy(0 * MASK)},
+        422,
+        "^images.npy: no pixel of the mask is white",
+    ),
     ("/nowhere", dict, 404, "Not Found"),
 ]
 

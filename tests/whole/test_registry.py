@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -338,6 +339,12 @@ def test_a_damaged_file_is_named_wherever_it_is_read(forge: Forge) -> None:
         require_sound(forge.opened, forge.resolve("v1.0.0"))
     forge.cached(digest).unlink()
     assert problems(forge, "vdm@v1.0.0") == {}
+
+
+def test_a_damaged_result_of_a_version_is_named_by_its_path_in_the_project(forge: Forge) -> None:
+    with pytest.raises(UserError, match=rf"^vdm@v1\.0\.0: {re.escape(METRICS)}: damaged: prior_bpd: ") as error:
+        forge.opened.results("v1.0.0")
+    assert error.value.code is Exit.MISSING
 
 
 def changed(forge: Forge, change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
