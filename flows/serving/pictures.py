@@ -17,8 +17,17 @@ from flows.core.files import scratch_folder
 from flows.core.model import TrainedModel
 from flows.core.params import Data
 from flows.images.folder import ENDINGS
-from flows.images.given import Read, read_files, read_made_to_fit, require_fitting, require_size, transforms_of
+from flows.images.given import (
+    Read,
+    in_memory,
+    read_files,
+    read_made_to_fit,
+    require_fitting,
+    require_size,
+    transforms_of,
+)
 from flows.images.grids import png, shown
+from flows.images.image_set import Chosen
 from flows.images.made_to_fit import read_to_fit
 from flows.serving.answers import Example, Refused
 from flows.serving.questions import MOST_IMAGES, Sent
@@ -35,7 +44,7 @@ class Origin(NamedTuple):
 class Fitting(NamedTuple):
     """The images that fit the model, the origin of each, and the files that do not fit."""
 
-    read: Read
+    images: Chosen
     sources: list[Origin]
     refused: list[Refused]
 
@@ -77,7 +86,8 @@ def read_sent(sent: Sequence[Sent], model: TrainedModel, pause: Callable[[], Non
         reason, more = refused[0].error, len(refused) - 1
         raise NothingFits(f"{reason}; and {more} more" if more else reason, refused=refused)
     array = np.concatenate([each.array for each in found])
-    return Fitting(found[0]._replace(array=array, names=[source.name for source in sources]), sources, refused)
+    read = found[0]._replace(array=array, names=[source.name for source in sources])
+    return Fitting(Chosen(in_memory(read, "what was sent", model), "test"), sources, refused)
 
 
 def what_fits(sent: Sent, model: TrainedModel, transforms: Data | None) -> Literal["shades", "size"] | None:

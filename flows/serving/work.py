@@ -21,15 +21,14 @@ from flows.evaluation.classes import SURE, classify
 from flows.evaluation.surprise import Compared, compared, without_p
 from flows.evaluation.terms import Progress, terms
 from flows.images.as_png import in_one_png
-from flows.images.given import in_memory, require_size, transforms_of
+from flows.images.given import require_size, transforms_of
 from flows.images.grids import png, shown
-from flows.images.image_set import Chosen
 from flows.images.made_to_fit import read_to_fit
 from flows.sampling.drawing import Drawing
 from flows.sampling.film import pixels
 from flows.sampling.request import read_known, read_mask
 from flows.serving.answers import Classes, ClassifiedImage, Drawn, Frame, ScoredImage, Scores
-from flows.serving.pictures import Origin, a_file, npy_base64, png_base64, read_sent
+from flows.serving.pictures import Fitting, a_file, npy_base64, png_base64, read_sent
 from flows.serving.questions import MOST_TIMES, HowToDraw, ToClassify, ToFillIn, ToSample, ToScore
 from vdm.evaluation import stratified_times, terms_of_set
 from vdm.samplers import SAMPLERS
@@ -138,13 +137,12 @@ def score(
     """
     given: dict[str, Any] = {"times_per_image": asked.times, "seed": asked.seed}
     settings = settings.model_copy(update={name: value for name, value in given.items() if value is not None})
-    read, sources, refused = read_sent(asked.pictures, model, pause)
-    images = Chosen(in_memory(read, "what was sent", model), "test")
-    (found,) = terms(model, images, settings, [None], alone=True, progress=pausing(pause))
+    sent = read_sent(asked.pictures, model, pause)
+    (found,) = terms(model, sent.images, settings, [None], alone=True, progress=pausing(pause))
     size = settings.batch_size
     odd = [
-        compared(model, read.array[first : first + size], calibration, (), size)
-        for first in pausing(pause)(range(0, len(images), size))
+        compared(model, sent.images.pixels[first : first + size], calibration, (), size)
+        for first in pausing(pause)(range(0, len(sent.images), size))
         if calibration
     ]
     yield Scores(
@@ -154,23 +152,19 @@ def score(
         seed=settings.seed,
         times_per_image=settings.times_per_image,
         num_timesteps=settings.num_timesteps,
-        transforms=read.transforms,
+        transforms=sent.images.set.description.transforms,
         num_calibrated=len(calibration.reference.scores) if calibration else None,
         without_p=without_p(calibration) if calibration else None,
-        images=list(scored(model, settings, read.array, sources, found, odd)),
-        refused=refused,
+        images=list(scored(model, settings, sent, found, odd)),
+        refused=sent.refused,
     )
 
 
 def scored(
-    model: TrainedModel,
-    settings: Evaluate,
-    images: np.ndarray,
-    sources: list[Origin],
-    found: np.ndarray,
-    odd: list[Compared],
+    model: TrainedModel, settings: Evaluate, sent: Fitting, found: np.ndarray, odd: list[Compared]
 ) -> Iterator[ScoredImage]:
-    """Yield the score of each image (N,C,H,W) by its terms (3,N,K), and by its comparison with held-out images."""
+    """Yield the score of each image by its terms (3,N,K), and by its comparison with held-out images."""
+    images = sent.images.pixels
     scores, p = (np.concatenate([np.zeros(0), *(part[place] for part in odd)]) for place in (0, 1))
     words = [each for part in odd for each in part.words]
     times = torch.from_numpy(stratified_times(settings.seed, [0], settings.times_per_image)[0])
@@ -178,7 +172,7 @@ def scored(
         times = grid_times(times, settings.num_timesteps)
     with torch.inference_mode():
         gamma = model.vdm.schedule(times.float().to(model.device)).tolist()
-    for place, (name, number, changed) in enumerate(sources):
+    for place, (name, number, changed) in enumerate(sent.sources):
         result = terms_of_set(found[:, [place]])
         bpd, error = result.bpd.item(), math.sqrt(result.diffusion_variance.item())
         image = images[place : place + 1]
@@ -216,10 +210,9 @@ def classified(model: TrainedModel, settings: Evaluate, asked: ToClassify, pause
         raise UserError(f"{model.name} has no classes", Exit.USAGE)
     given: dict[str, Any] = {"class_times": asked.times, "seed": asked.seed}
     settings = settings.model_copy(update={name: value for name, value in given.items() if value is not None})
-    read, sources, refused = read_sent(asked.pictures, model, pause)
-    images = Chosen(in_memory(read, "what was sent", model), "test")
+    sent = read_sent(asked.pictures, model, pause)
     options: dict[str, Any] = {"until_sure": asked.until_sure, "most_times": MOST_TIMES, "progress": pausing(pause)}
-    result = classify(settings, model, images, **options)
+    result = classify(settings, model, sent.images, **options)
     margins = zip(result.margin, result.margin_standard_error, strict=True)
     yield Classes(
         model=model.name,
@@ -230,7 +223,7 @@ def classified(model: TrainedModel, settings: Evaluate, asked: ToClassify, pause
             ClassifiedImage(
                 name=name,
                 number=number,
-                seen=png_base64(read.array[place], model.num_levels),
+                seen=png_base64(sent.images.pixels[place], model.num_levels),
                 changed=changed,
                 best=result.best[place],
                 class_name=result.names[place] if result.names else str(result.best[place]),
@@ -241,7 +234,7 @@ def classified(model: TrainedModel, settings: Evaluate, asked: ToClassify, pause
                 times=result.times[place],
                 sure=margin is not None and error is not None and margin >= SURE * error,
             )
-            for place, ((name, number, changed), (margin, error)) in enumerate(zip(sources, margins, strict=True))
+            for place, ((name, number, changed), (margin, error)) in enumerate(zip(sent.sources, margins, strict=True))
         ],
-        refused=refused,
+        refused=sent.refused,
     )
