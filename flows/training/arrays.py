@@ -16,19 +16,11 @@ from flows.core.networks import new_vdm, remember
 from flows.core.params import Params, Train
 from flows.core.params_file import PACKAGED, parse_params, read_preset
 from flows.process.streams import bar_of_steps
+from flows.training.choice import take_values
 from flows.training.fitting import build, in_words, resolve
-from flows.training.planning import (
-    AUTOMATIC,
-    LEAST_STEPS,
-    MEASURED_SECONDS,
-    RATE_OF_ADAMW,
-    continuing,
-    enough_steps,
-    of_levels,
-    of_steps,
-    pace,
-    time_steps,
-)
+from flows.training.planning import AUTOMATIC, RATE_OF_ADAMW, compose_continuation, count_enough_steps
+from flows.training.planning_images import choose_for_levels
+from flows.training.planning_minutes import LEAST_STEPS, MEASURED_SECONDS, choose_for_steps, find_pace, time_steps
 
 SHARE_MEASURED = 0.1
 """The share of the minutes in which steps are measured, at most."""
@@ -58,7 +50,8 @@ def train_on(
     that is missing, and for parameters that do not suit the images; TrainingDiverged.
     """
     began, where = time.monotonic(), find_device(device)
-    params = parse_params(read_preset(preset, PACKAGED, AUTOMATIC, *([continuing(start)] if start else [])), preset)
+    texts = [AUTOMATIC, *([compose_continuation(start)] if start else [])]
+    params = parse_params(read_preset(preset, PACKAGED, *texts), preset)
     if network is not None:
         model = params.model.model_copy(update={"network": remember(network), "options": {}})
         train = params.train.model_copy(update={"optimizer": "adamw", "learning_rate": RATE_OF_ADAMW})
@@ -69,12 +62,12 @@ def train_on(
     config = start.description.model if start else arguments(params, images, num_levels, labels)
     alone = {"device": device, "num_devices": 1, "validate_every_steps": None, "keep": "last"}
     train = params.train.model_copy(update=alone | changes)
-    most = (enough_steps(start) if start else None) or sys.maxsize
+    most = (count_enough_steps(start) if start else None) or sys.maxsize
     if steps is None:
         assert minutes is not None
         train, steps = in_seconds(train, config, 60 * minutes, began)
         steps = min(steps, most)
-    suiting = {key: value for key, (value, _) in of_steps(train, steps).items()}
+    suiting = take_values(choose_for_steps(train, steps))
     settings = resolve(train.model_copy(update=suiting | {"steps": steps}), where)
     set_backend(training=True)
     try:
@@ -88,7 +81,7 @@ def train_on(
                     per_second = (trainer.done - UNUSUAL_STEPS) / (now - measured_from)
                     left = max(1, LEAST_STEPS - trainer.done, int((began + 60 * minutes - now) * per_second))
                     steps = shown.total = min(most, trainer.done + left)
-                    average, _ = of_steps(train, steps)["ema_decay"]
+                    average = choose_for_steps(train, steps)["ema_decay"].value
                     trainer.settings = replace(trainer.settings, steps=steps, ema_decay=average)
                 if record := trainer.step():
                     shown.set_postfix_str(in_words(record))
@@ -104,7 +97,7 @@ def train_on(
 
 def arguments(params: Params, images: np.ndarray, num_levels: int, labels: np.ndarray | None) -> dict[str, Any]:
     """Return the arguments of a model of the images: those of the preset, as their levels and classes need."""
-    suiting = {key: value for key, (value, _) in of_levels(params.model, num_levels, images).items()}
+    suiting = take_values(choose_for_levels(params.model, num_levels, images))
     classes = None if labels is None else max(2, int(labels.max()) + 1)
     return arguments_of(params.model.model_copy(update=suiting | {"classes": classes}), images.shape[1:], num_levels)
 
@@ -115,7 +108,7 @@ def in_seconds(train: Train, config: dict[str, Any], seconds: float, began: floa
     Steps are measured first, and `LEAST_STEPS` follow in any case.  Raises ValueError if so many take longer.
     """
     measure = partial(time_steps, config, seconds=min(MEASURED_SECONDS, SHARE_MEASURED * seconds))
-    size, _, step = pace(train, seconds, measure)
+    size, _, step = find_pace(train, seconds, measure)
     if LEAST_STEPS * step > seconds:
         raise ValueError(f"{seconds / 60:g} minutes are too few: a step takes {step:.2g} s; give more minutes")
     steps = int((seconds - (time.monotonic() - began)) / step)

@@ -17,7 +17,7 @@ from flows.core.errors import Exit, UserError
 from flows.core.params_file import read_params
 from flows.images.image_set import ImageSet
 from flows.images.picture_files import read_images
-from flows.training.planning import of_images
+from flows.training.planning_images import plan_images
 
 NAMES = [f"{kind}/{number}.png" for kind in ("cat", "dog") for number in range(10)]
 
@@ -176,8 +176,8 @@ def test_a_preset_for_a_zip_unpacks_it_once_and_says_once_what_it_does_not_read(
 
     monkeypatch.setattr(zipfile.ZipFile, "extractall", extractall)
     preset = read_params(ROOT / "presets/digits.yaml")
-    found = of_images(preset, tmp_path / "set.zip", None, classes=False)
-    assert sum(found.splits) == 100
+    found = plan_images(preset, tmp_path / "set.zip", None, classes=False)
+    assert sum(found.num_images.values()) == 100
     assert caplog.text.count("set.zip: 1 files are not images") == 1
     assert [path.exists() for path in unpacked] == [False]
 

@@ -19,9 +19,10 @@ from flows.core.errors import Exit, UserError
 from flows.core.model import arguments_of, save_model
 from flows.core.params import Params, Train
 from flows.core.params_file import WHOLE, compose, parse_params, preset_names, read_params, read_preset
-from flows.images.image_set import open_images
+from flows.images.image_set import SPLITS, open_images
 from flows.process.locks import claim
-from flows.training.planning import of_minutes
+from flows.training.choice import take_values
+from flows.training.planning_minutes import plan_minutes
 from vdm.model import VDM
 
 # Great Expectations warns about itself and about pandas.
@@ -153,7 +154,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "presets/digits.yaml").write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VDM_LOCK_DIR", str(tmp_path))
-    monkeypatch.setattr("flows.training.planning.MEASURED_SECONDS", 0.1)
+    monkeypatch.setattr("flows.training.planning_minutes.MEASURED_SECONDS", 0.1)
     return Path("mine")
 
 
@@ -294,7 +295,7 @@ def test_transparency_gets_a_background_and_sides_that_differ_are_cropped(mine: 
 def unmeasured(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """Let a first step take a second and others half a second, in place of networks that take minutes here."""
     seconds = {"first": 1.0, "step": 0.5}
-    monkeypatch.setattr("flows.training.planning.measured", lambda *_: (seconds["first"], seconds["step"]))
+    monkeypatch.setattr("flows.training.planning.measure_steps", lambda *_: (seconds["first"], seconds["step"]))
     return seconds
 
 
@@ -388,7 +389,7 @@ def test_the_contract_is_asked_before_steps_are_measured(
     def measured(*_: object) -> None:
         raise InterruptedError
 
-    monkeypatch.setattr("flows.training.planning.measured", measured)
+    monkeypatch.setattr("flows.training.planning.measure_steps", measured)
     draw(mine, 60, (6, 5))
     for number in range(4):
         (mine / f"copy{number}.png").write_bytes((mine / "000.png").read_bytes())
@@ -396,7 +397,7 @@ def test_the_contract_is_asked_before_steps_are_measured(
     (line,) = capsys.readouterr().err.splitlines()
     assert "no image is twice in a split: 4 of 64 images" in line
     assert line.endswith("; leave copies out with --without-copies")
-    monkeypatch.setattr("flows.training.planning.measured", lambda *_: (1.0, 0.5))
+    monkeypatch.setattr("flows.training.planning.measure_steps", lambda *_: (1.0, 0.5))
     Image.fromarray(np.full((6, 5), 9, np.uint8)).save(mine / "flat.png")
     params = planned("--without-copies")
     assert params.data.without_copies
@@ -408,21 +409,22 @@ def test_the_contract_is_asked_before_steps_are_measured(
 
 
 @pytest.mark.parametrize("seconds", [0.001, 0.05])
-@pytest.mark.parametrize("splits", [[400, 40, 100], [40_000, 8000, 12_000]])
-def test_steps_and_validations_take_the_minutes(seconds: float, splits: list[int]) -> None:
+@pytest.mark.parametrize("num_images", [(400, 40, 100), (40_000, 8000, 12_000)])
+def test_steps_and_validations_take_the_minutes(seconds: float, num_images: tuple[int, int, int]) -> None:
     preset = parse_params(DIGITS, WHOLE)
 
     def measure(train: Train) -> tuple[float, float]:
         return 2.0, seconds * train.batch_size
 
-    found = of_minutes(preset, 600, measure, splits)
-    train: dict[str, Any] = {key: value for key, (value, _) in found["train"].items()}
+    _, num_validation, num_test = num_images
+    chosen = plan_minutes(preset, 600, measure, dict(zip(SPLITS, num_images, strict=True)))
+    train = take_values(chosen.train)
     validations = -(-train["steps"] // train["validate_every_steps"])
-    evaluations = validations * train["validation_times"] * splits[1] * seconds / 3
+    evaluations = validations * train["validation_times"] * num_validation * seconds / 3
     assert 590 < 2 + train["steps"] * train["batch_size"] * seconds + evaluations < 610
     assert train["batch_size"] == (64 if seconds == 0.001 else 16)
     assert evaluations < 65 or (validations, train["validation_times"]) == (1, 2)
-    assert found["sample"]["num_images"][0] <= splits[2]
+    assert chosen.sample["num_images"].value <= num_test
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from flows.images.grids import Stretch, eight_bit, stretch_of
 from flows.images.image_set import ImageSet, open_images, save_images
 from flows.images.transforms import transform
 from flows.sampling.request import read_known, write
-from flows.training.planning import like, noise_of, of_levels
+from flows.training.planning_images import choose_for_levels, choose_transforms, estimate_noise
 from vdm.model import VDM
 
 # Great Expectations warns about itself and about pandas.
@@ -101,8 +101,8 @@ def test_fewer_bits_than_stored_are_found_and_named(
     assert fitting(np.unique(pictures), 2**16) == parameters
     failed = found_in(load(folder, num_bits=None)).failed("critical")
     assert all(f"data.{name}: {value}" in failed[0].words for name, value in parameters.items()), failed[0].words
-    proposed = like(settings(folder, num_bits=None), ImageFiles(folder))
-    assert {name: proposed[name][0] for name in parameters} == parameters
+    proposed = choose_transforms(settings(folder, num_bits=None), ImageFiles(folder))
+    assert {name: proposed[name].value for name in parameters} == parameters
     images = load(folder, **{"num_bits": None} | parameters)
     assert images.num_levels == num_levels
     assert not [result.words for result in found_in(images).failed("critical")]
@@ -163,23 +163,23 @@ def test_what_was_stretched_to_16_bits_is_refused(tmp_path: Path) -> None:
 
 
 def test_gamma_0_and_exponents_follow_from_the_levels() -> None:
-    proposed = of_levels(DEFAULTS.model, 2**16)
+    proposed = choose_for_levels(DEFAULTS.model, 2**16)
     assert proposed["gamma_0"] == (-24.4, "for 65536 levels")
-    assert proposed["fourier_exponents"][0] == [4, 6, 8, 10, 12, 14]
+    assert proposed["fourier_exponents"].value == [4, 6, 8, 10, 12, 14]
 
 
 def test_they_follow_from_the_noise_of_the_sensor_where_that_is_coarser() -> None:
     """Noise at gamma_0 is a twentieth of the sensor's: that costs 1/2 log2(1 + 1/400) = 0.002 bits/dim at most."""
     random = np.random.default_rng(0)
     images = np.rint(30_000 + 10_000 * random.random((40, 1, 1, 1)) + 80 * random.standard_normal((40, 1, 16, 16)))
-    assert noise_of(images) == pytest.approx(80, rel=0.05)
-    (gamma_0, reason), (exponents, _) = of_levels(DEFAULTS.model, 2**16, images).values()
+    assert estimate_noise(images) == pytest.approx(80, rel=0.05)
+    (gamma_0, reason), (exponents, _) = choose_for_levels(DEFAULTS.model, 2**16, images).values()
     assert reason.startswith("for 65536 levels, of which the noise of a pixel is ")
     assert 2**16 / 2 * math.exp(gamma_0 / 2) == pytest.approx(4, rel=0.1)
     assert exponents == [4, 6, 8]
     fine = np.rint(images / 80)
-    assert of_levels(DEFAULTS.model, 2**10, fine)["gamma_0"][0] == round(-2 * math.log(3 * 2**10), 1)
-    assert of_levels(DEFAULTS.model, 256, images) == of_levels(DEFAULTS.model, 256)
+    assert choose_for_levels(DEFAULTS.model, 2**10, fine)["gamma_0"].value == round(-2 * math.log(3 * 2**10), 1)
+    assert choose_for_levels(DEFAULTS.model, 256, images) == choose_for_levels(DEFAULTS.model, 256)
 
 
 def test_pictures_are_shown_between_the_levels_that_they_fill() -> None:
@@ -280,7 +280,7 @@ def test_what_cannot_take_them_is_one_line(
 def test_a_model_of_16_bits_in_python() -> None:
     images = scenes(40, 60_000)[:, None]
     model = api.train(images, steps=3, num_levels=2**16, device="cpu")
-    assert float(model.schedule.gamma_0) == pytest.approx(2 * math.log(0.1 * noise_of(images) / 2**16), abs=0.1)
+    assert float(model.schedule.gamma_0) == pytest.approx(2 * math.log(0.1 * estimate_noise(images) / 2**16), abs=0.1)
     result = api.evaluate(model, images[:4], times_per_image=2)
     assert np.isfinite(result.bpd).all()
     by_steps = api.evaluate(model, images[:4], times_per_image=2, num_timesteps=10)
