@@ -32,6 +32,7 @@ OF_ANY_KIND = {"background": "white", "grayscale": True, "gray_as_rgb": False, "
 MOST_STRETCH = 1.05
 """Images are cropped, not stretched, if the ratios of their sides differ by more than this factor."""
 MOST_NAMED = 10
+"""Classes that a line names."""
 COPIES = ("leaked", "duplicates")
 """What the contract finds of images that equal another one."""
 MOST_SEEDS = 100
@@ -48,6 +49,7 @@ class PlanOfImages(NamedTuple):
     contract: Choices
     image_shape: tuple[int, int, int]
     num_levels: int
+    """K."""
     num_classes: int | None
     """None for a model without classes."""
     num_images: dict[Split, int]
@@ -74,34 +76,39 @@ def plan_images(
             reason = f"{start.name} is a model of images of {theirs}, and those in {source} become {ours}"
             raise UserError(f"{reason}; train without --start-from", Exit.USAGE)
         counts = "%d for training, %d for validation, %d test images"
-        how = images.description.split
-        log.info(f"%s: images of %s; {counts}; %s", visible(source), ours, *num_images.values(), how)
+        divided = images.description.split
+        log.info(f"%s: images of %s; {counts}; %s", visible(source), ours, *num_images.values(), divided)
         if num_images["validation"] < FEWEST_COMPARED:
             text = "%s: only %d validation images, which say little about which weights are best; add images"
             log.warning(text, visible(source), num_images["validation"])
         limits = choose_limits(inspect_images(preset.contract, images, None).findings, source)
-        labels = Counter[int]()
-        for split in SPLITS if images.has_labels else ():
-            labels.update(images.classes(split).tolist())
-        names = images.class_names or []
         model = {} if start else choose_for_levels(preset.model, images.num_levels, images["train"])
-    num_classes = preset.model.classes
-    if classes or num_classes is not None:
-        if len(names) < 2:
-            who = "--classes needs" if classes else "the preset has classes, which need"
-            advice = "make them, or leave out --classes" if classes else "make them, or choose a preset without classes"
-            raise UserError(
-                f"{source}: {who} two or more folders with the images of a class each; {advice}", Exit.USAGE
-            )
-        num_classes = len(names) if classes or num_classes == "auto" else num_classes
+        num_classes = count_classes(preset.model, images, source, asked=classes)
     if classes:
-        model["classes"] = Choice("auto", f"{len(names)} folders")
+        model["classes"] = Choice("auto", f"{num_classes} folders")
+    return PlanOfImages(data, model, limits, images.image_shape, images.num_levels, num_classes, num_images)
+
+
+def count_classes(model: Model, images: ImageSet, source: Path, *, asked: bool) -> int | None:
+    """Return how many classes a model of the images has; None for one without, unless it is `asked` for.
+
+    Says which classes the images have.  Raises UserError (exit 2) if they have none, and the model needs them.
+    """
+    names = images.class_names or []
+    num_classes = len(names) if asked or model.classes == "auto" else model.classes
+    if num_classes is not None and len(names) < 2:
+        who = "--classes needs" if asked else "the preset has classes, which need"
+        advice = "make them, or leave out --classes" if asked else "make them, or choose a preset without classes"
+        raise UserError(f"{source}: {who} two or more folders with the images of a class each; {advice}", Exit.USAGE)
     if len(names) > 1:
+        labels = Counter[int]()
+        for split in SPLITS:
+            labels.update(images.classes(split).tolist())
         largest = [f"{names[label]} {count:,}" for label, count in labels.most_common(MOST_NAMED)]
         more = [f"and {len(names) - MOST_NAMED} more"] if len(names) > MOST_NAMED else []
-        how = "" if num_classes else "; --classes makes a model that is given the class"
-        log.info("%s: %d classes: %s%s", visible(source), len(names), ", ".join(largest + more), how)
-    return PlanOfImages(data, model, limits, images.image_shape, images.num_levels, num_classes, num_images)
+        hint = "" if num_classes else "; --classes makes a model that is given the class"
+        log.info("%s: %d classes: %s%s", visible(source), len(names), ", ".join(largest + more), hint)
+    return num_classes
 
 
 def choose_transforms(preset: Data, listed: ImageFiles) -> Choices:
@@ -203,10 +210,10 @@ def find_seed(written: Path, counts: Counter[Split], source: Source, data: Data)
     """
     needed: dict[Split, int] = {"train": 1, "validation": data.validation_fraction > 0, "test": FEWEST_COMPARED}
 
-    def enough(counts: Counter[Split]) -> bool:
+    def suffice(counts: Counter[Split]) -> bool:
         return all(counts[split] >= least for split, least in needed.items() if split not in source.given)
 
-    if enough(counts):
+    if suffice(counts):
         return data.split_seed
     images: list[tuple[bytes, Split | None]] = []
     for split in counts:
@@ -214,7 +221,7 @@ def find_seed(written: Path, counts: Counter[Split], source: Source, data: Data)
         images += [(bytes(row), drawn_from) for row in np.load(digests_of(written, split))]
     for seed in range(data.split_seed + 1, data.split_seed + MOST_SEEDS):
         tried = data.model_copy(update={"split_seed": seed})
-        if enough(Counter(split_of(digest, given, source, tried) for digest, given in images)):
+        if suffice(Counter(split_of(digest, given, source, tried) for digest, given in images)):
             return seed
     return data.split_seed
 
