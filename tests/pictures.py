@@ -21,8 +21,19 @@ def settings(source: Path, **changes: Any) -> Data:
         "test_fraction": 0.25,
         "validation_fraction": 0,
         "split_seed": 0,
+        "without_copies": False,
+        "max_damaged": 0,
     }
-    transforms = {"grayscale": False, "resize": None, "pad": 0, "num_bits": 8}
+    transforms = {
+        "background": None,
+        "grayscale": False,
+        "gray_as_rgb": False,
+        "crop": None,
+        "resize": None,
+        "pad": 0,
+        "stored_bits": None,
+        "num_bits": 8,
+    }
     return Data(**(defaults | transforms | changes))
 
 

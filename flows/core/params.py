@@ -78,22 +78,20 @@ class Data(Section):
     """The image set and its transforms; see data/README.md."""
 
     name: Literal["digits", "mnist", "fashion_mnist", "cifar10", "svhn", ImageNet, "image_folder"]
-    source: Source | None
-    """None, in cards and parameters of earlier versions, stands for `PUBLISHED_FOLDER`."""
+    source: Source
     test_fraction: Annotated[float, Field(gt=0, lt=1)]
     validation_fraction: Annotated[float, Field(ge=0, le=0.5)]
     split_seed: NonNegative
-    # Cards and parameters of earlier versions lack the fields with a default.
-    without_copies: bool = False
-    max_damaged: Annotated[int, Field(ge=0)] | Share = 0
+    without_copies: bool
+    max_damaged: Annotated[int, Field(ge=0)] | Share
     """A number of files, or a share of them."""
-    background: Annotated[str, AfterValidator(colour)] | None = None
+    background: Annotated[str, AfterValidator(colour)] | None
     grayscale: bool
-    gray_as_rgb: bool = False
-    crop: Literal["center"] | None = None
+    gray_as_rgb: bool
+    crop: Literal["center"] | None
     resize: Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=2, max_length=2)] | None
     pad: Annotated[int, Field(ge=0, le=1024)]
-    stored_bits: Annotated[int, Field(ge=1, le=15)] | None = None
+    stored_bits: Annotated[int, Field(ge=1, le=15)] | None
     num_bits: Annotated[int, Field(ge=1, le=16)] | None
 
     @model_validator(mode="after")
@@ -131,7 +129,7 @@ class Data(Section):
     @property
     def is_published(self) -> bool:
         """Whether the source stands for the published files."""
-        return self.source in (None, PUBLISHED_FOLDER)
+        return self.source == PUBLISHED_FOLDER
 
 
 class Contract(Section):
@@ -344,7 +342,7 @@ class Params(Section):
 
     @model_validator(mode="after")
     def consistent(self) -> Self:
-        if self.data.source and self.data.source.startswith("~"):
+        if self.data.source.startswith("~"):
             raise ValueError(f"data.source must be a path as DVC reads it; write {Path(self.data.source).expanduser()}")
         if self.model.network and (self.train.augmentation or self.train.optimizer == "muon"):
             raise ValueError("model.network is for train.augmentation: [] and train.optimizer: adamw")

@@ -43,7 +43,7 @@ def download(data: "Data", *, out: Path, downloads: Path) -> None:
     Raises UserError: exit 2 if that would remove images of the source or add to them, 5 for a source that does not
     exist, and what `write_images` raises.
     """
-    source = None if data.is_published else Path(str(data.source))
+    source = None if data.is_published else Path(data.source)
     if source and (contains(out, source) or contains(source, out)):
         reason = f"data.source {source} and {out}, which is replaced, must lie apart"
         raise UserError(f"{reason}; move the images to another folder", Exit.USAGE)

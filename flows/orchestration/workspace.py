@@ -16,7 +16,6 @@ from typing import Any
 
 from flows.core import bounded_yaml, layout
 from flows.core.errors import Exit, UserError
-from flows.core.params import PUBLISHED_FOLDER
 from flows.core.params_file import WHOLE, compose, parse_params
 from flows.process.groups import processes_in
 from flows.process.locks import Holder, lock_file
@@ -129,8 +128,7 @@ def compose_params(project: Project, base: str, preset: str | None, overrides: M
     if preset:
         whole = project.content_of(f"{base}:{layout.PRESETS}/{WHOLE}.yaml") or b""
         found = compose(whole.decode(), found.decode()).encode()
-    if parse_params(found, f"{name} of commit {base[:12]}").data.source is None:
-        raise UserError(f"{name}: data.source must be a path; write {PUBLISHED_FOLDER} instead of null", Exit.USAGE)
+    parse_params(found, f"{name} of commit {base[:12]}")
     if not overrides:
         return found.decode()
     document = bounded_yaml.load(found)

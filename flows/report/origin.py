@@ -30,7 +30,7 @@ def origin_here(folder: Path, parameters: Mapping[str, Any]) -> Origin:
 
 def restoring_images(parameters: Mapping[str, Any]) -> list[str]:
     """Return the commands that restore images from a `data.source`, which `make repro` would read anew."""
-    if parameters.get("data", {}).get("source") in (None, PUBLISHED_FOLDER):
+    if parameters.get("data", {}).get("source", PUBLISHED_FOLDER) == PUBLISHED_FOLDER:
         return []
     dvc = ".venv/bin/dvc"
     restore = f"{dvc} checkout data/images || {dvc} pull data/images    # data.source may hold other images by now"

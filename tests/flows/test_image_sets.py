@@ -27,7 +27,7 @@ from sklearn.datasets import load_digits
 from torchvision import datasets
 
 from flows.core.errors import Exit, NetworkError, UserError
-from flows.core.params import Data
+from flows.core.params import PUBLISHED_FOLDER, Data
 from flows.images.catalogue import PUBLISHED
 from flows.images.download import download
 from flows.images.image_set import ImageSet, open_images, save_images
@@ -164,7 +164,7 @@ IMAGES, DOWNLOADS = Path("images"), Path("downloads")
 
 def load(name: str, source: Path | None, **changes: Any) -> ImageSet:
     """Download a set or read it from `source`, and return it."""
-    data = settings(Path("x"), **changes).model_copy(update={"name": name, "source": source and str(source)})
+    data = settings(Path("x"), **changes).model_copy(update={"name": name, "source": str(source or PUBLISHED_FOLDER)})
     download(data, out=IMAGES, downloads=DOWNLOADS)
     return open_images(IMAGES)
 

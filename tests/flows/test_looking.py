@@ -14,7 +14,6 @@ from flows.core.errors import Exit, UserError
 from flows.images.image_set import ImageSet
 from flows.orchestration.arrivals import count_arrivals, damaged_files, has_same_images
 from flows.orchestration.due import find_due, find_due_now, list_results
-from flows.orchestration.workspace import compose_params
 from flows.repository import sources
 from flows.repository.commit import Commit
 from flows.repository.sources import compare_source, md5_of
@@ -228,12 +227,3 @@ def test_another_start_is_a_reason_to_run_unless_the_champion_is_another_one(
     assert not find_due(
         forge.opened, base, parameters | {"train": {"start_from": start_from, "steps": 2}}
     ).same_parameters
-
-
-def test_a_source_of_null_is_refused_with_the_path_to_write(forge: Forge) -> None:
-    text = (forge.root / "params.yaml").read_text()
-    forge.write("params.yaml", text.replace("source: data/published", "source: null"))
-    forge.git("commit", "--quiet", "--all", "--message=Null")
-    with pytest.raises(UserError, match="write data/published instead of null") as error:
-        compose_params(forge.opened, forge.git("rev-parse", "HEAD").strip(), None, {})
-    assert error.value.code is Exit.USAGE

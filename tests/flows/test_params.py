@@ -52,6 +52,7 @@ def test_numbers_are_read_as_dvc_reads_them() -> None:
         ("num_devices: 2", "num_devices: 3", "train: batch_size must be a multiple of num_devices x accumulation = 3"),
         ("device: cpu ", "device: cuda:1 ", "train: device cuda:1 is one device, but num_devices is 2"),
         ("compile: auto", "compile: yes", "train.compile: input should be 'auto', True, False or 'graphs', got 'yes'"),
+        ("source: data/published", "source: null", "data.source: input should be a valid string"),
         ("tracker: null", "tracker: mlflow", "train.tracker: input should be 'tensorboard', got 'mlflow'"),
         ("augmentation: []", "augmentation: [flip]", "train.augmentation needs model.augmentation_input: true"),
         ("validation_fraction: 0.1", "validation_fraction: 0", "data.validation_fraction must be above 0, or train."),

@@ -529,7 +529,7 @@ def test_images_from_a_source_are_restored_before_the_stages_run() -> None:
     names = [command.partition("    ")[0] for command in commands]
     restored = names.index(".venv/bin/dvc checkout data/images || .venv/bin/dvc pull data/images")
     assert names.index("make .venv/installed") < restored < names.index("make repro")
-    without = origin_here(Path("models/vdm"), {"data": {"source": None}}).commands
+    without = origin_here(Path("models/vdm"), {"data": {"source": "data/published"}}).commands
     assert not any("data/images" in command for command in without)
 
 

@@ -13,7 +13,6 @@ from small import Small, training_json
 
 from flows.cli import run
 from flows.core.errors import Exit, UserError
-from flows.core.params import Data
 from flows.images.given import read_files
 from flows.images.picture_files import BadImageError, read_images
 
@@ -191,11 +190,6 @@ def test_a_background_that_is_no_colour_is_refused(colour: str, tmp_path: Path) 
 def test_transforms_that_do_not_fit_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         settings(tmp_path, **changes)
-
-
-def test_cards_without_the_new_parameters_are_readable(tmp_path: Path) -> None:
-    stated = settings(tmp_path).model_dump(exclude={"background", "gray_as_rgb", "crop"})
-    assert Data.model_validate(stated) == settings(tmp_path)
 
 
 def test_given_pictures_get_what_the_card_says(tmp_path: Path) -> None:
