@@ -26,7 +26,7 @@ from benchmarks import explained, new_parser, positive, show
 from flows.compression import files
 from flows.core import layout
 from flows.core.model import open_model
-from flows.images.given import open_given
+from flows.images.given import open_named
 from flows.images.image_set import open_images
 
 Row = dict[str, Any]
@@ -109,7 +109,7 @@ def ours(images: np.ndarray, model: Path, num_timesteps: int) -> Row:
         settings: dict[str, Any] = {"num_timesteps": num_timesteps, "batch_size": BATCH, "verify": False}
         begin = cpu_seconds()
         coder = open_model(model)
-        with open_given(source, None, coder, transformed=False) as given:
+        with open_named(source, None, coder, transformed=False) as given:
             done = files.compress(given, coder, file, **settings)
         middle = cpu_seconds()
         files.decompress(file, open_model(model), out)

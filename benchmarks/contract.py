@@ -26,7 +26,7 @@ from sklearn.datasets import load_sample_images
 
 from benchmarks import explained, new_parser, positive, show
 from flows.contract.duplicates import QUERIES, lookalikes, search
-from flows.contract.facts import measure
+from flows.contract.facts import measure_facts
 from flows.contract.findings import Findings, Profile
 from flows.contract.inspection import inspect_images
 from flows.core.params_file import read_params
@@ -360,7 +360,7 @@ def found(known: CleanSet, copies: np.ndarray) -> float:
     shape = list(train.shape[1:])
     description = Description(name="benchmark", num_levels=known.num_levels, image_shape=shape, **counts)
     both = ImageSet(Path(), "benchmark", description, splits)
-    facts = {split: measure(images, known.num_levels) for split, images in splits.items()}
+    facts = {split: measure_facts(images, known.num_levels) for split, images in splits.items()}
     limit = PARAMS.contract.near_duplicate_distance
     alike = lookalikes(search(both, facts), limit)["train", "test"]
     named = np.isin(facts["test"].digest, facts["train"].digest)

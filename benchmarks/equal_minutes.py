@@ -38,8 +38,8 @@ from flows.core.params import Params
 from flows.core.params_file import preset_names
 from flows.evaluation.importing import import_checkpoint
 from flows.images.image_set import open_images
-from flows.training.distributed import from_first, is_first, launch, local_rank, process_group
-from flows.training.fitting import build, resolve, training_images
+from flows.training.distributed import is_first, launch, local_rank, process_group, take_first
+from flows.training.fitting import build, pixels_to_fit, resolve
 from vdm.evaluation import evaluate, paired_difference
 from vdm.training.batches import batch_indices
 from vdm.training.settings import TrainingSettings
@@ -104,7 +104,7 @@ def train_part(params: Params, images: Path, minutes: float, points: int, out: P
     config = arguments_of(params.model, image_set.image_shape, image_set.num_levels)
     settings = resolve(params.train, device)
     with process_group(device):
-        pixels = torch.from_numpy(training_images(image_set, "train")).to(device)
+        pixels = torch.from_numpy(pixels_to_fit(image_set, "train")).to(device)
 
         run = build(config, settings, pixels, None)
 
@@ -128,7 +128,7 @@ def train_peer(chosen: argparse.Namespace, seed: int, out: Path) -> None:
     device, size, image_set = find_device("auto"), chosen.peer_batch_size, open_images(chosen.images)
     torch.manual_seed(seed)
     config = arguments_of(preset_params(chosen.preset).model, image_set.image_shape, image_set.num_levels)
-    images = torch.from_numpy(training_images(image_set, "train"))
+    images = torch.from_numpy(pixels_to_fit(image_set, "train"))
     diffusion = peer_model(chosen.peer, config, size, device)
     numbers = count()
 
@@ -161,7 +161,7 @@ def take_points(
     rows, done, seconds = [], 0, 0.0
     for point in range(1, points + 1):
         begin = time.perf_counter() - seconds
-        while (seconds := from_first(time.perf_counter() - begin)) < 60 * minutes * point / points:
+        while (seconds := take_first(time.perf_counter() - begin)) < 60 * minutes * point / points:
             step(seconds)
             done += 1
         if is_first():

@@ -40,7 +40,7 @@ from vdm.choices import ScheduleKind
 from vdm.discretization import pixels_to_x, reconstruction_draw
 from vdm.evaluation import evaluate
 from vdm.model import VDM
-from vdm.ode import Derivative, Solve, State, basis_probes, evaluate_ode, log_density
+from vdm.ode import Derivative, OdeState, Solve, basis_probes, evaluate_ode, log_density
 from vdm.schedule import alpha, sigma
 from vdm.vlb import PredictNoise, bits_per_dim, diffusion_loss, low_discrepancy_times
 
@@ -196,8 +196,8 @@ def exact_predictor(x: Tensor) -> PredictNoise:
 def in_z(solve: Solve) -> Solve:
     """Return a solver whose state is z instead of y = z / sigma."""
 
-    def solve_in_z(derivative: Derivative, start: State, times: Tensor) -> State:
-        def of_z(gamma: Tensor, state: State) -> State:
+    def solve_in_z(derivative: Derivative, start: OdeState, times: Tensor) -> OdeState:
+        def of_z(gamma: Tensor, state: OdeState) -> OdeState:
             velocity, gain = derivative(gamma, (state[0] / sigma(gamma), state[1]))
             return sigma(gamma) * velocity + 0.5 * alpha(gamma) ** 2 * state[0], gain
 
@@ -211,8 +211,8 @@ def measure(run: Callable[[Solve], Tensor], solve: Solve, truth: Tensor) -> Row:
     """Return the number of network evaluations of a run, and its mean and worst error in bits/dim."""
     evaluations = 0
 
-    def counted(derivative: Derivative, start: State, times: Tensor) -> State:
-        def count(gamma: Tensor, state: State) -> State:
+    def counted(derivative: Derivative, start: OdeState, times: Tensor) -> OdeState:
+        def count(gamma: Tensor, state: OdeState) -> OdeState:
             nonlocal evaluations
             evaluations += 1
             return derivative(gamma, state)

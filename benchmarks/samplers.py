@@ -23,7 +23,7 @@ from flows.core.model import TrainedModel, open_model
 from flows.core.params import Sample
 from flows.core.params_file import read_params
 from flows.images.image_set import Chosen, open_images
-from flows.sampling.distances import frechet_distance, precision, recall, with_error
+from flows.sampling.distances import estimate_error, frechet_distance, precision, recall
 from flows.sampling.drawing import Drawing, draw
 from flows.sampling.features import Classifier, embed, open_features
 from vdm.samplers import SAMPLERS
@@ -81,7 +81,7 @@ def measure(settings: Sample, model: TrainedModel, network: Classifier, training
     figures: Row = {"cpu_seconds": seconds}
     for name, measured in {"fd": frechet_distance, **SHARES}.items():
         of = measured(training)
-        estimate = with_error(lambda chosen, of=of: of(drawn[chosen]), len(drawn), RESAMPLES, 0)  # type: ignore[misc]
+        estimate = estimate_error(lambda chosen, of=of: of(drawn[chosen]), len(drawn), RESAMPLES, 0)  # type: ignore[misc]
         figures |= {name: estimate.value, f"{name}_standard_error": estimate.standard_error}
     return figures
 

@@ -25,7 +25,7 @@ from torch.profiler import profile
 
 from benchmarks import explained, new_parser, positive, show
 from flows.core.errors import Exit, UserError
-from flows.core.files import writing_folder
+from flows.core.files import replace_folder
 from vdm.vlb import reconstruction_loss
 
 SIDE = 16
@@ -73,7 +73,7 @@ def patches(region: np.ndarray) -> np.ndarray:
 
 def write_patches(found: dict[str, np.ndarray], out: Path) -> list[Row]:
     """Write the patches of each part as an array in a folder of its name; return how many they are."""
-    with writing_folder(out) as folder:
+    with replace_folder(out) as folder:
         for part, region in found.items():
             (folder / part).mkdir()
             np.save(folder / part / "patches.npy", patches(region))

@@ -31,8 +31,8 @@ from flows import api
 from flows.core import layout
 from flows.core.model import TrainedModel
 from flows.evaluation.calibration import Calibration
-from flows.evaluation.surprise import Compared, compared
-from flows.images.grids import png, shown
+from flows.evaluation.surprise import Compared, compare_images
+from flows.images.grids import as_8_bits, png
 from flows.images.image_set import open_images, spread
 from flows.registry.calibration import calibration_of
 from flows.registry.project import Project
@@ -71,7 +71,7 @@ def jpeg(quality: int) -> Change:
 
     def change(images: np.ndarray, num_levels: int, _: np.random.Generator) -> np.ndarray:
         found = []
-        for pixels in shown(images, num_levels):
+        for pixels in as_8_bits(images, num_levels):
             file = BytesIO()
             Image.fromarray(pixels).save(file, format="jpeg", quality=quality)
             found.append(np.asarray(Image.open(file)).reshape(*pixels.shape[:2], -1).transpose(2, 0, 1))
@@ -165,13 +165,13 @@ def figures(found: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> R
 
 def ours(model: TrainedModel, calibration: Calibration, images: np.ndarray) -> Compared:
     """Return how odd images are."""
-    return compared(model, images, calibration, (), BATCH)
+    return compare_images(model, images, calibration, (), BATCH)
 
 
 def others(model: TrainedModel, images: np.ndarray, times: int, mean: float | None = None) -> dict[str, np.ndarray]:
     """Return the other scores of images; `mean` is the bits/dim of usual ones, by default of these."""
     bpd = evaluate(model.vdm, images, times_per_image=times, num_timesteps=None, batch_size=BATCH * times, seed=0).bpd
-    sizes = np.array([8 * len(png(pixels)) for pixels in shown(images, model.num_levels)]) / images[0].size
+    sizes = np.array([8 * len(png(pixels)) for pixels in as_8_bits(images, model.num_levels)]) / images[0].size
     return {
         "bits/dim": bpd,
         "minus PNG": bpd - sizes,

@@ -21,16 +21,16 @@ from torch import nn
 from flows.compression.coding import coding_of, new_coding
 from flows.core.card import CARD, card
 from flows.core.errors import Exit, UserError
-from flows.core.files import write_whole, writing_folder
+from flows.core.files import replace_folder, write_whole
 from flows.core.model import CONFIG, DescribedVDM, copy_model, model_in_memory
 from flows.core.networks import remember
 from flows.evaluation.calibration import calibration_with
-from flows.evaluation.surprise import Compared, compared
+from flows.evaluation.surprise import Compared, compare_images
 from flows.images.image_set import dtype_of
 from flows.registry.project import Project
 from flows.sampling.drawing import REPEATS
 from vdm import evaluation, sampling
-from vdm.classification import Classified, class_losses, classified_alone
+from vdm.classification import Classified, class_losses, classify_alone
 from vdm.evaluation import Evaluation, PairedDifference
 from vdm.model import VDM
 from vdm.sampling import Solver
@@ -72,7 +72,7 @@ def save(model: VDM, folder: str | Path, *, overwrite: bool = False) -> None:
         raise UserError(f"{folder} exists; {advice}", Exit.USAGE)
     if folder.exists() and not (folder / CONFIG).is_file():
         raise UserError(f"{folder} is no model, so it is not overwritten; name another folder", Exit.USAGE)
-    with writing_folder(folder) as empty:
+    with replace_folder(folder) as empty:
         copy_model(empty, known)
         if known.training:
             write_whole(empty / CARD, card(known, known.training, str(folder)))
@@ -205,7 +205,7 @@ def classify(model: VDM, images: np.ndarray, *, times_per_image: int = 32, seed:
         raise ValueError("the model has no classes; give `train` the labels of its images")
     require_counts(times_per_image=times_per_image)
     options = {"times_per_image": times_per_image, "num_timesteps": None, "seed": seed, "alone": True}
-    return classified_alone(class_losses(model, images, range(len(images)), batch_size=BATCH_OF_EVALUATIONS, **options))
+    return classify_alone(class_losses(model, images, range(len(images)), batch_size=BATCH_OF_EVALUATIONS, **options))
 
 
 def surprise(model: VDM, images: np.ndarray, held_out: np.ndarray | None = None, *, seed: int = 0) -> Compared:
@@ -231,7 +231,7 @@ def surprise(model: VDM, images: np.ndarray, held_out: np.ndarray | None = None,
         kept: dict[str, Any] = {"data_sha256": None, "split": "validation", "held_out": True}
         settings = {"levels": SURPRISE_LEVELS, "seed": seed, "batch_size": BATCH_OF_EVALUATIONS}
         calibration = calibration_with(known, held_out, **settings, **kept)
-    return compared(known, images, calibration, (), BATCH_OF_EVALUATIONS)
+    return compare_images(known, images, calibration, (), BATCH_OF_EVALUATIONS)
 
 
 def sample(model: VDM, num_images: int, *, seed: int = 0, solver: Solver = DEFAULT) -> np.ndarray:

@@ -9,10 +9,10 @@ import os
 import signal
 import sys
 
-from flows.core.errors import Exit, NetworkError, UserError, of_file
+from flows.core.errors import Exit, NetworkError, UserError, file_problem
 from flows.process.ending import STOP, STOPPED, fail, finish, stop_at_once
 from flows.process.groups import settle
-from flows.process.inputs import unchanged_inputs
+from flows.process.inputs import require_unchanged_inputs
 from flows.process.lifeline import end_with_starters
 from flows.process.streams import reader_has_ended, start_logging
 from vdm.errors import TrainingDiverged
@@ -47,7 +47,7 @@ def run(arguments: list[str]) -> Exit:
     """Run vdmctl and return its exit code.  A UserError becomes one line on stderr, a bug keeps its traceback."""
     start_logging()
     try:
-        with unchanged_inputs():
+        with require_unchanged_inputs():
             call(arguments)
         finish()
         sys.stdout.flush()
@@ -58,7 +58,7 @@ def run(arguments: list[str]) -> Exit:
     except OSError as error:
         if isinstance(error, BrokenPipeError) and reader_has_ended():
             return Exit.DONE
-        return fail(of_file(error), Exit.MISSING)
+        return fail(file_problem(error), Exit.MISSING)
     except TrainingDiverged as error:
         return fail(str(error), Exit.USAGE)
     except (MemoryError, RuntimeError) as error:

@@ -22,20 +22,20 @@ from prefect.states import Completed, Crashed, Failed
 from pydantic import Field
 
 from flows.core import bounded_yaml, layout
-from flows.core.documents import read
+from flows.core.documents import read_document
 from flows.core.errors import Exit, NetworkError, UserError, brief
 from flows.core.params import CHAMPION
 from flows.evaluation.results import BoundMetrics, bits
-from flows.images.folder import in_words
+from flows.images.folder import describe_damaged
 from flows.orchestration import artifacts
 from flows.orchestration.arrivals import has_same_images
 from flows.orchestration.checking import check_drift, compare_images, find_odd
-from flows.orchestration.due import Due, find_due, list_results, nothing_to_do
+from flows.orchestration.due import Due, find_due, list_results, say_nothing_to_do
 from flows.orchestration.outcome import Drifted, Outcome
 from flows.orchestration.releasing import RETRIED, catch_up, publish_all, release
 from flows.orchestration.runs import INTERRUPTED
 from flows.orchestration.silence import is_source_gone
-from flows.orchestration.streaming import EXPECTED, STOPPED, as_user_error, leave_out_tracebacks, result_of, stream
+from flows.orchestration.streaming import EXPECTED, STOPPED, leave_out_tracebacks, result_of, stream, to_user_error
 from flows.orchestration.workspace import Run, compose_params, prune, workspace
 from flows.process.ending import fail
 from flows.process.groups import settle
@@ -96,7 +96,7 @@ def train_vdm(
             outcome = outcome.released(decided)
         return Completed(name=outcome.state, message=str(outcome))
     except EXPECTED as error:
-        reason = as_user_error(error)
+        reason = to_user_error(error)
         outcome = Outcome("Drifted" if isinstance(error, Drifted) else "Failed", reason=str(reason))
         return Failed(name=outcome.state, message=str(outcome), data=reason)
     except STOPPED:
@@ -205,11 +205,11 @@ def restore(run: Run, due: Due) -> bool:
     Raises NetworkError (exit 5).
     """
     warn = get_run_logger().warning
-    complete = stages.restore(run, shared=is_shared(), recorded=due.lacks_source, warn=warn)
-    return complete and made_before(run) is not None
+    complete = stages.restore_outputs(run, shared=is_shared(), recorded=due.lacks_source, warn=warn)
+    return complete and find_results(run) is not None
 
 
-def made_before(run: Run) -> str | None:
+def find_results(run: Run) -> str | None:
     """Return the commit that has the results in the run's folder: the one from which it began, or an earlier run's."""
     return stages.has_results(run, [run.base, *list_results(run.main)])
 
@@ -243,7 +243,7 @@ def run_stages(run: Run, due: Due, outcome: Outcome, *, force: bool, wait_hours:
             continue
         run_stage(stage, run, force=force, wait_hours=wait_hours)
         if stage == stages.DOWNLOAD and (damaged := run.images.description.damaged):
-            outcome = outcome._replace(damaged=in_words(damaged))
+            outcome = outcome._replace(damaged=describe_damaged(damaged))
         if stage == stages.DOWNLOAD and due.newest:
             if due.same_code and due.same_parameters and not force and has_same_images(run.images, due.newest):
                 (run.folder / layout.DVC_LOCK).write_bytes(due.newest.content(layout.DVC_LOCK) or b"")
@@ -299,7 +299,7 @@ def reproduce(stage: str, run: Run, force: bool) -> None:
     try:
         if is_shared() and not force:
             stages.restore_stage(run, stage)
-        look = artifacts.Progress(run.folder).look if stage == "train" else None
+        look = artifacts.ProgressBar(run.folder).look if stage == "train" else None
         stream(["dvc", "repro", "--single-item", stage, *options], run.folder, look)
     except UserError as error:
         raise type(error)(f"stage {stage} failed: {error}", error.code) from error
@@ -310,13 +310,13 @@ def conclude(run: Run, outcome: Outcome) -> Outcome:
 
     The results of a run that was killed before its decision are released.
     """
-    made = made_before(run)
+    made = find_results(run)
     if made and not run.main.is_undecided(made):
-        return outcome._replace(reason=nothing_to_do(run.main, made))
+        return outcome._replace(reason=say_nothing_to_do(run.main, made))
     if not made:
         # The card in the model folder is cached by DVC and not in git.
         (run.folder / layout.RUN_CARD).write_bytes((run.folder / layout.CARD).read_bytes())
-        result = bits(read(BoundMetrics, run.folder / layout.METRICS))
+        result = bits(read_document(BoundMetrics, run.folder / layout.METRICS))
         made = run.commit(f"Retrain: {result}")
         get_run_logger().info("%s is commit %s on branch %s", result, made[:12], run.branch)
         if is_shared():

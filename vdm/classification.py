@@ -43,7 +43,7 @@ def class_losses(model: VDM, pixels: np.ndarray, share: range, **options: Any) -
     return np.stack([nats * each.sum(0) for each in terms])
 
 
-def classified(losses: np.ndarray) -> Classified:
+def classify_draws(losses: np.ndarray) -> Classified:
     """Classify images by draws of the bound of every class at common stratified times, (K,N,T) nats with T above 1."""
     bounds, images = losses.mean(2), np.arange(losses.shape[1])
     best, second = np.argsort(bounds, axis=0, kind="stable")[:2]
@@ -57,7 +57,7 @@ def classified(losses: np.ndarray) -> Classified:
     return Classified(best, shares.T, -bounds.T, apart.mean(1), error, mixture, bias)
 
 
-def classified_alone(losses: np.ndarray) -> Classified:
+def classify_alone(losses: np.ndarray) -> Classified:
     """Classify each image as if it were alone: the draws of the others have no part in its error."""
-    found = [classified(losses[:, [image]]) for image in range(losses.shape[1])]
+    found = [classify_draws(losses[:, [image]]) for image in range(losses.shape[1])]
     return Classified(*map(np.concatenate, zip(*found, strict=True)))

@@ -21,7 +21,7 @@ from scipy.special import stdtrit
 from vdm.choices import Precision
 from vdm.diffusion import image_generators
 from vdm.model import VDM, images_per_batch
-from vdm.prefetch import prefetched
+from vdm.prefetch import prefetch
 from vdm.vlb import bits_per_dim, grid_times
 
 GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
@@ -237,7 +237,7 @@ def image_terms(
 
     numbers = batches_of(share, batch_size=batch_size, times_per_image=times_per_image)
     parts = [torch.zeros(3, 0, dtype=torch.float64, device=like.device)]
-    for _, (batch, t, eps, *classes) in zip(progress(numbers), prefetched(inputs, numbers, like.device), strict=False):
+    for _, (batch, t, eps, *classes) in zip(progress(numbers), prefetch(inputs, numbers, like.device), strict=False):
         if num_timesteps is None:
             t = t.to(like.dtype)  # not for T steps: a rounded time may lie in another step
         t = t.clamp(max=1 - torch.finfo(t.dtype).eps)  # a float64 just below 1 may round to 1

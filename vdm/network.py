@@ -55,7 +55,7 @@ class NoisePredictor(nn.Module):
         classes: int | None = None,
     ) -> None:
         super().__init__()
-        require_possible(width, blocks, norm_groups, norm_eps, dropout, fourier_exponents)
+        require_buildable(width, blocks, norm_groups, norm_eps, dropout, fourier_exponents)
         if classes is not None and classes < 2:
             raise ValueError(f"classes {classes} must be at least 2")
         self.width = width
@@ -85,9 +85,9 @@ class NoisePredictor(nn.Module):
         self.up = nn.ModuleList(block(2 * width) for _ in range(blocks + 1))
         self.up_attention = attentions(blocks + 1)
         self.norm_out = nn.GroupNorm(norm_groups, width, norm_eps)
-        self.conv_out = zeroed(nn.Conv2d(width, channels, 3, padding=1))
+        self.conv_out = set_to_zero(nn.Conv2d(width, channels, 3, padding=1))
         if classes is not None:
-            self.class_embedding = zeroed(nn.Embedding(classes + 1, 4 * width))
+            self.class_embedding = set_to_zero(nn.Embedding(classes + 1, 4 * width))
 
     def forward(
         self, z_t: Tensor, gamma_t: Tensor, augmented: Tensor | None = None, classes: Tensor | None = None
@@ -125,7 +125,7 @@ class NoisePredictor(nn.Module):
         return silu(condition)
 
 
-def require_possible(
+def require_buildable(
     width: int, blocks: int, norm_groups: int, norm_eps: float, dropout: float, fourier_exponents: Sequence[int]
 ) -> None:
     """Raise ValueError unless a `NoisePredictor` with these arguments can be built and computes numbers."""
@@ -178,10 +178,10 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.norm_1 = nn.GroupNorm(norm_groups, inputs, norm_eps)
         self.conv_1 = nn.Conv2d(inputs, width, 3, padding=1)
-        self.project = zeroed(nn.Linear(condition, width, bias=False))
+        self.project = set_to_zero(nn.Linear(condition, width, bias=False))
         self.norm_2 = nn.GroupNorm(norm_groups, width, norm_eps)
         self.dropout = Dropout(dropout)
-        self.conv_2 = zeroed(nn.Conv2d(width, width, 3, padding=1))
+        self.conv_2 = set_to_zero(nn.Conv2d(width, width, 3, padding=1))
         self.shortcut = nn.Conv2d(inputs, width, 1) if inputs != width else nn.Identity()
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
@@ -213,7 +213,7 @@ class AttentionBlock(nn.Module):
         super().__init__()
         self.norm = nn.GroupNorm(norm_groups, width, norm_eps)
         self.query_key_value = nn.Linear(width, 3 * width)
-        self.project = zeroed(nn.Linear(width, width))
+        self.project = set_to_zero(nn.Linear(width, width))
 
     def forward(self, x: Tensor) -> Tensor:
         pixels = self.norm(x).flatten(2).transpose(1, 2)
@@ -266,7 +266,7 @@ def time_embedding(gamma_t: Tensor, width: int, gamma_min: float, gamma_max: flo
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def zeroed(layer: Layer) -> Layer:
+def set_to_zero(layer: Layer) -> Layer:
     """Set weights and bias of the layer to zero, and return it."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)

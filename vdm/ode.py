@@ -33,9 +33,9 @@ from vdm.model import VDM, images_per_batch
 from vdm.schedule import alpha, sigma
 from vdm.vlb import PredictNoise, bits_per_dim
 
-State = tuple[Tensor, Tensor]
-Derivative = Callable[[Tensor, State], State]
-Solve = Callable[[Derivative, State, Tensor], State]
+OdeState = tuple[Tensor, Tensor]
+Derivative = Callable[[Tensor, OdeState], OdeState]
+Solve = Callable[[Derivative, OdeState, Tensor], OdeState]
 """Takes a derivative, the state at the first time, and the times; returns the state at the last time.
 
 The state is y (B,C,H,W) and the gain of log density (B,) in nats per dimension.
@@ -134,7 +134,7 @@ def log_density(
     """
     num_dims = z_0[0].numel()
 
-    def derivative(gamma: Tensor, state: State) -> State:
+    def derivative(gamma: Tensor, state: OdeState) -> OdeState:
         y = state[0].detach().requires_grad_()
         with torch.enable_grad(), torch.autocast(y.device.type, enabled=False):
             eps_hat = predict_noise(sigma(gamma) * y, gamma.expand(len(y)))

@@ -16,7 +16,7 @@ from torch import Tensor
 Key = TypeVar("Key")
 
 
-def prefetched(
+def prefetch(
     make: Callable[[Key], Sequence[np.ndarray]], keys: Iterable[Key], device: torch.device, *, ahead: int = 2
 ) -> Iterator[list[Tensor]]:
     """Yield the arrays that `make` returns for every key, on the device, made while up to `ahead` others are in use.
@@ -30,7 +30,7 @@ def prefetched(
         if device.type == "cuda":  # where many operations do not take uint16
             tensors = [tensor.int() if tensor.dtype == torch.uint16 else tensor for tensor in tensors]
         with torch.cuda.stream(stream):
-            moved = [pinned(tensor, device).to(device, non_blocking=True) for tensor in tensors]
+            moved = [pin(tensor, device).to(device, non_blocking=True) for tensor in tensors]
             return moved, stream.record_event() if stream else None
 
     def taken(future: Future[tuple[list[Tensor], Any]]) -> list[Tensor]:
@@ -52,6 +52,6 @@ def prefetched(
             yield taken(pending.popleft())
 
 
-def pinned(tensor: Tensor, device: torch.device) -> Tensor:
+def pin(tensor: Tensor, device: torch.device) -> Tensor:
     """Return the tensor of the host in page-locked memory if the device is CUDA: its copies then need no waiting."""
     return tensor.pin_memory() if device.type == "cuda" else tensor

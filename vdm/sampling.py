@@ -22,7 +22,7 @@ from vdm.choices import Grid, Precision
 from vdm.diffusion import denoise, forward_step, image_generators, reverse_step
 from vdm.discretization import nearest_pixels, pixels_to_x
 from vdm.model import VDM
-from vdm.prefetch import prefetched
+from vdm.prefetch import prefetch
 from vdm.schedule import LinearSchedule
 from vdm.vlb import PredictNoise
 
@@ -185,5 +185,5 @@ def image_noise(model: VDM, indices: Iterable[int], seed: int, count: int) -> It
             generator.standard_normal(out=image, dtype=np.float32)
         return [noise]
 
-    for (noise,) in prefetched(draw, range(count), like.device):
+    for (noise,) in prefetch(draw, range(count), like.device):
         yield noise.to(like.dtype)

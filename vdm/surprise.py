@@ -51,7 +51,7 @@ sigma/alpha = exp(gamma/2), and x reaches from -1 to 1.
 """
 
 
-class Reference(NamedTuple):
+class HeldOut(NamedTuple):
     """What the features of held-out images say about those of others, F for each image; made by `reference`."""
 
     mean: np.ndarray
@@ -78,7 +78,7 @@ class Reference(NamedTuple):
         return np.asarray((1 + count - np.searchsorted(self.scores, scores)) / (1 + count))
 
 
-def reference(features: np.ndarray, first: np.ndarray) -> Reference:
+def reference(features: np.ndarray, first: np.ndarray) -> HeldOut:
     """Return the reference of held-out images by their features (N,F); `first` (N,) says which are in the first half.
 
     Raises ValueError unless both halves have images, and all features are finite.
@@ -89,11 +89,11 @@ def reference(features: np.ndarray, first: np.ndarray) -> Reference:
         raise ValueError("the features of held-out images are not finite")
     mean, deviation = features[first].mean(0), features[first].std(0)
     deviation = np.where(deviation > 0, deviation, 1.0)
-    made = Reference(mean, deviation, spatial.KDTree((features[first] - mean) / deviation), np.zeros(0))
+    made = HeldOut(mean, deviation, spatial.KDTree((features[first] - mean) / deviation), np.zeros(0))
     return made._replace(scores=np.sort(made.score(features[~first])))
 
 
-def noise_levels(model: VDM, count: int) -> Tensor:
+def middle_levels(model: VDM, count: int) -> Tensor:
     """Return `count` levels gamma, (L,), rising: the middles of equal parts of the way from gamma_0 to gamma_1."""
     gamma_0, gamma_1 = model.schedule.gamma_0, model.schedule.gamma_1
     middles = (torch.arange(count, device=gamma_0.device, dtype=gamma_0.dtype) + 0.5) / count
@@ -119,7 +119,7 @@ def image_features(
     model.require_evaluation_mode()
     model.require_images(pixels)
     like = next(model.parameters())
-    gammas = noise_levels(model, levels)
+    gammas = middle_levels(model, levels)
     noise = torch.from_numpy(image_noise(seed, range(1), levels, model.image_shape)).to(like)
     parts = [torch.zeros(0, 2 * levels + len(STATISTICS), dtype=torch.float64, device=like.device)]
     for start in progress(range(0, len(pixels), batch_size)):
@@ -134,11 +134,11 @@ def image_features(
         ]
         # A loss of 0, which the exact predictor of one image has, has a logarithm, too.
         logarithms = torch.stack(squares, dim=1).double().clamp(min=torch.finfo(torch.float32).tiny).log()
-        parts.append(torch.cat([logarithms, statistics(batch, model.num_levels)], dim=1))
+        parts.append(torch.cat([logarithms, pixel_statistics(batch, model.num_levels)], dim=1))
     return torch.cat(parts).cpu().numpy()
 
 
-def statistics(pixels: Tensor, num_levels: int) -> Tensor:
+def pixel_statistics(pixels: Tensor, num_levels: int) -> Tensor:
     """Return `STATISTICS` of images (B,C,H,W): (B,7) float64."""
     levels = pixels.double()
     flat, (height, width) = levels.flatten(1), levels.shape[2:]
@@ -182,7 +182,7 @@ class Expected(NamedTuple):
     high: int
 
 
-def expected(num_images: int, calibrated: int, level: float, chance: float) -> Expected:
+def expected_count(num_images: int, calibrated: int, level: float, chance: float) -> Expected:
     """Return how many of so many exchangeable images have p <= level, with n `calibrated` images: beta-binomial.
 
     With k = floor(level (n + 1)) the probability of p <= level, given these n, has the distribution Beta(k, n + 1 - k).

@@ -13,7 +13,7 @@ from vdm.choices import Split
 commands = typer.Typer()
 
 
-def known_device(name: str) -> str:
+def require_device(name: str) -> str:
     """Return `name` if it names a device.  Raises BadParameter for any other text."""
     from flows.core.params import device_name
 
@@ -23,7 +23,7 @@ def known_device(name: str) -> str:
         raise typer.BadParameter(str(error)) from error
 
 
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", callback=known_device)]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", callback=require_device)]
 
 
 @commands.command()
@@ -53,26 +53,26 @@ def compress(
     `vdmctl decompress` needs the same model. It is sure to work only with the versions of torch and NumPy and the
     kind of processor that the file names.
     """
-    from flows.commands.summary import counted
+    from flows.commands.summary import quantity
     from flows.compression.files import compress
     from flows.core.files import require_replaceable
-    from flows.evaluation.results import with_error
-    from flows.images.given import open_given
+    from flows.evaluation.results import format_figure
+    from flows.images.given import open_named
     from flows.repository.lock_file import require_no_outputs
 
     require_no_outputs(project(), out)
     coder = project().model(model, device)
     require_replaceable(out, images, coder.folder, force=force)
     options = {"num_timesteps": num_timesteps, "batch_size": batch_size}
-    with open_given(images, split, coder, transformed=False, fit=fit) as to_compress:
+    with open_named(images, split, coder, transformed=False, fit=fit) as to_compress:
         done = compress(to_compress, coder, out, **options, verify=verify)
-    bound = with_error(done.bound_bpd, done.bound_bpd_standard_error)
+    bound = format_figure(done.bound_bpd, done.bound_bpd_standard_error)
     code = "" if done.code_bpd is None else f", {done.code_bpd:.4f} for the images encoded with the model"
     text = (
-        f"{done.out}: {counted(done.num_images, 'image')}, {done.pixel_bytes:,} -> {done.file_bytes:,} bytes,"
+        f"{done.out}: {quantity(done.num_images, 'image')}, {done.pixel_bytes:,} -> {done.file_bytes:,} bytes,"
         f" {'verified' if done.verified else 'not verified'}\n"
         f"{done.net_bpd:.4f} bits/dim for the whole file{code}\n"
-        f"{bound} is the bound in {counted(done.num_timesteps, 'step')}"
+        f"{bound} is the bound in {quantity(done.num_timesteps, 'step')}"
         f"{', given the classes, which are in the file, too' if done.classes else ''}"
     )
     say_result(done.model_dump(), text, as_json)
@@ -92,7 +92,7 @@ def decompress(
 
     If the file is cut short or damaged, nothing is written, and the exit code is 5.
     """
-    from flows.commands.summary import counted
+    from flows.commands.summary import quantity
     from flows.compression.files import WRITTEN, decompress
     from flows.core.files import require_replaceable
     from flows.repository.lock_file import require_no_outputs
@@ -101,4 +101,4 @@ def decompress(
     coder = project().model(model, device)
     require_replaceable(out, file, coder.folder, force=force, names=WRITTEN)
     done = decompress(file, coder, out)
-    say_result(done.model_dump(), f"{counted(done.num_images, 'image')} in {done.out}", as_json)
+    say_result(done.model_dump(), f"{quantity(done.num_images, 'image')} in {done.out}", as_json)

@@ -129,13 +129,13 @@ class Asked(NamedTuple):
     @contextmanager
     def opened(self) -> "Iterator[tuple[TrainedModel, Chosen]]":
         """Yield the model and the images.  Raises UserError for what is missing, damaged or does not fit."""
-        from flows.images.given import open_given
+        from flows.images.given import open_named
 
         model = project().model(self.model)
         if self.images is None:
             yield model, images_for(self.split or "test", self.model, most=self.num_images)
             return
-        with open_given(self.images, self.split, model, self.num_images, fit=self.fit) as chosen:
+        with open_named(self.images, self.split, model, self.num_images, fit=self.fit) as chosen:
             yield model, chosen
 
 
@@ -183,9 +183,9 @@ def evaluate_bound(
 
 def compare_with_png(figures: "list[float | None]", images: "Chosen") -> None:
     """Warn if none of a model's figures of the images in bits/dim is as good as what they take in a PNG."""
-    from flows.images.as_png import in_one_png
+    from flows.images.as_png import measure_png
 
-    png = in_one_png(images.pixels)
+    png = measure_png(images.pixels)
     if all(map(png.is_better, figures)):
         log.warning("worse than PNG: train longer; in one PNG %s take %.4f bits/dim", png.words, png.bpd)
 
@@ -216,18 +216,18 @@ def classify(
     settings = override(project().params.evaluate, {"class_times": times} if times else {})
     from flows.core.tables import table
     from flows.evaluation.classes import classify
-    from flows.evaluation.results import with_error
-    from flows.images.given import open_given
+    from flows.evaluation.results import format_figure
+    from flows.images.given import open_named
 
     classifier = project().model(model)
-    with open_given(images, split, classifier, fit=fit) as to_classify:
+    with open_named(images, split, classifier, fit=fit) as to_classify:
         found = classify(settings, classifier, to_classify, until_sure=until_sure)
     columns = {
         "image": map(str, range(len(found.best))),
         "file": found.files,
         "class": found.names or map(str, found.best),
         "probability": (f"{each[best]:.4f}" for each, best in zip(found.probabilities, found.best, strict=True)),
-        "margin, nats": map(with_error, found.margin, found.margin_standard_error),
+        "margin, nats": map(format_figure, found.margin, found.margin_standard_error),
         "times": map(str, found.times),
     }
     shown = {title: cells for title, cells in columns.items() if cells is not None}
@@ -256,10 +256,10 @@ def surprise(
     hundred has p <= 0.01. docs/surprise.md says what this finds, and what it does not.
     """
     settings = project().params.evaluate
-    from flows.commands.summary import of_surprise
+    from flows.commands.summary import describe_surprise
     from flows.evaluation.surprise import surprise
-    from flows.images.given import open_given
-    from flows.registry.calibration import calibration_of, seen_by
+    from flows.images.given import open_named
+    from flows.registry.calibration import calibration_of, digests_seen_by
     from flows.report.odd import write_odd
     from flows.repository.lock_file import require_no_outputs
 
@@ -272,19 +272,21 @@ def surprise(
     if labels:
         if out:
             raise UserError("--labels prints, and writes no --out", Exit.USAGE)
-        from flows.commands.summary import of_labels
+        from flows.commands.summary import describe_labels
         from flows.evaluation.labels import unlikely_labels
 
-        with open_given(images, split, compared, num_images, fit=fit) as chosen:
+        with open_named(images, split, compared, num_images, fit=fit) as chosen:
             labelled = unlikely_labels(settings, compared, chosen)
-        say_result(labelled.model_dump(), of_labels(labelled), as_json)
+        say_result(labelled.model_dump(), describe_labels(labelled), as_json)
         return
     calibration = calibration_of(project(), compared)
-    with open_given(images, split, compared, num_images, fit=fit) as chosen:
-        found = surprise(settings, compared, chosen, calibration, seen_by(project(), compared, chosen.set, calibration))
+    with open_named(images, split, compared, num_images, fit=fit) as chosen:
+        found = surprise(
+            settings, compared, chosen, calibration, digests_seen_by(project(), compared, chosen.set, calibration)
+        )
         if out:
             write_odd(found, chosen, out)
-    say_result(found.model_dump(), of_surprise(found), as_json)
+    say_result(found.model_dump(), describe_surprise(found), as_json)
 
 
 @commands.command()
@@ -322,14 +324,14 @@ def sample_metrics(model: "TrainedModel") -> "SampleMetrics | None":
 
     That of a folder's model is measured on the last samples in the working tree, if this model drew them.
     """
-    from flows.core.documents import read
+    from flows.core.documents import read_document
     from flows.evaluation.results import SampleMetrics
 
     if version := project().version(model.name):
         return version.samples
     if not layout.SAMPLE_METRICS.exists():
         return None
-    measured = read(SampleMetrics, layout.SAMPLE_METRICS, "run `vdmctl sample`")
+    measured = read_document(SampleMetrics, layout.SAMPLE_METRICS, "run `vdmctl sample`")
     return measured if measured.model_sha256 == model.sha256 else None
 
 
@@ -428,12 +430,12 @@ def export(
 
 def metrics_of(model: "TrainedModel") -> "Metrics | None":
     """Return the figures of a version, or of a model in a folder: those in it, or the working tree's; None without."""
-    from flows.core.documents import read
+    from flows.core.documents import read_document
     from flows.evaluation.results import Metrics
 
     if version := project().version(model.name):
         return version.metrics if version.metrics.model_sha256 == model.sha256 else None
     for path in (model.folder / layout.METRICS.relative_to(layout.REPORTS), layout.METRICS):
-        if path.exists() and (found := read(Metrics, path)).model_sha256 == model.sha256:
+        if path.exists() and (found := read_document(Metrics, path)).model_sha256 == model.sha256:
             return found
     return None

@@ -68,7 +68,7 @@ MEANINGS = {
 }
 
 
-def written(page: str) -> str:
+def fill_in_keys(page: str) -> str:
     """Return the page with its lists of keys as the documents have them.  A meaning is told where it comes first."""
     told: set[str] = set()
     sections: dict[type[BaseModel], str] = {}
@@ -94,9 +94,9 @@ def keys(
     """
     schema = document.model_json_schema()
     for name, field in document.model_fields.items():
-        meaning = in_a_line(field.description) if field.description else MEANINGS.get(name, "")
+        meaning = join_lines(field.description) if field.description else MEANINGS.get(name, "")
         kind = type_of(schema["properties"][name])
-        text = "" if kind == implied(name) else f", {kind}"
+        text = "" if kind == implied_type(name) else f", {kind}"
         inner = documents_in(field.annotation)
         text += "".join(f" like `{known[each]}`" for each in inner if each in known)
         text += f": {meaning}" if meaning and meaning not in told else ""
@@ -108,13 +108,13 @@ def keys(
                 yield from keys(each, told, known, f"  {start}")
 
 
-def in_a_line(text: str) -> str:
+def join_lines(text: str) -> str:
     """Return the text below a field as it stands behind a colon."""
     line = " ".join(text.split())
     return line[0].lower() + line[1:].rstrip(".")
 
 
-def implied(name: str) -> str:
+def implied_type(name: str) -> str:
     """Return the type that the page does not repeat."""
     return "integer" if name.startswith("num_") else "text" if name.endswith("_sha256") else "number or null"
 
@@ -136,7 +136,7 @@ def documents_in(annotation: Any) -> list[type[BaseModel]]:
     return [inner for argument in get_args(annotation) for inner in documents_in(argument)]
 
 
-def with_tables(page: str) -> str:
+def fill_in_tables(page: str) -> str:
     """Return the page with its tables of samplers and of figures as the code declares them."""
     rows: dict[str, list[tuple[Any, ...]]] = {
         "samplers": [
@@ -148,15 +148,15 @@ def with_tables(page: str) -> str:
             *((f"`{key}`", *figure) for key, figure in QUALITY.items()),
         ],
     }
-    return TABLE.sub(lambda found: found[1] + in_markdown(rows[found[2]]), page)
+    return TABLE.sub(lambda found: found[1] + markdown_table(rows[found[2]]), page)
 
 
-def in_markdown(rows: list[tuple[Any, ...]]) -> str:
+def markdown_table(rows: list[tuple[Any, ...]]) -> str:
     """Return a table whose first row is its header."""
     header, *others = [f"| {' | '.join(map('{}'.format, row))} |\n" for row in rows]
     return "".join([header, f"|{'---|' * len(rows[0])}\n", *others])
 
 
 if __name__ == "__main__":
-    write_whole(PAGE, written(PAGE.read_text(encoding="utf-8")))
-    write_whole(SAMPLES_PAGE, with_tables(SAMPLES_PAGE.read_text(encoding="utf-8")))
+    write_whole(PAGE, fill_in_keys(PAGE.read_text(encoding="utf-8")))
+    write_whole(SAMPLES_PAGE, fill_in_tables(SAMPLES_PAGE.read_text(encoding="utf-8")))

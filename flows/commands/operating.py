@@ -85,7 +85,7 @@ def status(
     device; the apps and what they serve; the worktrees of runs; the champion; and the disk usage. The last lines say
     what is wrong and what to do.
     """
-    from flows.commands.summary import counted
+    from flows.commands.summary import quantity
     from flows.core.tables import table
     from flows.orchestration.status import status
 
@@ -94,7 +94,7 @@ def status(
         found = found.model_copy(update={"problems": [*found.problems, *champion_problems()]})
     say_result(found.model_dump(exclude_unset=True), table(("what", "state"), list(rows(found))), as_json)
     if problems := found.problems:
-        raise UserError(f"status: {counted(len(problems), 'problem')}: {problems[0]}", Exit.MISSING)
+        raise UserError(f"status: {quantity(len(problems), 'problem')}: {problems[0]}", Exit.MISSING)
 
 
 def champion_problems() -> list[str]:

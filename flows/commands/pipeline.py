@@ -11,7 +11,7 @@ from flows.commands.arguments import MODEL_HELP, AsJson, ForceOption, project
 from flows.core import layout
 from flows.core.errors import Exit, UserError, brief
 from flows.core.escaping import visible
-from flows.core.files import scratch_folder, write_whole, writing
+from flows.core.files import replace_file, scratch_folder, write_whole
 from flows.process.inputs import content
 from flows.process.streams import say, say_json, say_on_stderr, say_result
 
@@ -25,7 +25,7 @@ SIGNED = "# `vdmctl preset` wrote the lines above, and writes others over them w
 """What the last line of a params.yaml for a folder of images says, before the digest."""
 
 
-def kept(folder: Path) -> Path:
+def outside_experiment(folder: Path) -> Path:
     """Return `folder`; in the copy that DVC makes for an experiment, and deletes, return the project's own one."""
     project, copy, _ = str(Path.cwd()).partition("/.dvc/tmp/exps/")
     return Path(project, folder) if copy else folder
@@ -36,7 +36,7 @@ def download() -> None:
     """Download or read the image set that `data:` names, check its checksums, and write data/images."""
     from flows.images.download import download
 
-    download(project().params.data, out=layout.IMAGES, downloads=kept(layout.DOWNLOADS))
+    download(project().params.data, out=layout.IMAGES, downloads=outside_experiment(layout.DOWNLOADS))
 
 
 @commands.command()
@@ -54,7 +54,7 @@ def validate(
     --out names a folder.
     """
     if path is not None:
-        validate_given(path, reference, out, as_json)
+        validate_path(path, reference, out, as_json)
     elif out or as_json:
         raise UserError("--out and --json need PATH", Exit.USAGE)
     else:
@@ -71,7 +71,7 @@ def run_validate(reference: Path | None) -> None:
     validate(project().params.contract, images=images, out=layout.FINDINGS.parent, reference=expected)
 
 
-def validate_given(path: Path, reference: Path | None, out: Path | None, as_json: bool) -> None:
+def validate_path(path: Path, reference: Path | None, out: Path | None, as_json: bool) -> None:
     """Check a set or a folder of images, and write the report into `out`, if it is given.
 
     Raises UserError: exit 4 for images that the contract refuses, 2 for an `out` that would replace what is needed.
@@ -119,7 +119,7 @@ def train() -> None:
     from flows.images.image_set import open_images
     from flows.training.fitting import train
 
-    paths = {"out": layout.TRAINED, "curves": layout.CURVES, "trainings": kept(layout.TRAININGS)}
+    paths = {"out": layout.TRAINED, "curves": layout.CURVES, "trainings": outside_experiment(layout.TRAININGS)}
     checked, start = project().verdict, model_to_start_from(params.train.start_from)
     train(params.model, params.train, open_images(layout.IMAGES), checked, **paths, start=start)
 
@@ -163,7 +163,7 @@ def register() -> None:
     register(
         *sections, trained, open_images(layout.IMAGES), project().verdict, curves=layout.CURVES, out=layout.REGISTERED
     )
-    forget(kept(layout.TRAININGS), trained.sha256)
+    forget(outside_experiment(layout.TRAININGS), trained.sha256)
 
 
 @commands.command()
@@ -202,10 +202,10 @@ def run_report() -> None:
     from flows.registry.results import OUTPUTS
     from flows.report.origin import origin_here
     from flows.report.page import report
-    from flows.report.results import opened_images, opened_model
+    from flows.report.results import find_images, find_model
 
-    origin, model = origin_here(layout.REGISTERED, project().shown_params), opened_model(layout.REGISTERED)
-    report(origin, OUTPUTS, opened_images(layout.IMAGES), model, out=layout.PAGE, pictures=layout.PICTURES)
+    origin, model = origin_here(layout.REGISTERED, project().shown_params), find_model(layout.REGISTERED)
+    report(origin, OUTPUTS, find_images(layout.IMAGES), model, out=layout.PAGE, pictures=layout.PICTURES)
 
 
 def write_page(models: list[str], out: Path, *, force: bool) -> None:
@@ -230,11 +230,11 @@ def print_results(as_json: bool) -> None:
     If the outputs cannot be compared with a commit, print why on stderr.
     """
     from flows.commands.summary import summary
-    from flows.core.documents import read
+    from flows.core.documents import read_document
     from flows.evaluation.results import BoundMetrics
     from flows.registry.verification import reproduction
 
-    metrics = read(BoundMetrics, layout.METRICS, "run `dvc repro`")
+    metrics = read_document(BoundMetrics, layout.METRICS, "run `dvc repro`")
     compared = None
     try:
         compared = reproduction(project())
@@ -314,16 +314,16 @@ def preset(
     present = content(layout.PARAMS)
     if not force and present is not None:
         before = present.decode(errors="replace")
-        if before != signed(before) and all(read_preset(each) != before for each in preset_names()):
+        if before != sign(before) and all(read_preset(each) != before for each in preset_names()):
             reason = f"{layout.PARAMS} differs from every preset, and from what `vdmctl preset --images` wrote"
             raise UserError(f"{reason}; --force overwrites it", Exit.USAGE)
-    with writing(layout.PARAMS) as file:  # a folder that cannot be written is reported before minutes of measuring
+    with replace_file(layout.PARAMS) as file:  # a folder that cannot be written is reported before minutes of measuring
         if images is not None:
             from flows.training.planning import plan
 
             start = model_to_start_from(start_from)
             chosen = {"classes": classes, "without_copies": without_copies}
-            text = signed(plan(name, images, 10 if minutes is None else minutes, start, **chosen))
+            text = sign(plan(name, images, 10 if minutes is None else minutes, start, **chosen))
         if content(layout.PARAMS) != present:
             raise UserError(f"{layout.PARAMS} changed meanwhile, so it stays as it is; run again", Exit.USAGE)
         file.write(text.encode())
@@ -335,7 +335,7 @@ def preset(
     say(f"{layout.PARAMS}: {what}; {runs}")
 
 
-def signed(text: str) -> str:
+def sign(text: str) -> str:
     """Return the text of a params.yaml with its digest in the last line, in place of an earlier one."""
     text = text.partition(SIGNED)[0]
     return f"{text}{SIGNED}{hashlib.sha256(text.encode()).hexdigest()}\n"

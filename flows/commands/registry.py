@@ -38,7 +38,7 @@ def models(as_json: AsJson = False) -> None:
     else:
         bpd = "bits/dim (validation)"
         header = ("version", "stage", bpd, "images", "from", "samples (held-out)", "data", "commit", "created")
-        say(table(header, [shown(version) for version in versions]))
+        say(table(header, [cells_of(version) for version in versions]))
 
 
 @commands.command()
@@ -62,23 +62,23 @@ def lineage(
         show_having(image, as_json)
         return
     from flows.core import bounded_yaml
-    from flows.registry.lineage import lineage
+    from flows.registry.lineage import trace_lineage
 
     registry = project().registry
-    found = lineage(registry, registry.resolve(str(model))).model_dump(exclude_unset=True)
+    found = trace_lineage(registry, registry.resolve(str(model))).model_dump(exclude_unset=True)
     say_result(found, bounded_yaml.dump(found).rstrip(), as_json)  # YAML is easier to read
 
 
 def show_having(image: Path, as_json: bool) -> None:
     """Print the versions that have a picture, or a model that was trained on it in their line."""
     from flows.core.tables import table
-    from flows.registry.images import having, pictures_in
+    from flows.registry.images import digest_pictures, find_versions_with
 
     registry = project().registry
-    wanted, others = pictures_in(image)
+    wanted, others = digest_pictures(image)
     for name, reason in others.items():
         log.warning("%s can be no image of a version: %s", name, reason)
-    found = having(registry, wanted)
+    found = find_versions_with(registry, wanted)
     rows = [
         (
             each.version,
@@ -210,16 +210,16 @@ def row_of(version: "Version") -> dict[str, Any]:
     return row | {"samples": samples} | ({"problem": version.problem} if version.problem else {})
 
 
-def shown(version: "Version") -> tuple[str, ...]:
+def cells_of(version: "Version") -> tuple[str, ...]:
     """Return the cells of a row of `vdmctl models`."""
-    from flows.evaluation.results import with_error
+    from flows.evaluation.results import format_figure
 
     metrics, validation = version.metrics, version.metrics.validation
     figure = "unreadable" if version.problem else "unknown"
     if metrics.bpd is not None:
-        figure = with_error(metrics.bpd, metrics.bpd_standard_error)
+        figure = format_figure(metrics.bpd, metrics.bpd_standard_error)
         if validation and validation.bpd is not None:
-            figure += f" ({with_error(validation.bpd, validation.bpd_standard_error)})"
+            figure += f" ({format_figure(validation.bpd, validation.bpd_standard_error)})"
         figure += ", given the class" if metrics.given == "class" else ""
     data = (metrics.data_sha256 or "unknown")[:12]
     images = "unknown" if metrics.num_train is None else f"{metrics.num_train:,}"

@@ -69,7 +69,7 @@ def sample(
             raise UserError(f"options need a MODEL, such as {layout.REGISTERED}; without it the stage runs", Exit.USAGE)
         run_sample()
         return
-    from flows.commands.summary import counted
+    from flows.commands.summary import quantity
     from flows.repository.lock_file import require_no_outputs
     from flows.sampling.request import Request, answer
 
@@ -80,7 +80,7 @@ def sample(
     done = answer(
         Request(project().model(model, settings.device), settings, out or OUT, **places, force=force, classes=classes)
     )
-    text = f"{counted(done.num_images, 'image')} in {done.out}" + (f", their film in {film}" if film else "")
+    text = f"{quantity(done.num_images, 'image')} in {done.out}" + (f", their film in {film}" if film else "")
     say_result(done.model_dump(), text, as_json)
 
 

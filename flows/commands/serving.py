@@ -81,11 +81,11 @@ def device_for(name: str) -> str:
         return name
     import torch
 
-    from flows.process.locks import holder_of, lock_of
+    from flows.process.locks import device_lock, holder_of
 
     if not torch.cuda.is_available():
         return "cpu"
-    if holder := holder_of(lock_of(torch.device("cuda"))):
+    if holder := holder_of(device_lock(torch.device("cuda"))):
         say_on_stderr(f"{holder} trains on the GPU, so the app takes the CPU; --device cuda shares the GPU")
         return "cpu"
     return "cuda"

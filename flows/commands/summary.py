@@ -8,7 +8,7 @@ from flows.evaluation.results import (
     Comparison,
     OdeMetrics,
     bits,
-    with_error,
+    format_figure,
 )
 from flows.process.streams import say_result
 
@@ -24,55 +24,55 @@ def summary(result: BoundMetrics | OdeMetrics | Comparison) -> str:
     """Return a result as lines of text."""
     match result:
         case BoundMetrics():
-            return bound(result)
+            return describe_bound(result)
         case OdeMetrics():
-            images = counted(result.num_images, f"{result.split} image")
-            draws = counted(result.num_draws, f"{result.dequantisation} draw")
-            probes = counted(result.num_probes, "probe") if result.num_probes else "exact divergence"
+            images = quantity(result.num_images, f"{result.split} image")
+            draws = quantity(result.num_draws, f"{result.dequantisation} draw")
+            probes = quantity(result.num_probes, "probe") if result.num_probes else "exact divergence"
             return (
                 f"{bits(result)} under the probability-flow ODE, {images}, {draws}, {probes}"
                 f"{', given the class' if result.given == 'class' else ''}\n"
-                f"numerical error {with_error(result.bpd_numerical_error, form='+.4f')} bits/dim:"
-                f" {counted(result.num_repeated, 'image')} at tolerance {result.tolerance:g} and a tenth of it"
+                f"numerical error {format_figure(result.bpd_numerical_error, form='+.4f')} bits/dim:"
+                f" {quantity(result.num_repeated, 'image')} at tolerance {result.tolerance:g} and a tenth of it"
             )
         case Comparison():
-            return difference(result)
+            return describe_difference(result)
 
 
-def bound(result: BoundMetrics) -> str:
+def describe_bound(result: BoundMetrics) -> str:
     """Return the bound with its terms and the settings of its evaluation, as text."""
-    prior, reconstruction = with_error(result.prior_bpd), with_error(result.reconstruction_bpd)
-    terms = f"{prior} prior + {reconstruction} reconstruction + {with_error(result.diffusion_bpd)} diffusion"
-    lines = [f"{bits(result)} = {terms}", evaluated(result)]
+    prior, reconstruction = format_figure(result.prior_bpd), format_figure(result.reconstruction_bpd)
+    terms = f"{prior} prior + {reconstruction} reconstruction + {format_figure(result.diffusion_bpd)} diffusion"
+    lines = [f"{bits(result)} = {terms}", describe_settings(result)]
     if of := result.classes:
-        gain = with_error(of.gain_bpd, of.gain_standard_error, "+.4f")
+        gain = format_figure(of.gain_bpd, of.gain_standard_error, "+.4f")
         lines.append(f"without the class: {bits(of.without)}; the class is worth {gain}")
         if of.accuracy is not None:
-            how = f"{counted(of.num_classified, 'image')}, {counted(of.class_times, 'noise level')} for each class"
-            found = with_error(of.accuracy, of.accuracy_standard_error)
-            lines.append(f"accuracy: {found}, by chance {with_error(1 / of.num_classes)}, {how}")
-            bias = f"Monte Carlo bias {with_error(of.mixture_bias_bpd, form='+.4f')}"
-            mixture = with_error(of.mixture_bpd, of.mixture_standard_error)
+            how = f"{quantity(of.num_classified, 'image')}, {quantity(of.class_times, 'noise level')} for each class"
+            found = format_figure(of.accuracy, of.accuracy_standard_error)
+            lines.append(f"accuracy: {found}, by chance {format_figure(1 / of.num_classes)}, {how}")
+            bias = f"Monte Carlo bias {format_figure(of.mixture_bias_bpd, form='+.4f')}"
+            mixture = format_figure(of.mixture_bpd, of.mixture_standard_error)
             lines.append(f"mixture over the classes: {mixture} bits/dim without the class, {bias}")
     if result.validation:
-        lines.append(f"validation: {bits(result.validation)}, {counted(result.validation.num_images, 'image')}")
+        lines.append(f"validation: {bits(result.validation)}, {quantity(result.validation.num_images, 'image')}")
     elif result.training and result.fitted_to == BOTH:
         lines.append("validation: no figure, since the model was fitted to these images")
     if result.training:
         gap, error = result.generalisation_gap_bpd, result.generalisation_gap_standard_error
-        lines.append(f"test - training: {with_error(gap, error, '+.4f')} bits/dim")
+        lines.append(f"test - training: {format_figure(gap, error, '+.4f')} bits/dim")
     return "\n".join(lines)
 
 
-def difference(result: Comparison) -> str:
+def describe_difference(result: Comparison) -> str:
     """Return both models' bits/dim, and their difference with its interval, as text."""
     low, high = result.confidence_interval
     interval = "no interval"
     if low is not None and high is not None:
         interval = f"{100 * result.confidence:g}% interval [{low:+.4f}, {high:+.4f}]"
     lines = [f"{model.model}: {bits(model)}" for model in result.models]
-    bpd = with_error(result.difference_bpd, form="+.4f")
-    lines.append(f"difference: {bpd} bits/dim, {interval}, {evaluated(result)}")
+    bpd = format_figure(result.difference_bpd, form="+.4f")
+    lines.append(f"difference: {bpd} bits/dim, {interval}, {describe_settings(result)}")
     if result.classes_differ:
         lines.append(f"not given the class: {result.classes_differ}")
     if result.samples is None:
@@ -82,14 +82,14 @@ def difference(result: Comparison) -> str:
     return "\n".join(lines)
 
 
-def of_surprise(result: Surprise) -> str:
+def describe_surprise(result: Surprise) -> str:
     """Return the oddest images as a table, and how many are odd, as text."""
     columns = {
         "image": [str(each.number) for each in result.images],
         "file": [each.file or "" for each in result.images] if any(each.file for each in result.images) else None,
-        "score": [with_error(each.score, form=".2f") for each in result.images],
+        "score": [format_figure(each.score, form=".2f") for each in result.images],
         "p": ["" if each.p is None else f"{each.p:.4f}" for each in result.images] if result.batch else None,
-        "bits/dim, about": [with_error(each.bpd, form=".2f") for each in result.images],
+        "bits/dim, about": [format_figure(each.bpd, form=".2f") for each in result.images],
         "far from usual, in standard deviations": [each.words for each in result.images],
     }
     shown = {title: cells[:MOST_SHOWN] for title, cells in columns.items() if cells is not None}
@@ -99,30 +99,37 @@ def of_surprise(result: Surprise) -> str:
     return "\n".join([*lines, "", *result.sentences])
 
 
-def of_labels(result: Labelled) -> str:
+def describe_labels(result: Labelled) -> str:
     """Return the images with the least likely labels as a table."""
     header = ["image", "label", "p", "likeliest", "p", "file"]
     rows = [
-        [str(each.number), each.label, with_p(each.p_label), each.likeliest, with_p(each.p_likeliest), each.file or ""]
+        [
+            str(each.number),
+            each.label,
+            format_p(each.p_label),
+            each.likeliest,
+            format_p(each.p_likeliest),
+            each.file or "",
+        ]
         for each in result.images[:MOST_SHOWN]
     ]
     rest = len(result.images) - len(rows)
     return "\n".join([table(header, rows), *([f"and {rest:,} images with likelier labels"] if rest else [])])
 
 
-def with_p(p: float | None) -> str:
+def format_p(p: float | None) -> str:
     """Return a probability as text."""
-    return with_error(p, form=".2g")
+    return format_figure(p, form=".2g")
 
 
-def evaluated(result: BoundMetrics | Comparison) -> str:
+def describe_settings(result: BoundMetrics | Comparison) -> str:
     """Return the numbers of images, of times and of steps, and what was given, as text."""
     given = ", given the class" if result.given == "class" else ""
-    steps = counted(result.num_timesteps, "step") if result.num_timesteps else "continuous time"
-    images = counted(result.num_images, f"{result.split} image")
-    return f"{images}, {counted(result.times_per_image, 'noise level')} each, {steps}{given}"
+    steps = quantity(result.num_timesteps, "step") if result.num_timesteps else "continuous time"
+    images = quantity(result.num_images, f"{result.split} image")
+    return f"{images}, {quantity(result.times_per_image, 'noise level')} each, {steps}{given}"
 
 
-def counted(number: int, noun: str) -> str:
+def quantity(number: int, noun: str) -> str:
     """Return a number of things, such as "1 image" or "2 images"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -70,7 +70,7 @@ GROUPS = {
 }
 
 
-def joined_lines(text: str) -> str:
+def join_lines(text: str) -> str:
     """Return the text with one line for each paragraph: terminals have other widths than the code."""
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in inspect.cleandoc(text).split("\n\n"))
 
@@ -78,4 +78,4 @@ def joined_lines(text: str) -> str:
 for group in GROUPS.values():
     app.add_typer(group)
     for command in group.registered_commands:
-        command.help = joined_lines(command.callback.__doc__ or "")  # Typer would keep the line breaks of the code
+        command.help = join_lines(command.callback.__doc__ or "")  # Typer would keep the line breaks of the code

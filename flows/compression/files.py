@@ -13,10 +13,10 @@ from PIL import Image
 from flows.compression.coding import Coding, coding_of, new_coding
 from flows.core.documents import Count, Document, Figure, Number, Sha256
 from flows.core.errors import Exit, UserError
-from flows.core.files import naming, read_bounded, writing, writing_folder
+from flows.core.files import name_in_errors, read_bounded, replace_file, replace_folder
 from flows.core.model import TrainedModel
 from flows.images.given import SHADES, Read, require_fitting
-from flows.images.image_set import Chosen, given_class, write_array
+from flows.images.image_set import Chosen, is_given_class, write_array
 from flows.process.streams import bar
 from vdm.evaluation import evaluate
 
@@ -71,12 +71,12 @@ def compress(
     Raises UserError: exit 2 for images that do not fit the model, 5 if the file does not decode to the images, or if
     the model's output is not finite.
     """
-    with writing(out) as file:  # an unwritable folder is reported before the images are encoded
+    with replace_file(out) as file:  # an unwritable folder is reported before the images are encoded
         array = images.pixels
         images.require_valid()
         # Of the levels of a set, its images may have only those that the model has.
         require_fitting(Read(array, images.set.num_levels, False, [], "none"), images.set.name, model)
-        classes = images.classes(model) if given_class(model, "auto", images.set) else None
+        classes = images.classes(model) if is_given_class(model, "auto", images.set) else None
         pixels = hashlib.sha256(np.ascontiguousarray(array).data)
         coding = new_coding(  # before the slow bound
             model,
@@ -103,7 +103,7 @@ def compress(
         file.write(encoded.content)
     file_bytes = len(encoded.content)
     return Compressed(
-        **described(coding, out, model, pixels.hexdigest()),
+        **describe_decompressed(coding, out, model, pixels.hexdigest()),
         batch_size=batch_size,
         pixel_bytes=array.nbytes,
         file_bytes=file_bytes,
@@ -129,7 +129,7 @@ def require_decodable(content: bytes, out: Path, model: TrainedModel) -> None:
         raise UserError(f"{out}: not written, since it does not decode to the images here", Exit.MISSING) from error
 
 
-def described(coding: Coding, out: Path, model: TrainedModel, pixels_digest: str) -> dict[str, Any]:
+def describe_decompressed(coding: Coding, out: Path, model: TrainedModel, pixels_digest: str) -> dict[str, Any]:
     """Return the fields of `Decompressed`."""
     return {
         "out": str(out),
@@ -150,10 +150,10 @@ def decompress(file: Path, model: TrainedModel, out: Path) -> Decompressed:
     content = read_bounded(file, MOST_BYTES)
     coding = coding_of(content, str(file), model)
     header, num_levels = coding.header, coding.vdm.num_levels
-    with writing_folder(out) as folder, bar("decompressing")(range(coding.num_evaluations)) as shown:
+    with replace_folder(out) as folder, bar("decompressing")(range(coding.num_evaluations)) as shown:
         parts = coding.decode(content, str(file), shown.update)
         write_decoded(parts, folder, count=header.num_images, num_levels=num_levels, pictures=header.pictures)
-    return Decompressed(**described(coding, out, model, coding.pixels.hexdigest()))
+    return Decompressed(**describe_decompressed(coding, out, model, coding.pixels.hexdigest()))
 
 
 def write_decoded(parts: Iterator[np.ndarray], folder: Path, *, count: int, num_levels: int, pictures: bool) -> None:
@@ -164,5 +164,5 @@ def write_decoded(parts: Iterator[np.ndarray], folder: Path, *, count: int, num_
     step, digits = SHADES.get(num_levels, np.uint8(1)), len(str(count - 1))
     for number, image in enumerate(step * image for image in chain.from_iterable(parts)):
         path = folder / f"{number:0{digits}d}.png"
-        with naming(path, path):
+        with name_in_errors(path, path):
             Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(path)

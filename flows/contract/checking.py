@@ -66,7 +66,7 @@ def difference_rows(found: list[Difference]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["splits", "statistic", "difference", "reported"])
 
 
-def with_files(rows: list[dict[str, Any]], images: ImageSet) -> list[dict[str, Any]]:
+def name_files(rows: list[dict[str, Any]], images: ImageSet) -> list[dict[str, Any]]:
     """Return the rows, those about images with the name of the file if the set was made of files."""
     named = [dict(row) for row in rows]
     for prefix, split in product(("", "of_"), SPLITS):

@@ -17,7 +17,7 @@ import pandas as pd
 from flows.contract.duplicates import Pairs, repeats
 from flows.contract.facts import Facts, num_redundant
 from flows.contract.findings import Difference, Severity
-from flows.contract.limits import Limit, Rule, among, between, never
+from flows.contract.limits import Limit, Rule, expect_between, expect_never, expect_value
 from flows.contract.traces import Comb, comb
 from flows.images.depth import shift_of
 from flows.images.image_set import ImageSet
@@ -126,17 +126,20 @@ def list_checks(
     # fmt: off
     checks = [
         # One row per image.
-        Check("images", None, None, between(num_images, num_images, of="TableRowCount"), ERROR,
+        Check("images", None, None, expect_between(num_images, num_images, of="TableRowCount"), ERROR,
               "number of images", "an empty table passes all that is expected of its rows"),
-        Check("images", "shape", lambda known, split: "x".join(map(str, known.images[split].shape[1:])), among(shape),
+        Check("images", "shape", lambda known, split: "x".join(map(str, known.images[split].shape[1:])),
+              expect_value(shape),
               ERROR, "shape of every image", "bits/dim divide by the number of dimensions"),
-        Check("images", "dtype", lambda known, split: str(known.images[split].dtype), among(str(images.dtype)), ERROR,
+        Check("images", "dtype", lambda known, split: str(known.images[split].dtype), expect_value(str(images.dtype)),
+              ERROR,
               f"pixels are {images.dtype} integers", "floats have a density, not a probability"),
-        Check("images", "num_nan", lambda known, split: known.facts[split].num_nan, among(0), ERROR,
+        Check("images", "num_nan", lambda known, split: known.facts[split].num_nan, expect_value(0), ERROR,
               "no pixel is NaN", "it has no likelihood"),
-        Check("images", "lowest", lambda known, split: known.facts[split].lowest, between(0, None), ERROR,
+        Check("images", "lowest", lambda known, split: known.facts[split].lowest, expect_between(0, None), ERROR,
               "no level below 0", "it has no likelihood"),
-        Check("images", "highest", lambda known, split: known.facts[split].highest, between(None, num_levels - 1),
+        Check("images", "highest", lambda known, split: known.facts[split].highest,
+              expect_between(None, num_levels - 1),
               ERROR, f"no level above {num_levels - 1}", "it has no likelihood"),
         Check("images", "leaked", flag_leaked, Limit(settings.max_leaked, "rows", usual=0.0), ERROR,
               "no image is in two splits", "the model may know it by heart"),
@@ -144,22 +147,23 @@ def list_checks(
               Limit(settings.max_duplicates, "rows", usual=0.01), ERROR,
               "no image is twice in a split", "it counts twice, and errors of means are understated"),
         # `near_duplicate_distance` says which images are compared with chance at all.
-        Check("images", "looks_like_earlier_split", flag_lookalikes, never(), WARNING,
+        Check("images", "looks_like_earlier_split", flag_lookalikes, expect_never(), WARNING,
               f"images look like one of an earlier split no more often than by chance{sample}",
               "the model may know them"),
         Check("images", "constant", lambda known, split: known.facts[split].lowest == known.facts[split].highest,
               Limit(settings.max_constant, "rows", usual=0.001), ERROR,
               "no image is of one level", "it holds no picture, and costs hardly any bits"),
         # One row per split.  A negative number says how many are missing.
-        Check("splits", "num_images", lambda known, split: len(known.images[split]), between(1, None), ERROR,
+        Check("splits", "num_images", lambda known, split: len(known.images[split]), expect_between(1, None), ERROR,
               "no empty split", "nothing is trained or measured on it"),
-        Check("splits", "more_than_stated", count_above_stated, among(0), ERROR,
+        Check("splits", "more_than_stated", count_above_stated, expect_value(0), ERROR,
               "as many images in every split as stated", "a part of the set is missing"),
-        Check("splits", "more_than_published", count_above_published, among(0), ERROR,
+        Check("splits", "more_than_published", count_above_published, expect_value(0), ERROR,
               "as many images as were published", "a figure of a part of the set is not comparable"),
-        Check("splits", "labels_without_images", count_labels_above_images, among(0), ERROR,
+        Check("splits", "labels_without_images", count_labels_above_images, expect_value(0), ERROR,
               "a label for every image, or none for any", "labels would be those of other images"),
-        Check("splits", "redundant_channels", lambda known, split: num_redundant(known.facts.values()), among(0), ERROR,
+        Check("splits", "redundant_channels", lambda known, split: num_redundant(known.facts.values()),
+              expect_value(0), ERROR,
               "no channel is of one level or repeats another (gray images in colour: set data.grayscale)",
               "its pixels cost no bits, and still divide them"),
         Check("splits", "lost_detail", lambda known, split: known.facts[split].lost_detail,
@@ -168,21 +172,22 @@ def list_checks(
         Check("splits", "jpeg_grid", lambda known, split: known.facts[split].jpeg_grid,
               Limit(settings.max_jpeg_grid, "value", usual=0.3), lossy,
               "images did not go through JPEG (how much they lie on its grid)", "what JPEG rounded away costs no bits"),
-        Check("splits", "lossy_files", lambda known, split: has_lossy_files(known.images), never(), WARNING,
+        Check("splits", "lossy_files", lambda known, split: has_lossy_files(known.images), expect_never(), WARNING,
               "no image comes from a lossy file, whose pixels are the decoder's", "what was lost costs no bits"),
-        *([Check("splits", "empty_low_bits", lambda known, split: shift_of(np.flatnonzero(known.histogram)), among(0),
+        *([Check("splits", "empty_low_bits", lambda known, split: shift_of(np.flatnonzero(known.histogram)),
+                 expect_value(0),
                  ERROR, f"the lowest bit of the levels is used{fewer_bits}", "an unused bit costs nothing")]
           if deep else []),
         Check("splits", "label_ratio", compare_labels, Limit(settings.max_label_ratio, "value"), WARNING,
               "images of the most frequent label, per image of the least frequent", "the mean is that of one label"),
         # One row per split and level.
-        Check("histogram", None, None, between(num_cells, num_cells, of="TableRowCount"), ERROR,
+        Check("histogram", None, None, expect_between(num_cells, num_cells, of="TableRowCount"), ERROR,
               "one row per split and level", "an empty table passes all that is expected of its rows"),
         Check("histogram", "count", lambda known, split: known.facts[split].histogram,
-              between(num_pixels, num_pixels, of="ColumnSum"), ERROR,
+              expect_between(num_pixels, num_pixels, of="ColumnSum"), ERROR,
               "every pixel has one of the levels", "others have no likelihood"),
         Check("histogram", "level_in_use", lambda known, split: np.arange(num_levels) * (known.histogram > 0),
-              between((num_levels - 1) // 2 + 1, None, of="ColumnMax"), ERROR,
+              expect_between((num_levels - 1) // 2 + 1, None, of="ColumnMax"), ERROR,
               f"levels of the upper half are used: the set has no fewer bits than stated{fewer_bits}",
               "an unused bit costs nothing"),
         Check("histogram", "gaps", measure_shares("gaps"), Limit(settings.max_gaps, "levels", usual=0.015), ERROR,
@@ -192,13 +197,13 @@ def list_checks(
         Check("histogram", "skipped", measure_shares("skipped"), Limit(settings.max_skipped, "levels", usual=0.25),
               ERROR, "levels are used: empty between the lowest and the highest",
               "the set has fewer levels than stated"),
-        Check("histogram", "unused", lambda known, split: (known.histogram == 0) & (not deep), never(), WARNING,
+        Check("histogram", "unused", lambda known, split: (known.histogram == 0) & (not deep), expect_never(), WARNING,
               "every level is used", "the darkest or brightest ones may have been cut off"),
         # One row per statistic of two splits, or of the training images and a reference's.
         # `flows.contract.drift` applies `max_shift` and `max_drift`, beyond which a difference is reported.
-        Check("differences", "reported", None, never(), WARNING,
+        Check("differences", "reported", None, expect_never(), WARNING,
               "splits differ by chance alone", "a figure of one split says little about another"),
-        Check("drift", "reported", None, never(), drift,
+        Check("drift", "reported", None, expect_never(), drift,
               "images are like the reference's", "its model was made for other images"),
     ]
     # fmt: on

@@ -21,11 +21,11 @@ import pandas as pd
 from scipy import stats
 
 from flows.contract.duplicates import search
-from flows.contract.facts import GROUPS, Facts, measure
+from flows.contract.facts import GROUPS, Facts, measure_facts
 from flows.contract.findings import FINDINGS, Difference, Profile, Reference
 from flows.contract.limits import is_beyond
 from flows.contract.traces import MOST_LEVELS, heights
-from flows.core.documents import read
+from flows.core.documents import read_document
 from flows.images.image_set import is_image_set, open_images
 from vdm.choices import Split
 
@@ -101,14 +101,14 @@ def read_reference(path: Path) -> Profile:
     """
     if is_image_set(path):
         images = open_images(path)
-        facts, labels = measure(images["train"], images.num_levels), images.labels("train")
+        facts, labels = measure_facts(images["train"], images.num_levels), images.labels("train")
         pairs = search(images, {"train": facts})["train", "train"]
         return profile(facts, labels, agreement(pairs, labels, labels))
     wanted = "a reference is an image set, or a findings.json as `vdmctl validate PATH --out FOLDER` writes it"
-    return read(Reference, path / FINDINGS if path.is_dir() else path, wanted).profile
+    return read_document(Reference, path / FINDINGS if path.is_dir() else path, wanted).profile
 
 
-def differences(
+def compare_profiles(
     profiles: dict[Split, Profile],
     agreements: dict[tuple[Split, Split], list[int]],
     reference: Profile | None,
@@ -121,14 +121,14 @@ def differences(
     found = []
     for first, second in combinations(profiles, 2):
         some = shifts(profiles[first], profiles[second], agreements[first, second], settings)
-        found += [difference(first, second, shift) for shift in some]
+        found += [as_difference(first, second, shift) for shift in some]
     if reference:
-        some = from_reference(reference, profiles["train"], settings)
-        found += [difference(REFERENCE, "train", shift) for shift in some]
+        some = shifts_from_reference(reference, profiles["train"], settings)
+        found += [as_difference(REFERENCE, "train", shift) for shift in some]
     return found
 
 
-def difference(first: str, second: str, shift: Shift) -> Difference:
+def as_difference(first: str, second: str, shift: Shift) -> Difference:
     """Return a shift as the report gives it, with rounded numbers."""
     return Difference(
         first=first,
@@ -142,7 +142,7 @@ def difference(first: str, second: str, shift: Shift) -> Difference:
     )
 
 
-def from_reference(reference: Profile, ours: Profile, settings: "Contract") -> Iterator[Shift]:
+def shifts_from_reference(reference: Profile, ours: Profile, settings: "Contract") -> Iterator[Shift]:
     """Yield all shifts from a reference: that of the levels' shares, and those of `shifts`.
 
     If the numbers of levels or the shapes differ, that is the only one.

@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.stats import poisson
 
 from flows.contract.facts import Facts, is_image, pick
-from flows.images.image_set import ImageSet, fitting
+from flows.images.image_set import ImageSet, rows_per_chunk
 from vdm.choices import Split
 
 PROBES = 2000
@@ -57,7 +57,7 @@ def search(image_set: ImageSet, facts: dict[Split, Facts]) -> Pairs:
         comparable = is_image(images) and is_image(others) and images.shape[1:] == others.shape[1:]
         found[first, second] = pd.DataFrame(columns=COLUMNS, dtype=float)
         if comparable and len(known) > 1 and len(queries):
-            of, mirrored = nearest(facts[first], known, facts[second], queries)
+            of, mirrored = find_nearest(facts[first], known, facts[second], queries)
             distance = pixel_distances(images, of, others, queries, mirrored) / (image_set.num_levels - 1)
             contrast = facts[first].statistics["image deviation"][of] / (image_set.num_levels - 1) + LEAST_CONTRAST
             moved = np.where(mirrored, "mirrored", "as it is")
@@ -72,7 +72,7 @@ def others_of(facts: dict[Split, Facts], first: Split, second: Split) -> np.ndar
     return np.flatnonzero(~np.isin(facts[second].digest, facts[first].digest))
 
 
-def searched(facts: dict[Split, Facts], found: Pairs) -> dict[tuple[Split, Split], int]:
+def count_searched(facts: dict[Split, Facts], found: Pairs) -> dict[tuple[Split, Split], int]:
     """Return how many images `search` compared, by pair of splits of which it compared only a part."""
     return {
         (first, second): len(pairs)
@@ -81,7 +81,7 @@ def searched(facts: dict[Split, Facts], found: Pairs) -> dict[tuple[Split, Split
     }
 
 
-def nearest(first: Facts, known: np.ndarray, second: Facts, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def find_nearest(first: Facts, known: np.ndarray, second: Facts, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return which of the images `known` is nearest to each of `queries` (n,), and whether to its mirror image (n,).
 
     No image is compared with itself.
@@ -104,7 +104,7 @@ def pixel_distances(
     images: np.ndarray, of: np.ndarray, others: np.ndarray, queries: np.ndarray, mirrored: np.ndarray
 ) -> np.ndarray:
     """Return the mean absolute difference in levels of each pair of images (n,): the least over shifts of a pixel."""
-    distance, step = np.empty(len(of)), fitting(COMPARED, 8 * images[0].size)
+    distance, step = np.empty(len(of)), rows_per_chunk(COMPARED, 8 * images[0].size)
     height, width = images.shape[2] - 2, images.shape[3] - 2
     for first in range(0, len(of), step):
         some = slice(first, first + step)
@@ -123,13 +123,13 @@ def lookalikes(found: Pairs, limit: float) -> Pairs:
     and `excess` whether chance does not explain so many.
     """
     return {
-        (first, second): ranked(pairs, found[first, first], limit)
+        (first, second): rank_by_chance(pairs, found[first, first], limit)
         for (first, second), pairs in found.items()
         if first != second
     }
 
 
-def ranked(pairs: pd.DataFrame, usual: pd.DataFrame, limit: float) -> pd.DataFrame:
+def rank_by_chance(pairs: pd.DataFrame, usual: pd.DataFrame, limit: float) -> pd.DataFrame:
     """Return what `lookalikes` does, for two splits; `usual` are pairs within the first."""
     alike = pairs[pairs["distance"] <= limit].sort_values("relative", kind="stable", ignore_index=True)
     by_chance = len(pairs) * shares_by_chance(usual, limit, alike["relative"].to_numpy())

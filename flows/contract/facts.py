@@ -32,7 +32,7 @@ class Facts(NamedTuple):
     digest: np.ndarray
     """(N,) uint64."""
     statistics: dict[str, np.ndarray]
-    """By name, see `flows.contract.facts.statistics`; {} for what is not an image."""
+    """By name, see `flows.contract.facts.image_statistics`; {} for what is not an image."""
     thumbnails: np.ndarray
     """(N,h,w) float32, the brightness of cells; (N,0,0) for what is not an image."""
     histograms: np.ndarray
@@ -64,7 +64,7 @@ def num_redundant(splits: Collection[Facts]) -> int:
     return int(np.count_nonzero(of_one_level | repeated))
 
 
-def measure(images: np.ndarray, num_levels: int) -> Facts:
+def measure_facts(images: np.ndarray, num_levels: int) -> Facts:
     """Return the facts about (N,...) images, in memory of some 240 bytes for each, and that of one chunk of pixels."""
     count, pictures = len(images), is_image(images)
     channels = images.shape[1] if pictures and images.shape[1] <= MOST_CHANNELS else 1
@@ -107,8 +107,8 @@ def measure(images: np.ndarray, num_levels: int) -> Facts:
             gray = values.mean(axis=1)
             for one, other in combinations(range(channels), 2):
                 facts.differ[one, other] |= not np.array_equal(chunk[:, one], chunk[:, other])
-            facts.thumbnails[rows] = pooling(gray.shape[1]) @ gray @ pooling(gray.shape[2]).T
-            for name, column in statistics(values, gray, num_levels).items():
+            facts.thumbnails[rows] = pooling_matrix(gray.shape[1]) @ gray @ pooling_matrix(gray.shape[2]).T
+            for name, column in image_statistics(values, gray, num_levels).items():
                 facts.statistics.setdefault(name, np.zeros(count, np.float32))[rows] = column
     return facts
 
@@ -131,14 +131,14 @@ def is_image(images: np.ndarray) -> bool:
     return bool(images.shape[1] > 0 and min(images.shape[2:]) >= FEWEST_PIXELS)
 
 
-def pooling(length: int) -> np.ndarray:
+def pooling_matrix(length: int) -> np.ndarray:
     """Return the matrix (cells,length) float32 that averages a line over its cells, which may share pixels."""
     ends, place = np.linspace(0, length, min(CELLS, length) + 1), np.arange(length)
     overlap = np.clip(np.minimum(ends[1:, None], place + 1) - np.maximum(ends[:-1, None], place), 0, None)
     return np.asarray(overlap / overlap.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
-def statistics(values: np.ndarray, gray: np.ndarray, num_levels: int) -> dict[str, np.ndarray]:
+def image_statistics(values: np.ndarray, gray: np.ndarray, num_levels: int) -> dict[str, np.ndarray]:
     """Return statistics (n,) by name, from float32 images (n,C,H,W) with K levels and their brightness (n,H,W).
 
     `direction` is the logarithm of the change from left to right over that from top to bottom, `sharpness` that of the

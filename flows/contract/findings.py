@@ -32,7 +32,7 @@ class Profile(Document):
     height_error: list[float]
     """Its standard error; -1 where the height says nothing."""
     statistics: dict[str, list[float]]
-    """Quantiles of `flows.contract.facts.statistics`, by name."""
+    """Quantiles of `flows.contract.facts.image_statistics`, by name."""
     labels: dict[str, int]
     """Number of images by label."""
     label_agreement: list[int]

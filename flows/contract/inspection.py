@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 
-from flows.contract.checking import Checker, fill_tables, with_files
+from flows.contract.checking import Checker, fill_tables, name_files
 from flows.contract.checks import EXPECTED_UNUSED, UNJUDGED, UNJUDGED_DEEP, Measurements, list_checks
-from flows.contract.drift import agreement, differences, profile
-from flows.contract.duplicates import lookalikes, search, searched
-from flows.contract.facts import measure
+from flows.contract.drift import agreement, compare_profiles, profile
+from flows.contract.duplicates import count_searched, lookalikes, search
+from flows.contract.facts import measure_facts
 from flows.contract.findings import FINDINGS, Alike, Findings, Profile
-from flows.contract.traces import unjudged
+from flows.contract.traces import unjudged_fields
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import visible
 from flows.core.files import write_whole
@@ -67,17 +67,17 @@ def inspect_images(settings: "Contract", images: ImageSet, reference: Profile | 
 
     Raises UserError (exit 5) for labels and names of files that cannot be read.
     """
-    facts = {split: measure(images[split], images.num_levels) for split in images.splits}
+    facts = {split: measure_facts(images[split], images.num_levels) for split in images.splits}
     labels = {split: images.labels(split) for split in images.splits}
     found = search(images, facts)
     alike = lookalikes(found, settings.near_duplicate_distance)
     agreements = {pair: agreement(pairs, labels[pair[0]], labels[pair[1]]) for pair, pairs in found.items()}
     profiles = {split: profile(facts[split], labels[split], agreements[split, split]) for split in images.splits}
-    differ = differences(profiles, agreements, reference, settings)
+    differ = compare_profiles(profiles, agreements, reference, settings)
     known = Measurements(images, facts, labels, alike, differ)
-    samples = searched(facts, found)
+    samples = count_searched(facts, found)
     used = np.flatnonzero(known.histogram)
-    ignored = unjudged(known.histogram, known.textured)
+    ignored = unjudged_fields(known.histogram, known.textured)
     checks, checker = list_checks(images, settings, ignored, samples, advice(used, images.num_levels)), Checker()
     for table in fill_tables(known, checks):
         checker.judge(table, checks)
@@ -87,16 +87,16 @@ def inspect_images(settings: "Contract", images: ImageSet, reference: Profile | 
         relaxed=[check.relaxed for check in checks if check.relaxed],
         transforms=images.description.transforms,
         expectations=[
-            result.model_copy(update={"rows": with_files(result.rows, images)}) for result in checker.results
+            result.model_copy(update={"rows": name_files(result.rows, images)}) for result in checker.results
         ],
         profile=profiles["train"],
-        alike=[entry(pair, pairs, images, samples.get(pair)) for pair, pairs in alike.items()],
+        alike=[describe_pairs(pair, pairs, images, samples.get(pair)) for pair, pairs in alike.items()],
         differences=differ,
     )
     return Inspection(findings, images, {split: known.histogram for split, known in facts.items()}, checker)
 
 
-def entry(pair: tuple[Split, Split], found: pd.DataFrame, images: ImageSet, sample: int | None) -> Alike:
+def describe_pairs(pair: tuple[Split, Split], found: pd.DataFrame, images: ImageSet, sample: int | None) -> Alike:
     """Return what the findings say of the images that look alike in two splits, with at most 500 pairs.
 
     `sample` is the number of the images that were searched for, None for all.
@@ -109,7 +109,7 @@ def entry(pair: tuple[Split, Split], found: pd.DataFrame, images: ImageSet, samp
         second=pair[1],
         found=len(found),
         excess=int(found["excess"].sum()),
-        pairs=with_files(rows[shown].to_dict("records"), images),
+        pairs=name_files(rows[shown].to_dict("records"), images),
         **({} if sample is None else {"searched": sample}),
     )
 
@@ -121,7 +121,7 @@ def write_findings(inspection: Inspection, out: Path) -> None:
     OSError that names what cannot be written.
     """
     findings, images, histograms, checker = inspection
-    write_whole(out / PICTURE, draw(images, histograms, findings))
+    write_whole(out / PICTURE, draw_findings(images, histograms, findings))
     write_whole(out / FINDINGS, json.dumps(findings.model_dump(exclude_unset=True), indent=2, sort_keys=True) + "\n")
     checker.build_site(out / DATA_DOCS)
 
@@ -144,7 +144,7 @@ def require_success(findings: Findings, images: str, out: Path | None) -> None:
         log.info("%s: %s", shown, meaning)
 
 
-def draw(images: ImageSet, histograms: dict[str, np.ndarray], findings: Findings) -> bytes:
+def draw_findings(images: ImageSet, histograms: dict[str, np.ndarray], findings: Findings) -> bytes:
     """Return a PNG: the share of pixels by level, below it a row of images for each broken expectation about images.
 
     At the bottom are the pairs of images of two splits that look most alike, the image of the later split above.

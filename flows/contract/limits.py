@@ -34,11 +34,11 @@ class Limit(NamedTuple):
         """What is expected of the rows."""
         match self.of:
             case "value":
-                return between(None, self.most)
+                return expect_between(None, self.most)
             case "rows":
-                return never(self.most)
+                return expect_never(self.most)
             case "levels":
-                return never()
+                return expect_never()
 
 
 def is_beyond(value: np.ndarray | float, limit: float) -> np.ndarray:
@@ -46,17 +46,17 @@ def is_beyond(value: np.ndarray | float, limit: float) -> np.ndarray:
     return np.asarray(value > limit + ROUNDING)
 
 
-def among(value: Any) -> Rule:
+def expect_value(value: Any) -> Rule:
     """Expect this value in every row."""
     return Rule("ExpectColumnValuesToBeInSet", {"value_set": [value]})
 
 
-def never(exceptions: float = 0.0) -> Rule:
+def expect_never(exceptions: float = 0.0) -> Rule:
     """Expect a flag to be false in all rows but a share of `exceptions`."""
     return Rule("ExpectColumnValuesToBeInSet", {"value_set": [False], "mostly": max(0.0, 1 - exceptions - ROUNDING)})
 
 
-def between(lowest: float | None, highest: float | None, of: str = "ColumnValues") -> Rule:
+def expect_between(lowest: float | None, highest: float | None, of: str = "ColumnValues") -> Rule:
     """Expect the values of all rows, or another figure of the table, to be within the limits; None for no limit."""
     limits = {"min_value": lowest, "max_value": highest}
     return Rule(f"Expect{of}ToBeBetween", {key: limit for key, limit in limits.items() if limit is not None})

@@ -58,7 +58,7 @@ class Comb(NamedTuple):
     """Whether it is empty between full levels, in a set with enough pixels for every level."""
 
 
-def unjudged(histogram: np.ndarray, textured: np.ndarray) -> list[str]:
+def unjudged_fields(histogram: np.ndarray, textured: np.ndarray) -> list[str]:
     """Return the fields of `Comb` for which too few levels are in use, given all and the textured pixels (K,).
 
     Above 256 levels there may also be too few pixels of each.
@@ -95,12 +95,12 @@ def comb(histogram: np.ndarray, textured: np.ndarray) -> Comb:
     lumps = inner <= TEXTURED_PEAK * np.maximum(np.roll(inner, 1), np.roll(inner, -1))
     return Comb(
         gaps=(expected >= FEWEST_FOR_GAP) & (counts < GAP * expected) & edges,
-        peaks=certain((beside >= FEWEST_FOR_PEAK) & (counts > PEAK * beside) & ~lumps, histogram, beside),
+        peaks=are_certain((beside >= FEWEST_FOR_PEAK) & (counts > PEAK * beside) & ~lumps, histogram, beside),
         skipped=skipped,
     )
 
 
-def certain(peaks: np.ndarray, histogram: np.ndarray, beside: np.ndarray) -> np.ndarray:
+def are_certain(peaks: np.ndarray, histogram: np.ndarray, beside: np.ndarray) -> np.ndarray:
     """Return the peaks (K,) if there are many, and otherwise those that are full and sharp."""
     if peaks.sum() >= MANY_PEAKS:
         return peaks
@@ -153,7 +153,7 @@ FEWEST_COEFFICIENTS, FEWEST_FREQUENCIES = 50, 8
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
-def cropped(pixels: np.ndarray, most: int) -> np.ndarray:
+def crop(pixels: np.ndarray, most: int) -> np.ndarray:
     """Return the middle of images, at most `most` pixels wide and high, cut at multiples of 24."""
     height, width = pixels.shape[2:]
     top, left = (max(0, side - most) // 2 // PERIOD * PERIOD for side in (height, width))
@@ -167,7 +167,7 @@ def lost_detail(pixels: np.ndarray, num_levels: int) -> float:
     if there are enough others.  The result is 0 for few segments.
     """
     shares = [0.0]
-    middle = cropped(pixels, SIDES["detail"])
+    middle = crop(pixels, SIDES["detail"])
     for turned in (middle, middle.swapaxes(2, 3)):
         first = range(0, turned.shape[3] - SEGMENT + 1, PERIOD) if min(turned.shape[2:]) >= SEGMENT else range(0)
         parts = [turned[..., place : place + SEGMENT].reshape(-1, SEGMENT) for place in first]
@@ -191,7 +191,7 @@ def jpeg_grid(pixels: np.ndarray, num_levels: int) -> float:
     """
     if num_levels != 256 or min(pixels.shape[2:]) < BLOCK:
         return 0.0
-    found = coefficients(cropped(pixels, SIDES["grid"]))
+    found = coefficients(crop(pixels, SIDES["grid"]))
     means = np.full((len(STEPS), BLOCK**2), -1.0)
     for number, step in enumerate(STEPS):
         outside = np.abs(found) > step / 2

@@ -19,14 +19,14 @@ MOST_BYTES, MOST_DEPTH = 2**18, 32
 
 def parse(content: bytes | str) -> Any:
     """Parse YAML into plain dicts, lists and scalars.  Raises ValueError with a short reason."""
-    return bounded(content, YAML(typ="safe"))
+    return parse_bounded(content, YAML(typ="safe"))
 
 
 def load(content: bytes | str) -> Any:
     """Parse YAML into a document that keeps its comments, to edit it and `dump` it.  Raises ValueError as `parse`."""
     yaml = YAML(typ="rt")
     yaml.preserve_quotes = True
-    return bounded(content, yaml)
+    return parse_bounded(content, yaml)
 
 
 def dump(document: Any) -> str:
@@ -48,7 +48,7 @@ def sections(content: bytes | None) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def bounded(content: bytes | str, yaml: YAML) -> Any:
+def parse_bounded(content: bytes | str, yaml: YAML) -> Any:
     """Parse YAML after checking its limits.  Raises ValueError with a short reason."""
     if len(content.encode() if isinstance(content, str) else content) > MOST_BYTES:
         raise ValueError(f"larger than {MOST_BYTES:,} bytes, the limit")

@@ -53,10 +53,10 @@ FITTED_TO = {"train": "training images", "train_and_validation": "training and v
 
 def card(trained: TrainedModel, training: Training, place: str) -> str:
     """Return the card of a model that lies in `place`, a folder or a version."""
-    return about(trained, training) + LOAD.format(place=place) + parameters(training)
+    return describe_model(trained, training) + LOAD.format(place=place) + parameters(training)
 
 
-def about(trained: TrainedModel, training: Training) -> str:
+def describe_model(trained: TrainedModel, training: Training) -> str:
     """Return what the model is, and on what it was trained."""
     kept = "at the end of training"
     if training.kept_step is not None:
@@ -74,8 +74,8 @@ def about(trained: TrainedModel, training: Training) -> str:
         num_validation=training.num_validation,
         num_test=training.num_test,
         fitted_to=FITTED_TO[training.fitted_to],
-        started_from=started_from(trained),
-        conditioned=conditioned_on(trained, training),
+        started_from=ancestors_row(trained),
+        conditioned=describe_condition(trained, training),
         data_sha256=training.data_sha256,
         model_sha256=trained.sha256,
         bpd=training.bpd,
@@ -89,7 +89,7 @@ def parameters(training: Training) -> str:
     return PARAMETERS.format(parameters=json.dumps(training.parameters, indent=2))
 
 
-def started_from(trained: TrainedModel) -> str:
+def ancestors_row(trained: TrainedModel) -> str:
     """Return the row about the models from which the training began; "" if there are none."""
     if not (ancestors := trained.description.ancestors):
         return ""
@@ -100,7 +100,7 @@ def started_from(trained: TrainedModel) -> str:
     return f"| started from | {'; before that '.join(line)} |\n"
 
 
-def conditioned_on(trained: TrainedModel, training: Training) -> str:
+def describe_condition(trained: TrainedModel, training: Training) -> str:
     """Return what the model is given of an image."""
     if (count := trained.num_classes) is None:
         return "nothing"

@@ -101,7 +101,7 @@ def find_compile(choice: Literal["auto", Compile], device: torch.device) -> Comp
     """
     if choice is False or (choice == "auto" and device.type != "cuda"):
         return False
-    missing = missing_to_compile(device)
+    missing = compiler_problem(device)
     if choice == "auto":
         return not missing
     if missing:
@@ -112,7 +112,7 @@ def find_compile(choice: Literal["auto", Compile], device: torch.device) -> Comp
 def compile_long_work(model: VDM, calls: int) -> None:
     """Compile the model's network if it is on CUDA, where that can be done, and is called often."""
     device = next(model.parameters()).device
-    if device.type == "cuda" and calls >= LONG and not missing_to_compile(device):
+    if device.type == "cuda" and calls >= LONG and not compiler_problem(device):
         model.compile_network()
 
 
@@ -123,7 +123,7 @@ def keep_on_device(choice: ImagesOn, num_bytes: int, device: torch.device) -> bo
     return choice != "host"
 
 
-def missing_to_compile(device: torch.device) -> str:
+def compiler_problem(device: torch.device) -> str:
     """Return what this machine lacks to compile for the device, and how to get it; "" if nothing."""
     variable, *programs = ("CC", "gcc", "clang") if device.type == "cuda" else ("CXX", "g++", "clang++")
     headers = Path(sysconfig.get_path("include", "posix_prefix"), "Python.h")  # the compiled code includes it

@@ -42,10 +42,10 @@ def parse(model: type[DocumentType], content: bytes, name: str) -> DocumentType:
         value = parse_json(content)
     except ValueError as error:
         raise FileError(name, f"damaged: {brief(error, 60)}") from error
-    return checked(model, value, name)
+    return check_value(model, value, name)
 
 
-def read(model: type[DocumentType], path: Path, advice: str = "", most: int = MOST_BYTES) -> DocumentType:
+def read_document(model: type[DocumentType], path: Path, advice: str = "", most: int = MOST_BYTES) -> DocumentType:
     """Read a JSON document of at most `most` bytes from a file.  Raises FileError (exit 5) that ends with `advice`."""
     try:
         return parse(model, read_bounded(path, most), str(path))
@@ -54,7 +54,7 @@ def read(model: type[DocumentType], path: Path, advice: str = "", most: int = MO
         raise FileError(path, f"{reason}; {advice}" if advice else reason) from error
 
 
-def checked(model: type[DocumentType], value: Any, name: str) -> DocumentType:
+def check_value(model: type[DocumentType], value: Any, name: str) -> DocumentType:
     """Convert a value to the model.  Raises FileError (exit 5) that says `name`, the key and what is wrong."""
     try:
         return model.model_validate(value)

@@ -63,14 +63,14 @@ def brief(error: object, most: int = 200) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
-def of_file(error: OSError) -> str:
+def file_problem(error: OSError) -> str:
     """Return the file that an error is about, if it names one, and what is wrong."""
     # Without a name it may be about memory, a connection or a full standard output.
     place = f"{visible(error.filename)}: " if error.filename and error.strerror else ""
     return f"{place}{error.strerror or error}" or type(error).__name__
 
 
-def of_remote(problem: str, error: Exception) -> UserError:
+def remote_error(problem: str, error: Exception) -> UserError:
     """Return what went wrong with a remote: a network error, unless a disk is full, which no retry empties (exit 5)."""
     cause = error.__cause__ or error  # DVC wraps errors about a folder
     full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)

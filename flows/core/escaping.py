@@ -21,7 +21,7 @@ def escape(character: str) -> str:
     return f"\\u{ord(character):04x}" if ord(character) <= 0xFFFF else f"\\U{ord(character):08x}"
 
 
-def listed(names: Iterable[str]) -> str:
+def list_names(names: Iterable[str]) -> str:
     """Return names in quotes, with characters that are not printable as escapes."""
     return visible(", ".join(json.dumps(name, ensure_ascii=False) for name in names))
 
@@ -31,6 +31,6 @@ def markdown(text: object) -> str:
     return MARKUP.sub(r"\\\g<0>", visible(text))
 
 
-def unescaped(text: str) -> str:
+def unescape(text: str) -> str:
     """Return the text of which `markdown` made this one."""
     return re.sub(r"\\(.)", r"\1", text)

@@ -74,20 +74,20 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
-def beside(path: Path) -> Path:
+def name_beside(path: Path) -> Path:
     """Return a new name beside `path`, for what replaces it when it is whole."""
     return path.with_name(f"{SCRATCH}{secrets.token_hex(6)}")
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[BinaryIO]:
+def replace_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file that replaces `path`, after fsync, if the block raises nothing; else the old file stays.
 
     Raises OSError that names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = beside(path)
-    with naming(path, temporary):
+    temporary = name_beside(path)
+    with name_in_errors(path, temporary):
         try:
             with temporary.open("xb") as file:
                 yield file
@@ -102,18 +102,18 @@ def write_whole(path: Path, content: bytes | str) -> None:
 
     Raises OSError that names `path`.
     """
-    with written_last(path, content):
+    with replace_file_last(path, content):
         pass
 
 
 @contextmanager
-def written_last(path: Path, content: bytes | str) -> Iterator[None]:
+def replace_file_last(path: Path, content: bytes | str) -> Iterator[None]:
     """Write a file that replaces `path` if the block, which may write other files, raises nothing.
 
     The content is on disk before the block begins, so that a full disk leaves all the old files.  Raises OSError that
     names `path`.
     """
-    with writing(path) as file:
+    with replace_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
         save(file)
         yield
@@ -133,7 +133,7 @@ def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
 
 
 @contextmanager
-def naming(path: Path, temporary: Path) -> Iterator[None]:
+def name_in_errors(path: Path, temporary: Path) -> Iterator[None]:
     """Make an OSError name `path` if it names the temporary file or folder, or no file, as on a full disk."""
     try:
         yield
@@ -145,7 +145,7 @@ def naming(path: Path, temporary: Path) -> Iterator[None]:
 
 
 @contextmanager
-def writing_folder(path: Path) -> Iterator[Path]:
+def replace_folder(path: Path) -> Iterator[Path]:
     """Make an empty folder that replaces `path` if the block raises nothing; else the old folder stays.
 
     Raises UserError (exit 2) for a path such as ".", which cannot be replaced, and OSError that names `path`.
@@ -155,8 +155,8 @@ def writing_folder(path: Path) -> Iterator[Path]:
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial, previous = beside(path), beside(path)
-    with naming(path, partial):
+    partial, previous = name_beside(path), name_beside(path)
+    with name_in_errors(path, partial):
         try:
             partial.mkdir()
             yield partial

@@ -63,34 +63,34 @@ def judgement(
 
     `may_copy` says that samples are nearer to training images than new images are, which makes their distance no merit.
     """
-    said = [of_cost(known)]
+    said = [judge_cost(known)]
     if known.epochs is not None and known.epochs < WHOLE and not said[0].bad:
-        said.append(Remark(f"The training has not seen every image yet: {trained(known.epochs)}.", bad=True))
+        said.append(Remark(f"The training has not seen every image yet: {describe_epochs(known.epochs)}.", bad=True))
     if known.bpd and known.gap and known.gap > max(OVERFIT * known.bpd, CLEARLY * (known.gap_error or 0)):
         text = f"It overfits: {known.of} cost {known.gap:.2f} bits/dim more than training images."
         said.append(Remark(text, bad=True))
     if accuracy:
-        said.append(of_accuracy(accuracy))
+        said.append(judge_accuracy(accuracy))
     if may_copy:
         said.append(Remark("Its samples may be copies of training images, or are too smooth.", bad=True))
     elif quality:
-        said.append(of_quality(quality))
+        said.append(judge_quality(quality))
     return said
 
 
-def of_cost(known: Cost) -> Remark:
+def judge_cost(known: Cost) -> Remark:
     """Return what the bits/dim say by themselves, beside a PNG, and beside levels that are all equally likely."""
     if known.bpd is None:
         return Remark("The likelihood is not finite: something went wrong in the training.", bad=True)
     uniform = math.log2(known.num_levels) if known.num_levels else 0
     figures = f"{known.of} cost {known.bpd:.2f} bits/dim, and {uniform:.2f} if every level is equally likely"
     if uniform and known.bpd > (1 - LITTLE) * uniform:
-        reason = "" if known.epochs is None else f": {trained(known.epochs)}"
+        reason = "" if known.epochs is None else f": {describe_epochs(known.epochs)}"
         return Remark(f"It has learned almost nothing{reason}. {figures}.", bad=True)
     if known.png_bpd is not None:
         figures = f"{known.of} cost {known.bpd:.2f} bits/dim, and {known.png_bpd:.2f} in one PNG"
         if known.bpd > known.png_bpd:
-            reason = "train longer" if known.epochs is None else f"train longer than {trained(known.epochs)}"
+            reason = "train longer" if known.epochs is None else f"train longer than {describe_epochs(known.epochs)}"
             return Remark(f"Worse than PNG: {reason}. {figures}.", bad=True)
         return Remark(f"Better than PNG by {1 - known.bpd / known.png_bpd:.0%}: {figures}.")
     if uniform:
@@ -98,7 +98,7 @@ def of_cost(known: Cost) -> Remark:
     return Remark(f"It needs {known.bpd:.2f} bits/dim for {known.of}.")
 
 
-def of_accuracy(accuracy: Accuracy) -> Remark:
+def judge_accuracy(accuracy: Accuracy) -> Remark:
     """Return how often the class is found, beside a guess."""
     found, guess = f"{100 * accuracy.share:.3g}%", f"{100 * accuracy.guess:.3g}%"
     if accuracy.share - CLEARLY * (accuracy.error or 0) > accuracy.guess:
@@ -106,7 +106,7 @@ def of_accuracy(accuracy: Accuracy) -> Remark:
     return Remark(f"It finds classes no better than a guess: {found}, where a guess finds {guess}.", bad=True)
 
 
-def of_quality(quality: Quality) -> Remark:
+def judge_quality(quality: Quality) -> Remark:
     """Return how good the samples are beside held-out images, as far as they show it."""
     error = math.hypot(quality.samples_error or 0, quality.held_out_error or 0)
     figures = f"a Fréchet distance of {quality.samples:.2f}, and {quality.held_out:.2f} for real images"
@@ -116,7 +116,7 @@ def of_quality(quality: Quality) -> Remark:
     return Remark(f"Its samples are as good as {quality.num_timesteps} steps can show: {figures}.")
 
 
-def trained(epochs: float) -> str:
+def describe_epochs(epochs: float) -> str:
     """Return how long a training was, such as "half an epoch"."""
     if epochs >= WHOLE:
         return f"{epochs:.0f} epochs" if round(epochs) > 1 else "one epoch"

@@ -23,9 +23,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from flows.core.ancestry import Ancestor
-from flows.core.documents import Count, Document, Number, Sha256, explain, parse, read
+from flows.core.documents import Count, Document, Number, Sha256, explain, parse, read_document
 from flows.core.errors import CheckpointError, Exit, UserError, brief
-from flows.core.files import MOST_BYTES, read_bounded, write_whole, written_last
+from flows.core.files import MOST_BYTES, read_bounded, replace_file_last, write_whole
 from flows.core.networks import new_vdm
 from flows.core.params import Model, Section
 from vdm.choices import ScheduleKind, TrainingImages
@@ -248,7 +248,9 @@ def open_model(folder: Path, device: torch.device | str = "cpu", name: str | Non
             raise CheckpointError(f"{folder / WEIGHTS}: {key} is not finite; restore the file or train again")
     vdm.name, vdm.config = name or str(folder), read_bytes(folder / CONFIG).decode()
     training = folder / TRAINING
-    vdm.of_training = read(Training, training, "restore the file", MOST_CONFIG_BYTES) if training.exists() else None
+    vdm.of_training = (
+        read_document(Training, training, "restore the file", MOST_CONFIG_BYTES) if training.exists() else None
+    )
     return TrainedModel(description, vdm.eval().to(device), folder)
 
 
@@ -263,16 +265,16 @@ def model_in_memory(vdm: VDM) -> TrainedModel:
     if hashlib.sha256(weights_of(vdm)).hexdigest() == model.description.weights_sha256:
         return model
     names = {} if model.class_names is None else {"class_names": model.class_names}
-    return describe(vdm, model.description.model, ancestors=model.line, **names)
+    return describe_network(vdm, model.description.model, ancestors=model.line, **names)
 
 
-def describe(vdm: DescribedVDM, config: dict[str, Any], **stated: Any) -> TrainedModel:
+def describe_network(vdm: DescribedVDM, config: dict[str, Any], **stated: Any) -> TrainedModel:
     """Return a new model in memory: its network, made from the arguments `config`, gets the texts that describe it.
 
-    `stated` is what `described` takes.
+    `stated` is what `describe_weights` takes.
     """
     vdm.name, vdm.of_training = DescribedVDM.name, None
-    vdm.config = described(weights_of(vdm), config, **stated)
+    vdm.config = describe_weights(weights_of(vdm), config, **stated)
     return TrainedModel(parse(Description, vdm.config.encode(), vdm.name), vdm)
 
 
@@ -282,8 +284,8 @@ def read_config(folder: Path) -> tuple[Description, str]:
     Raises UserError (exit 5) if its keys, types or digest are wrong.
     """
     path = folder / CONFIG
-    description = read(Description, path, ADVICE, MOST_CONFIG_BYTES)
-    if wrong := mistyped(description.model):
+    description = read_document(Description, path, ADVICE, MOST_CONFIG_BYTES)
+    if wrong := find_type_error(description.model):
         raise CheckpointError(f"{path}: {wrong}; restore the file")
     if config_sha256(description.model) != description.model_sha256:
         raise CheckpointError(f"{path}: `model` differs from its sha256; restore the file")
@@ -291,13 +293,15 @@ def read_config(folder: Path) -> tuple[Description, str]:
 
 
 def save_model(folder: Path, model: VDM, config: dict[str, Any], **stated: Any) -> None:
-    """Write a model, the arguments it was built from, and what `described` takes.  Raises OSError that names the file.
+    """Write a model, the arguments it was built from, and what `describe_weights` takes.
+
+    Raises OSError that names the file.
 
     A full disk leaves both old files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = weights_of(model)
-    with written_last(folder / CONFIG, described(weights, config, **stated)):
+    with replace_file_last(folder / CONFIG, describe_weights(weights, config, **stated)):
         write_whole(folder / WEIGHTS, weights)
 
 
@@ -314,7 +318,7 @@ def weights_of(model: VDM) -> bytes:
     return save({name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()})
 
 
-def described(
+def describe_weights(
     weights: bytes,
     config: dict[str, Any],
     *,
@@ -375,16 +379,16 @@ def require_room(name: str, count: int, device: torch.device, *, bytes_each: int
         raise UserError(f"{name}: the model has {sizes}; free memory, or choose a smaller one", Exit.USAGE)
 
 
-def mistyped(config: Any) -> str | None:
+def find_type_error(config: Any) -> str | None:
     """Return what is wrong with the arguments of a model, such as "model.width: Field required"; None if nothing is."""
     try:
-        typed(config)
+        check_arguments(config)
     except ValidationError as error:
         return f"model.{explain(error)}"
     return None
 
 
-def typed(config: Any) -> Arguments | ArgumentsWithNetwork:
+def check_arguments(config: Any) -> Arguments | ArgumentsWithNetwork:
     """Return the arguments of a model.  Raises ValidationError."""
     kind = ArgumentsWithNetwork if isinstance(config, dict) and "network" in config else Arguments
     return kind.model_validate(config)

@@ -18,14 +18,14 @@ import torch
 from flows.core.device import find_device, find_precision, processor
 from flows.core.documents import finite_or_none
 from flows.core.errors import Exit, UserError
-from flows.core.escaping import listed
-from flows.core.files import file_sha256, written_last
+from flows.core.escaping import list_names
+from flows.core.files import file_sha256, replace_file_last
 from flows.core.model import TrainedModel
 from flows.evaluation.calibration import CALIBRATION, Calibration, calibrate
 from flows.evaluation.classes import Columns, class_figures
 from flows.evaluation.results import BOTH, BoundMetrics, Comparison, Environment, ModelFigures, split_figures
-from flows.evaluation.terms import Given, bounds, require_possible
-from flows.images.image_set import Chosen, given_class
+from flows.evaluation.terms import Condition, bounds, require_fitting_images
+from flows.images.image_set import Chosen, is_given_class
 from vdm.evaluation import Evaluation, paired_difference
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def evaluate(
         out.mkdir(parents=True, exist_ok=True)  # an unwritable folder is reported before the evaluation
     device, digest = find_device(settings.device), images.set.data_sha256  # of these images, not of later ones
     about, columns = None, Columns()
-    if classed := given_class(model, settings.given, images.set):
+    if classed := is_given_class(model, settings.given, images.set):
         result, without = bounds(model, images, settings, ["class", None])
         about, columns = class_figures(settings, model, images, result, without)
     else:
@@ -77,7 +77,7 @@ def evaluate(
         if metrics.split == "test" and images.most is None:
             metrics = metrics.model_copy(update=other_splits(settings, metrics, model, images))
             calibration = calibrate(settings, model, images.set)
-        write(out, metrics, result, columns, model, images, calibration)
+        write_evaluation(out, metrics, result, columns, model, images, calibration)
     return metrics
 
 
@@ -98,7 +98,7 @@ def other_splits(settings: "Evaluate", tested: BoundMetrics, model: TrainedModel
 
     A model that was fitted to the validation images has no figure of them.
     """
-    given: list[Given] = ["class" if tested.given == "class" else None]
+    given: list[Condition] = ["class" if tested.given == "class" else None]
     of_training = replace(images, split="train", most=tested.num_images)
     training = split_figures(*bounds(model, of_training, settings, given))
     found: dict[str, Any] = {"training": training}
@@ -128,9 +128,9 @@ def compare(
     """
     models = first, second
     for model in models:  # errors are reported before the first is evaluated
-        require_possible(model, images)
+        require_fitting_images(model, images)
     digest = images.set.data_sha256  # of these images, not of later ones
-    classed = [given_class(model, "auto", images.set) for model in models]
+    classed = [is_given_class(model, "auto", images.set) for model in models]
     if settings.given == "class" and not any(classed):
         reason = f"neither model has classes, or {images.set.name} no labels"
         raise UserError(f"{reason}; leave out --given class", Exit.USAGE)
@@ -174,7 +174,7 @@ def differing_classes(first: TrainedModel, second: TrainedModel, images: Chosen)
     if first.num_classes != second.num_classes:
         return f"{first.name} has {first.num_classes} classes, and {second.name} {second.num_classes}"
     if first.class_names and second.class_names and first.class_names != second.class_names:
-        theirs = f"{listed(first.class_names)} and {listed(second.class_names)}"
+        theirs = f"{list_names(first.class_names)} and {list_names(second.class_names)}"
         return f"{first.name} and {second.name} have other classes: {theirs}"
     try:
         images.classes(first)
@@ -186,7 +186,7 @@ def differing_classes(first: TrainedModel, second: TrainedModel, images: Chosen)
     return None
 
 
-def write(
+def write_evaluation(
     out: Path,
     metrics: BoundMetrics,
     result: Evaluation,
@@ -210,17 +210,17 @@ def write(
     levels = result.noise_levels(seed=metrics.seed or 0, num_timesteps=metrics.num_timesteps)
     with torch.inference_mode():
         gamma = model.on(torch.device("cpu")).vdm.schedule(torch.from_numpy(levels.t).float()).numpy()
-    noise = table("t gamma diffusion_bpd standard_error", levels.t, gamma, *levels[1:])
+    noise = csv_table("t gamma diffusion_bpd standard_error", levels.t, gamma, *levels[1:])
     with (
-        written_last(out / "metrics.json", text),
-        written_last(out / "per_image.csv", table(header, images.numbers.tolist(), *terms, *more.values())),
-        written_last(out / "noise_levels.csv", noise),
-        written_last(out / CALIBRATION, calibration.as_json()) if calibration else nullcontext(),
+        replace_file_last(out / "metrics.json", text),
+        replace_file_last(out / "per_image.csv", csv_table(header, images.numbers.tolist(), *terms, *more.values())),
+        replace_file_last(out / "noise_levels.csv", noise),
+        replace_file_last(out / CALIBRATION, calibration.as_json()) if calibration else nullcontext(),
     ):
         pass
 
 
-def table(header: str, *columns: Iterable[float | str]) -> str:
+def csv_table(header: str, *columns: Iterable[float | str]) -> str:
     """Return columns as CSV under the names in the header, text and integers as they are, numbers with six decimals."""
     text = StringIO(newline="")
     writer = csv.writer(text)

@@ -20,7 +20,7 @@ from flows.images.image_set import Chosen, ImageSet
 from flows.images.splitting import DIGEST_BYTES, digest_of
 from flows.process.streams import bar
 from vdm.choices import Split
-from vdm.surprise import STATISTICS, Reference, image_features, noise_levels, reference
+from vdm.surprise import STATISTICS, HeldOut, image_features, middle_levels, reference
 
 if TYPE_CHECKING:
     from flows.core.params import Evaluate
@@ -55,7 +55,7 @@ class Calibration(Document):
         return self
 
     @cached_property
-    def reference(self) -> Reference:
+    def reference(self) -> HeldOut:
         """What the features say about those of other images.
 
         Raises UserError (exit 5) for fewer than two images, and for features that are not finite.
@@ -103,7 +103,7 @@ def calibration_with(
     return Calibration(
         model_sha256=model.sha256,
         seed=seed,
-        gamma=noise_levels(model.vdm, levels).tolist(),
+        gamma=middle_levels(model.vdm, levels).tolist(),
         digests=[digest_of(image).hex() for image in pixels],
         features=[[float(f"{value:.6g}") for value in row] for row in features.tolist()],
         **about,

@@ -10,9 +10,9 @@ import numpy as np
 from flows.core.documents import Count, Document, Figure, Sha256
 from flows.core.model import TrainedModel
 from flows.evaluation.results import ClassFigures, split_figures
-from flows.evaluation.terms import Progress, terms
-from flows.images.image_set import Chosen, given_class, spread
-from vdm.classification import classified, classified_alone
+from flows.evaluation.terms import Advance, terms
+from flows.images.image_set import Chosen, is_given_class, spread
+from vdm.classification import classify_alone, classify_draws
 from vdm.evaluation import Evaluation, standard_error
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def classify(
     *,
     until_sure: bool,
     most_times: float = math.inf,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> Classification:
     """Classify the images at `class_times` noise levels each, every image as if it were alone.
 
@@ -57,9 +57,9 @@ def classify(
     at twice as many, up to `MOST_DOUBLINGS` times and to `most_times` levels.  Raises UserError (exit 2) for a model
     without classes, and what `flows.evaluation.terms.terms` raises.
     """
-    given_class(model, "class", images.set)
+    is_given_class(model, "class", images.set)
     options: dict[str, Any] = {"alone": True, "progress": progress}
-    result = classified_alone(losses_of_classes(settings, model, images, settings.class_times, **options))
+    result = classify_alone(losses_of_classes(settings, model, images, settings.class_times, **options))
     times = np.full(len(result.best), settings.class_times)
     for _ in range(MOST_DOUBLINGS if until_sure else 0):
         unsure = np.flatnonzero((result.margin < SURE * result.margin_standard_error) & (2 * times <= most_times))
@@ -67,7 +67,7 @@ def classify(
         for image in unsure.tolist():
             part = [range(image, image + 1)]
             losses = losses_of_classes(settings, model, images, int(times[image]), part, **options)
-            for whole, one in zip(result, classified(losses), strict=True):
+            for whole, one in zip(result, classify_draws(losses), strict=True):
                 whole[image] = one[0]
     columns, names, best = {"times": times, **result._asdict()}, model.class_names, result.best.tolist()
     return Classification(
@@ -113,7 +113,7 @@ def class_figures(
     if len(numbers):
         nats = math.prod(model.image_shape) * math.log(2)
         some = replace(images, most=len(numbers))
-        classes = classified(losses_of_classes(settings, model, some, settings.class_times))
+        classes = classify_draws(losses_of_classes(settings, model, some, settings.class_times))
         labels = images.classes(model)
         right, mixture = (classes.best == labels[numbers]).astype(float), classes.mixture / nats
         found |= {"accuracy": right.mean(), "accuracy_standard_error": standard_error(right)}

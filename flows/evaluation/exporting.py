@@ -13,13 +13,13 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from flows.core import layout
-from flows.core.card import CARD, about, parameters
+from flows.core.card import CARD, describe_model, parameters
 from flows.core.escaping import markdown
-from flows.core.files import write_whole, writing_folder
+from flows.core.files import replace_folder, write_whole
 from flows.core.judgement import Cost, judgement
 from flows.core.model import TrainedModel, copy_model
 from flows.evaluation.calibration import Calibration
-from flows.evaluation.results import Metrics, with_error
+from flows.evaluation.results import Metrics, format_figure
 
 TAGS = ["diffusion", "variational-diffusion-model", "likelihood"]
 DATASETS = {
@@ -88,11 +88,11 @@ def export(
 
     `metrics` are those of an evaluation of the model, `calibration` is what surprise compares images with.  `licence`
     is the Hub's name of the licence that the model has; without one, it is that of the images, if the Hub has it.
-    Raises UserError and OSError as `writing_folder` does.
+    Raises UserError and OSError as `replace_folder` does.
     """
-    licence = licence or on_the_hub(licence_of(trained))
+    licence = licence or name_on_hub(licence_of(trained))
     text = f"---\n{metadata(trained, metrics, out.name, licence)}---\n\n{card_for_the_hub(trained, metrics, out.name)}"
-    with writing_folder(out) as folder:
+    with replace_folder(out) as folder:
         copy_model(folder, trained)
         write_whole(folder / CARD, text)
         results = folder / layout.EVALUATION.relative_to(layout.REPORTS)
@@ -123,7 +123,7 @@ def metadata(trained: TrainedModel, metrics: Metrics | None, name: str, licence:
             "dataset": {
                 "type": DATASETS.get(data, data),
                 "name": (training and training.title) or data,
-                "split": split_of(metrics),
+                "split": evaluated_split(metrics),
             },
             "metrics": [figure],
         }
@@ -139,10 +139,10 @@ def card_for_the_hub(trained: TrainedModel, metrics: Metrics | None, name: str) 
     """Return the card of the model with its figures, or what is known of a model whose training is not."""
     training = trained.training
     if training:
-        model = about(trained, training)
+        model = describe_model(trained, training)
     else:
         model = WITHOUT_TRAINING.format(
-            judgement=judged(trained, metrics),
+            judgement=judgement_paragraph(trained, metrics),
             shape="x".join(map(str, trained.image_shape)),
             num_levels=trained.num_levels,
             num_parameters=sum(p.numel() for p in trained.vdm.parameters()),
@@ -151,8 +151,8 @@ def card_for_the_hub(trained: TrainedModel, metrics: Metrics | None, name: str) 
     if metrics:
         figures = FIGURES.format(
             given=" given the class" if metrics.given == "class" else "",
-            figure=with_error(metrics.bpd, metrics.bpd_standard_error),
-            images=f"{metrics.num_images:,} {split_of(metrics)} images" if metrics.num_images else "not stated",
+            figure=format_figure(metrics.bpd, metrics.bpd_standard_error),
+            images=f"{metrics.num_images:,} {evaluated_split(metrics)} images" if metrics.num_images else "not stated",
             data_sha256=metrics.data_sha256,
         )
     use = USE.format(name=name, model_sha256=trained.sha256, version=version("vdm-pipeline"))
@@ -161,11 +161,11 @@ def card_for_the_hub(trained: TrainedModel, metrics: Metrics | None, name: str) 
     return model + use + figures + (parameters(training) if training else "")
 
 
-def judged(trained: TrainedModel, metrics: Metrics | None) -> str:
+def judgement_paragraph(trained: TrainedModel, metrics: Metrics | None) -> str:
     """Return what the figures mean as a paragraph; "" without any."""
     if not metrics:
         return ""
-    of = f"{metrics.num_images or 'all'} {split_of(metrics)} images"
+    of = f"{metrics.num_images or 'all'} {evaluated_split(metrics)} images"
     (first, *_) = judgement(Cost(metrics.bpd, of, num_levels=trained.num_levels))
     return f"**{markdown(first.text)}**\n\n"
 
@@ -177,7 +177,7 @@ def name_of(metrics: Metrics) -> str:
     return f"bits/dim{given}{error}" + (f", {metrics.num_images} images" if metrics.num_images else "")
 
 
-def split_of(metrics: Metrics) -> str:
+def evaluated_split(metrics: Metrics) -> str:
     """Return which images were evaluated, of which only some versions of the pipeline state another split than test."""
     return str((metrics.model_extra or {}).get("split", getattr(metrics, "split", "test")))
 
@@ -188,7 +188,7 @@ def licence_of(trained: TrainedModel) -> str | None:
     return licences.pop() if len(licences) == 1 else None
 
 
-def on_the_hub(licence: str | None) -> str:
+def name_on_hub(licence: str | None) -> str:
     """Return a licence as the Hub names it; "unknown" if it has none by that name."""
     name = (licence or "").lower().removesuffix(" license").replace(" ", "-")
     return name if name in LICENCES else "unknown"

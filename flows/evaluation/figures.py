@@ -51,6 +51,6 @@ QUALITY = {
 """How good samples are.  A key of figures in the features of one network ends in its digest: `fd_<8 hex>`."""
 
 
-def declared(key: str) -> Declared:
+def find_declared(key: str) -> Declared:
     """Return the words of a figure of the quality of samples; its key alone if it is not known."""
     return QUALITY.get(key) or QUALITY.get(key.rpartition("_")[0]) or Declared(key, "", "", "")

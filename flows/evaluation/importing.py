@@ -15,8 +15,8 @@ from torch import Tensor
 
 from flows.core import bounded_yaml, layout
 from flows.core.errors import CheckpointError, UserError, brief
-from flows.core.files import file_sha256, open_regular, read_bounded, require_replaceable, writing_folder
-from flows.core.model import CONFIG, TRAINING, WEIGHTS, mistyped, save_model
+from flows.core.files import file_sha256, open_regular, read_bounded, replace_folder, require_replaceable
+from flows.core.model import CONFIG, TRAINING, WEIGHTS, find_type_error, save_model
 from vdm.model import VDM
 
 Weights = dict[str, Tensor]
@@ -89,7 +89,7 @@ def import_checkpoint(
             raise CheckpointError(f"{file}: its sha256 is {found}; get the file again, or correct --sha256")
         config, weights = (read_google if file_format == "google-vdm" else read_addtt)(file, averaged)
         config |= {"image_shape": [config.pop("channels"), *image_size], "num_levels": num_levels}
-        if wrong := mistyped(config):
+        if wrong := find_type_error(config):
             raise ValueError(wrong)
         model = VDM(**config)
         model.load_state_dict(weights)
@@ -103,7 +103,7 @@ def import_checkpoint(
         said = brief(str(error).strip().removesuffix(".") or error)
         reason = said if type(error) is ValueError else f"{type(error).__name__}: {said}; is --format right?"
         raise CheckpointError(f"{file}: not a whole {file_format} checkpoint: {reason}") from error
-    with writing_folder(out) as folder:
+    with replace_folder(out) as folder:
         save_model(folder, model, config)
 
 
@@ -127,7 +127,7 @@ def read_google(file: Path, averaged: bool) -> tuple[Config, Weights]:
         "norm_eps": 1e-6,
         "dropout": 0.1,
     }
-    return config, prefixed("network", network) | prefixed("schedule", schedule)
+    return config, add_prefix("network", network) | add_prefix("schedule", schedule)
 
 
 def google_schedule(arrays: Mapping[str, np.ndarray]) -> tuple[str, Weights]:
@@ -181,7 +181,7 @@ def read_addtt(file: Path, averaged: bool) -> tuple[Config, Weights]:
         "norm_eps": 1e-5,
         "dropout": settings["dropout_prob"],
     }
-    return config, prefixed("network", network) | prefixed("schedule", schedule)
+    return config, add_prefix("network", network) | add_prefix("schedule", schedule)
 
 
 def addtt_network(weights: Weights) -> Weights:
@@ -247,7 +247,7 @@ def rename(name: str, rules: list[tuple[str, str]]) -> str:
     return name
 
 
-def prefixed(prefix: str, weights: Weights) -> Weights:
+def add_prefix(prefix: str, weights: Weights) -> Weights:
     """Return the weights with `prefix` and a dot before each name."""
     return {f"{prefix}.{name}": tensor for name, tensor in weights.items()}
 

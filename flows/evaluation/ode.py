@@ -15,11 +15,11 @@ from flows.core.device import find_device
 from flows.core.errors import Exit, UserError
 from flows.core.model import TrainedModel
 from flows.evaluation.results import OdeMetrics
-from flows.evaluation.terms import require_possible, warn_if_seen
-from flows.images.image_set import Chosen, given_class
+from flows.evaluation.terms import require_fitting_images, warn_if_seen
+from flows.images.image_set import Chosen, is_given_class
 from vdm import evaluation
 from vdm.model import images_per_batch
-from vdm.ode import Derivative, Solve, State, evaluate_ode
+from vdm.ode import Derivative, OdeState, Solve, evaluate_ode
 
 if TYPE_CHECKING:
     from flows.core.params import Ode
@@ -37,12 +37,12 @@ def ode(settings: "Ode", model: TrainedModel, images: Chosen) -> OdeMetrics:
     first `NUM_REPEATED` of the images.  Raises UserError if model and images do not fit (exit 2), for invalid images
     (4), and if no step of the solver is short enough (2).
     """
-    require_possible(model, images)
+    require_fitting_images(model, images)
     warn_if_seen(model, images)
     digest = images.set.data_sha256  # of these images, not of later ones
     vdm, pixels = model.on(find_device(settings.device)).vdm, images.pixels
     vdm.requires_grad_(False)  # the ODE needs only the gradient with respect to the images
-    classed = given_class(model, settings.given, images.set)
+    classed = is_given_class(model, settings.given, images.set)
     labels = images.classes(model) if classed else None
     options = settings.model_dump(include={"seed", "dequantisation", "num_draws", "num_probes", "batch_size"})
     of_set: dict[str, Any] = options | {"labels": labels}
@@ -84,10 +84,10 @@ def dopri5(tolerance: float, moved: Callable[[float], object] = lambda share: No
     It raises UserError (exit 2) if no step is short enough.
     """
 
-    def solve(derivative: Derivative, start: State, times: Tensor) -> State:
+    def solve(derivative: Derivative, start: OdeState, times: Tensor) -> OdeState:
         behind = 0.0
 
-        def watched(time: Tensor, state: State) -> State:
+        def watched(time: Tensor, state: OdeState) -> OdeState:
             nonlocal behind
             share = float((time - times[0]) / (times[-1] - times[0]))
             if share > behind:
@@ -96,7 +96,7 @@ def dopri5(tolerance: float, moved: Callable[[float], object] = lambda share: No
             return derivative(time, state)
 
         # Without step_t it would step past the end and interpolate.
-        options = {"norm": largest, "step_t": times[-1:]}
+        options = {"norm": largest_error, "step_t": times[-1:]}
         try:
             y, gain = odeint(watched, start, times, rtol=0.0, atol=tolerance, method="dopri5", options=options)
         except AssertionError as error:
@@ -108,7 +108,7 @@ def dopri5(tolerance: float, moved: Callable[[float], object] = lambda share: No
     return solve
 
 
-def largest(error: State) -> Tensor:
+def largest_error(error: OdeState) -> Tensor:
     """Return the largest error of any image: of y, as a root mean square over its dimensions, or of its log density."""
     y, gain = error
     return torch.maximum(y.square().flatten(1).mean(1).sqrt().max(), gain.abs().max())

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from vdm.evaluation import Evaluation
 
 
-def with_error(value: float | None, error: float | None = None, form: str = ".4f") -> str:
+def format_figure(value: float | None, error: float | None = None, form: str = ".4f") -> str:
     """Return a figure as text, with its standard error if it has one; "not finite" for None, which is null in JSON."""
     shown = "not finite" if value is None else format(value, form)
     return shown if error is None else f"{shown} +- {error:.4f}"
@@ -182,12 +182,12 @@ class QualityFigure(Document):
     @property
     def of_samples(self) -> str:
         """The samples' figure with its standard error, as text."""
-        return with_error(self.samples, self.samples_standard_error)
+        return format_figure(self.samples, self.samples_standard_error)
 
     @property
     def of_held_out(self) -> str:
         """The held-out images' figure with its standard error, as text."""
-        return with_error(self.held_out, self.held_out_standard_error)
+        return format_figure(self.held_out, self.held_out_standard_error)
 
 
 class SampleMetrics(Document):
@@ -278,4 +278,4 @@ def common_figures(first: SampleMetrics | None, second: SampleMetrics | None) ->
 
 def bits(result: Likelihood | SplitFigures | ModelFigures) -> str:
     """Return the mean with its standard error, if there is one, as text."""
-    return f"{with_error(result.bpd, result.bpd_standard_error)} bits/dim"
+    return f"{format_figure(result.bpd, result.bpd_standard_error)} bits/dim"

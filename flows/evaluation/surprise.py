@@ -11,7 +11,7 @@ from flows.evaluation.calibration import Calibration, features_of
 from flows.evaluation.odd import CHANCE, LOW_P, OddBatch, OddImage, Surprise
 from flows.images.image_set import Chosen
 from flows.images.splitting import digest_of
-from vdm.surprise import BANDS, STATISTICS, bound_of, expected, p_of_batch
+from vdm.surprise import BANDS, STATISTICS, bound_of, expected_count, p_of_batch
 
 if TYPE_CHECKING:
     from flows.core.params import Evaluate
@@ -45,7 +45,7 @@ def surprise(
     images.require_valid()
     model.on(find_device(settings.device))
     of_set = calibration.data_sha256 == images.set.data_sha256 and images.name in ("train", calibration.split)
-    found = compared(model, images.pixels, calibration, None if of_set else seen, settings.batch_size)
+    found = compare_images(model, images.pixels, calibration, None if of_set else seen, settings.batch_size)
     numbers, names = images.numbers.tolist(), images.names
     listed = [
         OddImage(
@@ -59,12 +59,12 @@ def surprise(
         )
         for place in np.argsort(-found.scores, kind="stable").tolist()
     ]
-    return about(model, calibration, listed)
+    return summarize_batch(model, calibration, listed)
 
 
-def about(model: TrainedModel, calibration: Calibration, images: list[OddImage]) -> Surprise:
+def summarize_batch(model: TrainedModel, calibration: Calibration, images: list[OddImage]) -> Surprise:
     """Return images that were compared, with what is said of them all together."""
-    why, calibrated = without_p(calibration), calibration.reference.scores
+    why, calibrated = reason_without_p(calibration), calibration.reference.scores
     judged = [each for each in images if each.p is not None and each.score is not None]
     return Surprise(
         model=model.name,
@@ -81,7 +81,7 @@ def about(model: TrainedModel, calibration: Calibration, images: list[OddImage])
     )
 
 
-def compared(
+def compare_images(
     model: TrainedModel,
     pixels: np.ndarray,
     calibration: Calibration,
@@ -98,18 +98,18 @@ def compared(
     scores, deviations = held_out.score(features), held_out.standardised(features)
     known = None if seen is None else {*seen, *map(bytes.fromhex, calibration.digests)}
     invalid = [known is None or digest_of(image) in known for image in pixels]
-    if without_p(calibration):
+    if reason_without_p(calibration):
         invalid = [True] * len(pixels)
     return Compared(
         scores,
         np.where(invalid, np.nan, held_out.p_values(scores)),
         deviations,
         bound_of(model.vdm, pixels, features),
-        [in_words(calibration.gamma, row) for row in deviations],
+        [describe_deviations(calibration.gamma, row) for row in deviations],
     )
 
 
-def without_p(calibration: Calibration) -> str | None:
+def reason_without_p(calibration: Calibration) -> str | None:
     """Return why the images of a calibration give no p; None if they do."""
     if not calibration.held_out:
         return f"the model was fitted to the {calibration.split} images with which others are compared"
@@ -120,7 +120,7 @@ def without_p(calibration: Calibration) -> str | None:
 
 def batch_of(images: list[OddImage], calibrated: np.ndarray) -> OddBatch:
     """Return how odd images with a p are all together, given the scores of held-out images."""
-    by_chance = expected(len(images), len(calibrated), LOW_P, CHANCE)
+    by_chance = expected_count(len(images), len(calibrated), LOW_P, CHANCE)
     return OddBatch(
         num_images=len(images),
         num_odd=sum(each.p is not None and each.p <= LOW_P for each in images),
@@ -135,7 +135,7 @@ def names_of(gamma: list[float]) -> list[str]:
     return [f"{what} at gamma {level:.2f}" for what in ("loss", "norm") for level in gamma] + list(STATISTICS)
 
 
-def in_words(gamma: list[float], deviations: np.ndarray) -> str:
+def describe_deviations(gamma: list[float], deviations: np.ndarray) -> str:
     """Return what is far from held-out images, the farthest first, by the deviation of each feature."""
     names, of_levels = list(BANDS), deviations[: 2 * len(gamma)]
     bands = np.searchsorted(list(BANDS.values()), 2 * gamma, side="right") - 1

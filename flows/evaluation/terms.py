@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Given = Literal["class", "each class"] | None
+Condition = Literal["class", "each class"] | None
 """What an image is given: its own class, each class in turn, or nothing."""
-Progress = Callable[[range], Iterable[int]]
+Advance = Callable[[range], Iterable[int]]
 """What wraps the numbers of batches: it shows them, or may raise before the next one."""
 
 
@@ -34,11 +34,11 @@ def terms(
     model: TrainedModel,
     images: Chosen,
     settings: "Evaluate",
-    given: Sequence[Given],
+    given: Sequence[Condition],
     parts: Sequence[range] | None = None,
     *,
     alone: bool = False,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
 ) -> list[np.ndarray]:
     """Return the terms of the bound of every image once for each of `given`, at the same times and with the same noise.
 
@@ -50,7 +50,7 @@ def terms(
     Raises UserError if model and images do not fit (exit 2), for invalid images (4), for labels that are missing (2) or
     damaged (5), and for a missing device (2).
     """
-    require_possible(model, images)
+    require_fitting_images(model, images)
     find_device(settings.device, settings.num_devices)  # refuses what the machine does not have, before processes start
     if parts is None:
         warn_if_seen(model, images)
@@ -68,10 +68,10 @@ def terms_of_part(
     model: TrainedModel,
     images: Chosen,
     settings: "Evaluate",
-    given: Sequence[Given],
+    given: Sequence[Condition],
     parts: Sequence[range],
     alone: bool,
-    progress: Progress | None,
+    progress: Advance | None,
 ) -> list[np.ndarray]:
     """Return the terms of the images of this process for each of `given`."""
     from flows.training.distributed import local_rank
@@ -93,12 +93,12 @@ def terms_of_part(
     ]
 
 
-def bounds(model: TrainedModel, images: Chosen, settings: "Evaluate", given: Sequence[Given]) -> list[Evaluation]:
+def bounds(model: TrainedModel, images: Chosen, settings: "Evaluate", given: Sequence[Condition]) -> list[Evaluation]:
     """Return the bound of every image once for each of `given`.  Raises what `terms` raises."""
     return [terms_of_set(each) for each in terms(model, images, settings, given)]
 
 
-def require_possible(model: TrainedModel, images: Chosen) -> None:
+def require_fitting_images(model: TrainedModel, images: Chosen) -> None:
     """Raise UserError if model and images do not fit each other (exit 2), or if the images are invalid (4)."""
     images.set.require_fitting(model)
     images.require_valid()

@@ -29,7 +29,7 @@ class InPng(NamedTuple):
         return bpd is not None and self.bpd < bpd
 
 
-def in_one_png(images: np.ndarray) -> InPng:
+def measure_png(images: np.ndarray) -> InPng:
     """Return what images (N,C,H,W), evenly spread if they are many, take below each other in a PNG."""
     chosen = np.ascontiguousarray(spread(images, max(1, MOST_BYTES // images[0].nbytes)))
     _, channels, _, width = chosen.shape

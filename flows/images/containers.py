@@ -75,7 +75,7 @@ def write_rows(file: Path, out: Path) -> None:
         if pictures is None:
             reason = f"its columns are {', '.join(columns[:9])}, and none is `{COLUMN}`"
             raise UserError(f"{file}: {reason}; rename the one of the pictures", Exit.INVALID_DATA)
-        names = class_names(table.schema_arrow.metadata or {})
+        names = read_class_names(table.schema_arrow.metadata or {})
         require_space(file, sum(table.metadata.row_group(i).total_byte_size for i in range(table.num_row_groups)), out)
         folder = out / split
         folder.mkdir(exist_ok=True)
@@ -101,7 +101,7 @@ def rows(table: Any, pictures: str, has_labels: bool) -> Iterator[tuple[Any, Any
             yield content.get("bytes") if isinstance(content, dict) else content, row.get(LABEL)
 
 
-def class_names(metadata: dict[bytes, bytes]) -> list[str]:
+def read_class_names(metadata: dict[bytes, bytes]) -> list[str]:
     """Return the names of the classes, by number, that Hugging Face's `datasets` wrote into a file; [] for none."""
     try:
         names = json.loads(metadata[b"huggingface"])["info"]["features"][LABEL]["names"]

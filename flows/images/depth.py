@@ -36,7 +36,7 @@ def shift_of(levels: np.ndarray) -> int:
     return (together & -together).bit_length() - 1 if together else 0
 
 
-def fitting(levels: np.ndarray, num_levels: int) -> dict[str, int]:
+def choose_bits(levels: np.ndarray, num_levels: int) -> dict[str, int]:
     """Return the parameters `data` that leave out bits which no level has that is in use; {} for none.
 
     Levels are rising, and of 0..num_levels-1.  Images of up to 8 bits need none.
@@ -50,7 +50,7 @@ def fitting(levels: np.ndarray, num_levels: int) -> dict[str, int]:
 
 def advice(levels: np.ndarray, num_levels: int) -> str:
     """Return which parameters suit pictures with these levels, and why; "" if none is needed."""
-    found = fitting(levels, num_levels)
+    found = choose_bits(levels, num_levels)
     reasons = [f"the highest level is {levels[-1]:,}"] if "stored_bits" in found else []
     reasons += [f"all levels are multiples of {2 ** shift_of(levels)}"] if "num_bits" in found else []
     parameters = " and ".join(f"data.{name}: {value}" for name, value in found.items())

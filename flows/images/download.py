@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 import numpy as np
 
 from flows.core.errors import Exit, UserError
-from flows.core.files import contains, write_whole, writing, writing_folder
+from flows.core.files import contains, replace_file, replace_folder, write_whole
 from flows.images.folder import read_folder
 from flows.images.image_set import (
     FEWEST_COMPARED,
@@ -27,8 +27,8 @@ from flows.images.image_set import (
     write_header,
 )
 from flows.images.publishers import read_digits, read_published
-from flows.images.splitting import DIGEST_BYTES, Source, digest_of, require_splits, split_of
-from flows.images.transforms import describe, levels_left, parts, transform
+from flows.images.splitting import DIGEST_BYTES, SourceImages, digest_of, require_splits, split_of
+from flows.images.transforms import describe_transforms, levels_left, parts, transform
 from vdm.choices import Split
 
 if TYPE_CHECKING:
@@ -58,19 +58,19 @@ def download(data: "Data", *, out: Path, downloads: Path) -> None:
 
 
 @contextmanager
-def unchanged(source: Path | None) -> Iterator[None]:
+def require_unchanged(source: Path | None) -> Iterator[None]:
     """Raise UserError (exit 6) if the files of the source change while the block reads them.
 
     DVC looks at them after the command, and would record the changed ones as those that were read.
     """
-    before = files_in(source) if source else None
+    before = list_source(source) if source else None
     yield
-    if source and files_in(source) != before:
+    if source and list_source(source) != before:
         reason = f"{source} changed while it was read, so what was read is not recorded"
         raise UserError(f"{reason}; run again when no more files arrive", Exit.BUSY)
 
 
-def files_in(source: Path) -> dict[str, tuple[int, int]]:
+def list_source(source: Path) -> dict[str, tuple[int, int]]:
     """Return the sizes and times of all files of a source, by name.  Raises OSError that names one that is gone."""
     paths = [source] if source.is_file() else [path for path in source.rglob("*") if not path.is_dir()]
     return {str(path): (state.st_size, state.st_mtime_ns) for path in paths for state in [path.lstat()]}
@@ -83,7 +83,7 @@ def write_images(data: "Data", *, source: Path | None, out: Path, downloads: Pat
     exit 5 for a missing, damaged or unexpected file, 4 for images that are not levels of one shape, 2 for transforms
     that the images do not allow, 6 for a source that changes meanwhile.
     """
-    with writing_folder(out) as folder, unchanged(source):
+    with replace_folder(out) as folder, require_unchanged(source):
         match data.name:
             case "digits":
                 images = read_digits(data)
@@ -97,14 +97,14 @@ def write_images(data: "Data", *, source: Path | None, out: Path, downloads: Pat
     return images.origin
 
 
-def write_set(folder: Path, source: Source, data: "Data") -> Counter[Split]:
+def write_set(folder: Path, source: SourceImages, data: "Data") -> Counter[Split]:
     """Write the images of a source into an empty folder, as a set, and return how many there are in each split.
 
     The origin of the source gets the transforms.
     """
     shapes = write_splits(folder, source, data)
     levels = source.origin["num_levels"]
-    source.origin.update(num_levels=levels_left(levels, data.num_bits), transforms=describe(levels, data))
+    source.origin.update(num_levels=levels_left(levels, data.num_bits), transforms=describe_transforms(levels, data))
     write_description(folder, shapes, source.origin | {"name": data.name})
     return Counter({split: shapes[split][0] for split in SPLITS if split in shapes})
 
@@ -121,7 +121,7 @@ class Part(NamedTuple):
     file: str | None
 
 
-def divided(source: Source, data: "Data") -> Iterator[Part]:
+def divide(source: SourceImages, data: "Data") -> Iterator[Part]:
     """Yield the transformed images of a source, which is read once, in the order of the source within each split.
 
     Without copies, the origin of the source says how many were left out.
@@ -130,7 +130,7 @@ def divided(source: Source, data: "Data") -> Iterator[Part]:
     left_out = 0
     for batch in source.batches:
         sources = batch.images if batch.sources is None else batch.sources
-        is_plain = describe(batch.num_levels, data) == "none"
+        is_plain = describe_transforms(batch.num_levels, data) == "none"
         for some in parts(batch.images, data):
             images = transform(batch.images[some], batch.num_levels, data)
             digests = [digest_of(image) for image in images]
@@ -178,20 +178,20 @@ class Written:
         write_header(self.file, (len(self), *self.shape), self.dtype)
 
 
-def write_splits(folder: Path, source: Source, data: "Data") -> dict[str, tuple[int, ...]]:
+def write_splits(folder: Path, source: SourceImages, data: "Data") -> dict[str, tuple[int, ...]]:
     """Write the transformed images of each split, their labels, digests and names of files; return the shapes."""
     splits: dict[Split, Written] = {}
     with ExitStack() as stack:
-        for part in divided(source, data):
+        for part in divide(source, data):
             if part.split not in splits:
-                file = stack.enter_context(writing(folder / f"{part.split}.npy"))
+                file = stack.enter_context(replace_file(folder / f"{part.split}.npy"))
                 splits[part.split] = Written(file, part.images)
             splits[part.split].add(part)
         for written in splits.values():
             written.finish()
     for split, written in splits.items():
         write_array(digests_of(folder, split), [np.frombuffer(written.digests, np.uint8).reshape(-1, DIGEST_BYTES)])
-        if describe(source.origin["num_levels"], data) != "none":
+        if describe_transforms(source.origin["num_levels"], data) != "none":
             write_array(sources_of(folder, split), [np.frombuffer(written.sources, np.uint8).reshape(-1, DIGEST_BYTES)])
         if written.labels:
             write_array(labels_of(folder, split), [np.array(written.labels, np.int64)])

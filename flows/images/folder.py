@@ -16,13 +16,13 @@ import numpy as np
 from tqdm import tqdm
 
 from flows.core.errors import Exit, FileError, UserError, brief
-from flows.core.escaping import listed, visible
+from flows.core.escaping import list_names, visible
 from flows.core.files import SCRATCH, contains, read_bounded
 from flows.images.containers import packed_files, unpack
 from flows.images.depth import Used
 from flows.images.image_set import chunks
-from flows.images.picture_files import FIRST_FRAME, BadImageError, Images, levels, read_images
-from flows.images.splitting import Batch, Source, division, part_of, parts_of
+from flows.images.picture_files import FIRST_FRAME, BadImageError, FileImages, levels, read_images
+from flows.images.splitting import Part, SourceImages, division, part_of, parts_of
 from flows.images.transforms import shape_of
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def find_images(root: Path, source: Path | None = None) -> tuple[Path, list[str]
         log.warning("%s: %s", visible(source), told)
     unknown = [name for name in others if not name.lower().endswith((*CONVERTED_BY,))]
     if unknown:
-        named = listed(sorted(unknown)[:3])
+        named = list_names(sorted(unknown)[:3])
         log.warning("%s: %d files are not images, such as %s", visible(source), len(unknown), named)
     return root, sorted(images)
 
@@ -162,7 +162,7 @@ class ImageFiles:
         Damaged files, as far as `data.max_damaged` allows them, are no reason.
         """
         bad: dict[str, BadImageError] = {}
-        found: dict[Kind, list[str]] = {}
+        found: dict[PixelKind, list[str]] = {}
         for name in tqdm(self.names, "reading images", disable=None, leave=False):
             try:
                 images = read_images(self.folder / name, self.data.background_colour if self.data else None)
@@ -188,20 +188,20 @@ class ImageFiles:
         allowed = self.data.max_damaged if self.data else 0
         if found and 0 < len(damaged) <= (allowed if isinstance(allowed, int) else allowed * len(self.names)):
             self.damaged = [os.fsencode(name).decode(errors="backslashreplace") for name in damaged]
-            left_out = f"{len(damaged):,} of {len(self.names):,} files are left out: {in_groups(damaged)}"
+            left_out = f"{len(damaged):,} of {len(self.names):,} files are left out: {group_refusals(damaged)}"
             log.warning("%s: %s", visible(self.source), left_out)
             bad = {name: error for name, error in bad.items() if name not in damaged}
         if bad and self.root.is_file():
             (only,) = bad.values()
             raise FileError(self.source, str(only), only.code)
         if bad := bad | unlike(found):
-            reason = f"{len(bad):,} of {len(self.names):,} files cannot be used: {in_groups(bad)}"
+            reason = f"{len(bad):,} of {len(self.names):,} files cannot be used: {group_refusals(bad)}"
             if self.data and bad.keys() <= damaged.keys():
                 reason += "; data.max_damaged leaves out as many as it allows"
             is_damaged = not bad.keys().isdisjoint(damaged)
             raise UserError(f"{self.source}: {reason}", Exit.MISSING if is_damaged else Exit.INVALID_DATA)
 
-    def kind_of(self, images: Images) -> "Kind":
+    def kind_of(self, images: FileImages) -> "PixelKind":
         """Return what the images of all files must have in common, as the transforms leave it.
 
         Raises BadImageError if a crop would leave nothing but a pixel.
@@ -212,10 +212,10 @@ class ImageFiles:
             advice = "remove, or leave out data.crop, which would leave one pixel"
             raise BadImageError("a pixel wide or high", advice)
         size = "" if self.data and self.data.resize else f"{height}x{width}"
-        return Kind(channels, images.num_bits, size)
+        return PixelKind(channels, images.num_bits, size)
 
 
-class Kind(NamedTuple):
+class PixelKind(NamedTuple):
     """Channels, bits per level, and the size such as `28x28`, or "" if it does not matter."""
 
     channels: int
@@ -223,13 +223,13 @@ class Kind(NamedTuple):
     size: str
 
 
-def in_words(damaged: list[str]) -> str:
+def describe_damaged(damaged: list[str]) -> str:
     """Return which damaged files were left out, in a few words."""
     more = f" and {len(damaged) - MOST_NAMED:,} more" if len(damaged) > MOST_NAMED else ""
-    return f"{len(damaged):,} damaged left out: {listed(damaged[:MOST_NAMED])}{more}"
+    return f"{len(damaged):,} damaged left out: {list_names(damaged[:MOST_NAMED])}{more}"
 
 
-def unlike(found: dict[Kind, list[str]]) -> dict[str, BadImageError]:
+def unlike(found: dict[PixelKind, list[str]]) -> dict[str, BadImageError]:
     """Return why files cannot be used that differ from most in channels, bits or size; `found` has all by kind."""
     if not found:
         return {}
@@ -237,7 +237,7 @@ def unlike(found: dict[Kind, list[str]]) -> dict[str, BadImageError]:
     for kind, names in found.items():
         for count, part in zip(counts, kind, strict=True):
             count[part] += len(names)
-    usual = Kind(*(count.most_common(1)[0][0] for count in counts))
+    usual = PixelKind(*(count.most_common(1)[0][0] for count in counts))
     bad: dict[str, BadImageError] = {}
     for kind, names in found.items():
         what, wanted, parameters = [], [], []
@@ -261,21 +261,21 @@ def unlike(found: dict[Kind, list[str]]) -> dict[str, BadImageError]:
     return bad
 
 
-def in_groups(bad: dict[str, BadImageError]) -> str:
+def group_refusals(bad: dict[str, BadImageError]) -> str:
     """Return what is wrong with files: the largest group first, each with a few names and an advice."""
     groups: dict[tuple[str, str], list[str]] = {}
     for name, error in bad.items():
         groups.setdefault((error.what, error.advice), []).append(name)
     texts = []
     for (what, advice), names in sorted(groups.items(), key=lambda group: -len(group[1])):
-        shown = [": ".join(filter(None, (listed([name]), bad[name].detail))) for name in names[:MOST_NAMED]]
+        shown = [": ".join(filter(None, (list_names([name]), bad[name].detail))) for name in names[:MOST_NAMED]]
         if len(names) > MOST_NAMED:
             shown.append(f"and {len(names) - MOST_NAMED:,} more")
         texts.append(f"{len(names):,} {what} ({', '.join(shown)}): {advice}")
     return "; ".join(texts)
 
 
-def read_folder(found: Path | ImageFiles, data: "Data") -> Source:
+def read_folder(found: Path | ImageFiles, data: "Data") -> SourceImages:
     """Return the images in a folder or in one file, or in the files that were found, in the order of their names.
 
     Raises what `find_images` and `parts_of` raise, and what `ImageFiles.read` raises when the batches are read.
@@ -295,15 +295,15 @@ def read_folder(found: Path | ImageFiles, data: "Data") -> Source:
     if classes:
         origin["class_names"] = classes
 
-    def batches() -> Iterator[Batch]:
+    def batches() -> Iterator[Part]:
         for name, images, sources in files.read():
             label = np.full(len(images), labels[name]) if labels else None
-            yield Batch(images, files.num_levels, label, name, parts.get(part_of(name)), sources)
+            yield Part(images, files.num_levels, label, name, parts.get(part_of(name)), sources)
         formats = ", ".join(f"{count} {name}" for name, count in sorted(files.formats.items()))
         origin.update(formats=formats, num_levels=files.num_levels)
         if files.damaged:
             origin["damaged"] = files.damaged
-            origin["split"] += f"; {in_words(files.damaged)}"
+            origin["split"] += f"; {describe_damaged(files.damaged)}"
         bits = (files.num_levels - 1).bit_length()
         if files.num_levels > 256:
             left = files.used.left(bits - min(bits, data.num_bits or bits))
@@ -313,7 +313,7 @@ def read_folder(found: Path | ImageFiles, data: "Data") -> Source:
             level = logging.INFO if left == len(files.used.levels) else logging.WARNING
             log.log(level, text, visible(str(source)), files.used.words(files.num_levels))
 
-    return Source(str(source), batches(), origin, splits)
+    return SourceImages(str(source), batches(), origin, splits)
 
 
 def table_labels(files: ImageFiles) -> tuple[dict[str, int], list[str]] | None:
@@ -336,18 +336,18 @@ def table_labels(files: ImageFiles) -> tuple[dict[str, int], list[str]] | None:
         except (OSError, ValueError, csv.Error) as error:
             raise UserError(f"{shown}: missing or damaged: {brief(error)}", Exit.MISSING) from error
         if file is None or label is None:
-            reason = f"its columns are {listed(columns[:9])}, and it needs `file` and `label`"
+            reason = f"its columns are {list_names(columns[:9])}, and it needs `file` and `label`"
             raise UserError(f"{shown}: {reason}; rename them, or the table", Exit.INVALID_DATA)
         place = "" if table.parent == files.root else f"{table.parent.name}/"
         stated |= {f"{place}{row[file]}".replace("/./", "/"): row[label] for row in rows if row[file] and row[label]}
     if not tables:
         return None
     if without := [name for name in files.names if name not in stated]:
-        reason = f"{len(without):,} images have no label in {tables[0].name}, such as {listed(without[:3])}"
+        reason = f"{len(without):,} images have no label in {tables[0].name}, such as {list_names(without[:3])}"
         raise UserError(f"{files.source}: {reason}; add them, or remove the table", Exit.INVALID_DATA)
     if gone := stated.keys() - {*files.names}:
         text = "%s: %d labels are of files that are not there, such as %s"
-        log.warning(text, visible(files.source), len(gone), listed(sorted(gone)[:3]))
+        log.warning(text, visible(files.source), len(gone), list_names(sorted(gone)[:3]))
     found = {stated[name] for name in files.names}
     classes = sorted(found, key=int if all(label.isdecimal() for label in found) else None)  # 10 after 9
     numbers = {label: number for number, label in enumerate(classes)}
@@ -367,5 +367,5 @@ def class_labels(source: Path, names: list[str], first: int) -> tuple[dict[str, 
     if len(classes) > 1:
         stray = [name for name, folder in folders.items() if not folder]
         text = "%s: images have no labels, since %d files are in no class folder, such as %s"
-        log.warning(text, visible(source), len(stray), listed(stray[:3]))
+        log.warning(text, visible(source), len(stray), list_names(stray[:3]))
     return None, []

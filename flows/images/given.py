@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image
 
-from flows.core.documents import checked
+from flows.core.documents import check_value
 from flows.core.errors import Exit, FileError, UserError
 from flows.core.escaping import visible
 from flows.core.files import open_regular, scratch_folder, write_whole
@@ -29,9 +29,9 @@ from flows.images.image_set import (
     open_images,
     save_images,
 )
-from flows.images.made_to_fit import Fitted, changed, read_to_fit, require_small
+from flows.images.made_to_fit import Fitted, describe_changes, read_to_fit, require_small
 from flows.images.picture_files import FORMATS, BadImageError
-from flows.images.transforms import describe, levels_left, parts, shape_of, transform
+from flows.images.transforms import describe_transforms, levels_left, parts, shape_of, transform
 from vdm.choices import Split
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Read(NamedTuple):
 
 
 @contextmanager
-def open_given(
+def open_named(
     path: Path,
     split: Split | None,
     model: "TrainedModel",
@@ -83,7 +83,7 @@ def open_given(
     data = transforms_of(model) if transformed else None
     if fit:
         read, pictures = read_made_to_fit(path, model, data)
-        if words := changed(pictures):
+        if words := describe_changes(pictures):
             log.warning("%s: pictures were changed to fit: %s", visible(path), words)
     else:
         try:
@@ -93,7 +93,7 @@ def open_given(
             if not can_be_made_to_fit(path, model, data):
                 raise
             raise UserError(f"{error}; --fit changes pictures to what the model takes", error.code) from error
-    with made_a_set(read, str(path), model) as images:
+    with store_as_set(read, str(path), model) as images:
         yield Chosen(images, "test", most)
 
 
@@ -106,28 +106,28 @@ def read_made_to_fit(path: Path, model: "TrainedModel", data: Data | None) -> tu
     parts, files, pictures = list[np.ndarray](), list[str](), list[Fitted]()
     for name in found.names:
         if name.lower().endswith(".npy"):
-            array = read_files(alone(found, name), data)
-            require_fitting(array, str(shown_as(found, name)), model)
+            array = read_files(take_one(found, name), data)
+            require_fitting(array, str(name_in_messages(found, name)), model)
             parts.append(array.array)
         else:
-            pictures.append(read_to_fit(found.folder / name, model, data, shown_as(found, name)))
+            pictures.append(read_to_fit(found.folder / name, model, data, name_in_messages(found, name)))
             parts.append(pictures[-1].image[None])
         files += [name] * len(parts[-1])
     # A PNG file shows the levels of these models as they look.
     are_pictures = bool(pictures) and model.num_levels in (*SHADES, 256)
-    transforms = describe(256, data) if data else "none"
+    transforms = describe_transforms(256, data) if data else "none"
     return Read(np.concatenate(parts), model.num_levels, are_pictures, files, transforms), pictures
 
 
-def shown_as(files: ImageFiles, name: str) -> Path:
+def name_in_messages(files: ImageFiles, name: str) -> Path:
     """Return what messages call a file: its path, or its place in the zip or Parquet file that it was unpacked from."""
     return files.source if files.root.is_file() else files.source / name
 
 
-def alone(files: ImageFiles, name: str) -> ImageFiles:
+def take_one(files: ImageFiles, name: str) -> ImageFiles:
     """Return one of the files, as if it was the source."""
     one = ImageFiles(files)
-    one.source, one.root, one.names = shown_as(files, name), files.folder / name, [name]
+    one.source, one.root, one.names = name_in_messages(files, name), files.folder / name, [name]
     return one
 
 
@@ -143,7 +143,7 @@ def can_be_made_to_fit(path: Path, model: "TrainedModel", data: Data | None) -> 
 def transforms_of(model: "TrainedModel") -> Data | None:
     """Return how the images of the model were transformed, if that is known.  Raises UserError (exit 5)."""
     stated = model.parameters.get("data")
-    return checked(Data, stated, f"{model.folder}/training.json: parameters.data") if stated else None
+    return check_value(Data, stated, f"{model.folder}/training.json: parameters.data") if stated else None
 
 
 def shift_of_files(data: Data | None) -> int:
@@ -153,7 +153,7 @@ def shift_of_files(data: Data | None) -> int:
 
 
 @contextmanager
-def made_a_set(read: Read, name: str, model: "TrainedModel") -> Iterator[ImageSet]:
+def store_as_set(read: Read, name: str, model: "TrainedModel") -> Iterator[ImageSet]:
     """Yield images that fit the model as the test images of a set, which exists while the block runs."""
     described = {"name": "image_folder", "num_levels": model.num_levels}
     described |= {"transforms": read.transforms, "pictures": read.pictures}
@@ -164,7 +164,7 @@ def made_a_set(read: Read, name: str, model: "TrainedModel") -> Iterator[ImageSe
         yield open_images(folder, name)
 
 
-def in_memory(read: Read, name: str, model: "TrainedModel") -> ImageSet:
+def set_in_memory(read: Read, name: str, model: "TrainedModel") -> ImageSet:
     """Return images that fit the model as the test images of a set that lies in no folder."""
     shown = Description(
         name="image_folder",
@@ -191,7 +191,7 @@ def read_files(
     path = files.source
     if model:
         for name in files.names:
-            require_size(files.folder / name, data, model, shown=shown_as(files, name))
+            require_size(files.folder / name, data, model, shown=name_in_messages(files, name))
     read = list[tuple[str, np.ndarray]]()
     count = 0
     for name, part, _ in files.read():
@@ -203,7 +203,7 @@ def read_files(
     names = [name for name, part in read for _ in part]
     levels, transforms = files.num_levels, "none"
     if data:
-        levels, transforms = levels_left(levels, data.num_bits), describe(levels, data)
+        levels, transforms = levels_left(levels, data.num_bits), describe_transforms(levels, data)
     return Read(np.concatenate([part for _, part in read]), levels, set(files.formats) != {"NPY"}, names, transforms)
 
 

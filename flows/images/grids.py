@@ -44,7 +44,7 @@ def eight_bit(images: np.ndarray, num_levels: int, stretch: Stretch | None = Non
     return np.asarray(np.rint((images.astype(float) - black) * (255 / (white - black))).clip(0, 255).astype(np.uint8))
 
 
-def shown(images: np.ndarray, num_levels: int, stretch: Stretch | None = None) -> np.ndarray:
+def as_8_bits(images: np.ndarray, num_levels: int, stretch: Stretch | None = None) -> np.ndarray:
     """Return images (N,C,H,W) as 8-bit pixels (N,H,W,3), or their first channel (N,H,W) unless they have three."""
     pixels = eight_bit(images, num_levels, stretch)
     return pixels.transpose(0, 2, 3, 1) if pixels.shape[1] == 3 else pixels[:, 0]
@@ -64,7 +64,7 @@ def grid(
     columns = columns or math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     scale = max(1, smallest // max(images.shape[2:]))
-    pixels = shown(images, num_levels, stretch).repeat(scale, 1).repeat(scale, 2)
+    pixels = as_8_bits(images, num_levels, stretch).repeat(scale, 1).repeat(scale, 2)
     height, width, *channels = pixels.shape[1:]
     tiles = np.full((rows, columns, height + GAP, width + GAP, *channels), 128, np.uint8)
     tiles.reshape(-1, *tiles.shape[2:])[: len(pixels), GAP:, GAP:] = pixels

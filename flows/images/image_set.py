@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, get_args
 import numpy as np
 from pydantic import Field
 
-from flows.core.documents import Count, Document, read
+from flows.core.documents import Count, Document, read_document
 from flows.core.errors import Exit, FileError, UserError, brief
-from flows.core.escaping import listed
-from flows.core.files import file_sha256, open_regular, parse_json, write_whole, writing
+from flows.core.escaping import list_names
+from flows.core.files import file_sha256, open_regular, parse_json, replace_file, write_whole
 from vdm.choices import MOST_LEVELS, Given, Split
 
 if TYPE_CHECKING:
@@ -249,8 +249,8 @@ class Chosen:
         found, ours, known = self.set.classes(self.split), self.set.class_names, model.class_names
         count = model.num_classes or 0
         if (known and ours and known != ours) or found.max(initial=-1) >= count:
-            theirs = listed(known) if known else f"0 to {count - 1}"
-            here = listed(ours) if ours else f"0 to {found.max()}"
+            theirs = list_names(known) if known else f"0 to {count - 1}"
+            here = list_names(ours) if ours else f"0 to {found.max()}"
             raise UserError(f"{self.set.name} has other classes than the model: {here}, not {theirs}", Exit.USAGE)
         return spread(found, self.most)
 
@@ -278,7 +278,7 @@ class Chosen:
 def open_images(folder: Path, name: str | None = None) -> ImageSet:
     """Return the image set in `folder`; `name` is for messages.  Raises UserError (exit 5)."""
     path = folder / DESCRIPTION
-    description = read(Description, path, "`vdmctl download` writes the images to data/images")
+    description = read_document(Description, path, "`vdmctl download` writes the images to data/images")
     arrays = {split: load_array(folder / f"{split}.npy") for split in description.splits}
     return ImageSet(folder, name or str(folder), description, arrays)
 
@@ -312,7 +312,7 @@ def write_array(path: Path, chunks: Iterable[np.ndarray]) -> None:
     """
     count = 0
     # Not through a memory map: a full disk would kill the process with SIGBUS, where a write raises OSError.
-    with writing(path) as file:
+    with replace_file(path) as file:
         for chunk in chunks:
             if not count:
                 write_header(file, chunk.shape, chunk.dtype)
@@ -364,7 +364,7 @@ def chunks(images: np.ndarray, size: int) -> Iterator[tuple[int, np.ndarray]]:
 
     A file that is mapped whole is read instead: all its pages would stay in the memory of the process.
     """
-    size, mapped = fitting(size, images[0].nbytes) if images.size else size, whole_map(images)
+    size, mapped = rows_per_chunk(size, images[0].nbytes) if images.size else size, whole_map(images)
     if mapped is None:
         for first in range(0, len(images), size):
             yield first, np.ascontiguousarray(images[first : first + size])
@@ -383,7 +383,7 @@ def whole_map(images: np.ndarray) -> np.memmap[Any, Any] | None:
     return images if images.offset + images.nbytes == Path(images.filename).stat().st_size else None
 
 
-def fitting(most: int, row_bytes: int) -> int:
+def rows_per_chunk(most: int, row_bytes: int) -> int:
     """Return how many rows make a chunk of bounded size: at most `most`, at least one."""
     return max(1, min(most, MOST_CHUNK_BYTES // max(row_bytes, 1)))
 
@@ -442,7 +442,7 @@ def number_of_classes(images: ImageSet, wanted: int | Literal["auto"] | None) ->
     return found if wanted == "auto" else wanted
 
 
-def given_class(model: "TrainedModel", given: Literal["auto", Given], images: ImageSet) -> bool:
+def is_given_class(model: "TrainedModel", given: Literal["auto", Given], images: ImageSet) -> bool:
     """Whether a model is given the classes of images; `auto` is yes if it has classes, and the images have labels.
 
     Raises UserError (exit 2) for `class` and a model without classes.
@@ -465,7 +465,7 @@ def class_numbers(text: str, count: int | None, names: Sequence[str] | None) -> 
     known = {"none": count} | {str(number): number for number in range(count)} | known
     wanted = [part.strip().lower() for part in text.split(",")]
     if unknown := [part for part in wanted if part not in known]:
-        some = f", or by name: {listed(list(names))}" if names else ""
-        reason = f"{listed(unknown[:1])} is none of the model's classes, 0 to {count - 1}{some}"
+        some = f", or by name: {list_names(list(names))}" if names else ""
+        reason = f"{list_names(unknown[:1])} is none of the model's classes, 0 to {count - 1}{some}"
         raise UserError(f"{reason}; `none` is no class", Exit.USAGE)
     return [known[part] for part in wanted]

@@ -18,8 +18,8 @@ from PIL import Image
 from flows.core.errors import Exit, FileError
 from flows.core.params import Data
 from flows.images.grids import eight_bit
-from flows.images.picture_files import FORMATS, BadImageError, Images, levels, read_images
-from flows.images.transforms import gray, levels_left, resized, shifted, transform
+from flows.images.picture_files import FORMATS, BadImageError, FileImages, levels, read_images
+from flows.images.transforms import drop_low_bits, gray, levels_left, resize, transform
 
 if TYPE_CHECKING:
     from flows.core.model import TrainedModel
@@ -51,7 +51,7 @@ def read_to_fit(path: Path, model: "TrainedModel", data: Data | None, shown: Pat
         raise FileError(shown, f"it cannot be made to fit {model.name}", Exit.USAGE)
     try:
         require_small(path)
-        return made_to_fit(read_images(path, (data and data.background_colour) or BLACK), model, data)
+        return make_fit(read_images(path, (data and data.background_colour) or BLACK), model, data)
     except BadImageError as error:
         raise FileError(shown, str(error), error.code) from error
 
@@ -73,16 +73,16 @@ def takes_pictures(model: "TrainedModel") -> bool:
     return model.num_levels <= 256 and model.image_shape[0] in (1, 3)
 
 
-def made_to_fit(picture: Images, model: "TrainedModel", data: Data | None) -> Fitted:
+def make_fit(picture: FileImages, model: "TrainedModel", data: Data | None) -> Fitted:
     """Return a picture, made to fit.  Raises BadImageError for one whose pixels are out of range."""
     (channels, height, width), num_levels, pad = model.image_shape, model.num_levels, data.pad if data else 0
     found, most = levels(picture.pixels, picture.num_bits), 2**picture.num_bits
-    images = eight_bit(found, most) if most < 256 else shifted(found, most, 8).astype(np.uint8, copy=False)
+    images = eight_bit(found, most) if most < 256 else drop_low_bits(found, most, 8).astype(np.uint8, copy=False)
     changes = [] if picture.lightness is None or (data and data.background) else ["laid over black"]
     size, before = [height - 2 * pad, width - 2 * pad], [*images.shape[2:]]
     is_resized = size != before and not (data and data.resize)
     if is_resized:
-        images = resized(middle(images, size), size, 256)
+        images = resize(middle(images, size), size, 256)
         verb = "shrunk" if size < before else "enlarged"
         changes.append(f"its middle, {verb} from {before[1]}x{before[0]} to {size[1]}x{size[0]} pixels")
     if images.shape[1] != channels and not (data and (data.grayscale or data.gray_as_rgb)):
@@ -107,7 +107,7 @@ def middle(images: np.ndarray, size: Sequence[int]) -> np.ndarray:
     return images[..., top : top + rows, left : left + columns]
 
 
-def changed(fitted: Sequence[Fitted]) -> str:
+def describe_changes(fitted: Sequence[Fitted]) -> str:
     """Return how pictures were changed, in words: the most frequent changes first; "" if none was changed."""
     counts = Counter(each.words for each in fitted if each.words)
     said = [f"{count} of {len(fitted)}: {words}" for words, count in counts.most_common(MOST_NAMED)]

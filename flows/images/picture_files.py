@@ -36,7 +36,7 @@ class BadImageError(Exception):
         self.what, self.advice, self.code, self.detail = what, advice, code, detail
 
 
-class Images(NamedTuple):
+class FileImages(NamedTuple):
     """The images in a file."""
 
     pixels: np.ndarray
@@ -50,7 +50,7 @@ class Images(NamedTuple):
     """Of a picture with transparency, its colours and its opacity, (1,C+1,H,W)."""
 
 
-def read_images(path: Path, background: Colour | None = None) -> Images:
+def read_images(path: Path, background: Colour | None = None) -> FileImages:
     """Return the images in a file; pictures with transparency are laid over the background.
 
     Raises BadImageError if the file is damaged, too large, or does not hold levels.
@@ -81,7 +81,7 @@ def levels(pixels: np.ndarray, num_bits: int) -> np.ndarray:
     return pixels.astype(np.uint16 if num_bits > 8 else np.uint8, copy=False)
 
 
-def read_array(path: Path) -> Images:
+def read_array(path: Path) -> FileImages:
     """Return the images in a .npy file of integers: (H,W), (C,H,W) or (N,C,H,W)."""
     array = map_array(path)
     shape = array.shape
@@ -94,10 +94,10 @@ def read_array(path: Path) -> Images:
         advice = "save (H,W), (C,H,W) of at most 4 channels, or (N,C,H,W), with channels before rows"
         raise BadImageError("of an unusual shape", advice, detail=str(shape))
     num_bits = {"bool": 1, "uint16": 16}.get(array.dtype.name, 8)
-    return Images(array.reshape((1,) * (4 - len(shape)) + shape), num_bits, "NPY")
+    return FileImages(array.reshape((1,) * (4 - len(shape)) + shape), num_bits, "NPY")
 
 
-def read_picture(path: Path, background: Colour | None) -> Images:
+def read_picture(path: Path, background: Colour | None) -> FileImages:
     """Return a picture, turned as EXIF says, without an alpha channel."""
     # Given a path, Pillow would map a TIFF file into memory and misread one that is to be turned.
     with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
@@ -110,7 +110,7 @@ def read_picture(path: Path, background: Colour | None) -> Images:
         arguments = tile[0][3] if tile and image.format not in ("GIF", "BMP") else image.mode
         stored = arguments[0] if isinstance(arguments, tuple) else arguments
         if stored not in BITS and image.mode not in ("LA", "P", "PA", "RGBA"):
-            raise refusal(image, stored)
+            raise refuse_picture(image, stored)
         found = format_of(image, file)
         ImageOps.exif_transpose(image, in_place=True)
         if image.has_transparency_data:
@@ -121,12 +121,12 @@ def read_picture(path: Path, background: Colour | None) -> Images:
                 warning = 'an image editor\'s "convert to RGB" may show colours that transparency hides'
                 raise BadImageError("with transparency", f"{advice}; {warning}")
             if background is None and "16" in stored:
-                raise refusal(image, stored)
+                raise refuse_picture(image, stored)
             if alpha.min() < 255 and background is not None:
                 pixels = laid_over(colours, alpha, background).transpose(2, 0, 1)
                 lightness = float(np.average(colours.mean(2), weights=alpha + 1e-9))
                 source = np.concatenate([colours, alpha[..., None]], axis=2).transpose(2, 0, 1)
-                return Images(pixels[None], 8, found, lightness, source[None])
+                return FileImages(pixels[None], 8, found, lightness, source[None])
             pixels = colours
         elif image.mode == "P":
             pixels = np.asarray(image.convert("RGB"))
@@ -135,7 +135,7 @@ def read_picture(path: Path, background: Colour | None) -> Images:
     if (num_bits := BITS.get(stored, 8)) < 8:
         pixels = pixels // np.uint8(255 // (2**num_bits - 1))  # Pillow scales these levels to 0..255
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    return Images(pixels[None], num_bits, found)
+    return FileImages(pixels[None], num_bits, found)
 
 
 def apart(image: Image.Image, stored: str) -> tuple[np.ndarray, np.ndarray]:
@@ -145,7 +145,7 @@ def apart(image: Image.Image, stored: str) -> tuple[np.ndarray, np.ndarray]:
     """
     has_alpha = image.mode in ("LA", "PA", "RGBA")
     if "16" in stored and not has_alpha:
-        raise refusal(image, stored)
+        raise refuse_picture(image, stored)
     if stored in ("L;2", "L;4"):  # Pillow scales the levels, but not the level that is transparent
         image.info["transparency"] *= 255 // (2 ** BITS[stored] - 1)
     pixels = np.asarray(image.convert("RGBA"))
@@ -160,7 +160,7 @@ def laid_over(colours: np.ndarray, alpha: np.ndarray, background: Colour) -> np.
     return np.asarray((colours * opacity + under * (255 - opacity) + 127) // 255, np.uint8)
 
 
-def refusal(image: Image.Image, stored: str) -> BadImageError:
+def refuse_picture(image: Image.Image, stored: str) -> BadImageError:
     """Return why a picture cannot be used whose pixels are `stored` in another way than can be read."""
     match image.mode:
         case "CMYK":

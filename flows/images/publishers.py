@@ -20,7 +20,7 @@ from PIL import Image
 
 from flows.core.errors import Exit, NetworkError, UserError, brief
 from flows.core.files import file_sha256, scratch_folder
-from flows.images.splitting import Batch, Source, division
+from flows.images.splitting import Part, SourceImages, division
 from vdm.choices import Split
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 TIMEOUT = 60.0  # seconds without a byte
 
 
-def read_digits(data: "Data") -> Source:
+def read_digits(data: "Data") -> SourceImages:
     """Return scikit-learn's digits, 1x8x8 of 17 levels."""
     from sklearn.datasets import load_digits
 
@@ -42,10 +42,10 @@ def read_digits(data: "Data") -> Source:
         "num_levels": 17,
         "split": division(data),
     }
-    return Source("digits", [Batch(loaded.images.astype(np.uint8)[:, None], 17, loaded.target)], origin)
+    return SourceImages("digits", [Part(loaded.images.astype(np.uint8)[:, None], 17, loaded.target)], origin)
 
 
-def read_published(data: "Data", source: Path | None, downloads: Path) -> Source:
+def read_published(data: "Data", source: Path | None, downloads: Path) -> SourceImages:
     """Return the published set that the parameters name, from its publisher or from the publisher's files in `source`.
 
     Files are downloaded and unpacked in a folder below `downloads`, which is removed.  Raises UserError: exit 5 for a
@@ -68,10 +68,10 @@ def read_published(data: "Data", source: Path | None, downloads: Path) -> Source
     if entry.class_names:
         origin["class_names"] = list(entry.class_names)
     counts: dict[Split, int] = {"train": entry.num_train, "test": entry.num_test}
-    return Source(f"data.{data.name}", batches, origin, frozenset({"train", "test"}), counts)
+    return SourceImages(f"data.{data.name}", batches, origin, frozenset({"train", "test"}), counts)
 
 
-def read_whole(entry: "PublishedSet", source: Path | None, downloads: Path) -> list[Batch]:
+def read_whole(entry: "PublishedSet", source: Path | None, downloads: Path) -> list[Part]:
     """Return the training images and the test images of a set that torchvision reads; these sets fit into memory."""
     downloads.mkdir(parents=True, exist_ok=True)
     with scratch_folder(downloads) as root:
@@ -88,7 +88,7 @@ def read_whole(entry: "PublishedSet", source: Path | None, downloads: Path) -> l
             socket.setdefaulttimeout(None)
 
 
-def read_splits(entry: "PublishedSet", root: Path, *, download: bool) -> list[Batch]:
+def read_splits(entry: "PublishedSet", root: Path, *, download: bool) -> list[Part]:
     """Return the training images and the test images below `root`.  torchvision checks the md5 of what it downloads."""
     assert entry.reader
     batches = []
@@ -101,7 +101,7 @@ def read_splits(entry: "PublishedSet", root: Path, *, download: bool) -> list[Ba
             images = images.transpose(0, 3, 1, 2)
         labels = split.labels if hasattr(split, "labels") else split.targets
         part: Split = "train" if train else "test"
-        batches.append(Batch(np.ascontiguousarray(images), labels=np.asarray(labels), split=part))
+        batches.append(Part(np.ascontiguousarray(images), labels=np.asarray(labels), split=part))
     return batches
 
 
@@ -117,11 +117,11 @@ def take_files(entry: "PublishedSet", source: Path, folder: Path) -> None:
         places = source / name, source / folder.name / name, source / f"{name}.gz"
         if found := next((place for place in places if place.is_file()), None):
             opened = gzip.open if found.suffix == ".gz" else open
-            with refusing_damage(found), opened(found, "rb") as packed, (folder / name).open("wb") as plain:
+            with refuse_damage(found), opened(found, "rb") as packed, (folder / name).open("wb") as plain:
                 shutil.copyfileobj(packed, plain)
     left = {f"{folder.name}/{name}" for name in entry.files if not (folder / name).exists()}
     if left and entry.archive and (archive := source / entry.archive).is_file():
-        with refusing_damage(archive), tarfile.open(archive) as tar:
+        with refuse_damage(archive), tarfile.open(archive) as tar:
             members = [member for member in tar if member.isfile() and member.name in left]
             tar.extractall(folder.parent, members, filter="data")
     for name, expected in entry.files.items():
@@ -132,7 +132,7 @@ def take_files(entry: "PublishedSet", source: Path, folder: Path) -> None:
 
 
 @contextmanager
-def refusing_damage(path: Path) -> Iterator[None]:
+def refuse_damage(path: Path) -> Iterator[None]:
     """Raise UserError (exit 5) for a packed file that is damaged."""
     try:
         yield
@@ -146,7 +146,7 @@ def require_sha256(path: Path, expected: str, shown: str) -> None:
         raise UserError(f"{shown} has sha256 {actual}, not {expected} as published; fetch it again", Exit.MISSING)
 
 
-def read_imagenet(entry: "PublishedSet", source: Path | None) -> Iterator[Batch]:
+def read_imagenet(entry: "PublishedSet", source: Path | None) -> Iterator[Part]:
     """Yield the training images, then the test images, from the archives in `source`, whose sha256 is checked first."""
     if source is None:
         reason = f"{entry.title} is not downloaded: its publisher asks for an account"
@@ -158,12 +158,12 @@ def read_imagenet(entry: "PublishedSet", source: Path | None) -> Iterator[Batch]
         require_sha256(source / name, expected, str(source / name))
     *_, last = entry.files
     for name in entry.files:
-        read = zipped_batches if name.endswith(".zip") else tarred_pictures
+        read = read_zipped_batches if name.endswith(".zip") else read_tarred_pictures
         for batch in read(source / name):
             yield batch._replace(split="test" if name == last else "train")
 
 
-def zipped_batches(path: Path) -> Iterator[Batch]:
+def read_zipped_batches(path: Path) -> Iterator[Part]:
     """Yield (n,3,H,W) uint8 images and labels from 0, from the npz files in a zip file: batch 10 after batch 9."""
     with zipfile.ZipFile(path) as archive:
         names = [name for name in archive.namelist() if name.endswith(".npz")]
@@ -172,14 +172,14 @@ def zipped_batches(path: Path) -> Iterator[Batch]:
             with archive.open(name) as packed, np.load(packed) as batch:
                 pixels = batch["data"]
                 size = math.isqrt(pixels.shape[1] // 3)
-                yield Batch(pixels.reshape(-1, 3, size, size), labels=batch["labels"] - 1)
+                yield Part(pixels.reshape(-1, 3, size, size), labels=batch["labels"] - 1)
 
 
-def tarred_pictures(path: Path) -> Iterator[Batch]:
+def read_tarred_pictures(path: Path) -> Iterator[Part]:
     """Yield the PNG files in a tar file as (1,3,H,W) uint8 images, in the archive's order, without labels."""
     with tarfile.open(path, "r|") as tar:
         for entry in tar:
             tar.members = []  # type: ignore[attr-defined]  # a million of them would stay in memory
             if entry.isfile() and entry.name.endswith(".png"):
                 with Image.open(cast(IO[bytes], tar.extractfile(entry)), formats=["PNG"]) as image:
-                    yield Batch(np.asarray(image.convert("RGB")).transpose(2, 0, 1)[None])
+                    yield Part(np.asarray(image.convert("RGB")).transpose(2, 0, 1)[None])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from flows.core.errors import Exit, UserError
-from flows.core.escaping import listed
+from flows.core.escaping import list_names
 from flows.images.image_set import SPLITS
 from vdm.choices import Split
 
@@ -31,7 +31,7 @@ NAMES: dict[Split, tuple[str, ...]] = {
 DIGEST_BYTES = 16
 
 
-class Batch(NamedTuple):
+class Part(NamedTuple):
     """Images (n,C,H,W) of one shape, in the order of their source."""
 
     images: np.ndarray
@@ -46,12 +46,12 @@ class Batch(NamedTuple):
     """What the images were before the background, (n,...); None if they had no transparency."""
 
 
-class Source(NamedTuple):
+class SourceImages(NamedTuple):
     """All images of a source, to be read once."""
 
     name: str
     """For messages."""
-    batches: Iterable[Batch]
+    batches: Iterable[Part]
     origin: dict[str, Any]
     """What `dataset.json` says of the source; complete when all batches were read."""
     given: frozenset[Split] = frozenset()
@@ -71,7 +71,7 @@ def place(digest: bytes, what: Split, seed: int) -> float:
     return int.from_bytes(drawn) / 2**64
 
 
-def split_of(digest: bytes, given: Split | None, source: Source, data: "Data") -> Split:
+def split_of(digest: bytes, given: Split | None, source: SourceImages, data: "Data") -> Split:
     """Return the split of an image: the source's own, or the one that is drawn."""
     if given is None and place(digest, "test", data.split_seed) < data.test_fraction:
         return "test"
@@ -81,7 +81,7 @@ def split_of(digest: bytes, given: Split | None, source: Source, data: "Data") -
     return given or "train"
 
 
-def require_splits(source: Source, counts: dict[Split, int], data: "Data") -> None:
+def require_splits(source: SourceImages, counts: dict[Split, int], data: "Data") -> None:
     """Raise UserError unless every split has the images that it needs.
 
     Its exit code is 5 if the source does not have as many images as it should, and 4 if a drawn split or what is left
@@ -125,7 +125,9 @@ def parts_of(root: Path, names: list[str], source: Path) -> dict[str, Split]:
     splits, named = set(parts.values()), {part: split for part, split in parts.items() if split}
     folders = sorted(path.name for path in root.iterdir() if path.is_dir())
     if empty := [folder for folder in folders if split_named(part_of(folder)) not in {None, *splits}]:
-        raise UserError(f"{source}: no images in {listed(empty)}; add them, or remove that folder", Exit.INVALID_DATA)
+        raise UserError(
+            f"{source}: no images in {list_names(empty)}; add them, or remove that folder", Exit.INVALID_DATA
+        )
     if not named:
         return {}
     if "train" not in splits or None in splits or not 2 <= len(parts) == len(splits):
@@ -133,7 +135,7 @@ def parts_of(root: Path, names: list[str], source: Path) -> dict[str, Split]:
         found = sorted({name.partition("/")[0] for name in names})
         wanted = f"parts for training ({train}), test ({test}) and perhaps validation ({validation}), and no others"
         advice = "name one part as the source, or add, rename or remove parts"
-        raise UserError(f"{source}: needs {wanted}; there is {listed(found[:5])}; {advice}", Exit.INVALID_DATA)
+        raise UserError(f"{source}: needs {wanted}; there is {list_names(found[:5])}; {advice}", Exit.INVALID_DATA)
     return {part: split if split == "train" or "test" in splits else "test" for part, split in named.items()}
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flows.core.errors import Exit, UserError
-from flows.images.image_set import fitting
+from flows.images.image_set import rows_per_chunk
 
 if TYPE_CHECKING:
     from flows.core.params import Data
@@ -31,7 +31,7 @@ def parts(images: np.ndarray, data: "Data") -> Iterator[slice]:
         reason = f"images of {channels}x{height}x{width} have more than {MOST_DIMS:,} levels"
         advice = "set data.resize to a smaller [height, width], or lower data.pad"
         raise UserError(f"{reason}; {advice}", Exit.USAGE if data.resize or data.pad else Exit.INVALID_DATA)
-    step = fitting(len(images), max(images[0].nbytes, channels * height * width))
+    step = rows_per_chunk(len(images), max(images[0].nbytes, channels * height * width))
     for first in range(0, len(images), step):
         yield slice(first, first + step)
 
@@ -54,7 +54,7 @@ def transform(images: np.ndarray, num_levels: int, data: "Data") -> np.ndarray:
     These are uint8 up to 256 levels.  Raises UserError (exit 2) for grayscale of other than 1 or 3 channels.
     """
     if data.num_bits and data.num_bits <= 8:
-        images = shifted(images, num_levels, 8).astype(np.uint8, copy=False)
+        images = drop_low_bits(images, num_levels, 8).astype(np.uint8, copy=False)
         num_levels = levels_left(num_levels, 8)
     if data.grayscale and images.shape[1] != 1:
         images = gray(images)
@@ -63,10 +63,10 @@ def transform(images: np.ndarray, num_levels: int, data: "Data") -> np.ndarray:
     if data.crop:
         images = middle(images)
     if data.resize and list(images.shape[2:]) != data.resize:
-        images = resized(images, data.resize, num_levels)
+        images = resize(images, data.resize, num_levels)
     if data.pad:
         images = np.pad(images, ((0, 0), (0, 0), (data.pad, data.pad), (data.pad, data.pad)))
-    return shifted(images, num_levels, data.num_bits)
+    return drop_low_bits(images, num_levels, data.num_bits)
 
 
 def gray(images: np.ndarray) -> np.ndarray:
@@ -86,7 +86,7 @@ def middle(images: np.ndarray) -> np.ndarray:
     return images[..., top : top + side, left : left + side]
 
 
-def resized(images: np.ndarray, size: list[int], num_levels: int) -> np.ndarray:
+def resize(images: np.ndarray, size: list[int], num_levels: int) -> np.ndarray:
     """Return the images resized to `size` (H,W): bicubic, antialiased, overshoot at edges clipped to the levels."""
     import torch
     from torchvision.transforms.v2 import functional
@@ -104,7 +104,7 @@ def resized(images: np.ndarray, size: list[int], num_levels: int) -> np.ndarray:
     return np.asarray(np.minimum(result, num_levels - 1), images.dtype).reshape(*images.shape[:2], *size)
 
 
-def shifted(images: np.ndarray, num_levels: int, num_bits: int | None) -> np.ndarray:
+def drop_low_bits(images: np.ndarray, num_levels: int, num_bits: int | None) -> np.ndarray:
     """Return the upper `num_bits` bits of the levels; all for None."""
     shift = lost_bits(num_levels, num_bits)
     return images >> images.dtype.type(shift) if shift else images
@@ -120,7 +120,7 @@ def levels_left(num_levels: int, num_bits: int | None) -> int:
     return ((num_levels - 1) >> lost_bits(num_levels, num_bits)) + 1
 
 
-def describe(num_levels: int, data: "Data") -> str:
+def describe_transforms(num_levels: int, data: "Data") -> str:
     """Return the transforms in words, for `dataset.json`, the digest and the model card; `none` without any."""
     bits = (num_levels - 1).bit_length()
     steps = [

@@ -27,7 +27,7 @@ from flows.images.image_set import (
 )
 from flows.process.inputs import content
 from flows.repository.commit import Commit
-from flows.repository.files import content_in
+from flows.repository.files import read_content
 
 
 class Arrivals(NamedTuple):
@@ -58,7 +58,7 @@ def digests_at(earlier: Commit) -> set[bytes]:
     found: set[bytes] = set()
     with earlier.files() as files:
         for split in SPLITS:
-            if recorded := content_in(files, digests_of(layout.IMAGES, split)):
+            if recorded := read_content(files, digests_of(layout.IMAGES, split)):
                 found |= set(map(bytes, np.load(BytesIO(recorded), allow_pickle=False)))
     return found
 
@@ -67,10 +67,10 @@ def has_same_images(images: ImageSet, earlier: Commit) -> bool:
     """Whether the images are those of an earlier run by equal code, in splits and classes, in any order."""
     # Lost, no answer, or of a version without digests.
     with suppress(UserError, ValueError, EOFError), earlier.files() as files:
-        described = parse(Description, content_in(files, layout.IMAGES / DESCRIPTION) or b"", DESCRIPTION)
+        described = parse(Description, read_content(files, layout.IMAGES / DESCRIPTION) or b"", DESCRIPTION)
         return (described.splits, described.class_names) == (images.splits, images.class_names) and all(
             count_images(*(content(place(images.folder, split)) for place in (digests_of, labels_of)))
-            == count_images(*(content_in(files, place(layout.IMAGES, split)) for place in (digests_of, labels_of)))
+            == count_images(*(read_content(files, place(layout.IMAGES, split)) for place in (digests_of, labels_of)))
             for split in images.splits
         )
     return False
@@ -88,7 +88,7 @@ def recorded_files(earlier: Commit) -> dict[str, set[bytes]]:
     found: dict[str, set[bytes]] = {}
     with earlier.files(remote=False) as files:
         for split in SPLITS:
-            lines, digests = (content_in(files, place(layout.IMAGES, split)) for place in (files_of, digests_of))
+            lines, digests = (read_content(files, place(layout.IMAGES, split)) for place in (files_of, digests_of))
             if lines and digests:
                 rows = map(bytes, np.load(BytesIO(digests), allow_pickle=False))
                 for line, digest in zip(lines.splitlines(), rows, strict=True):
@@ -99,7 +99,7 @@ def recorded_files(earlier: Commit) -> dict[str, set[bytes]]:
 def damaged_files(earlier: Commit) -> set[str]:
     """Return the files that a run left out as damaged.  Raises UserError if DVC's cache here lacks its files."""
     with earlier.files(remote=False) as files:
-        described = parse(Description, content_in(files, layout.IMAGES / DESCRIPTION) or b"", DESCRIPTION)
+        described = parse(Description, read_content(files, layout.IMAGES / DESCRIPTION) or b"", DESCRIPTION)
     return {*(described.damaged or ())}
 
 

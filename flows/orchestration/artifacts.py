@@ -17,12 +17,12 @@ from prefect.artifacts import (
 
 from flows.contract.findings import Findings
 from flows.core import layout
-from flows.core.documents import read
+from flows.core.documents import read_document
 from flows.core.errors import brief
 from flows.evaluation.odd import Surprise
 from flows.evaluation.results import BoundMetrics, Metrics, SampleMetrics
 from flows.images.image_set import Chosen, ImageSet
-from flows.process.progress import told
+from flows.process.progress import read_progress
 from flows.registry.evidence import Evidence
 from flows.report import markdown
 from flows.report.odd import picture_of
@@ -40,7 +40,7 @@ def dispensable() -> Iterator[None]:
         get_run_logger().warning("an artifact is missing in Prefect's UI, and the run goes on: %s", brief(error))
 
 
-class Progress:
+class ProgressBar:
     """The progress bar of a training in the run's folder, which follows the document that the training writes."""
 
     def __init__(self, folder: Path) -> None:
@@ -50,7 +50,7 @@ class Progress:
 
     def look(self) -> None:
         """Update the bar and its description at most every EVERY_SECONDS, and at the end."""
-        progress = told(self.file)
+        progress = read_progress(self.file)
         if progress is None or (time.monotonic() - self.shown < EVERY_SECONDS and not progress.has_ended):
             return
         percent = 100.0 if progress.has_ended else 100 * progress.step / progress.steps
@@ -75,7 +75,7 @@ def show_data_docs(folder: Path, kept: Path) -> Path:
         return page
     if (folder / layout.DATA_DOCS).is_dir():
         shutil.copytree(folder / layout.DATA_DOCS, copy, dirs_exist_ok=True)
-    findings = read(Findings, folder / layout.FINDINGS)
+    findings = read_document(Findings, folder / layout.FINDINGS)
     drawn = folder / layout.FINDINGS.with_name("findings.png")
     show("data-docs", f"The images are {markdown.verdict(findings)}", markdown.data_docs(findings, drawn, page))
     return page
@@ -90,9 +90,9 @@ def show_results(folder: Path, kept: Path) -> None:
     for made, name in ((layout.CARD, "card.md"), (layout.SAMPLES, "samples.png"), (layout.PAGE, "report.html")):
         shutil.copyfile(folder / made, kept / name)
     drawn = folder / layout.SAMPLES
-    quality = read(SampleMetrics, folder / layout.SAMPLE_METRICS)
+    quality = read_document(SampleMetrics, folder / layout.SAMPLE_METRICS)
     show("samples", f"{quality.num_images:,} samples", markdown.samples(quality, drawn, kept / "samples.png"))
-    metrics = read(BoundMetrics, folder / layout.METRICS)
+    metrics = read_document(BoundMetrics, folder / layout.METRICS)
     content = markdown.report(metrics, folder / layout.PICTURES, drawn, kept / "report.html")
     show("report", markdown.headline(metrics), content)
     show("model-card", markdown.headline(metrics), (kept / "card.md").read_text(encoding="utf-8"))
@@ -105,7 +105,7 @@ def show_odd(found: Surprise, images: ImageSet, page: Path, kept: Path) -> Path:
     shutil.copyfile(page, copy)
     drawn.write_bytes(picture_of(found, Chosen(images, "test"), MOST_ODD))
     description = found.sentences[0] if found.sentences else "How odd the new images are"
-    show("odd", markdown.quoted(description), markdown.odd(found, drawn, copy, MOST_ODD))
+    show("odd", markdown.quote(description), markdown.odd(found, drawn, copy, MOST_ODD))
     return copy
 
 
@@ -126,7 +126,7 @@ def show_evidence(evidence: Evidence) -> None:
 def decision(evidence: Evidence) -> str:
     """Return a decision about the champion in one line."""
     tag = f" as {evidence.tag}" if evidence.tag else ""
-    return markdown.quoted(f"{evidence.decision}{tag}: {evidence.reason}")
+    return markdown.quote(f"{evidence.decision}{tag}: {evidence.reason}")
 
 
 def show(key: str, description: str, content: str) -> None:

@@ -9,7 +9,7 @@ from prefect.states import Completed
 
 from flows.contract.findings import Findings, Verdict
 from flows.core import layout
-from flows.core.documents import read
+from flows.core.documents import read_document
 from flows.core.errors import Exit, UserError
 from flows.evaluation.odd import Surprise
 from flows.images.image_set import open_images
@@ -62,16 +62,16 @@ def check_drift(run: Run) -> State[None]:
         command = ["flows.cli", "validate", str(layout.IMAGES), "--reference", str(reference), "--json"]
         stream(command, run.folder, stdout=file)
     except UserError as error:
-        if error.code is Exit.INVALID_DATA and differences(file, "critical"):
+        if error.code is Exit.INVALID_DATA and describe_differences(file, "critical"):
             raise Drifted(f"{DRIFTED} from the champion's images: {error}", error.code) from error
         raise
-    warnings = "; ".join(differences(file, "warning"))
+    warnings = "; ".join(describe_differences(file, "warning"))
     return Completed(name=DRIFTED, message=warnings) if warnings else Completed()
 
 
-def differences(file: Path, severity: Literal["warning", "critical"]) -> list[str]:
+def describe_differences(file: Path, severity: Literal["warning", "critical"]) -> list[str]:
     """Return in what the images differ from the reference by findings in a file."""
-    return [result.words for result in read(Findings, file).failed(severity) if result.table == "drift"]
+    return [result.words for result in read_document(Findings, file).failed(severity) if result.table == "drift"]
 
 
 def findings_of_champion(run: Run) -> Path | None:
@@ -79,7 +79,7 @@ def findings_of_champion(run: Run) -> Path | None:
 
     None without a champion or such a file, or if the run has the same images.  Raises UserError (exit 5).
     """
-    images = read(Verdict, run.folder / layout.FINDINGS).data_sha256
+    images = read_document(Verdict, run.folder / layout.FINDINGS).data_sha256
     champion = run.main.registry.champion
     if champion is None or champion.metrics.data_sha256 == images:
         return None
@@ -108,7 +108,7 @@ def find_odd(run: Run, newest: Commit) -> State[str]:
         page = ["--out", str(layout.ODD_PAGE), "--force", "--json"]
         command = ["flows.cli", "surprise", str(layout.NEW_IMAGES), champion.name, *page]
         stream(command, folder, stdout=folder / layout.ODD)
-        found = read(Surprise, folder / layout.ODD)
+        found = read_document(Surprise, folder / layout.ODD)
     except UserError as error:
         logger.warning("it is not known how odd the new images are: %s", error)
         return Completed(data="")

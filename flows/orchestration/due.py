@@ -15,10 +15,10 @@ from flows.orchestration.answers import Source
 from flows.orchestration.arrivals import damaged_files, recorded_files
 from flows.orchestration.workspace import compose_params
 from flows.registry.project import Project
-from flows.registry.versions import REFERENCE
+from flows.registry.versions import VERSION_NAME
 from flows.repository.commit import Commit
 from flows.repository.repository import MODEL, Repository
-from flows.repository.sources import State, compare_source
+from flows.repository.sources import SourceState, compare_source
 
 
 class Due(NamedTuple):
@@ -27,7 +27,7 @@ class Due(NamedTuple):
     source: Path
     newest: Commit | None
     """The commit of the newest run; None in a project without runs."""
-    images: State = "changed"
+    images: SourceState = "changed"
     """Those of the source.  An import is looked at in the run's folder, where it is brought up to date."""
     same_code: bool = False
     same_parameters: bool = False
@@ -51,7 +51,7 @@ class Due(NamedTuple):
         if self.newest is None:
             return "the first run"
         if self.is_nothing:
-            said = nothing_to_do(self.newest.repository, self.newest.digest)
+            said = say_nothing_to_do(self.newest.repository, self.newest.digest)
         else:
             name = self.newest.repository.name_of(self.newest.digest)
             parts = {"code": self.same_code, "parameters": self.same_parameters, "images": self.images != "changed"}
@@ -72,13 +72,13 @@ class Due(NamedTuple):
         return f"{self.source} is not on this machine, so the images are those of the newest run"
 
 
-def nothing_to_do(repository: Repository, commit: str) -> str:
+def say_nothing_to_do(repository: Repository, commit: str) -> str:
     """Return in one line that a commit has the results of a run already."""
     name = repository.name_of(commit)
     return f"nothing to do: {name} has the results of this code, these parameters and these images"
 
 
-def find_due(project: Project, base: str, parameters: dict[str, Any], images: State | None = None) -> Due:
+def find_due(project: Project, base: str, parameters: dict[str, Any], images: SourceState | None = None) -> Due:
     """Return what a run of the commit `base` with these parameters has to do; `images` is the source's state if known.
 
     Raises UserError (exit 5) for a relative source that neither git nor DVC tracks, since a run would not have it.
@@ -94,7 +94,7 @@ def find_due(project: Project, base: str, parameters: dict[str, Any], images: St
     except UserError:  # of a version that was made by hand
         return Due(source, newest, images, is_undecided=undecided)
     code = [str(layout.DVC_GRAPH), *sorted(recorded.code)]
-    preparing = [path for path in code if path in needed_by(project, base, "download")]
+    preparing = [path for path in code if path in list_dependencies(project, base, "download")]
 
     def is_same(paths: list[str]) -> bool:
         return project.objects(base, paths) == project.objects(newest.digest, paths)
@@ -105,7 +105,7 @@ def find_due(project: Project, base: str, parameters: dict[str, Any], images: St
         images,
         same_code=is_same(code),
         same_parameters=all(
-            as_recorded(newest, parameters.get(name, {}), values) == values
+            take_recorded(newest, parameters.get(name, {}), values) == values
             for name, values in recorded.parameters.items()
         ),
         same_preparation=parameters["data"] == recorded.parameters.get("data") and is_same(preparing),
@@ -127,7 +127,7 @@ def list_results(repository: Repository) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def as_recorded(newest: Commit, section: dict[str, Any], recorded: dict[str, Any]) -> dict[str, Any]:
+def take_recorded(newest: Commit, section: dict[str, Any], recorded: dict[str, Any]) -> dict[str, Any]:
     """Return a section's parameters, with what a run recorded in place of `start_from: champion`.
 
     The champion, or that there was none yet, is recorded by its name: another one alone is no reason to train.
@@ -139,11 +139,11 @@ def as_recorded(newest: Commit, section: dict[str, Any], recorded: dict[str, Any
         before = newest.repository.content_of(f"{newest.digest}^:{layout.PARAMS}")  # where that run began
         was_champion = bounded_yaml.sections(before).get("train", {}).get("start_from") == CHAMPION
     else:
-        was_champion = REFERENCE.fullmatch(start) is not None
+        was_champion = VERSION_NAME.fullmatch(start) is not None
     return section | {"start_from": start} if was_champion else section
 
 
-def needed_by(repository: Repository, commit: str, stage: str) -> list[str]:
+def list_dependencies(repository: Repository, commit: str, stage: str) -> list[str]:
     """Return the dependencies of a stage in the graph of a commit."""
     graph = bounded_yaml.sections(repository.content_of(f"{commit}:{layout.DVC_GRAPH}"))
     return [str(path) for path in graph.get("stages", {}).get(stage, {}).get("deps", [])]
@@ -161,7 +161,7 @@ def find_due_now(project: Project) -> Source:
     empty: int | None = None
     removed: int | None = None
     left_out: int | None = None
-    state: State | None = None
+    state: SourceState | None = None
     # Of a set without copies, or of files with many pictures, the names do not say what is new.
     is_listed = source.is_dir() and not parameters["data"].get("without_copies") and not packed_files(source)
     if newest and source.is_absolute() and is_listed:

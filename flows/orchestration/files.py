@@ -12,7 +12,7 @@ from ruamel.yaml.error import MarkedYAMLError
 
 from flows.core import layout
 from flows.core.documents import Document, DocumentType, explain
-from flows.core.errors import Exit, UserError, brief, of_file
+from flows.core.errors import Exit, UserError, brief, file_problem
 from flows.core.files import read_bounded
 from flows.registry.project import Project
 
@@ -42,7 +42,7 @@ class Deployments(Document):
     deployments: list[Deployment]
 
 
-class Entry(Document):
+class Automation(Document):
     """An automation in the format of `prefect automation create`, for a server whose ids nobody knows yet.
 
     Its actions use the block TYPE/NAME if it names one.  An action may name a deployment, such as `train-vdm`.  With
@@ -73,7 +73,7 @@ class Entry(Document):
         return AutomationCore.model_validate(self.model_dump(exclude={"block"}) | {"actions": actions})
 
     @model_validator(mode="after")
-    def accepted(self) -> "Entry":
+    def accepted(self) -> "Automation":
         """Raise ValueError unless Prefect accepts the automation."""
         for action in self.actions:
             if action.get("type") in WITH_BLOCK and not self.block and "block_document_id" not in action:
@@ -81,11 +81,11 @@ class Entry(Document):
         try:
             self.automation(ANY if self.block else None, dict.fromkeys(self.deployments, ANY))
         except ValidationError as error:
-            raise ValueError(f"{self.name}: {refusal(error)}") from error
+            raise ValueError(f"{self.name}: {explain_refusal(error)}") from error
         return self
 
 
-def refusal(error: ValidationError) -> str:
+def explain_refusal(error: ValidationError) -> str:
     """Return why Prefect refuses an automation.  Of an action it also says why it is none of each other type."""
     found = error.errors(include_url=False)
     of_other_types = {each["loc"][:-1] for each in found if each["loc"][-1] == "type"}
@@ -96,7 +96,7 @@ def refusal(error: ValidationError) -> str:
 class Automations(Document):
     """automations.yaml, whose list of automations may be empty."""
 
-    automations: list[Entry] = Field(default_factory=list)
+    automations: list[Automation] = Field(default_factory=list)
 
     @field_validator("automations", mode="before")
     @classmethod
@@ -107,23 +107,23 @@ class Automations(Document):
 
 def read_deployments(project: Project) -> Deployments:
     """Return the project's prefect.yaml.  Raises UserError (exit 2)."""
-    return parsed(Deployments, project.folder / layout.DEPLOYMENTS)
+    return parse_file(Deployments, project.folder / layout.DEPLOYMENTS)
 
 
 def read_automations(project: Project) -> Automations:
     """Return the project's automations.yaml, which may be missing.  Raises UserError (exit 2)."""
     path = project.folder / layout.AUTOMATIONS
-    return parsed(Automations, path) if path.exists() else Automations()
+    return parse_file(Automations, path) if path.exists() else Automations()
 
 
-def parsed(model: type[DocumentType], path: Path) -> DocumentType:
+def parse_file(model: type[DocumentType], path: Path) -> DocumentType:
     """Return a YAML file of the project's own commit, which may be empty.  Raises UserError (exit 2)."""
     try:
         return model.model_validate(YAML(typ="safe").load(read_bounded(path)) or {})
     except ValidationError as error:
         reason = explain(error)
     except OSError as error:
-        raise UserError(of_file(error), Exit.USAGE) from error
+        raise UserError(file_problem(error), Exit.USAGE) from error
     except MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         reason = f"not YAML: {line}{brief(error.problem or 'damaged')}"

@@ -12,9 +12,9 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from flows.core.errors import Exit, UserError, of_file
+from flows.core.errors import Exit, UserError, file_problem
 from flows.orchestration.runs import OF_FLOW
-from flows.orchestration.server import LOOPBACK, connected
+from flows.orchestration.server import LOOPBACK, connect
 from flows.registry.project import Project
 
 MOST_RUNS = 200
@@ -31,7 +31,7 @@ def start_metrics(project: Project, url: str, port: int) -> None:
     try:
         start_http_server(port, LOOPBACK, registry)
     except OSError as error:
-        raise UserError(f"--metrics-port {port}: {of_file(error)}; choose another", Exit.USAGE) from error
+        raise UserError(f"--metrics-port {port}: {file_problem(error)}; choose another", Exit.USAGE) from error
 
 
 class Loop(Collector):
@@ -66,7 +66,7 @@ class Loop(Collector):
 
     def runs(self) -> Iterator[Metric]:
         """Yield the states of the newest runs, and the begin and the stages of the newest.  Raises UserError."""
-        with connected(self.url) as client:
+        with connect(self.url) as client:
             newest = FlowRunSort.EXPECTED_START_TIME_DESC
             runs = client.read_flow_runs(flow_filter=OF_FLOW, sort=newest, limit=MOST_RUNS)
             states = GaugeMetricFamily("vdm_runs", f"The newest {MOST_RUNS} runs by state.", labels=["state"])

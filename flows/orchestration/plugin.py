@@ -10,7 +10,7 @@ from pathlib import Path
 from prefect.plugins import HookContext, SetupResult, register_hook
 
 from flows.orchestration.runs import FLOW
-from flows.orchestration.server import served_at
+from flows.orchestration.server import find_served_url
 
 
 @register_hook
@@ -22,5 +22,5 @@ def setup_environment(*, ctx: HookContext) -> SetupResult | None:
     if words[:2] == ["deployment", "run"] and words[2:] and not words[2].startswith("-") and "/" not in words[2]:
         sys.argv[3] = f"{FLOW}/{words[2]}"
     # A profile given on the command line may name a server.
-    url = ctx.api_url or (None if words[:1] in (["-p"], ["--profile"]) else served_at(Path.cwd()))
+    url = ctx.api_url or (None if words[:1] in (["-p"], ["--profile"]) else find_served_url(Path.cwd()))
     return SetupResult(env={"PREFECT_API_URL": url}) if url else None

@@ -16,12 +16,12 @@ from flows.core.files import SCRATCH, remove
 from flows.orchestration import workspace
 from flows.orchestration.answers import CHAMPIONS, NEWEST, Pruned, Removed
 from flows.orchestration.status import size_of
-from flows.process.groups import processes_in
-from flows.process.locks import folder_of_devices, held_locks
+from flows.process.groups import find_processes
+from flows.process.locks import folder_of_devices, list_held_locks
 from flows.registry.project import Project
 from flows.registry.publishing import RUNS
 from flows.registry.versions import FORMER, Registry
-from flows.repository.cache import lacking, locked_dvc, unused, used_at
+from flows.repository.cache import digests_used_at, list_lacking, list_unused, lock_dvc
 from flows.repository.repository import HEADS, MODEL, REMOTE, TAGS
 from flows.repository.tags import CHAMPION, REFUSED
 
@@ -47,7 +47,7 @@ def prune(project: Project, *, keep: int, dry_run: bool) -> Pruned:
     others = [each for each in others if each != root and not each.is_relative_to(of_runs) and (each / ".dvc").is_dir()]
     require_idle([root, *others])
     with ExitStack() as stack:
-        repo = stack.enter_context(locked_dvc(project))
+        repo = stack.enter_context(lock_dvc(project))
         stack.enter_context(project.registry_lock())
         registry, refs = project.registry, project.refs()
         known = registry.versions
@@ -67,9 +67,13 @@ def prune(project: Project, *, keep: int, dry_run: bool) -> Pruned:
         }
         for version in known:
             if version.name in kept and version.commit not in used:
-                used[version.commit] = used_at(repo, version)  # or refuse: nobody knows what a lost listing needs
+                used[version.commit] = digests_used_at(
+                    repo, version
+                )  # or refuse: nobody knows what a lost listing needs
         used = {commit: found for commit, found in used.items() if commit in needed}
-        files = unused(repo, root, others, needed - used.keys(), set[str]().union(*used.values()), younger_than=OLD)
+        files = list_unused(
+            repo, root, others, needed - used.keys(), set[str]().union(*used.values()), younger_than=OLD
+        )
         left = sorted(workspace.left_behind(project))
         runs = {project.run_of(each.commit) for each in known if each.name in kept}
         folders = {kind: old_folders(root / place) for kind, place in BY_AGE.items()}
@@ -105,14 +109,14 @@ def part(names: list[str], size: int | None = None) -> Removed:
 
 def require_idle(folders: list[Path]) -> None:
     """Raise UserError (exit 6) if a run, an experiment or a trainer works in a worktree: it may use any cached file."""
-    for name, holder in held_locks(folder_of_devices()).items():
+    for name, holder in list_held_locks(folder_of_devices()).items():
         if holder.folder and any(Path(holder.folder).is_relative_to(folder) for folder in folders):
             raise UserError(f"{holder} trains on {Path(name).stem}; prune when it has ended", Exit.BUSY)
     for folder in folders:
-        for name, holder in sorted(held_locks(folder / layout.WORKTREES).items()):
+        for name, holder in sorted(list_held_locks(folder / layout.WORKTREES).items()):
             raise UserError(f"run {Path(name).stem} is in progress ({holder}); prune when it has ended", Exit.BUSY)
         for place in (folder / layout.WORKTREES, folder / ".dvc/tmp/exps"):
-            for process in processes_in(place):
+            for process in find_processes(place):
                 raise UserError(f"process {process} works in {place}; prune when it has ended", Exit.BUSY)
 
 
@@ -138,8 +142,8 @@ def reasons_to_keep(repo: Any, registry: Registry, keep: int) -> tuple[dict[str,
         elif theirs is not None and version.commit != getattr(theirs.get(TAGS + version.name), "commit", None):
             reasons[version.name] = f"not on {REMOTE}"
         elif with_remote:
-            used[version.commit] = used_at(repo, version)
-            if lacking(repo, used[version.commit]):
+            used[version.commit] = digests_used_at(repo, version)
+            if list_lacking(repo, used[version.commit]):
                 reasons[version.name] = "the DVC remote lacks its files"
     return reasons, used
 

@@ -11,7 +11,7 @@ from prefect import State, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from flows.core import layout
-from flows.core.documents import read
+from flows.core.documents import read_document
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.orchestration import artifacts
 from flows.orchestration.outcome import Release
@@ -39,7 +39,7 @@ RETRIED: dict[str, Any] = {
 
 
 @task(name="promote", task_run_name="promote", timeout_seconds=3600 * 48, **RETRIED)
-def promote(version: str, folder: Path) -> Evidence:
+def run_promote(version: str, folder: Path) -> Evidence:
     """Run `vdmctl promote VERSION` with the run's code; return the evidence.  Raises UserError."""
     file = folder / layout.EVIDENCE
     try:
@@ -48,7 +48,7 @@ def promote(version: str, folder: Path) -> Evidence:
         if error.code is not Exit.NOT_PROMOTED:
             problem = f"{version} is registered, but `vdmctl promote` failed"
             raise type(error)(f"{problem}: {error}; the next run completes this", error.code) from error
-    evidence = read(Evidence, file)
+    evidence = read_document(Evidence, file)
     artifacts.show_evidence(evidence)
     get_run_logger().info("%s: %s; the evidence: `vdmctl lineage %s`", evidence.decision, evidence.reason, version)
     return evidence
@@ -67,7 +67,7 @@ def publish_versions(project: Project) -> bool:
 
 
 @task(name="fetch", task_run_name="fetch", timeout_seconds=3600 * 6, **RETRIED)
-def fetch_versions(project: Project) -> list[str]:
+def fetch_published(project: Project) -> list[str]:
     """Fetch what other machines published; return the commits of withdrawn versions.  Raises UserError."""
     logger = get_run_logger()
     tags, withdrawn = publishing.fetch_versions(project)
@@ -84,7 +84,7 @@ def release(run: Run, made: str) -> Release:
     known = [version for version in registry.versions if version.commit == made]
     version = known[-1] if known else add_version(run.main, made, subject(run.main, made))
     before = registry.champion
-    deciding = promote(version.name, run.folder, return_state=True)
+    deciding = run_promote(version.name, run.folder, return_state=True)
     evidence: Evidence = result_of(deciding, "promote")
     compared = [version, before] if before else [version]
     artifacts.show_metrics({each.name: each.metrics for each in compared}, evidence)
@@ -114,7 +114,7 @@ def catch_up(project: Project, made: str | None = None) -> Release | None:
     Return the release of the commit `made` if it is among them.
     """
     ours = None
-    withdrawn: list[str] = result_of(fetch_versions(project, return_state=True), "fetch")
+    withdrawn: list[str] = result_of(fetch_published(project, return_state=True), "fetch")
     for commit in withdrawn:  # before anything can fail: no later run would find a commit without a number
         add_version(project, commit, subject(project, commit))
     for commit in withdrawn:

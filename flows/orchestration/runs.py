@@ -24,7 +24,7 @@ WORKER = "prefect.worker.name"
 UNFINISHED = [StateType.PENDING, StateType.RUNNING, StateType.PAUSED, StateType.CANCELLING]
 
 
-def in_states(*types: StateType) -> FlowRunFilter:
+def filter_states(*types: StateType) -> FlowRunFilter:
     """Return the filter for runs in states of these types."""
     return FlowRunFilter.model_validate({"state": {"type": {"any_": types}}})
 
@@ -75,7 +75,7 @@ def close_dead_runs(client: SyncPrefectClient, worker: str) -> None:
     this before the worker starts.
     """
     wait_for(engines(worker).values())  # they end by themselves when their worker has ended
-    for run in of_worker(client, worker, in_states(*UNFINISHED)):
+    for run in runs_of_worker(client, worker, filter_states(*UNFINISHED)):
         state: State[None] = Crashed(name=INTERRUPTED, message="Its worker, `vdmctl serve` or the machine ended.")
         if run.state and run.state.is_cancelling():
             state = Cancelled(message="Its process is gone.")
@@ -90,7 +90,7 @@ def continue_interrupted(client: SyncPrefectClient, worker: str) -> None:
     """
     alive = engines(worker)
     interrupted = FlowRunFilter.model_validate({"state": {"name": {"any_": [INTERRUPTED]}}})
-    for run in of_worker(client, worker, interrupted):
+    for run in runs_of_worker(client, worker, interrupted):
         if run.id in alive or run.deployment_id is None:
             continue
         with suppress(ObjectNotFound):  # somebody deleted the deployment
@@ -106,7 +106,7 @@ def continue_interrupted(client: SyncPrefectClient, worker: str) -> None:
             say_on_stderr(f"run {run.name} was interrupted; it goes on as {again.name}")
 
 
-def of_worker(client: SyncPrefectClient, worker: str, chosen: FlowRunFilter) -> list[FlowRun]:
+def runs_of_worker(client: SyncPrefectClient, worker: str, chosen: FlowRunFilter) -> list[FlowRun]:
     """Return the chosen runs that the worker took, and those that no worker has labelled yet."""
     found = client.read_flow_runs(flow_filter=OF_FLOW, flow_run_filter=chosen)
     return [run for run in found if run.deployment_id and run.labels.get(WORKER) in (worker, None)]

@@ -27,12 +27,12 @@ from flows.orchestration.metrics import start_metrics
 from flows.orchestration.runs import FLOW, close_dead_runs, continue_interrupted, mark_interrupted, stop_engines
 from flows.orchestration.server import (
     Address,
-    alone,
     answers,
     configure,
-    connected,
+    connect,
     find_address,
-    owning_database,
+    lock_database,
+    lock_folder,
     require_project,
 )
 from flows.orchestration.setting_up import POOL, automate, make_pool, set_up
@@ -105,11 +105,11 @@ def serve(
     if share:
         share_versions()
     address = find_address(host, port)
-    with until_stopped(address.url) as stack:
+    with run_until_stopped(address.url) as stack:
         if metrics_port:
             start_metrics(Project(Path.cwd()), address.url, metrics_port)
         children = [] if answers() else [start_server(stack, address, given=bool(host or port))]
-        with connected(address.url) as client:
+        with connect(address.url) as client:
             set_up(client)
             if worker:
                 children.append(start_worker(stack, client, queues))
@@ -127,11 +127,11 @@ def work(queues: list[str] | None) -> None:
     require_project()
     share_versions()
     url = find_address(None, None).url
-    with until_stopped(url) as stack:
-        with connected(url) as client:
+    with run_until_stopped(url) as stack:
+        with connect(url) as client:
             # It takes one run at a time: others wait at the server, where a worker with a free device may take them.
             children = [start_worker(stack, client, queues, "--limit", "1")]
-        say_on_stderr(f"working for {url}, queues {', '.join(queues or fitting())}")
+        say_on_stderr(f"working for {url}, queues {', '.join(queues or choose_queues())}")
         keep_alive(children, url)
 
 
@@ -152,7 +152,7 @@ def start_server(stack: ExitStack, address: Address, *, given: bool) -> Child:
     """
     if not given and not is_loopback(address.host):
         raise UserError(f"no Prefect server answers at {address.url}, and none can be started there", Exit.MISSING)
-    stack.enter_context(owning_database())
+    stack.enter_context(lock_database())
     options = "--host", address.host, "--port", str(address.port)
     server = Child("server", "start", *options, when_orphaned=signal.SIGTERM)
     stack.callback(server.stop)
@@ -166,7 +166,7 @@ def start_server(stack: ExitStack, address: Address, *, given: bool) -> Child:
 
 def start_worker(stack: ExitStack, client: SyncPrefectClient, queues: list[str] | None, *options: str) -> Child:
     """Start the folder's worker, which the stack stops after its runs.  Runs of an earlier worker are closed before."""
-    taken = queues or fitting()
+    taken = queues or choose_queues()
     make_pool(client, taken)
     # prefect.yaml names the folder, and `python3`.
     os.environ |= {"VDM_PROJECT": str(Path.cwd()), "PATH": search_path()}
@@ -184,7 +184,7 @@ def start_worker(stack: ExitStack, client: SyncPrefectClient, queues: list[str] 
 def stop_runs(url: str) -> None:
     """Stop the runs of the folder's worker before the worker, which would kill them."""
     if stopped := stop_engines(worker_name()):
-        with suppress(UserError), connected(url) as client:  # a server elsewhere may be down
+        with suppress(UserError), connect(url) as client:  # a server elsewhere may be down
             mark_interrupted(client, stopped)
 
 
@@ -193,7 +193,7 @@ def worker_name() -> str:
     return f"{socket.gethostname()}:{Path.cwd()}".replace("/", "\\")
 
 
-def fitting() -> list[str]:
+def choose_queues() -> list[str]:
     """Return the queues that this machine serves: the default one, and that of its hardware."""
     return ["default", "gpu" if DRIVER.exists() else "cpu"]
 
@@ -212,13 +212,13 @@ def keep_alive(children: list[Child], url: str) -> None:
                 continue
             if child.arguments[0] == "worker":
                 try:
-                    with connected(url) as client:
+                    with connect(url) as client:
                         close_dead_runs(client, worker_name())
                 except UserError:  # the server is being started
                     continue
             child.start_again()
         if time.monotonic() - looked > LOOK_SECONDS:
-            with suppress(UserError), connected(url) as client:  # the server may be starting
+            with suppress(UserError), connect(url) as client:  # the server may be starting
                 continue_interrupted(client, worker_name())
                 wrong = automate(client)
                 for line in wrong:
@@ -229,7 +229,7 @@ def keep_alive(children: list[Child], url: str) -> None:
 
 
 @contextmanager
-def until_stopped(url: str) -> Iterator[ExitStack]:
+def run_until_stopped(url: str) -> Iterator[ExitStack]:
     """Run the block, with Prefect at `url`, until a signal of STOP; then end what it put on the stack.
 
     Processes that it starts end with this process.  Raises UserError (exit 6) if the folder is served already.
@@ -238,7 +238,7 @@ def until_stopped(url: str) -> Iterator[ExitStack]:
     hold_what_starts()
     for number in STOP:  # also SIGINT, which a shell makes background jobs ignore
         signal.signal(number, interrupt)
-    with suppress(KeyboardInterrupt), alone(url), ExitStack() as stack:
+    with suppress(KeyboardInterrupt), lock_folder(url), ExitStack() as stack:
         yield stack
     say_on_stderr("stopped")
 

@@ -18,7 +18,7 @@ from prefect.settings import get_current_settings
 
 from flows.core import layout
 from flows.core.errors import Exit, UserError, brief
-from flows.process.addresses import is_loopback, reached_here
+from flows.process.addresses import is_loopback, reachable_host
 from flows.process.locks import Holder, folder_of_devices, holder_of, lock_file
 
 LOOPBACK, PORT = "127.0.0.1", 4200
@@ -56,7 +56,7 @@ def find_address(host: str | None, port: int | None) -> Address:
         )
     if host or port or not settings.api.url:
         host, port = host or LOOPBACK, port or PORT
-        url = httpx.URL(scheme="http", host=reached_here(host), port=port, path="/api")
+        url = httpx.URL(scheme="http", host=reachable_host(host), port=port, path="/api")
         return Address(str(url), host, port)
     url = httpx.URL(settings.api.url)
     return Address(settings.api.url.rstrip("/"), url.host, url.port or 80)
@@ -72,7 +72,7 @@ def configure(url: str) -> None:
 
 
 @contextmanager
-def connected(url: str) -> Iterator[SyncPrefectClient]:
+def connect(url: str) -> Iterator[SyncPrefectClient]:
     """Yield a client of the server at `url`, to which Prefect was configured.
 
     Raises ServerError if no server of this version answers, or if an answer is an error: exit 2 for a wrong password,
@@ -105,9 +105,9 @@ def require_project() -> None:
 
 
 @contextmanager
-def alone(url: str) -> Iterator[None]:
+def lock_folder(url: str) -> Iterator[None]:
     """Hold the folder's lock.  Raises UserError (exit 6) when `vdmctl serve` or `vdmctl worker` holds it."""
-    lock = lock_of(Path.cwd())
+    lock = folder_lock(Path.cwd())
     lock.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with lock_file(lock, Holder(process=os.getpid(), url=url)) as other:
         if other is not None:
@@ -115,20 +115,20 @@ def alone(url: str) -> Iterator[None]:
         yield
 
 
-def lock_of(folder: Path) -> Path:
+def folder_lock(folder: Path) -> Path:
     """Return the file of the lock of a served folder, outside of it: somebody may delete what git does not know."""
     name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]
     return folder_of_devices() / "served" / f"{name}.lock"
 
 
-def served_at(folder: Path) -> str | None:
+def find_served_url(folder: Path) -> str | None:
     """Return the URL of the API that `vdmctl serve` uses in the folder; None if the folder is not served."""
-    holder = holder_of(lock_of(folder))
+    holder = holder_of(folder_lock(folder))
     return holder.url if holder else None
 
 
 @contextmanager
-def owning_database() -> Iterator[None]:
+def lock_database() -> Iterator[None]:
     """Hold the lock of Prefect's home: two servers on one database would schedule every run twice.
 
     Raises UserError (exit 6) when another `vdmctl serve` holds it.

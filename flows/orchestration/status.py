@@ -26,7 +26,7 @@ from flows.orchestration.answers import (
     Worktree,
 )
 from flows.process.apps import apps_of
-from flows.process.locks import folder_of_devices, held_locks
+from flows.process.locks import folder_of_devices, list_held_locks
 from flows.registry.project import Project
 from flows.registry.versions import ANSWER_SECONDS, Registry
 from flows.repository.repository import MODEL, REMOTE
@@ -62,14 +62,14 @@ def server(project: Project) -> Server:
     """
     from prefect.settings import get_current_settings
 
-    from flows.orchestration.server import ServerError, configure, connected, served_at
+    from flows.orchestration.server import ServerError, configure, connect, find_served_url
 
-    url = get_current_settings().api.url or served_at(project.folder) or ""
+    url = get_current_settings().api.url or find_served_url(project.folder) or ""
     if not url:
         return Server(url="", answers=False, reason="not served; start `vdmctl serve`, or set PREFECT_API_URL")
     configure(url)
     try:
-        with connected(url) as client:
+        with connect(url) as client:
             return loop(url, client)
     except ServerError as error:
         return Server(url=url, answers=False, reason=error.reason)
@@ -81,11 +81,11 @@ def loop(url: str, client: Any) -> Server:
     from prefect.client.schemas.sorting import FlowRunSort
     from prefect.exceptions import ObjectNotFound
 
-    from flows.orchestration.runs import FLOW, OF_FLOW, UNFINISHED, in_states
+    from flows.orchestration.runs import FLOW, OF_FLOW, UNFINISHED, filter_states
     from flows.orchestration.setting_up import POOL
 
     def runs(*states: StateType, sort: FlowRunSort, limit: int = 200) -> list[Any]:
-        chosen = in_states(*states)
+        chosen = filter_states(*states)
         return list(client.read_flow_runs(flow_filter=OF_FLOW, flow_run_filter=chosen, sort=sort, limit=limit))
 
     workers = []
@@ -122,10 +122,12 @@ def loop(url: str, client: Any) -> Server:
             for run in planned
             if run.state_name == "Late"
         ],
-        last_run=ending(last[0]) if last else None,
+        last_run=describe_ending(last[0]) if last else None,
         # Prefect cancels a run of a deployment while another one of it is unfinished.
         dropped=[
-            ending(run) for run in cancelled if is_dropped(run) and not (last and last[0].end_time > run.end_time)
+            describe_ending(run)
+            for run in cancelled
+            if is_dropped(run) and not (last and last[0].end_time > run.end_time)
         ][:1],
     )
 
@@ -150,7 +152,7 @@ def time_of(time: datetime | None) -> str | None:
     return time.astimezone(UTC).isoformat(timespec="seconds") if time else None
 
 
-def ending(run: Any) -> EndedRun:
+def describe_ending(run: Any) -> EndedRun:
     """Return how a run ended, with the reason unless it ended well or goes on as another run."""
     well = run.state.is_completed() or run.state_name == "Continued"
     reason = None if well else run.state.message or "Prefect knows no reason"
@@ -159,7 +161,7 @@ def ending(run: Any) -> EndedRun:
 
 def devices() -> list[Device]:
     """Return the devices of this machine that a trainer holds, and by whom."""
-    held = sorted(held_locks(folder_of_devices()).items())
+    held = sorted(list_held_locks(folder_of_devices()).items())
     return [Device(device=Path(name).stem, holder=str(holder)) for name, holder in held]
 
 
@@ -182,7 +184,7 @@ def apps(project: Project) -> list[App]:
 def worktrees(project: Project) -> list[Worktree]:
     """Return the worktrees of runs, and whether their run holds their lock; if not, the next run removes them."""
     folder = project.worktrees
-    held = held_locks(folder)
+    held = list_held_locks(folder)
     return [Worktree(name=each.name, in_use=f"{each.name}.lock" in held) for each in sorted(folder.glob("*/"))]
 
 
@@ -191,7 +193,7 @@ def registry(project: Project) -> Versions:
     try:
         opened = project.registry
         known, reigning = opened.versions, opened.champion
-        unpublished, unfetched = differing(opened) if REMOTE in project.git_lines("remote") else (None, None)
+        unpublished, unfetched = compare_tags(opened) if REMOTE in project.git_lines("remote") else (None, None)
     except UserError as error:
         return Versions(problem=str(error))
     return Versions(
@@ -215,7 +217,7 @@ def images(project: Project) -> Source:
         return Source(problem=str(error))
 
 
-def differing(registry: Registry) -> tuple[list[str], list[str]]:
+def compare_tags(registry: Registry) -> tuple[list[str], list[str]]:
     """Return the tags that the git remote lacks, by its own list, and its versions that this repository lacks.
 
     A refused version that `vdmctl prune` removed is not missing.  Raises UserError (exit 5) without an answer.

@@ -17,9 +17,9 @@ from prefect import State, get_run_logger
 from prefect.exceptions import CrashedRun, TerminationSignal
 
 from flows.core import documents, layout
-from flows.core.errors import Exit, NetworkError, UserError, of_file
+from flows.core.errors import Exit, NetworkError, UserError, file_problem
 from flows.process import progress as progress_file
-from flows.process.groups import running, stop
+from flows.process.groups import run_group, stop
 
 # What DVC says after every stage, and after every error that it does not expect.
 LEFT_OUT = ("Generating lock file", "Updating lock file", "Use `dvc push`", "Having any troubles?")
@@ -39,11 +39,11 @@ class Reason(documents.Document):
     network: bool
 
 
-def as_user_error(error: UserError | OSError) -> UserError:
+def to_user_error(error: UserError | OSError) -> UserError:
     """Return the error as one that `vdmctl` would end with."""
     if isinstance(error, UserError):
         return error
-    return UserError(of_file(error), Exit.MISSING)
+    return UserError(file_problem(error), Exit.MISSING)
 
 
 def leave_out_tracebacks() -> None:
@@ -77,7 +77,7 @@ def stream(
     last: deque[str] = deque(maxlen=5)
     with (
         stdout.open("wb") if stdout else nullcontext() as file,
-        running([sys.executable, "-m", *module], folder, stdout=file) as process,
+        run_group([sys.executable, "-m", *module], folder, stdout=file) as process,
     ):
         try:
             log_lines(process, last, look)
@@ -113,7 +113,7 @@ def failure(reason: Path, last: list[str], returncode: int) -> UserError:
 
     The file is ignored after SIGKILL: a child of the command may have written that it was stopped.
     """
-    if returncode != -signal.SIGKILL and (error := written(reason)):
+    if returncode != -signal.SIGKILL and (error := read_reason(reason)):
         return error
     # A process that was killed by a signal wrote no reason, but DVC prints the status of its shell.  bash replaces
     # itself by the command, so its status is minus the signal's number.  dash waits for it, and adds 128.
@@ -133,10 +133,10 @@ def failure(reason: Path, last: list[str], returncode: int) -> UserError:
     return UserError(f"see the log: {(said or lines or ['it is empty'])[-1]}", Exit.BUG)
 
 
-def written(reason: Path) -> UserError | None:
+def read_reason(reason: Path) -> UserError | None:
     """Return the error that a command wrote to the file `reason`; None if it wrote none."""
     with suppress(UserError, ValueError):
-        found = documents.read(Reason, reason)
+        found = documents.read_document(Reason, reason)
         kind = NetworkError if found.network else UserError
         return kind(found.message, Exit(found.code))
     return None

@@ -17,7 +17,7 @@ from typing import Any
 from flows.core import bounded_yaml, layout
 from flows.core.errors import Exit, UserError
 from flows.core.params_file import WHOLE, compose, parse_params
-from flows.process.groups import processes_in
+from flows.process.groups import find_processes
 from flows.process.locks import Holder, lock_file
 from flows.registry.project import Project
 from flows.repository.cache import share_cache
@@ -63,7 +63,7 @@ def workspace(project: Project, params: str, base: str) -> Iterator[Run]:
         # DVC writes git's index, too, and not as git does: git would miss a change of the same second and size.
         run.git_text("add", str(layout.PARAMS))
         yield run
-        remove(project, run.folder)
+        remove_worktree(project, run.folder)
 
 
 @contextmanager
@@ -85,8 +85,8 @@ def prune(project: Project) -> list[str]:
     gone = []
     for folder in sorted(left_behind(project)):
         with lock_file(folder.with_suffix(".lock"), Holder(process=os.getpid())) as other:
-            if not other and not processes_in(folder):
-                remove(project, folder)
+            if not other and not find_processes(folder):
+                remove_worktree(project, folder)
                 gone.append(folder.name)
     return gone
 
@@ -97,7 +97,7 @@ def left_behind(project: Project) -> set[Path]:
     return {*parent.glob("*/"), *(lock.with_suffix("") for lock in parent.glob("*.lock"))}
 
 
-def remove(project: Project, folder: Path) -> None:
+def remove_worktree(project: Project, folder: Path) -> None:
     """Remove a worktree, and its branch unless a commit would be lost or still has to get a version."""
     with suppress(UserError):  # it is no worktree, or not yet
         project.git("worktree", "remove", "--force", "--force", folder.name)  # twice: also one that is not whole yet

@@ -20,6 +20,6 @@ def is_address(host: str) -> bool:
     return False
 
 
-def reached_here(host: str) -> str:
+def reachable_host(host: str) -> str:
     """Return the host at which this machine reaches a program that listens on `host`, which may be all interfaces."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from flows.core.errors import Exit, UserError
-from flows.process.locks import Holder, folder_of_devices, held_locks, lock_file
+from flows.process.locks import Holder, folder_of_devices, list_held_locks, lock_file
 
 
 @contextmanager
-def announced(url: str, folder: Path) -> Iterator[None]:
+def announce(url: str, folder: Path) -> Iterator[None]:
     """Hold the lock of an app at the URL while the block runs.  Raises UserError (exit 6) if one has that URL."""
     place = folder_of_apps()
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -25,7 +25,7 @@ def announced(url: str, folder: Path) -> Iterator[None]:
 
 def apps_of(folder: Path) -> list[tuple[int, str]]:
     """Return the process and the URL of each app that runs for the folder."""
-    holders, place = held_locks(folder_of_apps()).values(), str(folder.resolve())
+    holders, place = list_held_locks(folder_of_apps()).values(), str(folder.resolve())
     return sorted((one.process, one.url) for one in holders if one.process and one.url and one.folder == place)
 
 

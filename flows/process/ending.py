@@ -32,7 +32,7 @@ def fail(message: str, code: Exit, *, network: bool = False) -> Exit:
 
 
 @contextmanager
-def on_stop(handler: Callable[..., object]) -> Iterator[None]:
+def handle_stop(handler: Callable[..., object]) -> Iterator[None]:
     """Handle the signals of STOP with `handler` inside the block."""
     before = {number: signal.signal(number, handler) for number in STOP}
     try:

@@ -22,7 +22,7 @@ LIBC = ctypes.CDLL(None)  # loading a library between fork and exec is not safe
 
 
 @contextmanager
-def running(command: list[str], folder: Path, *, stdout: IO[bytes] | None = None) -> Iterator[subprocess.Popen[str]]:
+def run_group(command: list[str], folder: Path, *, stdout: IO[bytes] | None = None) -> Iterator[subprocess.Popen[str]]:
     """Run the command in the folder, and stop its whole process group when the block ends.
 
     Its stdout and stderr go to the pipe `process.stdout`.  With `stdout`, its stdout goes to that file, and its stderr
@@ -77,7 +77,7 @@ def stop_group(process: subprocess.Popen[str], *steps: tuple[signal.Signals, flo
             return
 
 
-def processes_in(folder: Path) -> list[int]:
+def find_processes(folder: Path) -> list[int]:
     """Return the ids of this user's processes whose working directory is the folder or below it."""
     place = folder.resolve()
     found = []

@@ -14,7 +14,7 @@ from flows.core.errors import Exit, UserError
 
 
 @contextmanager
-def unchanged_inputs() -> Iterator[None]:
+def require_unchanged_inputs() -> Iterator[None]:
     """Raise UserError (exit 2) if DVC runs this command as a stage, and an input of it changes during the block."""
     stage = os.environ.get("DVC_STAGE", "").rpartition(":")[2]
     before = inputs(stage)

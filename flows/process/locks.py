@@ -16,7 +16,7 @@ from platformdirs import user_state_path
 
 from flows.core.documents import Count, Document, parse
 from flows.core.errors import Exit, UserError
-from flows.core.files import naming
+from flows.core.files import name_in_errors
 
 if TYPE_CHECKING:
     import torch
@@ -51,12 +51,12 @@ def lock_file(path: Path, holder: Holder | None = None, *, wait: bool = False) -
     descriptor = os.open(path, os.O_CREAT | (os.O_RDWR if holder else os.O_RDONLY), 0o666)
     other = None
     try:
-        with naming(path, path):  # a file system may have no locks
+        with name_in_errors(path, path):  # a file system may have no locks
             if wait:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-            elif not locked(descriptor, fcntl.LOCK_EX):
+            elif not try_lock(descriptor, fcntl.LOCK_EX):
                 time.sleep(LOOK_SECONDS)
-                if not locked(descriptor, fcntl.LOCK_EX):
+                if not try_lock(descriptor, fcntl.LOCK_EX):
                     other = read_holder(descriptor)
             if holder and not other:
                 os.ftruncate(descriptor, 0)
@@ -66,7 +66,7 @@ def lock_file(path: Path, holder: Holder | None = None, *, wait: bool = False) -
         os.close(descriptor)
 
 
-def locked(descriptor: int, kind: int) -> bool:
+def try_lock(descriptor: int, kind: int) -> bool:
     """Try to lock an open file, and return whether this process now holds the lock."""
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
@@ -86,12 +86,12 @@ def read_holder(descriptor: int) -> Holder:
 def holder_of(path: Path) -> Holder | None:
     """Return the process that holds the lock of a file; None if no process does."""
     with suppress(OSError), path.open() as file:
-        if not locked(file.fileno(), fcntl.LOCK_SH):
+        if not try_lock(file.fileno(), fcntl.LOCK_SH):
             return read_holder(file.fileno())
     return None
 
 
-def held_locks(folder: Path) -> dict[str, Holder]:
+def list_held_locks(folder: Path) -> dict[str, Holder]:
     """Return the processes that hold locks in a folder, by the name of the lock's file."""
     holders = {path.name: holder_of(path) for path in folder.glob("*.lock")}
     return {name: holder for name, holder in holders.items() if holder is not None}
@@ -111,7 +111,7 @@ def claim(device: "torch.device") -> Iterator[None]:
 
     Raises UserError: exit 6 that names the process which holds it, 2 if VDM_LOCK_DIR is relative.
     """
-    path = lock_of(device)
+    path = device_lock(device)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with lock_file(path, Holder(process=os.getpid(), folder=str(Path.cwd()))) as other:
         if other:
@@ -119,7 +119,7 @@ def claim(device: "torch.device") -> Iterator[None]:
         yield
 
 
-def lock_of(device: "torch.device") -> Path:
+def device_lock(device: "torch.device") -> Path:
     """Return the file of the lock of a device.  Raises UserError (exit 2) if VDM_LOCK_DIR is relative."""
     name = device.type
     if device.type == "cuda":

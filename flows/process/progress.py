@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from flows.core.documents import Count, Document, Figure, read
+from flows.core.documents import Count, Document, Figure, read_document
 from flows.core.errors import UserError
 from flows.core.files import write_whole
 
@@ -34,9 +34,9 @@ def tell(progress: TrainingProgress) -> None:
         write_whole(Path(file), json.dumps(progress.model_dump()))
 
 
-def told(file: Path) -> TrainingProgress | None:
+def read_progress(file: Path) -> TrainingProgress | None:
     """Return the progress in a file; None before a training has written some."""
     try:
-        return read(TrainingProgress, file)
+        return read_document(TrainingProgress, file)
     except UserError:
         return None

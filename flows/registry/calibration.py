@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from flows.core import layout
-from flows.core.documents import read
+from flows.core.documents import read_document
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.core.files import scratch_folder
 from flows.core.model import TrainedModel
@@ -14,7 +14,7 @@ from flows.evaluation.calibration import Calibration
 from flows.evaluation.results import BOTH
 from flows.images.image_set import ImageSet, open_images
 from flows.registry.fetching import fetch_files
-from flows.registry.images import trained_on
+from flows.registry.images import list_training_images
 from flows.registry.project import Project
 from flows.repository.lock_file import output_at
 from vdm.choices import Split
@@ -35,19 +35,19 @@ def calibration_of(project: Project, model: TrainedModel) -> Calibration:
             raise UserError(f"{reason}; `git checkout {version.name} && vdmctl evaluate`", Exit.MISSING)
         with scratch_folder() as scratch:
             fetch_files(project, version, [path], scratch)
-            return read(Calibration, scratch / path)
+            return read_document(Calibration, scratch / path)
     folder = Path(model.name)
     own = folder / layout.CALIBRATION.relative_to(layout.REPORTS)
     name = shlex.quote(str(folder))
     command = "dvc repro evaluate" if output_at(project, folder) else f"vdmctl evaluate {name} --out {name}/evaluation"
     for place in (own, project.folder / layout.CALIBRATION):
-        if place.exists() and (found := read(Calibration, place)).model_sha256 == model.sha256:
+        if place.exists() and (found := read_document(Calibration, place)).model_sha256 == model.sha256:
             return found
     reason = f"{folder} has no {own.relative_to(folder)} of this model, with which images are compared"
     raise UserError(f"{reason}; `{command}` makes it from the model's images", Exit.MISSING)
 
 
-def seen_by(project: Project, model: TrainedModel, images: ImageSet, calibration: Calibration) -> set[bytes]:
+def digests_seen_by(project: Project, model: TrainedModel, images: ImageSet, calibration: Calibration) -> set[bytes]:
     """Return the digests of images that the model, or one of its line, was trained on, as far as they are known.
 
     Log a warning if those of a version are not.
@@ -55,7 +55,7 @@ def seen_by(project: Project, model: TrainedModel, images: ImageSet, calibration
     if version := project.version(model.name):
         digests, known = set[bytes](), False
         with suppress(NetworkError):
-            digests, unknown = trained_on(project.registry, version, images.description.transforms)
+            digests, unknown = list_training_images(project.registry, version, images.description.transforms)
             known = not unknown
         if not known:
             log.warning("not all images that %s was trained on are known; p of one of them is not valid", version.name)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.core import layout
-from flows.core.documents import Document, Sha256, read
+from flows.core.documents import Document, Sha256, read_document
 from flows.core.errors import Exit, UserError
 from flows.core.files import file_sha256, scratch_folder
 from flows.images.image_set import ImageSet, open_images
 from flows.registry.versions import Version
-from flows.repository.cache import given_up
+from flows.repository.cache import repair_advice
 from flows.repository.files import DamagedVersionError, get
 from flows.repository.repository import Repository
 
@@ -38,7 +38,7 @@ def fetch(repository: Repository, version: Version) -> Path:
     try:
         require_model(folder, version)
     except DamagedVersionError as error:
-        advice = f"delete {folder} to fetch it again, or {given_up(version)}"
+        advice = f"delete {folder} to fetch it again, or {repair_advice(version)}"
         raise DamagedVersionError(f"{error}; {advice}") from error
     return folder
 
@@ -55,7 +55,7 @@ def fetch_images(repository: Repository, version: Version) -> ImageSet:
 
     Raises UserError (exit 5); see `fetch`.
     """
-    expected = stated(version, "data_sha256")
+    expected = require_digest(version, "data_sha256")
     with suppress(UserError):
         if (images := open_images(repository.folder / layout.IMAGES)).data_sha256 == expected:
             return images
@@ -99,18 +99,18 @@ def require_model(folder: Path, version: Version) -> None:
     The metrics state the sha256 of config.json, which states that of the weights.
     """
     config, weights = folder / "config.json", folder / "weights.safetensors"
-    expected = stated(version, "model_sha256")
+    expected = require_digest(version, "model_sha256")
     if not config.is_file() or file_sha256(config) != expected:
         raise DamagedVersionError(f"{folder} is not the model of {version.name}")
     try:
-        described = read(Described, config)
+        described = read_document(Described, config)
     except UserError as error:
         raise DamagedVersionError(str(error)) from error
     if not weights.is_file() or file_sha256(weights) != described.weights_sha256:
         raise DamagedVersionError(f"{folder}: its weights are damaged or missing")
 
 
-def stated(version: Version, key: str) -> str:
+def require_digest(version: Version, key: str) -> str:
     """Return a digest that the version's metrics state.  Raises UserError (exit 5) if they do not, or are damaged."""
     digest: str | None = getattr(version.metrics, key)
     if digest is None:

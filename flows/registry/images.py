@@ -20,8 +20,8 @@ from flows.images.folder import ROWS, ImageFiles
 from flows.images.image_set import DESCRIPTION, SPLITS, Description, chunks, digests_of, sources_of
 from flows.images.picture_files import BadImageError, levels, read_images
 from flows.images.splitting import digest_of
-from flows.registry.versions import Registry, Version, line
-from flows.repository.files import content_in
+from flows.registry.versions import Registry, Version, ancestry
+from flows.repository.files import read_content
 from flows.repository.repository import Repository
 from vdm.choices import Split
 
@@ -42,7 +42,7 @@ class TrainedOn(NamedTuple):
     """The models of the line whose images are not known: their names by their digests."""
 
 
-def kept_images(
+def read_kept_images(
     repository: Repository, version: Version, splits: Collection[Split] = SPLITS, *, transformed: bool = False
 ) -> Kept | None:
     """Return a version's images of some splits; None if their digests were not kept or are lost.
@@ -52,7 +52,7 @@ def kept_images(
     digests: dict[Split, list[bytes]] = {}
     try:
         with repository.at(version).files() as files:
-            described = content_in(files, layout.IMAGES / DESCRIPTION)
+            described = read_content(files, layout.IMAGES / DESCRIPTION)
             if described is None:
                 return None
             description = parse(Description, described, DESCRIPTION)
@@ -60,7 +60,7 @@ def kept_images(
             counts = {"train": description.num_train, "validation": description.num_validation}
             counts["test"] = description.num_test
             for split in set(description.splits) & set(splits):
-                content = content_in(files, place(layout.IMAGES, split))
+                content = read_content(files, place(layout.IMAGES, split))
                 if content is None:
                     return None
                 digests[split] = [bytes(row) for row in np.load(BytesIO(content), allow_pickle=False)]
@@ -73,7 +73,7 @@ def kept_images(
     return Kept(description.transforms, digests)
 
 
-def trained_on(registry: Registry, version: Version, transforms: str | None = None) -> TrainedOn:
+def list_training_images(registry: Registry, version: Version, transforms: str | None = None) -> TrainedOn:
     """Return the images that a version and the models of its line were trained on.
 
     With `transforms` they are the images after these, and models of others count as unknown.  Raises NetworkError
@@ -83,10 +83,10 @@ def trained_on(registry: Registry, version: Version, transforms: str | None = No
     ancestors = version.metrics.ancestors or []
     models = [(version.metrics.model_sha256 or version.name, version.name)]
     models += [(ancestor.model_sha256, ancestor.name) for ancestor in ancestors]
-    for each, (digest, name) in zip(line(version, registry.versions), models, strict=True):
-        kept = kept_images(registry.repository, each, transformed=transforms is not None) if each else None
+    for each, (digest, name) in zip(ancestry(version, registry.versions), models, strict=True):
+        kept = read_kept_images(registry.repository, each, transformed=transforms is not None) if each else None
         if each and kept and transforms in (None, kept.transforms):
-            found.digests.update(*(kept.digests.get(split, []) for split in fitted(each)))
+            found.digests.update(*(kept.digests.get(split, []) for split in fitted_splits(each)))
         else:
             found.unknown[digest] = name
     return found
@@ -105,7 +105,7 @@ class Having(NamedTuple):
     """Which of the version itself and the others of its line were trained on one of the pictures."""
 
 
-def having(registry: Registry, wanted: Collection[bytes]) -> list[Having]:
+def find_versions_with(registry: Registry, wanted: Collection[bytes]) -> list[Having]:
     """Return the versions that have one of the images, or a model in their line that was trained on it, or may have.
 
     The images are given by their digests.  Raises NetworkError (exit 5).
@@ -114,9 +114,9 @@ def having(registry: Registry, wanted: Collection[bytes]) -> list[Having]:
     splits = {version.name: splits_with(registry.repository, version, wanted) for version in every}
     found = []
     for version in every:
-        chain = line(version, every)
+        chain = ancestry(version, every)
         known = [each for each in chain if each and splits[each.name] is not None]
-        through = [each.name for each in known if fitted(each) & set(splits[each.name] or [])]
+        through = [each.name for each in known if fitted_splits(each) & set(splits[each.name] or [])]
         ours = splits[version.name] or []
         if len(known) < len(chain) or through or ours:
             found.append(Having(version.name, version.state, len(known) == len(chain), ours, through))
@@ -125,11 +125,11 @@ def having(registry: Registry, wanted: Collection[bytes]) -> list[Having]:
 
 def splits_with(repository: Repository, version: Version, wanted: Collection[bytes]) -> list[Split] | None:
     """Return the splits of a version's images that have one of the images; None if its images are not known."""
-    kept = kept_images(repository, version)
+    kept = read_kept_images(repository, version)
     return kept and [split for split, digests in kept.digests.items() if not set(wanted).isdisjoint(digests)]
 
 
-def pictures_in(source: Path) -> tuple[set[bytes], dict[str, str]]:
+def digest_pictures(source: Path) -> tuple[set[bytes], dict[str, str]]:
     """Return the digests of the images in a file or a folder, and why other files of it can be no images of a version.
 
     Raises UserError (exit 5) for a file that is missing or damaged, since nobody can say what it was.
@@ -148,6 +148,6 @@ def pictures_in(source: Path) -> tuple[set[bytes], dict[str, str]]:
     return found, others
 
 
-def fitted(version: Version) -> set[Split]:
+def fitted_splits(version: Version) -> set[Split]:
     """Return the splits of its images that a version was trained on."""
     return {"train", "validation"} if version.metrics.fitted_to == BOTH else {"train"}

@@ -6,7 +6,7 @@ from flows.core import layout
 from flows.core.documents import Document, FolderOrFileMd5, Sha256
 from flows.evaluation.results import Metrics
 from flows.registry.evidence import Evidence, evidence_of
-from flows.registry.versions import Registry, Version, line
+from flows.registry.versions import Registry, Version, ancestry
 from flows.repository.tags import CHAMPION
 
 
@@ -18,7 +18,7 @@ class Place(Document):
     """That of a folder ends in `.dir`."""
 
 
-class Images(Place):
+class TrainedOn(Place):
     """The images that a version was trained on."""
 
     sha256: Sha256 | None
@@ -58,7 +58,7 @@ class Lineage(Document):
     """Those of its commit, by section."""
     source: Place | None
     """Null for images that came from elsewhere."""
-    data: Images
+    data: TrainedOn
     ancestors: list[KnownAncestor]
     """The models from which its training and theirs began, the nearest first."""
     findings: Place
@@ -73,11 +73,11 @@ class Lineage(Document):
     """The last one."""
 
 
-def lineage(registry: Registry, version: Version) -> Lineage:
+def trace_lineage(registry: Registry, version: Version) -> Lineage:
     """Return the lineage of a version.  Raises UserError (exit 5) if its dvc.lock is missing or damaged."""
     lock, metrics = registry.repository.at(version).lock, version.metrics
     images, findings = str(layout.IMAGES), str(layout.FINDINGS)
-    known = line(version, registry.versions)[1:]
+    known = ancestry(version, registry.versions)[1:]
     return Lineage(
         version=version.name,
         created=version.created,
@@ -86,7 +86,7 @@ def lineage(registry: Registry, version: Version) -> Lineage:
         commit=version.commit,
         parameters=lock.parameters,
         source=Place(path=lock.source[0], md5=lock.source[1]) if lock.source else None,
-        data=Images(path=images, md5=lock.outputs.get(images), sha256=metrics.data_sha256, licence=metrics.licence),
+        data=TrainedOn(path=images, md5=lock.outputs.get(images), sha256=metrics.data_sha256, licence=metrics.licence),
         ancestors=[
             KnownAncestor(
                 name=ancestor.name,

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.core import layout
-from flows.core.documents import read
+from flows.core.documents import read_document
 from flows.core.errors import Exit, UserError
-from flows.registry.versions import REFERENCE, Registry, Version, open_registry
+from flows.registry.versions import VERSION_NAME, Registry, Version, open_registry
 from flows.repository.repository import Repository
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Project(Repository):
         """What the contract found of the images.  Raises UserError (exit 5) before `vdmctl validate`."""
         from flows.contract.findings import Verdict
 
-        return read(Verdict, self.folder / layout.FINDINGS, "run `vdmctl validate`")
+        return read_document(Verdict, self.folder / layout.FINDINGS, "run `vdmctl validate`")
 
     def is_undecided(self, commit: str) -> bool:
         """Whether a run of this project was killed before its model, at a commit, was promoted or refused."""
@@ -74,7 +74,7 @@ class Project(Repository):
 
     def version(self, model: str) -> Version | None:
         """Return the version that a text names, as `champion` does; None for the path of a folder, as `./champion`."""
-        return self.registry.resolve(model) if REFERENCE.fullmatch(model) else None
+        return self.registry.resolve(model) if VERSION_NAME.fullmatch(model) else None
 
     def model_folder(self, model: str | None = None) -> Path:
         """Return the folder of a model, by default models/vdm.  A version is fetched.
@@ -113,7 +113,11 @@ class Project(Repository):
         from flows.registry import results  # pandas takes half a second
 
         if model is None:
-            return results.of_outputs(self)
+            return results.read_output_results(self)
         name, opened = (model, None) if isinstance(model, str) else (model.name, model)
         version = self.version(name)
-        return results.of_version(self, version, opened) if version else results.of_folder(self, Path(name), opened)
+        return (
+            results.read_version_results(self, version, opened)
+            if version
+            else results.read_folder_results(self, Path(name), opened)
+        )

@@ -29,7 +29,7 @@ from flows.images.image_set import Chosen
 from flows.process.ending import finish
 from flows.registry.evidence import HOLD, PROMOTE, REFUSE, RELEASE, ROLL_BACK, WAIT, Evidence, evidence_of
 from flows.registry.fetching import fetch_images, fetch_model
-from flows.registry.images import Kept, kept_images, trained_on
+from flows.registry.images import Kept, list_training_images, read_kept_images
 from flows.registry.verification import require_sound
 from flows.registry.versions import Registry, Version, assign, open_registry
 from flows.repository.files import DamagedVersionError
@@ -110,7 +110,7 @@ def add_figures(
     """
     repository = registry.repository
     images, model = fetch_images(repository, challenger), fetch_model(repository, challenger)
-    kept = kept_images(repository, challenger)
+    kept = read_kept_images(repository, challenger)
     evidence.challenger_fitted_to = model.fitted_to or "train"
     if images.description.damaged:
         evidence.damaged = images.description.damaged
@@ -135,13 +135,13 @@ def add_figures(
     # Given the class where both have the same classes: a class folder may have come since the champion was trained.
     alike = settings.model_copy(update={"given": "auto" if settings.given == "class" else settings.given})
     against = partial(compare, alike, reigning, model, confidence=rule.confidence)
-    by_champion, by_challenger = trained_on(registry, champion), trained_on(registry, challenger)
+    by_champion, by_challenger = list_training_images(registry, champion), list_training_images(registry, challenger)
     evidence.champion_unknown = [*by_champion.unknown.values()]
     unknown = by_challenger.unknown.items()
     evidence.challenger_unknown = [name for digest, name in unknown if digest not in by_champion.unknown]
     if kept:
         digests = kept.digests[deciding.split]
-        saw, other_saw = places_in(digests, by_champion.digests), places_in(digests, by_challenger.digests)
+        saw, other_saw = are_known(digests, by_champion.digests), are_known(digests, by_challenger.digests)
         unseen = ~(saw | other_saw)
         evidence.champion_saw, evidence.challenger_saw = int(saw.sum()), int(other_saw.sum())
     else:
@@ -168,7 +168,7 @@ def add_withdrawn(
 
     There is none if nobody rolled back to the champion, or if the two cannot be compared, since it only informs.
     """
-    if not (left := rolled_back_from(registry.champion_tag)):
+    if not (left := find_rolled_back(registry.champion_tag)):
         return
     evidence.rolled_back_from = left
     if kept is None:
@@ -176,7 +176,7 @@ def add_withdrawn(
     try:
         withdrawn = registry.resolve(left)
         other = fetch_model(registry.repository, withdrawn)
-        unseen = ~places_in(kept.digests[deciding.split], saw | trained_on(registry, withdrawn).digests)
+        unseen = ~are_known(kept.digests[deciding.split], saw | list_training_images(registry, withdrawn).digests)
         alike = (other.image_shape, other.num_levels) == (model.image_shape, model.num_levels)
         if alike and withdrawn.name != model.name and unseen.sum() >= FEWEST_DECIDING:
             compared = compare(settings, other, model, deciding, confidence=confidence, counting=unseen)
@@ -194,7 +194,7 @@ def num_judged(registry: Registry, challenger: Version, validation_sha256: str, 
         overlaps = other == validation_sha256
         if not overlaps and answers and theirs:
             try:
-                overlaps = overlap(kept, kept_images(registry.repository, theirs[0], ["validation"]))
+                overlaps = overlap(kept, read_kept_images(registry.repository, theirs[0], ["validation"]))
             except NetworkError as error:  # it only informs
                 log.warning("judged images that are not here are not counted: %s", error)
                 answers = False
@@ -210,7 +210,7 @@ def overlap(ours: Kept | None, theirs: Kept | None) -> bool:
     return not set(ours.digests["validation"]).isdisjoint(theirs.digests.get("validation", []))
 
 
-def places_in(digests: list[bytes], known: set[bytes]) -> np.ndarray:
+def are_known(digests: list[bytes], known: set[bytes]) -> np.ndarray:
     """Return which of the digests are known, (N,) bool."""
     return np.array([digest in known for digest in digests], bool)
 
@@ -376,7 +376,7 @@ def hold(repository: Repository, reason: str | None) -> Evidence:
             champion=champion.name,
             champion_tag=tag.name if tag else None,
         )
-        if left := rolled_back_from(tag):
+        if left := find_rolled_back(tag):
             evidence.rolled_back_from = left
         if reason:
             evidence.hold = reason
@@ -385,7 +385,7 @@ def hold(repository: Repository, reason: str | None) -> Evidence:
     return evidence.model_copy(update={"tag": made})
 
 
-def rolled_back_from(tag: Tag | None) -> str | None:
+def find_rolled_back(tag: Tag | None) -> str | None:
     """Return the version from which a champion's tag went back; None if it did not."""
     evidence = evidence_of(tag.message) if tag else None
     return evidence.rolled_back_from if evidence else None

@@ -9,7 +9,7 @@ from flows.core.errors import Exit, NetworkError, UserError
 from flows.registry.versions import open_registry
 from flows.repository.cache import push, require_remote
 from flows.repository.repository import HEADS, MODEL, REMOTE, TAGS, Repository, Target
-from flows.repository.tags import Tag, registered
+from flows.repository.tags import Tag, registered_tags
 
 RUNS = f"{HEADS}{layout.RUN_BRANCHES}"
 
@@ -42,8 +42,8 @@ def publish(repository: Repository) -> list[str]:
         there, tags = repository.refs(REMOTE), open_registry(repository).tags
         require_free(repository, tags, there)
         new = [tag for tag in tags if TAGS + tag.name not in there]
-        push_files(repository, registered(new))
-        made = {f"{RUNS}{repository.run_of(tag.commit)}" for tag in registered(new)}
+        push_files(repository, registered_tags(new))
+        made = {f"{RUNS}{repository.run_of(tag.commit)}" for tag in registered_tags(new)}
         # A branch that is at the remote already may have more commits there.
         refs = sorted(made & repository.refs().keys() - there.keys()) + [TAGS + tag.name for tag in new]
         if new:
@@ -55,29 +55,31 @@ def publish(repository: Repository) -> list[str]:
 
 def require_free(repository: Repository, tags: list[Tag], there: dict[str, Target]) -> None:
     """Raise Outrun or UserError (exit 2) if the remote has other commits under the names of tags."""
-    if not (taken := conflicting(tags, there)):
+    if not (taken := list_conflicts(tags, there)):
         return
     problem = f"publish: {REMOTE} has other commits under the names of {', '.join(tag.name for tag in taken)}"
-    if to_withdraw(repository, tags, there):
+    if list_withdrawn(repository, tags, there):
         raise Outrun(problem, Exit.USAGE)
     removed = " ".join(f"'{tag.name}'" for tag in taken)
     advice = f"`git tag -d {removed} && git fetch --tags {REMOTE}`, and register, promote or roll back again"
     raise UserError(f"{problem}; {advice}", Exit.USAGE)
 
 
-def conflicting(tags: list[Tag], there: dict[str, Target]) -> list[Tag]:
+def list_conflicts(tags: list[Tag], there: dict[str, Target]) -> list[Tag]:
     """Return the tags whose names the remote has for other commits."""
     return [tag for tag in tags if TAGS + tag.name in there and there[TAGS + tag.name].commit != tag.commit]
 
 
-def to_withdraw(repository: Repository, tags: list[Tag], there: dict[str, Target]) -> list[str]:
+def list_withdrawn(repository: Repository, tags: list[Tag], there: dict[str, Target]) -> list[str]:
     """Return the commits of runs whose versions are not published, oldest first, if another machine took a tag of one.
 
     All of them are returned, since a later version may have been compared with an earlier one.
     """
-    clashing = conflicting(tags, there)
+    clashing = list_conflicts(tags, there)
     published = {tag.commit for tag in tags if TAGS + tag.name in there and tag not in clashing}
-    commits = [tag.commit for tag in registered(tags) if tag.commit not in published and repository.run_of(tag.commit)]
+    commits = [
+        tag.commit for tag in registered_tags(tags) if tag.commit not in published and repository.run_of(tag.commit)
+    ]
     taken = {tag.commit for tag in clashing}
     return commits if taken.intersection(commits) else []
 
@@ -95,9 +97,9 @@ def push_files(repository: Repository, tags: list[Tag]) -> None:
 def fetch_versions(repository: Repository) -> tuple[list[str], list[str]]:
     """Fetch the remote's branches, and the versions and stages that are not here yet.
 
-    If another machine took the number of a run's version, that version is withdrawn: see `to_withdraw`.  Its tags are
-    removed, and its commit stays on the run's branch, so that it can become a version again.  Other tags that differ
-    stay, also those that are made meanwhile.  All tags change at once, or none.
+    If another machine took the number of a run's version, that version is withdrawn: see `list_withdrawn`.  Its tags
+    are removed, and its commit stays on the run's branch, so that it can become a version again.  Other tags that
+    differ stay, also those that are made meanwhile.  All tags change at once, or none.
 
     Return the names of the tags that were fetched, and the commits of the versions that were withdrawn, oldest first.
     Raises UserError (exit 2) without remotes; NetworkError (exit 5) when one does not answer, or when somebody changes
@@ -114,7 +116,7 @@ def fetch_versions(repository: Repository) -> tuple[list[str], list[str]]:
             repository.refs(),
             open_registry(repository).tags,
         )  # a run may have made some while this one fetched
-        withdrawn = to_withdraw(repository, tags, there)
+        withdrawn = list_withdrawn(repository, tags, there)
         gone = {TAGS + tag.name for tag in tags if tag.commit in withdrawn} & mine.keys()
         taken = [name for name in sorted(there) if name not in mine or name in gone]
         changes = [f"delete {name} {mine[name].digest}" for name in sorted(gone.difference(taken))]

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from flows.core import layout
-from flows.core.documents import read
+from flows.core.documents import read_document
 from flows.core.errors import Exit, FileError, UserError
 from flows.core.files import scratch_folder
 from flows.evaluation.results import Metrics
 from flows.registry.fetching import fetch_files, fetch_images, fetch_model
-from flows.registry.lineage import Lineage, lineage
+from flows.registry.lineage import Lineage, trace_lineage
 from flows.registry.versions import Version
-from flows.report.origin import Origin, origin_here, restoring_images
-from flows.report.results import Files, Results, opened_images, opened_model, read_results
+from flows.report.origin import Origin, origin_here, restore_commands
+from flows.report.results import Files, Results, find_images, find_model, read_results
 from flows.repository.lock_file import lock_here, output_at
 
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ OUTPUTS = Files(
 """Where the pipeline writes results, below the project's folder."""
 
 
-def of_version(project: "Project", version: Version, model: "TrainedModel | None" = None) -> Results:
+def read_version_results(project: "Project", version: Version, model: "TrainedModel | None" = None) -> Results:
     """Return the results of a version.  Raises UserError (exit 5) if one is damaged or cannot be fetched."""
-    chain = lineage(project.registry, version)
+    chain = trace_lineage(project.registry, version)
     if version.problem:
         raise UserError(f"{version.name}: {version.problem}", Exit.MISSING)
     outputs = chain.outputs
@@ -88,7 +88,7 @@ def origin_of(chain: Lineage) -> Origin:
     }
     commands = [
         f"git checkout {chain.version}",
-        *restoring_images(chain.parameters),
+        *restore_commands(chain.parameters),
         "make repro",
         f"vdmctl verify {chain.version}    # recomputes every digest",
         f"vdmctl evaluate {chain.version}  # the likelihood alone",
@@ -96,7 +96,7 @@ def origin_of(chain: Lineage) -> Origin:
     return Origin(chain.version, chain.parameters, rows | promotions, commands)
 
 
-def of_outputs(project: "Project", folder: Path | None = None) -> Results:
+def read_output_results(project: "Project", folder: Path | None = None) -> Results:
     """Return the results in the project's folder, which are of the model in a folder, by default models/vdm.
 
     The parameters are those of dvc.lock if DVC made these results, since params.yaml may have changed after that.
@@ -108,11 +108,11 @@ def of_outputs(project: "Project", folder: Path | None = None) -> Results:
             shown |= lock.parameters
     folder = folder or project.folder / layout.REGISTERED
     files = Files(*(project.folder / path for path in OUTPUTS if path))
-    images = opened_images(project.folder / layout.IMAGES)
-    return read_results(files, origin_here(folder, shown), images, opened_model(folder))
+    images = find_images(project.folder / layout.IMAGES)
+    return read_results(files, origin_here(folder, shown), images, find_model(folder))
 
 
-def of_folder(project: "Project", folder: Path, model: "TrainedModel | None" = None) -> Results:
+def read_folder_results(project: "Project", folder: Path, model: "TrainedModel | None" = None) -> Results:
     """Return the results of a model folder: those in the folder, or if it has none, the workspace's of the same model.
 
     The folder's are at the paths that the workspace's have in `reports`.  Raises UserError (exit 5).
@@ -125,18 +125,18 @@ def of_folder(project: "Project", folder: Path, model: "TrainedModel | None" = N
     files = Files(*(folder / path.relative_to(layout.REPORTS) for path in OUTPUTS if path))
     metrics = files.metrics
     here = project.folder / layout.METRICS
-    if not metrics.exists() and here.exists() and read(Metrics, here).model_sha256 == model.sha256:
-        return of_outputs(project, folder)
+    if not metrics.exists() and here.exists() and read_document(Metrics, here).model_sha256 == model.sha256:
+        return read_output_results(project, folder)
     name = shlex.quote(str(folder))
     command = f"vdmctl evaluate {name} --out {shlex.quote(str(metrics.parent))}"
     if not metrics.exists():
         advice = "dvc repro evaluate" if output_at(project, folder) else command
         raise UserError(f"{folder}: not evaluated yet; run `{advice}`", Exit.MISSING)
-    if read(Metrics, metrics).model_sha256 != model.sha256:
+    if read_document(Metrics, metrics).model_sha256 != model.sha256:
         raise UserError(f"{metrics} is about another model; run `{command}`", Exit.MISSING)
     # Shape and levels are those of the images, and no parameters.
     arguments = model.description.model
     ours = {"classes": None} | {key: arguments[key] for key in arguments.keys() - {"image_shape", "num_levels"}}
     parameters = model.parameters | {"model": ours}
     origin = Origin(str(folder), parameters, {}, [command])
-    return read_results(files, origin, opened_images(project.folder / layout.IMAGES), model)
+    return read_results(files, origin, find_images(project.folder / layout.IMAGES), model)

@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 from flows.contract.findings import Verdict
 from flows.core import bounded_yaml, layout
-from flows.core.documents import read
+from flows.core.documents import read_document
 from flows.core.errors import UserError
 from flows.core.files import scratch_folder
 from flows.images.image_set import open_images
-from flows.registry.fetching import require_model, stated
+from flows.registry.fetching import require_digest, require_model
 from flows.registry.versions import Registry, Version
 from flows.repository.commit import Commit
 from flows.repository.files import DamagedVersionError, get
@@ -29,7 +29,7 @@ from flows.repository.repository import TAGS, Repository
 from flows.repository.tags import Tag
 
 
-class Check(NamedTuple):
+class Verified(NamedTuple):
     """One check: its subject, and what is wrong or ''."""
 
     subject: str
@@ -63,18 +63,18 @@ def signature(repository: Repository, tag: Tag) -> Signature:
     return Signature(tag.name, found[1] if found else said, "")
 
 
-def verify(repository: Repository, version: Version) -> list[Check]:
+def verify(repository: Repository, version: Version) -> list[Verified]:
     """Return every check of the version, passed or not.
 
     Raises UserError (exit 5) unless everything can be read: a file that is neither in the cache nor in the remote says
     nothing about its digest.  Raises NetworkError (exit 5) when the DVC remote does not answer.
     """
     lock = repository.at(version).lock
-    checks = [Check(path, "differs between stages") for path in lock.contradictions]
+    checks = [Verified(path, "differs between stages") for path in lock.contradictions]
     written = bounded_yaml.sections(repository.content_of(f"{version.commit}:{layout.PARAMS}"))
     for section, values in lock.parameters.items():
         problem = "" if written.get(section) == values else "differs from the values in dvc.lock"
-        checks.append(Check(f"{layout.PARAMS} {section}", problem))
+        checks.append(Verified(f"{layout.PARAMS} {section}", problem))
     with scratch_folder() as scratch:
         with repository.at(version).files(link=True) as files:
             for path, digest in sorted({**lock.code, **lock.outputs}.items()):
@@ -83,13 +83,13 @@ def verify(repository: Repository, version: Version) -> list[Check]:
         stated_digests: dict[Path, Callable[[], object]] = {
             layout.REGISTERED: lambda: require_model(model, version),
             layout.IMAGES: lambda: require_images(version, lambda: open_images(images).data_sha256),
-            layout.FINDINGS: lambda: require_images(version, lambda: read(Verdict, report).data_sha256),
+            layout.FINDINGS: lambda: require_images(version, lambda: read_document(Verdict, report).data_sha256),
         }
         for output, action in stated_digests.items():
             if str(output) in lock.outputs:
                 checks.append(check(f"{output} sha256", action))
             else:
-                checks.append(Check(str(output), "dvc.lock does not list it"))
+                checks.append(Verified(str(output), "dvc.lock does not list it"))
     return checks
 
 
@@ -100,18 +100,18 @@ def require_sound(repository: Repository, version: Version) -> None:
             raise DamagedVersionError(f"{version.name} does not verify: {subject}: {problem}")
 
 
-def check(subject: str, action: Callable[[], object]) -> Check:
+def check(subject: str, action: Callable[[], object]) -> Verified:
     """Return a check that fails if the action raises DamagedVersionError."""
     try:
         action()
     except DamagedVersionError as error:
-        return Check(subject, str(error))
-    return Check(subject, "")
+        return Verified(subject, str(error))
+    return Verified(subject, "")
 
 
 def require_images(version: Version, digest: Callable[[], str]) -> None:
     """Raise DamagedVersionError unless the digest can be read and is that of the images in the version's metrics."""
-    expected = stated(version, "data_sha256")
+    expected = require_digest(version, "data_sha256")
     try:
         if digest() == expected:
             return

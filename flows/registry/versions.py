@@ -26,18 +26,18 @@ from flows.repository.tags import (
     REFUSED,
     WAITING,
     Tag,
-    assigned,
-    deregistered,
+    assigned_commits,
+    deregistered_commits,
     numbers_of,
     read_tags,
-    registered,
+    registered_tags,
     reign,
 )
 
 FORMER = "former champion"
 ANSWER_SECONDS = 3.0
 """How long the git remote may take to list its tags for whoever waits."""
-REFERENCE = re.compile(rf"{CHAMPION}|{MODEL}#{CHAMPION}|({MODEL}@)?{NUMBERS}")
+VERSION_NAME = re.compile(rf"{CHAMPION}|{MODEL}#{CHAMPION}|({MODEL}@)?{NUMBERS}")
 
 
 class Version(NamedTuple):
@@ -75,15 +75,17 @@ class Registry:
     @cached_property
     def versions(self) -> list[Version]:
         """Every version, sorted by number.  Raises UserError (exit 5)."""
-        known = registered(self.tags)
+        known = registered_tags(self.tags)
         reigning = [tag.commit for tag in reign(self.tags)][-1:]
-        crowned, refused = assigned(self.tags, CHAMPION), assigned(self.tags, REFUSED)
+        crowned, refused = assigned_commits(self.tags, CHAMPION), assigned_commits(self.tags, REFUSED)
         paths = [f"{tag.commit}:{path}" for tag in known for path in (layout.METRICS, layout.SAMPLE_METRICS)]
         files = self.repository.contents(paths) if paths else {}
         found = []
         for tag in known:
-            metrics, problem = found_in(Metrics, files[f"{tag.commit}:{layout.METRICS}"], layout.METRICS)
-            samples, _ = found_in(SampleMetrics, files[f"{tag.commit}:{layout.SAMPLE_METRICS}"], layout.SAMPLE_METRICS)
+            metrics, problem = read_document_at(Metrics, files[f"{tag.commit}:{layout.METRICS}"], layout.METRICS)
+            samples, _ = read_document_at(
+                SampleMetrics, files[f"{tag.commit}:{layout.SAMPLE_METRICS}"], layout.SAMPLE_METRICS
+            )
             state = FORMER if tag.commit in crowned else REFUSED if tag.commit in refused else ""
             state = WAITING if self.waiting_tag and tag.commit == self.waiting_tag.commit else state
             stages = (CHAMPION,) if tag.commit in reigning else ()
@@ -98,7 +100,7 @@ class Registry:
 
         Raises UserError: exit 2 for text that is not the name of a version, 5 if there is no such version.
         """
-        if not REFERENCE.fullmatch(reference):
+        if not VERSION_NAME.fullmatch(reference):
             raise UserError(f"{reference}: not a version such as {MODEL}@v1.2.0, nor `{CHAMPION}`", Exit.USAGE)
         if is_champion(reference):
             if found := self.champion:
@@ -163,12 +165,12 @@ class Registry:
         if last is None or evidence is None or evidence.champion_commit != reigning or last.commit == reigning:
             return None
         later = {tag.commit for tag in self.tags if tag.stage == REFUSED and tag.number > last.number}
-        return None if last.commit in later | deregistered(self.tags) else last
+        return None if last.commit in later | deregistered_commits(self.tags) else last
 
     def is_decided(self, commit: str) -> bool:
         """Whether the commit has a version that was promoted or refused, that won, or that GTO deregistered."""
-        stages = set[str]().union(*(assigned(self.tags, stage) for stage in (CHAMPION, REFUSED, WAITING)))
-        return commit in stages | deregistered(self.tags)
+        stages = set[str]().union(*(assigned_commits(self.tags, stage) for stage in (CHAMPION, REFUSED, WAITING)))
+        return commit in stages | deregistered_commits(self.tags)
 
     def refusal(self, commit: str) -> Evidence | None:
         """Return the evidence of the last refusal of a commit's version; None if it was never refused."""
@@ -196,14 +198,14 @@ def is_champion(reference: str) -> bool:
     return reference in (CHAMPION, f"{MODEL}#{CHAMPION}")
 
 
-def line(version: Version, known: Iterable[Version]) -> list[Version | None]:
+def ancestry(version: Version, known: Iterable[Version]) -> list[Version | None]:
     """Return a version and those from which its training began, back to the first; None for one that is not known."""
     by_digest = {each.metrics.model_sha256: each for each in known}
     ancestors = version.metrics.ancestors or []
     return [version, *(by_digest.get(ancestor.model_sha256) for ancestor in ancestors)]
 
 
-def found_in(model: type[DocumentType], content: bytes | None, path: Path) -> tuple[DocumentType | None, str]:
+def read_document_at(model: type[DocumentType], content: bytes | None, path: Path) -> tuple[DocumentType | None, str]:
     """Return the document in a commit's file, or None and why it is missing or unreadable."""
     if content is None:
         return None, f"the commit has no {path}"
@@ -228,13 +230,13 @@ def add_version(repository: Repository, commit: str, message: str) -> Version:
     already, or without a git identity.
     """
     commit = repository.git_text("rev-parse", "--verify", f"{commit}^{{commit}}")
-    metrics, problem = found_in(Metrics, repository.content_of(f"{commit}:{layout.METRICS}"), layout.METRICS)
+    metrics, problem = read_document_at(Metrics, repository.content_of(f"{commit}:{layout.METRICS}"), layout.METRICS)
     if metrics is None:
         raise UserError(f"commit {commit[:12]}: {problem}; run the pipeline and commit its results", Exit.MISSING)
     repository.require_identity()
     with repository.registry_lock():
         tags = open_registry(repository).tags
-        for tag in registered(tags):
+        for tag in registered_tags(tags):
             if tag.commit == commit:
                 raise UserError(f"commit {commit[:12]} is {tag.name} already", Exit.USAGE)
         major, minor, _ = max((numbers for tag in tags if (numbers := numbers_of(tag.name))), default=(1, -1, 0))

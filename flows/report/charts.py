@@ -65,7 +65,7 @@ class Chart(NamedTuple):
     png: bytes
 
 
-def ending(name: str) -> str:
+def shorten_name(name: str) -> str:
     """Return a model's name as a legend shows it: its end, since folders of models differ there."""
     shown = visible(name)
     return shown if len(shown) <= MOST_CHARACTERS else f"\N{HORIZONTAL ELLIPSIS}{shown[1 - MOST_CHARACTERS :]}"
@@ -74,20 +74,20 @@ def ending(name: str) -> str:
 def curves(models: Tables) -> Iterator[tuple[Callable[[str], str], str, pd.DataFrame]]:
     """Yield for each model the function from a curve's name to its label, the model's colour, and its table."""
     for (model, table), color in zip(models.items(), COLORS, strict=False):
-        yield (f"{ending(model)}, ".__add__ if model else str), color, table
+        yield (f"{shorten_name(model)}, ".__add__ if model else str), color, table
 
 
-def loss(axes: "Axes", models: Tables) -> None:
+def draw_loss(axes: "Axes", models: Tables) -> None:
     """Draw the training loss and the validations of training logs."""
     lowest, tops = [], []
     for label, color, table in curves(models):
         training = table[["step", "bpd"]].dropna()
-        axes.plot(*thinned(training), color=color, label=label("training"), alpha=0.75)
+        axes.plot(*thin(training), color=color, label=label("training"), alpha=0.75)
         lowest.append(training["bpd"].min())
         tops.append(training["bpd"].quantile(0.9))
         if "validation_bpd" in table and table["validation_bpd"].notna().any():
             validation = table[["step", "validation_bpd"]].dropna()
-            axes.plot(*thinned(validation), "o--", color=color, label=label("validation"), markersize=4)
+            axes.plot(*thin(validation), "o--", color=color, label=label("validation"), markersize=4)
             lowest.append(validation["validation_bpd"].min())
     bottom, top = np.nanmin([*lowest, np.inf]), np.nanmax([*tops, -np.inf])
     if np.isfinite([bottom, top]).all():
@@ -97,15 +97,15 @@ def loss(axes: "Axes", models: Tables) -> None:
     axes.set(xlabel="step", ylabel="bits/dim")
 
 
-def of_steps(axes: "Axes", models: Tables, column: str) -> None:
+def draw_steps(axes: "Axes", models: Tables, column: str) -> None:
     """Draw a column of training logs over the steps, if they have it."""
     for label, color, table in curves(models):
         if column in table:
-            axes.plot(*thinned(table[["step", column]].dropna()), color=color, label=label(column))
+            axes.plot(*thin(table[["step", column]].dropna()), color=color, label=label(column))
     axes.set(xlabel="step", ylabel=column.replace("_", " "), ylim=(0, None))
 
 
-def schedule(axes: "Axes", models: Tables) -> None:
+def draw_schedule(axes: "Axes", models: Tables) -> None:
     """Draw gamma(t) with the line at which training began, and their end points as numbers."""
     for label, color, table in curves(models):
         for name, what, style in (("gamma", "gamma", "-"), ("initial", "at first", "--")):
@@ -114,17 +114,17 @@ def schedule(axes: "Axes", models: Tables) -> None:
     axes.set(xlabel="t (0: the image, 1: noise)", ylabel="gamma = \N{MINUS SIGN}log SNR")
 
 
-def noise_levels(axes: "Axes", models: Tables) -> None:
+def draw_noise_levels(axes: "Axes", models: Tables) -> None:
     """Draw the diffusion term over the noise levels, with standard errors."""
     for label, color, table in curves(models):
         known = table[["t", "diffusion_bpd", "standard_error"]].fillna({"standard_error": 0}).dropna()
-        t, loss, error = thinned(known)
+        t, loss, error = thin(known)
         axes.errorbar(t, loss, error, color=color, label=label("diffusion term"), marker="o", markersize=3, capsize=2)
     axes.set_ylim(bottom=0)
     axes.set(xlabel="t (0: the image, 1: noise)", ylabel="bits/dim per unit of t")
 
 
-def histogram(axes: "Axes", models: Tables) -> None:
+def draw_histogram(axes: "Axes", models: Tables) -> None:
     """Draw how many images have which bits/dim."""
     every = np.concatenate([table["bpd"].dropna() for table in models.values()])
     edges = np.histogram_bin_edges(every, min(40, max(5, math.isqrt(len(every))))).tolist()
@@ -136,7 +136,7 @@ def histogram(axes: "Axes", models: Tables) -> None:
     axes.set(xlabel="bits/dim of an image", ylabel="number of images")
 
 
-def growth(axes: "Axes", models: Tables) -> None:
+def draw_growth(axes: "Axes", models: Tables) -> None:
     """Draw the bits/dim of the versions over the number of their training images, with standard errors."""
     _, color, table = next(curves(models))
     known = table.dropna(subset=["num_train", "bpd"])
@@ -147,7 +147,7 @@ def growth(axes: "Axes", models: Tables) -> None:
     axes.set(xlabel="training images", ylabel="bits/dim")
 
 
-class Kind(NamedTuple):
+class ChartKind(NamedTuple):
     """A chart that the page has: its table in `Results`, its title, what it shows in words, and what draws it.
 
     `text` stands below it, and `missing` in its place.
@@ -162,63 +162,63 @@ class Kind(NamedTuple):
 
 
 CHARTS = {
-    "loss": Kind(
+    "loss": ChartKind(
         "curves",
         "Loss while training",
         "Line chart of bits/dim over the training steps",
-        loss,
+        draw_loss,
         "What an image costs while the model trains, in bits/dim: lower is better. The dots are the averaged "
         "weights on the validation images, which it does not learn from: where they rise while the line falls, it"
         " overfits. Values far above the rest are cut off.",
         missing="There is no training log",
     ),
-    "gradient_norm": Kind(
+    "gradient_norm": ChartKind(
         "curves",
         "Gradient norm",
         "Line chart over steps",
-        partial(of_steps, column="gradient_norm"),
+        partial(draw_steps, column="gradient_norm"),
         "How much the images of a step would change the network, before that is limited: peaks are unrest. "
         "Averaged over intervals.",
     ),
-    "learning_rate": Kind(
+    "learning_rate": ChartKind(
         "curves",
         "Learning rate",
         "Line chart over steps",
-        partial(of_steps, column="learning_rate"),
+        partial(draw_steps, column="learning_rate"),
         "How large a step may be: it grows at first, and falls to the end. Of the last step of each interval.",
     ),
-    "schedule": Kind(
+    "schedule": ChartKind(
         "schedule",
         "Noise schedule",
         "Line chart of gamma over the time t",
-        schedule,
+        draw_schedule,
         "How noise covers an image over the time t, from the image (left) to noise alone (right): gamma is the "
         "logarithm of the noise-to-signal ratio. Dashed the line at which training began.",
         missing="The model is not here",
     ),
-    "noise_levels": Kind(
+    "noise_levels": ChartKind(
         "noise_levels",
         "Loss at each noise level",
         "Line chart over the time t",
-        noise_levels,
+        draw_noise_levels,
         "Where the bits go: what it costs to remove the noise at each time t, fine details left, rough shapes "
         "right. The mean over t is the diffusion term of the bound. Error bars are standard errors over the "
         "images.",
         missing="There are no figures for each noise level",
     ),
-    "growth": Kind(
+    "growth": ChartKind(
         "line",
         "Validation as images arrive",
         "Chart of bits/dim over the number of training images",
-        growth,
+        draw_growth,
         "Each version on its own validation images, of which it was trained on none; the error bars are standard "
         "errors over the images.",
     ),
-    "per_image": Kind(
+    "per_image": ChartKind(
         "per_image",
         "How many images have which bits/dim",
         "Histogram of the images' bits/dim",
-        histogram,
+        draw_histogram,
         "How many images are easy (left) and how many are hard (right). The dashed line is the mean, the figure "
         "at the top.",
         missing="There are no figures for each image",
@@ -227,7 +227,7 @@ CHARTS = {
 """By the name of a chart's file."""
 
 
-def drawn(name: str, models: Tables) -> Chart:
+def draw_chart(name: str, models: Tables) -> Chart:
     """Return the chart with that name in `CHARTS`.  Equal data give equal bytes."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -249,7 +249,7 @@ def drawn(name: str, models: Tables) -> Chart:
     return Chart(name, kind.title, kind.alt, svg, picture.getvalue())
 
 
-def thinned(table: pd.DataFrame) -> list[np.ndarray]:
+def thin(table: pd.DataFrame) -> list[np.ndarray]:
     """Return the columns of evenly spread rows, at most `MOST_POINTS`, with the first and the last."""
     rows = np.unique(np.linspace(0, max(len(table) - 1, 0), MOST_POINTS).round().astype(int))[: len(table)]
     return [table[column].to_numpy()[rows] for column in table]

@@ -7,16 +7,16 @@ from datetime import timedelta
 from pathlib import Path
 
 from flows.contract.findings import Findings, Result
-from flows.core.documents import Document, checked
+from flows.core.documents import Document, check_value
 from flows.core.errors import UserError
 from flows.core.escaping import markdown
 from flows.core.files import read_bounded
 from flows.evaluation.figures import QUALITY, TERMS
 from flows.evaluation.odd import Surprise
-from flows.evaluation.results import BoundMetrics, Metrics, SampleMetrics, with_error
+from flows.evaluation.results import BoundMetrics, Metrics, SampleMetrics, format_figure
 from flows.process.progress import TrainingProgress
 from flows.report.charts import CHARTS
-from flows.report.pictures import encoded
+from flows.report.pictures import data_uri
 from flows.report.words import measures, sampler, value
 
 MOST_CHARACTERS = 200
@@ -29,7 +29,7 @@ def report(metrics: BoundMetrics, charts: Path, samples: Path, page: Path) -> st
     pictures = [(kind.title, charts / f"{name}.svg") for name, kind in CHARTS.items()]
     pictures.insert(1, ("Samples", samples))
     shown = [f"## {title}\n\n{picture(path, title)}" for title, path in pictures if path.is_file()]
-    figures = table(("", "bits/dim"), likelihoods(metrics).items())
+    figures = table_of(("", "bits/dim"), likelihoods(metrics).items())
     return "\n\n".join([figures, *shown, where("The whole report", page)])
 
 
@@ -42,7 +42,7 @@ def headline(metrics: BoundMetrics) -> str:
 def likelihoods(metrics: Metrics) -> dict[str, str]:
     """Return the figures of a model in bits/dim by their names; only the first if another pipeline wrote them."""
     try:
-        bound = checked(BoundMetrics, metrics.model_dump(exclude_unset=True), "metrics")
+        bound = check_value(BoundMetrics, metrics.model_dump(exclude_unset=True), "metrics")
     except UserError:
         return {"test images": figure(metrics.bpd, metrics.bpd_standard_error)}
     found = {f"{bound.split} images": figure(bound.bpd, bound.bpd_standard_error)}
@@ -71,7 +71,7 @@ def samples(metrics: SampleMetrics, drawn: Path, page: Path) -> str:
     nearer = figure(metrics.nearer_than_held_out, metrics.nearer_than_held_out_standard_error)
     copied = QUALITY["nearer_than_held_out"]
     rows.append((f"{copied.name}: {copied.meaning}", nearer, "0.5"))
-    figures = table((f"{metrics.num_images:,} samples", "samples", "held-out images"), rows)
+    figures = table_of((f"{metrics.num_images:,} samples", "samples", "held-out images"), rows)
     how = f"Drawn in {markdown(sampler(metrics.sampler))}."
     withheld = [f"Distances, precision and recall are withheld: {metrics.withheld}."] if metrics.withheld else []
     return "\n\n".join([picture(drawn, "Samples"), how, *map(markdown, withheld), figures, where("The picture", page)])
@@ -80,7 +80,7 @@ def samples(metrics: SampleMetrics, drawn: Path, page: Path) -> str:
 def data_docs(found: Findings, drawn: Path, page: Path) -> str:
     """Return a table of the expectations of images, broken ones first, and the picture `drawn` of the images."""
     results = sorted(found.expectations, key=lambda result: result.success)
-    rows = table(("expectation", "result", "observed"), map(expectation, results))
+    rows = table_of(("expectation", "result", "observed"), map(expectation, results))
     pictures = [picture(drawn, "The images")] if drawn.is_file() else []
     about = f"Transforms of the source's pixels: {markdown(found.transforms)}."
     docs = [where("The Data Docs", page)] if page.is_file() else []
@@ -99,8 +99,8 @@ def odd(found: Surprise, drawn: Path, page: Path, most: int) -> str:
         for each in found.images[:most]
     ]
     header = ("image", "score", "p", "far from usual, in standard deviations")
-    said = [quoted(markdown(f"{sentence}.")) for sentence in found.sentences]
-    return "\n\n".join([*said, picture(drawn, "The oddest images"), table(header, rows), where("The page", page)])
+    said = [quote(markdown(f"{sentence}.")) for sentence in found.sentences]
+    return "\n\n".join([*said, picture(drawn, "The oddest images"), table_of(header, rows), where("The page", page)])
 
 
 def verdict(found: Findings) -> str:
@@ -119,21 +119,21 @@ def expectation(result: Result) -> tuple[str, str, str]:
 
 def figure(number: float | None, error: float | None = None, form: str = ".4f") -> str:
     """Return a figure with its standard error, if there is one, such as "1.7091 ± 0.0130"."""
-    return with_error(number, error, form).replace("+-", "±")
+    return format_figure(number, error, form).replace("+-", "±")
 
 
-def table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table_of(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table; its cells are text."""
     # A figure and its error stay on one line.
     lines = [
-        [quoted(markdown(cell.replace("+-", "±"))).replace(" ± ", "\xa0±\xa0") for cell in line]
+        [quote(markdown(cell.replace("+-", "±"))).replace(" ± ", "\xa0±\xa0") for cell in line]
         for line in (names, *rows)
     ]
     lines.insert(1, ["---"] * len(names))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def quoted(content: str) -> str:
+def quote(content: str) -> str:
     """Put names of versions between backquotes: `vdm@v1.0.0` would become a link to an e-mail address."""
     return NAME.sub(r"`\g<0>`", content)
 
@@ -174,4 +174,4 @@ def where(what: str, path: Path) -> str:
 
 def picture(path: Path, title: str) -> str:
     """Return an SVG or PNG file as a picture."""
-    return f"![{title}]({encoded(read_bounded(path), 'png' if path.suffix == '.png' else 'svg+xml')})"
+    return f"![{title}]({data_uri(read_bounded(path), 'png' if path.suffix == '.png' else 'svg+xml')})"

@@ -53,12 +53,12 @@ composition.</p>
 def write_odd(found: Surprise, images: Chosen, out: Path) -> None:
     """Write all images as a table (.csv), or the oddest as a page.  Raises OSError that names `out`."""
     if out.suffix == ".csv":
-        write_whole(out, table(found))
+        write_whole(out, odd_table(found))
         return
     write_whole(out, page(found, images))
 
 
-def table(found: Surprise) -> str:
+def odd_table(found: Surprise) -> str:
     """Return a table with a row for each image, the oddest first."""
     text = StringIO(newline="")
     writer = csv.writer(text)
@@ -78,7 +78,9 @@ def page(found: Surprise, images: Chosen) -> str:
         Shown(
             tile(pixels[each.number], images.set.num_levels, f"image {each.number}"),
             ", ".join(
-                filter(None, [each.file or f"image {each.number}", f"score {each.score:.2f}", of_p(each.p), each.words])
+                filter(
+                    None, [each.file or f"image {each.number}", f"score {each.score:.2f}", format_p(each.p), each.words]
+                )
             ),
         )
         for each in found.images[:MOST_SHOWN]
@@ -86,7 +88,7 @@ def page(found: Surprise, images: Chosen) -> str:
     return str(template().environment.from_string(PAGE).render(found=found, shown=shown, name=images.set.name))
 
 
-def of_p(p: float | None) -> str:
+def format_p(p: float | None) -> str:
     """Return a p-value in words, "" without one."""
     return "" if p is None else f"p {p:.3g}"
 

@@ -20,7 +20,7 @@ def origin_here(folder: Path, parameters: Mapping[str, Any]) -> Origin:
     """Return where the model in the folder comes from if this project made it with these parameters."""
     commands = [
         "git checkout COMMIT     # the commit with the digests above",
-        *restoring_images(parameters),
+        *restore_commands(parameters),
         "make repro              # the environment, then every stage whose inputs changed",
         "vdmctl report           # says whether every output is identical to that of the commit",
         f"vdmctl evaluate {folder}    # the likelihood alone",
@@ -28,7 +28,7 @@ def origin_here(folder: Path, parameters: Mapping[str, Any]) -> Origin:
     return Origin(str(folder), parameters, {}, commands)
 
 
-def restoring_images(parameters: Mapping[str, Any]) -> list[str]:
+def restore_commands(parameters: Mapping[str, Any]) -> list[str]:
     """Return the commands that restore images from a `data.source`, which `make repro` would read anew."""
     if parameters.get("data", {}).get("source", PUBLISHED_FOLDER) == PUBLISHED_FOLDER:
         return []

@@ -13,17 +13,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from flows.core.escaping import visible
-from flows.core.files import write_whole, writing_folder, written_last
+from flows.core.files import replace_file_last, replace_folder, write_whole
 from flows.core.judgement import Accuracy, Cost, Quality, Remark, judgement
 from flows.evaluation.figures import QUALITY, TERMS
-from flows.images.as_png import InPng, in_one_png
+from flows.images.as_png import InPng, measure_png
 from flows.images.image_set import SPLITS, ImageSet, spread
 from flows.report import charts
-from flows.report.charts import Chart, ending
+from flows.report.charts import Chart, shorten_name
 from flows.report.origin import Origin
-from flows.report.pictures import Picture, encoded, grids, tile
+from flows.report.pictures import Picture, data_uri, grids, tile
 from flows.report.results import Files, Results, description, read_results
-from flows.report.words import cautions, changed, latex, may_copy, measures, sampler, value
+from flows.report.words import cautions, compare_parameters, latex, may_copy, measures, sampler, value
 
 if TYPE_CHECKING:
     from flows.core.model import TrainedModel
@@ -48,7 +48,7 @@ def report(
     be written.
     """
     made = page(read_results(files, origin, images, model))
-    with written_last(out, made.html), writing_folder(pictures) as folder:
+    with replace_file_last(out, made.html), replace_folder(pictures) as folder:
         for chart in made.charts:
             write_whole(folder / f"{chart.name}.svg", chart.svg)
 
@@ -71,14 +71,14 @@ def page(first: Results, second: Results | None = None) -> Page:
     """Return the page about one model, or the one that compares two."""
     models = [first] if second is None else [first, second]
     names = [one.origin.name for one in models]
-    if second and ending(names[0]) == ending(names[1]):
+    if second and shorten_name(names[0]) == shorten_name(names[1]):
         names = [f"{name}, {place}" for name, place in zip(names, ("first", "second"), strict=True)]
     named = dict(zip(names if second else [""], models, strict=True))
     tables = {
         name: {model: table for model, one in named.items() if (table := getattr(one, kind.table)) is not None}
         for name, kind in charts.CHARTS.items()
     }
-    drawn = [charts.drawn(name, found) for name, found in tables.items() if found]
+    drawn = [charts.draw_chart(name, found) for name, found in tables.items() if found]
     html = template().render(
         views=[view(name, one) for name, one in zip(names, models, strict=True)],
         charts={chart.name: chart for chart in drawn},
@@ -86,10 +86,10 @@ def page(first: Results, second: Results | None = None) -> Page:
         terms=TERMS,
         copied=QUALITY["nearer_than_held_out"],
         measures=measures(*(one.sample_metrics for one in models)),
-        difference=difference(first, second) if second else "",
+        difference=pair_results(first, second) if second else "",
         cautions=cautions(first.sample_metrics, second.sample_metrics) if second else [],
         latex=latex([(name, one.metrics, one.sample_metrics) for name, one in zip(names, models, strict=True)]),
-        changed=changed(first.origin.parameters, second.origin.parameters) if second else [],
+        changed=compare_parameters(first.origin.parameters, second.origin.parameters) if second else [],
     )
     return Page(html, drawn)
 
@@ -105,9 +105,9 @@ def view(name: str, results: Results) -> dict[str, Any]:
         "about": description(results.images),
         "uniform": math.log2(results.images.num_levels) if results.images else None,
         "extremes": extremes(results),
-        "classified": classified(results),
+        "classified": describe_classification(results),
         "facts": list(facts(results, png)),
-        "judgement": judged(results, png),
+        "judgement": judge_results(results, png),
         "guess": guess(results),
         "png": png,
         "strip_width": int.from_bytes(results.denoising[16:20]) if results.denoising else 0,
@@ -119,7 +119,7 @@ def view(name: str, results: Results) -> dict[str, Any]:
         "expectations": expectations,
         "offences": [(one, [row_of(results, row) for row in one.rows[:MOST_SHOWN]]) for one in broken],
         "alike": alike(results),
-        "lineage": lineage(results),
+        "lineage": list_digests(results),
     }
 
 
@@ -137,13 +137,13 @@ def extremes(results: Results) -> list[tuple[str, list[Shown]]]:
     ]
 
 
-def classified(results: Results) -> dict[str, Any]:
+def describe_classification(results: Results) -> dict[str, Any]:
     """Return the confusion matrix of a model with few classes, and the images it is least sure of; {} without these."""
     of, table = results.metrics.classes, results.per_image
     if of is None or table is None or not {"label", "best", "margin"} <= set(table):
         return {}
     known = table.dropna(subset=["best"]).astype({"label": int, "best": int})
-    names = class_names(results)
+    names = name_classes(results)
     names = names + [str(number) for number in range(len(names), of.num_classes)]
     counts = known.value_counts(["label", "best"])
     rows = [[counts.get((label, best), 0) for best in range(len(names))] for label in range(len(names))]
@@ -156,7 +156,7 @@ def classified(results: Results) -> dict[str, Any]:
     return {"names": names, "confusion": rows if of.num_classes <= MOST_CLASSES else [], "unsure": unsure}
 
 
-def class_names(results: Results) -> list[str]:
+def name_classes(results: Results) -> list[str]:
     """Return the names of the classes by number, as the images or the model state them; [] if they state none."""
     of_model = results.model.class_names if results.model else None
     return list(description(results.images).get("class_names") or of_model or [])
@@ -171,7 +171,7 @@ def classes(results: Results) -> list[tuple[str, int, float, float | None]]:
     if table is None or labels is None or table["image"].max() >= len(labels):
         return []
     by_label = table["bpd"].groupby(labels[table["image"].astype(int)]).agg(["count", "mean", "sem"])
-    names, rows = class_names(results), by_label.sort_values("mean", ascending=False).itertuples(name=None)
+    names, rows = name_classes(results), by_label.sort_values("mean", ascending=False).itertuples(name=None)
     found = [
         (names[label] if label < len(names) else f"class {label}", number, bpd, None if number == 1 else error)
         for label, number, bpd, error in rows
@@ -221,7 +221,7 @@ def image_of(results: Results, split: str, number: int, name: str) -> Picture | 
     return tile(images[number], results.images.num_levels, name) if results.images and number < len(images) else None
 
 
-def lineage(results: Results) -> dict[str, Any]:
+def list_digests(results: Results) -> dict[str, Any]:
     """Return what the model was made from, as digests, after the tags and the commit if it is a version."""
     metrics = results.metrics
     requirements = metrics.environment.requirements_sha256 if metrics.environment else None
@@ -238,7 +238,7 @@ def lineage(results: Results) -> dict[str, Any]:
     }
 
 
-def difference(first: Results, second: Results) -> "PairedDifference | str":
+def pair_results(first: Results, second: Results) -> "PairedDifference | str":
     """Return the paired difference of the images of two models, or the reason why they cannot be paired."""
     if first.per_image is None or second.per_image is None:
         return "one of them has no figures for each image"
@@ -268,7 +268,7 @@ def template() -> Any:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters |= {"figure": figure, "value": value, "count": "{:,}".format, "data": encoded}
+    made.filters |= {"figure": figure, "value": value, "count": "{:,}".format, "data": data_uri}
     return made.get_template("page.html")
 
 
@@ -291,10 +291,10 @@ def png_of(results: Results) -> InPng | None:
     metrics = results.metrics
     if not results.images or metrics.split == "given":
         return None
-    return in_one_png(spread(results.images[metrics.split], metrics.num_images))
+    return measure_png(spread(results.images[metrics.split], metrics.num_images))
 
 
-def judged(results: Results, png: InPng | None) -> list[Remark]:
+def judge_results(results: Results, png: InPng | None) -> list[Remark]:
     """Return what the figures mean, in words.  `png` is what the evaluated images take in a PNG, if they are here."""
     metrics, of, drawn = results.metrics, results.metrics.classes, results.sample_metrics
     levels = results.images.num_levels if results.images else results.model.num_levels if results.model else None

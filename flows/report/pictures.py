@@ -42,8 +42,8 @@ def grids(results: Results) -> Grids | None:
     real = results.images["test"] if results.images else drawn[:0]
     size = min(columns_of(drawn.shape[3]) ** 2, len(drawn), len(real) or len(drawn))
     stretch = stretch_of(spread(real, size) if len(real) else drawn[:size], known.num_levels)
-    samples = in_rows(drawn[:size], known.num_levels, f"{size} samples of the model", stretch)
-    held_out = in_rows(spread(real, size), known.num_levels, f"{size} test images", stretch) if len(real) else None
+    samples = arrange(drawn[:size], known.num_levels, f"{size} samples of the model", stretch)
+    held_out = arrange(spread(real, size), known.num_levels, f"{size} test images", stretch) if len(real) else None
     return Grids(size, samples, held_out, stretch.words if known.num_levels > 256 else "")
 
 
@@ -54,7 +54,7 @@ def tile(image: np.ndarray, num_levels: int, alt: str) -> Picture:
     return picture(shades(image, num_levels, stretch), TILE, described)
 
 
-def in_rows(images: np.ndarray, num_levels: int, alt: str, stretch: Stretch | None = None) -> Picture:
+def arrange(images: np.ndarray, num_levels: int, alt: str, stretch: Stretch | None = None) -> Picture:
     """Return images (N,C,H,W) of the levels 0..num_levels-1 in rows."""
     columns = columns_of(shades(images[0], num_levels).shape[1])
     return picture(transparent_grid(images, num_levels, columns, stretch), GRID, alt)
@@ -73,9 +73,9 @@ def picture(pixels: np.ndarray, room: int, alt: str) -> Picture:
     """
     height, width = pixels.shape[:2]
     factor = max(1, min(room // width, 4 * room // height))
-    return Picture(encoded(png(pixels), "png"), factor * width, factor * height, alt)
+    return Picture(data_uri(png(pixels), "png"), factor * width, factor * height, alt)
 
 
-def encoded(content: bytes, kind: str) -> Markup:
+def data_uri(content: bytes, kind: str) -> Markup:
     """Return a picture as a data: URI."""
     return Markup(f"data:image/{kind};base64,{b64encode(content).decode()}")

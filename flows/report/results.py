@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from flows.contract.findings import Alike, Result, Verdict
-from flows.core.documents import read
+from flows.core.documents import read_document
 from flows.core.errors import FileError, brief
 from flows.core.files import read_bounded
 from flows.evaluation.results import BoundMetrics, SampleMetrics
@@ -50,7 +50,7 @@ class Checked(Verdict):
     alike: list[Alike]
 
 
-class Model(NamedTuple):
+class ShownModel(NamedTuple):
     """What the page shows of a model: `schedule` has gamma and the line at which training began, at the times t."""
 
     sha256: str
@@ -76,7 +76,7 @@ class Results(NamedTuple):
     notes: list[str]
     denoising: bytes | None
     """A PNG file."""
-    model: Model | None
+    model: ShownModel | None
     schedule: pd.DataFrame | None
     labels: np.ndarray | None
     """Of all images of the split in the metrics, (N,) integers."""
@@ -89,9 +89,9 @@ def read_results(files: Files, origin: Origin, images: ImageSet | None, evaluate
 
     The set is left out if it is not the one that was evaluated, and so is what the page shows of the model.
     """
-    metrics = read(BoundMetrics, files.metrics, "run `dvc repro`")
-    findings = present(partial(read, Checked), files.findings)
-    sample_metrics = present(partial(read, SampleMetrics), files.sample_metrics)
+    metrics = read_document(BoundMetrics, files.metrics, "run `dvc repro`")
+    findings = present(partial(read_document, Checked), files.findings)
+    sample_metrics = present(partial(read_document, SampleMetrics), files.sample_metrics)
     digest = images.data_sha256 if images else None
     images = images if digest == metrics.data_sha256 else None
     samples = present(partial(read_samples, images=images), files.samples)
@@ -99,7 +99,7 @@ def read_results(files: Files, origin: Origin, images: ImageSet | None, evaluate
     if neighbours is not None and samples is not None and images is not None:
         require_indices(files.neighbours, neighbours["sample"], len(samples))
         require_indices(files.neighbours, neighbours["train_image"], len(images["train"]))
-    model = shown_of(evaluated) if evaluated else None
+    model = describe_shown(evaluated) if evaluated else None
     notes = list(disagreements(metrics, digest, findings, sample_metrics))
     if model and model.sha256 != metrics.model_sha256:
         notes.append("The model is not the one that was evaluated, so its noise schedule is left out.")
@@ -126,12 +126,12 @@ def read_results(files: Files, origin: Origin, images: ImageSet | None, evaluate
     )
 
 
-def opened_images(folder: Path) -> ImageSet | None:
+def find_images(folder: Path) -> ImageSet | None:
     """Return the image set in a folder, if there is one.  Raises UserError (exit 5) if it is damaged."""
     return open_images(folder) if folder.exists() else None
 
 
-def opened_model(folder: Path) -> "TrainedModel | None":
+def find_model(folder: Path) -> "TrainedModel | None":
     """Return the model in a folder, if there is one.  Raises UserError (exit 5) if it is damaged."""
     if not folder.exists():
         return None
@@ -157,7 +157,7 @@ def disagreements(
         yield "The quality of samples was measured with another model or other images than the metrics."
 
 
-def shown_of(model: "TrainedModel") -> Model:
+def describe_shown(model: "TrainedModel") -> ShownModel:
     """Return what the page shows of a model."""
     import torch  # takes a second
 
@@ -167,7 +167,7 @@ def shown_of(model: "TrainedModel") -> Model:
         columns = {"t": t, "gamma": vdm.schedule(t), "initial": gamma_0 + (gamma_1 - gamma_0) * t}
     schedule = pd.DataFrame({name: column.double().cpu().numpy() for name, column in columns.items()})
     count = sum(p.numel() for p in vdm.parameters())
-    return Model(model.sha256, count, vdm.num_levels, schedule, model.class_names)
+    return ShownModel(model.sha256, count, vdm.num_levels, schedule, model.class_names)
 
 
 def read_table(path: Path, names: Collection[str]) -> pd.DataFrame:

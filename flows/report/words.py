@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from flows.evaluation.figures import TERMS, declared
+from flows.evaluation.figures import TERMS, find_declared
 from flows.evaluation.results import BoundMetrics, QualityFigure, SampleMetrics, SamplerSettings
 from vdm.samplers import SAMPLERS, sampler_name
 
@@ -16,7 +16,7 @@ IN_LATEX = str.maketrans(
 )
 
 
-class Measure(NamedTuple):
+class QualityRow(NamedTuple):
     """A row of the table of quality: its key in metrics.json, its name and meaning, and the figure of each model.
 
     `copies` says of each model whether copies of training images may be what makes the figure good.
@@ -29,14 +29,14 @@ class Measure(NamedTuple):
     copies: list[bool]
 
 
-def measures(*metrics: SampleMetrics | None) -> list[Measure]:
+def measures(*metrics: SampleMetrics | None) -> list[QualityRow]:
     """Return the measures that at least one model has, with the figures of all models."""
     found = []
     for key in dict.fromkeys(key for one in metrics if one for key in one.figures):
-        words = declared(key)
+        words = find_declared(key)
         figures = [one.figures.get(key) if one else None for one in metrics]
         copies = [key != "recall" and one is not None and may_copy(one) for one in metrics]
-        found.append(Measure(key, words.name, words.meaning, figures, copies))
+        found.append(QualityRow(key, words.name, words.meaning, figures, copies))
     return found
 
 
@@ -78,12 +78,15 @@ def cautions(first: SampleMetrics | None, second: SampleMetrics | None) -> list[
     return found
 
 
-def changed(first: Any, second: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+def compare_parameters(first: Any, second: Any, name: str = "") -> list[tuple[str, Any, Any]]:
     """Return the parameters that differ, by dotted names that begin with `name`, with both values."""
     if not isinstance(first, Mapping) or not isinstance(second, Mapping):
         return [] if first == second else [(name, first, second)]
     keys = [*first, *(key for key in second if key not in first)]
-    found = [changed(first.get(key, "not set"), second.get(key, "not set"), f"{name}.{key}".strip(".")) for key in keys]
+    found = [
+        compare_parameters(first.get(key, "not set"), second.get(key, "not set"), f"{name}.{key}".strip("."))
+        for key in keys
+    ]
     return [row for rows in found for row in rows]
 
 
@@ -99,14 +102,14 @@ def latex(models: Sequence[tuple[str, BoundMetrics, SampleMetrics | None]]) -> l
     lines = [f"% {' & '.join(columns)}"]
     for place, (name, bound, _) in enumerate(models):
         terms = [getattr(bound, key) for key in TERMS]
-        cells = [in_latex(bound.bpd, bound.bpd_standard_error), *map(in_latex, terms), str(bound.num_images)]
+        cells = [format_latex(bound.bpd, bound.bpd_standard_error), *map(format_latex, terms), str(bound.num_images)]
         found = [measure.figures[place] for measure in shown]
-        cells += [in_latex(one.samples, one.samples_standard_error) if one else "--" for one in found]
+        cells += [format_latex(one.samples, one.samples_standard_error) if one else "--" for one in found]
         lines.append(" & ".join([name.translate(IN_LATEX), *cells]) + r" \\")
     return lines
 
 
-def in_latex(number: float | None, error: float | None = None) -> str:
+def format_latex(number: float | None, error: float | None = None) -> str:
     """Return a number in LaTeX, with its standard error if it has one; a dash if it is not finite."""
     if number is None:
         return "--"

@@ -12,7 +12,7 @@ from dvc.exceptions import DvcException
 from dvc.lock import LockError
 from dvc_data.hashfile.hash_info import HashInfo
 
-from flows.core.errors import Exit, UserError, brief, of_remote
+from flows.core.errors import Exit, UserError, brief, remote_error
 from flows.repository.commit import Named
 from flows.repository.repository import Repository
 
@@ -27,7 +27,7 @@ def require_remote(repository: Repository) -> None:
             raise UserError(f"{repository.folder.absolute()}: {reason}", Exit.USAGE) from error
 
 
-def used_at(repo: Any, commit: Named) -> set[str]:
+def digests_used_at(repo: Any, commit: Named) -> set[str]:
     """Return the digests of all files and listings of a version; listings that the cache lacks are pulled.
 
     Raises UserError (exit 5) if a listing is lost: without it nobody knows which files belong to a folder.  Raises
@@ -46,7 +46,7 @@ def used_at(repo: Any, commit: Named) -> set[str]:
         try:
             repo.cloud.pull([out.hash_info for out in missing])
         except Exception as error:  # each kind of remote raises its own errors
-            raise of_remote("the DVC remote does not answer", error) from error
+            raise remote_error("the DVC remote does not answer", error) from error
     for out in missing:
         if not cache.exists(out.hash_info.value):
             raise lost(commit, f"the listing of {out.def_path} is lost, so nobody knows which files belong to it")
@@ -56,10 +56,10 @@ def used_at(repo: Any, commit: Named) -> set[str]:
 
 def lost(commit: Named, reason: str) -> UserError:
     """Return the error (exit 5) about a version of which a file is lost."""
-    return UserError(f"{commit.name}: {reason}; {given_up(commit)}", Exit.MISSING)
+    return UserError(f"{commit.name}: {reason}; {repair_advice(commit)}", Exit.MISSING)
 
 
-def given_up(commit: Named) -> str:
+def repair_advice(commit: Named) -> str:
     """Return the advice for a version that cannot be repaired."""
     return f"`gto deprecate {commit.name.replace('@', ' ')}` gives the version up"
 
@@ -69,12 +69,12 @@ def digests(used: dict[Any, set[Any]]) -> set[str]:
     return {each.value for objects in used.values() for each in objects}
 
 
-def lacking(repo: Any, digests: set[str]) -> set[str]:
+def list_lacking(repo: Any, digests: set[str]) -> set[str]:
     """Return the objects that DVC's default remote lacks.  Raises NetworkError (exit 5) when it does not answer."""
     try:
         return digests - set(repo.cloud.get_remote_odb(command="push").oids_exist(sorted(digests)))
     except Exception as error:  # each kind of remote raises its own errors
-        raise of_remote("the DVC remote does not answer", error) from error
+        raise remote_error("the DVC remote does not answer", error) from error
 
 
 def push(repo: Any, commit: Named) -> None:
@@ -82,16 +82,16 @@ def push(repo: Any, commit: Named) -> None:
 
     Raises UserError (exit 5) if one of them is lost, NetworkError (exit 5) when the remote does not answer.
     """
-    used = used_at(repo, commit)
+    used = digests_used_at(repo, commit)
     try:
         repo.cloud.push([HashInfo("md5", digest) for digest in used])
     except Exception as error:  # each kind of remote raises its own errors
-        raise of_remote("the DVC remote failed", error) from error
-    if missing := sorted(lacking(repo, used)):
+        raise remote_error("the DVC remote failed", error) from error
+    if missing := sorted(list_lacking(repo, used)):
         raise lost(commit, f"{missing[0]} is not in the cache, or damaged there, and not in the DVC remote")
 
 
-def unused(
+def list_unused(
     repo: Any, root: Path, others: list[Path], commits: set[str], used: set[str], *, younger_than: float
 ) -> list[Path]:
     """Return the files in DVC's cache that nothing needs, listings of folders first.
@@ -117,7 +117,7 @@ def unused(
 
 
 @contextmanager
-def locked_dvc(repository: Repository) -> Iterator[Any]:
+def lock_dvc(repository: Repository) -> Iterator[Any]:
     """Open DVC's repository and hold its lock.  Raises UserError (exit 6) while another DVC command runs."""
     with repository.dvc() as repo, ExitStack() as stack:
         try:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from dvc.api import DVCFileSystem
 from dvc_objects.errors import ObjectFormatError
 
-from flows.core.errors import Exit, UserError, brief, of_remote
+from flows.core.errors import Exit, UserError, brief, remote_error
 from flows.core.files import inside
 
 
@@ -51,7 +51,7 @@ def get(files: DVCFileSystem, path: str, digest: str | None, folder: Path) -> No
         raise DamagedVersionError(f"{path} differs from its md5 in dvc.lock")
 
 
-def content_in(files: DVCFileSystem, path: Path) -> bytes | None:
+def read_content(files: DVCFileSystem, path: Path) -> bytes | None:
     """Return the content of a file of a commit; None if the commit has none.  Raises what `readable` raises."""
     with readable(str(path)):
         return bytes(files.cat_file(str(path))) if files.exists(str(path)) else None
@@ -75,4 +75,4 @@ def readable(path: str) -> Iterator[None]:
             advice = "`dvc push` where it is, or `dvc remote add --default NAME URL` for the remote that has it"
             reason = f"{path} is neither in DVC's cache nor in its default remote; {advice}"
             raise UserError(reason, Exit.MISSING) from error
-        raise of_remote(f"{path} cannot be read now", error) from error
+        raise remote_error(f"{path} cannot be read now", error) from error

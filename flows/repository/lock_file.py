@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from pydantic import Field
 
 from flows.core import bounded_yaml, layout
-from flows.core.documents import Document, FolderOrFileMd5, checked
+from flows.core.documents import Document, FolderOrFileMd5, check_value
 from flows.core.errors import Exit, UserError
 from flows.core.files import read_bounded
 from flows.repository.repository import Repository
@@ -63,7 +63,7 @@ def parse_lock(content: bytes, graph: bytes, name: str) -> Lock:
 
     DVC leaves stages that were renamed or removed in dvc.lock.  Those that dvc.yaml, `graph`, lacks do not count.
     """
-    file = checked(LockFile, values_of(content, name), name)
+    file = check_value(LockFile, values_of(content, name), name)
     known = values_of(graph, str(layout.DVC_GRAPH)).get("stages") or {}
     # `foreach` and `matrix` make stages such as `train@1`.
     stages = [stage for key, stage in file.stages.items() if key.partition("@")[0] in known]

@@ -10,14 +10,14 @@ from dvc.fs import LocalFileSystem
 from dvc_data.hashfile.build import build
 
 from flows.core import bounded_yaml
-from flows.core.errors import Exit, UserError, of_remote
+from flows.core.errors import Exit, UserError, remote_error
 from flows.repository.commit import Commit
 from flows.repository.repository import Repository
 
-State = Literal["same", "changed", "missing", "imported"]
+SourceState = Literal["same", "changed", "missing", "imported"]
 
 
-def compare_source(repository: Repository, base: str, source: Path, earlier: Commit | None) -> State:
+def compare_source(repository: Repository, base: str, source: Path, earlier: Commit | None) -> SourceState:
     """Return whether the source at the commit `base` is as an earlier commit recorded it: its path and digest.
 
     A source that git tracks is that of the commit, whatever lies in the checkout.  An import is "imported": it is
@@ -28,7 +28,7 @@ def compare_source(repository: Repository, base: str, source: Path, earlier: Com
     if earlier:
         with suppress(UserError):  # of a version that was made by hand
             recorded = earlier.lock.source
-    if tracked := tracked_by_dvc(repository, base, source):
+    if tracked := read_dvc_file(repository, base, source):
         if tracked.get("deps"):
             return "imported"
         digest = str(tracked["outs"][0].get("md5"))
@@ -48,7 +48,7 @@ def compare_source(repository: Repository, base: str, source: Path, earlier: Com
     return "same" if recorded and (Path(recorded[0]), recorded[1]) == (source, digest) else "changed"
 
 
-def tracked_by_dvc(repository: Repository, commit: str, source: Path) -> dict[str, Any]:
+def read_dvc_file(repository: Repository, commit: str, source: Path) -> dict[str, Any]:
     """Return the content of the `.dvc` file of a source at a commit; {} if DVC does not track it there."""
     return {} if source.is_absolute() else bounded_yaml.sections(repository.content_of(f"{commit}:{source}.dvc"))
 
@@ -91,7 +91,7 @@ def update_import(run: Repository, source: Path, earlier: Commit | None) -> None
         try:
             repo.update([str(file.relative_to(run.folder))])
         except Exception as error:  # each kind of remote raises its own errors
-            raise of_remote(f"{source} cannot be brought up to date", error) from error
+            raise remote_error(f"{source} cannot be brought up to date", error) from error
     run.git_text("add", "--all")
 
 
@@ -118,4 +118,4 @@ def check_out_source(run: Repository, source: Path) -> None:
             reason = f"data.source: not all files of {source} are in DVC's cache or its default remote"
             raise UserError(f"{reason}; `dvc push {target}` where they are", Exit.MISSING) from error
         except Exception as error:  # each kind of remote raises its own errors
-            raise of_remote(f"data.source: {source} cannot be fetched", error) from error
+            raise remote_error(f"data.source: {source} cannot be fetched", error) from error

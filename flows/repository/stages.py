@@ -17,7 +17,7 @@ from dvc.logger import set_loggers_level
 from ruamel.yaml import YAML
 
 from flows.core import layout
-from flows.core.errors import Exit, NetworkError, UserError, of_remote
+from flows.core.errors import Exit, NetworkError, UserError, remote_error
 from flows.repository.commit import Commit
 from flows.repository.repository import Repository
 
@@ -40,7 +40,7 @@ def stages(repo: Any) -> list[Any]:
     return [stage for stage in networkx.lexicographical_topological_sort(graph, key=str) if stage.cmd]
 
 
-def restore(
+def restore_outputs(
     run: Repository, *, shared: bool, recorded: bool = False, warn: Callable[[str], object] = log.warning
 ) -> bool:
     """Restore what can be restored of the outputs; return whether these are all, so that no stage must run.
@@ -68,7 +68,7 @@ def restore(
                 stage.dvcfile._lockfile.remove_stage(stage)
     # DVC makes the stages of its run cache in the working directory.
     with contextlib.chdir(run.folder), run.dvc() as repo, repo.lock:
-        complete = restored(repo, pull=answers, recorded=recorded)
+        complete = restore_stages(repo, pull=answers, recorded=recorded)
     run.git_text("add", "--all")
     return complete
 
@@ -79,7 +79,7 @@ def check_out(repo: Any) -> None:
         repo.checkout(force=True, allow_missing=True)
 
 
-def restored(repo: Any, *, pull: bool, recorded: bool) -> bool:
+def restore_stages(repo: Any, *, pull: bool, recorded: bool) -> bool:
     """Restore what the run cache has, stage by stage, until one must run; return whether none must.
 
     With `pull`, their outputs may come from the remote.  Raises NetworkError.
@@ -105,7 +105,7 @@ def is_in_run_cache(repo: Any, stage: Any, *, pull: bool) -> bool:
     except DvcException:  # neither the run cache nor the remote has them
         return False
     except Exception as error:  # each kind of remote raises its own errors
-        raise of_remote("DVC's remote cannot be read", error) from error
+        raise remote_error("DVC's remote cannot be read", error) from error
     stage.save()
     stage.commit()
     return True
@@ -125,7 +125,7 @@ def restore_stage(run: Repository, name: str) -> None:
         except DvcException:  # the remote has no run cache, or not all of it
             pass
         except Exception as error:  # each kind of remote raises its own errors
-            raise of_remote("DVC's remote cannot be read", error) from error
+            raise remote_error("DVC's remote cannot be read", error) from error
         if is_in_run_cache(repo, stage, pull=True):
             stage.dvcfile.dump_stages([stage], update_pipeline=False)
 
@@ -137,7 +137,7 @@ def pull(repo: Any) -> None:
     except DownloadError:
         return  # the remote lacks some of them
     except Exception as error:  # each kind of remote raises its own errors
-        raise of_remote("DVC's remote cannot be read", error) from error
+        raise remote_error("DVC's remote cannot be read", error) from error
 
 
 def push_run_cache(repository: Repository) -> None:
@@ -146,7 +146,7 @@ def push_run_cache(repository: Repository) -> None:
         try:
             repo.stage_cache.push(None)
         except Exception as error:  # each kind of remote raises its own errors
-            raise of_remote("DVC's remote takes no run cache", error) from error
+            raise remote_error("DVC's remote takes no run cache", error) from error
 
 
 def record_images(run: Repository, earlier: Commit) -> None:

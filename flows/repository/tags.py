@@ -81,20 +81,20 @@ def numbers_of(name: str) -> tuple[int, int, int] | None:
     return (int(match[1]), int(match[2]), int(match[3])) if match else None
 
 
-def registered(tags: list[Tag]) -> list[Tag]:
+def registered_tags(tags: list[Tag]) -> list[Tag]:
     """Return the tags of the versions that are not deregistered, sorted by number."""
     gone = {tag.name.partition("!")[0] for tag in tags if tag.event == "deregistration"}
     known = [tag for tag in tags if tag.event == "registration" and tag.name not in gone]
     return sorted(known, key=lambda tag: numbers_of(tag.name) or ())
 
 
-def deregistered(tags: list[Tag]) -> set[str]:
+def deregistered_commits(tags: list[Tag]) -> set[str]:
     """Return the commits that are no version any more, since GTO deregistered all their versions."""
     gone = {tag.commit for tag in tags if tag.event == "deregistration"}
-    return gone - {tag.commit for tag in registered(tags)}
+    return gone - {tag.commit for tag in registered_tags(tags)}
 
 
-def assigned(tags: list[Tag], stage: str) -> set[str]:
+def assigned_commits(tags: list[Tag], stage: str) -> set[str]:
     """Return the commits to which a stage was ever assigned."""
     return {tag.commit for tag in tags if tag.stage == stage and tag.event == "assignment"}
 
@@ -114,5 +114,5 @@ def reign(tags: list[Tag]) -> list[Tag]:
         while tag.commit in stack:
             stack.popitem()  # the uppermost
         stack[tag.commit] = tag
-    gone = deregistered(tags)
+    gone = deregistered_commits(tags)
     return [tag for tag in stack.values() if tag.commit not in gone]

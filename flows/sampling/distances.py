@@ -94,7 +94,7 @@ def probability_nearer(first: np.ndarray, second: np.ndarray) -> float:
     return float((len(second) - below).mean() / len(second))
 
 
-def with_error(measure: Callable[[np.ndarray], float], size: int, resamples: int, seed: int) -> Estimate:
+def estimate_error(measure: Callable[[np.ndarray], float], size: int, resamples: int, seed: int) -> Estimate:
     """Return the measure of all `size` images, and its standard error.
 
     `measure` takes indices.  The error is the standard deviation over random halves of the images: halves drawn without

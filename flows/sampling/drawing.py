@@ -86,13 +86,13 @@ def draw_share(drawing: Drawing, count: int) -> np.ndarray:
     compile_long_work(model.vdm, len(batches) * settings.num_timesteps)
     progress = iter(bar("sampling", shown=rank == 0)(range(len(batches) * settings.num_timesteps)))
     try:
-        parts = [decode(model.vdm, counted(drawing.steps(batch), progress)) for batch in batches]
+        parts = [decode(model.vdm, advance(drawing.steps(batch), progress)) for batch in batches]
     except ArithmeticError as error:
         raise UserError(f"no images can be drawn from this model: {error}", Exit.MISSING) from error
     return drawing.joined(parts)
 
 
-def counted(steps: Iterable[Step], progress: Iterator[int]) -> Iterator[Step]:
+def advance(steps: Iterable[Step], progress: Iterator[int]) -> Iterator[Step]:
     """Yield the steps, and advance the progress bar by one for each."""
     for step in steps:
         next(progress, None)

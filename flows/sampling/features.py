@@ -21,9 +21,9 @@ from torch.nn.functional import cross_entropy, relu
 
 from flows.contract.findings import Verdict, require_valid
 from flows.core.device import find_device
-from flows.core.documents import Count, Document, Number, Sha256, read
+from flows.core.documents import Count, Document, Number, Sha256, read_document
 from flows.core.errors import CheckpointError, Exit, UserError, brief
-from flows.core.files import write_whole, writing_folder
+from flows.core.files import replace_folder, write_whole
 from flows.core.model import CONFIG, WEIGHTS, read_bytes
 from flows.images.image_set import ImageSet
 from flows.process.streams import bar
@@ -50,11 +50,11 @@ def features(settings: "Features", images: ImageSet, verdict: Verdict, out: Path
     out.parent.mkdir(parents=True, exist_ok=True)
     device, count = find_device(settings.device), len(images["test"])
     for task, train, test in tasks(images, settings.task):
-        network = fit(images["train"], train, settings, num_levels=images.num_levels, device=device)
+        network = fit_classifier(images["train"], train, settings, num_levels=images.num_levels, device=device)
         right = accuracy(network, images["test"], test, settings.seed)
         guess = 1 / len(SYMMETRIES) if test is None else float(np.bincount(test).max() / count)
         log.info("features: %s found %.4f +- %.4f, by a guess %.4f", task, right, share_error(right, count), guess)
-        if learned(right, guess, count):
+        if has_learned(right, guess, count):
             break
     described: dict[str, object] = {
         "task": task,
@@ -131,7 +131,7 @@ class Classifier(nn.Module):
         return self.head(self.features(pixels))  # type: ignore[no-any-return]
 
 
-def fit(
+def fit_classifier(
     pixels: np.ndarray, labels: np.ndarray | None, settings: "Features", *, num_levels: int, device: torch.device
 ) -> Classifier:
     """Return a classifier fitted to pixels (N,C,H,W) with labels (N,) from 0, or to their symmetries for None.
@@ -187,7 +187,7 @@ def share_error(share: float, num_images: int) -> float:
     return math.sqrt(share * (1 - share) / num_images)
 
 
-def learned(right: float, guess: float, num_images: int) -> bool:
+def has_learned(right: float, guess: float, num_images: int) -> bool:
     """Whether an accuracy is three standard errors above that of a guess.  Else the features say nothing of images."""
     return right > guess + 3 * share_error(guess, num_images)
 
@@ -205,7 +205,7 @@ def save_features(folder: Path, network: Classifier, described: dict[str, object
     """Write the network with its description: the whole folder or nothing.  Raises OSError that names the file."""
     weights = save({name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()})
     described = described | {"weights_sha256": hashlib.sha256(weights).hexdigest()}
-    with writing_folder(folder) as whole:
+    with replace_folder(folder) as whole:
         write_whole(whole / WEIGHTS, weights)
         write_whole(whole / CONFIG, json.dumps(described, indent=2, sort_keys=True) + "\n")
 
@@ -222,7 +222,7 @@ class Embedding(NamedTuple):
 
 def open_features(folder: Path) -> Embedding:
     """Return the network in a folder, on the CPU.  Raises CheckpointError."""
-    config = read(FeaturesConfig, folder / CONFIG, "run `vdmctl features`")
+    config = read_document(FeaturesConfig, folder / CONFIG, "run `vdmctl features`")
     weights = read_bytes(folder / WEIGHTS)
     if hashlib.sha256(weights).hexdigest() != config.weights_sha256:
         raise CheckpointError(f"{folder / WEIGHTS}: sha256 differs from the one in {CONFIG}; restore the file")

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from flows.core.device import find_device
 from flows.images.grids import GAP, eight_bit, grid, png
 from flows.process.streams import bar
-from flows.sampling.drawing import Drawing, counted
+from flows.sampling.drawing import Drawing, advance
 from vdm.sampling import noise_levels
 
 MOST_IMAGES, MOST_ROWS, MOST_COLUMNS, MOST_FRAMES = 8, 3, 16, 60
@@ -37,7 +37,7 @@ def record(drawing: Drawing) -> Film:
     every = -(-len(gammas) // MOST_FRAMES)
     numbers = range((len(gammas) - 1) % every, len(gammas), every)
     first = range(min(drawing.settings.num_images, MOST_IMAGES))
-    steps = counted(drawing.steps(first), iter(bar("film")(range(len(gammas)))))
+    steps = advance(drawing.steps(first), iter(bar("film")(range(len(gammas)))))
     frames = [(pixels(step.z), pixels(step.x_hat)) for step in islice(steps, numbers.start, None, every)]
     z, x_hat = map(np.stack, zip(*frames, strict=True))
     return Film(z, x_hat, [gammas[number] for number in numbers])
@@ -48,7 +48,7 @@ def pixels(x: torch.Tensor) -> np.ndarray:
     return eight_bit(x.float().cpu().numpy() + 1, 3)
 
 
-def encoded(film: Film, ending: str) -> bytes:
+def encode_film(film: Film, ending: str) -> bytes:
     """Return the film as a GIF, or as a PNG strip with a row of z_t above a row of x_hat for each image."""
     return gif(film) if ending.lower() == ".gif" else png(strip(film))
 
@@ -59,7 +59,7 @@ def strip(film: Film) -> np.ndarray:
     rows = np.stack([film.z[times, :MOST_ROWS], film.x_hat[times, :MOST_ROWS]])  # 2,T,N,...
     ordered = rows.transpose(2, 0, 1, 3, 4, 5)
     picture = grid(ordered.reshape(-1, *ordered.shape[3:]), LEVELS, len(times), SIDE)
-    return labelled(labelled(picture, [f"{film.gammas[time]:.1f}" for time in times]), ["gamma after a step"])
+    return label_frames(label_frames(picture, [f"{film.gammas[time]:.1f}" for time in times]), ["gamma after a step"])
 
 
 def gif(film: Film) -> bytes:
@@ -68,7 +68,7 @@ def gif(film: Film) -> bytes:
     for z, x_hat, gamma in zip(film.z, film.x_hat, film.gammas, strict=True):
         left, right = grid(z, LEVELS, smallest=SIDE), grid(x_hat, LEVELS, smallest=SIDE)
         between = np.full((len(left), 2 * GAP, *left.shape[2:]), 128, np.uint8)
-        picture = labelled(np.concatenate([left, between, right], axis=1), [f"gamma {gamma:.1f}"])
+        picture = label_frames(np.concatenate([left, between, right], axis=1), [f"gamma {gamma:.1f}"])
         frames.append(Image.fromarray(picture))
     content = BytesIO()
     durations = [FRAME_MS] * (len(frames) - 1) + [LAST_MS]
@@ -76,7 +76,7 @@ def gif(film: Film) -> bytes:
     return content.getvalue()
 
 
-def labelled(picture: np.ndarray, labels: list[str]) -> np.ndarray:
+def label_frames(picture: np.ndarray, labels: list[str]) -> np.ndarray:
     """Return 8-bit pixels (H,W) or (H,W,3) below a dark band with labels at even distances."""
     band = Image.new("L", (picture.shape[1], TEXT + 2 * GAP))
     draw, font = ImageDraw.Draw(band), ImageFont.load_default(TEXT)

@@ -16,26 +16,26 @@ import torch
 
 from flows.core.device import find_device, find_precision
 from flows.core.errors import Exit, UserError, brief
-from flows.core.files import file_sha256, written_last
+from flows.core.files import file_sha256, replace_file_last
 from flows.core.model import TrainedModel
 from flows.evaluation.results import QualityFigure, SampleMetrics, SamplerSettings
 from flows.images.grids import Stretch, eight_bit, grid, png, stretch_of
-from flows.images.image_set import FEWEST_COMPARED, Chosen, ImageSet, chunks, class_numbers, given_class, spread
+from flows.images.image_set import FEWEST_COMPARED, Chosen, ImageSet, chunks, class_numbers, is_given_class, spread
 from flows.sampling import film
 from flows.sampling.distances import (
     NEIGHBOURS,
     Estimate,
     Measure,
+    estimate_error,
     frechet_distance,
     kernel_distance,
     precision,
     probability_nearer,
     recall,
     squared_distances,
-    with_error,
 )
 from flows.sampling.drawing import Drawing, draw
-from flows.sampling.features import Embedding, embed, learned, share_error
+from flows.sampling.features import Embedding, embed, has_learned, share_error
 
 if TYPE_CHECKING:
     from flows.core.params import Quality, Sample
@@ -72,21 +72,21 @@ def sample(
     Raises UserError (exit 2, 4 or 5), and OSError that names the file.
     """
     out.mkdir(parents=True, exist_ok=True)  # an unwritable folder is reported before sampling
-    require_fitting(settings, quality, model, embedding, images)
+    require_features_fit(settings, quality, model, embedding, images)
     if settings.classes is not None:
         class_numbers(",".join(map(str, settings.classes)), model.num_classes, None)
-    elif given_class(model, "auto", images):
+    elif is_given_class(model, "auto", images):
         compared = Chosen(images, "test", num_compared(settings.num_images, images, quality.num_images))
         settings = settings.model_copy(update={"classes": compared.classes(model).tolist()})
     drawing = Drawing(model, settings)
     drawn = draw(drawing)
-    metrics, neighbours = measure(settings, quality, drawn, model, embedding, images)
+    metrics, neighbours = measure_quality(settings, quality, drawn, model, embedding, images)
     contents: dict[str, bytes | str] = {"metrics.json": json.dumps(metrics.model_dump(), indent=2) + "\n"}
     contents |= tables_and_pictures(drawn, neighbours, images, settings.classes)
-    contents["denoising.png"] = film.encoded(film.record(drawing), ".png")
+    contents["denoising.png"] = film.encode_film(film.record(drawing), ".png")
     with ExitStack() as stack:
         for name, content in contents.items():
-            stack.enter_context(written_last(out / name, content))
+            stack.enter_context(replace_file_last(out / name, content))
     if metrics.withheld:
         log.warning("no distances, precision and recall: %s", metrics.withheld)
     for name, figure in metrics.figures.items():
@@ -115,7 +115,7 @@ def tables_and_pictures(
     }
 
 
-def measure(
+def measure_quality(
     sample: "Sample",
     quality: "Quality",
     drawn: np.ndarray,
@@ -125,20 +125,20 @@ def measure(
 ) -> tuple[SampleMetrics, pd.DataFrame]:
     """Return the metrics of samples (N,C,H,W), and a table of the nearest training image of each measured one.
 
-    The table has the nearest pairs first.  Model, embedding and images must have passed `require_fitting`.
+    The table has the nearest pairs first.  Model, embedding and images must have passed `require_features_fit`.
     """
     config, name = embedding.config, embedding.sha256[:8]
     network = embedding.network.to(find_device(quality.device))
     pictures = choose(drawn, images, quality.num_images)
     advice = "more training images or features.steps may help"
     guessing = f"the features' network finds {config.task} not clearly better than a guess; {advice}"
-    withheld = None if learned(config.accuracy, config.guess, len(images["test"])) else guessing
+    withheld = None if has_learned(config.accuracy, config.guess, len(images["test"])) else guessing
     figures, by_class = dict[str, QualityFigure](), None
     if not withheld:
         embedded = [embed(network, part) for part in pictures]
         figures = feature_figures(*embedded, name=name, quality=quality)
         if sample.classes:
-            by_class = class_figures(embedded, sample.classes, images, name, quality)
+            by_class = quality_by_class(embedded, sample.classes, images, name, quality)
     memorised, neighbours = memorisation(pictures, images, quality)
     metrics = SampleMetrics(
         figures=figures | inception_figures(sample, quality, pictures, images.num_levels),
@@ -163,7 +163,7 @@ def measure(
     return metrics, neighbours
 
 
-def require_fitting(
+def require_features_fit(
     sample: "Sample", quality: "Quality", model: TrainedModel, embedding: Embedding, images: ImageSet
 ) -> None:
     """Raise UserError (exit 2) unless the model fits the images, and the features were trained on them.
@@ -224,7 +224,7 @@ def feature_figures(
     return figures_of(measures, samples, held_out, quality)
 
 
-def class_figures(
+def quality_by_class(
     embedded: list[np.ndarray], classes: list[int], images: ImageSet, name: str, quality: "Quality"
 ) -> dict[str, dict[str, QualityFigure]]:
     """Return the figures within each class that has ten samples, held-out and training images, by its number.
@@ -247,7 +247,7 @@ def figures_of(
     """Return each measure of the features (N,D) of samples and of held-out images, with its error."""
 
     def estimate(measure: Measure, images: np.ndarray) -> list[float]:
-        found = with_error(lambda chosen: measure(images[chosen]), len(images), quality.resamples, quality.seed)
+        found = estimate_error(lambda chosen: measure(images[chosen]), len(images), quality.resamples, quality.seed)
         return [float(f"{value:.{DIGITS}g}") for value in found]
 
     figures = {}
@@ -276,9 +276,9 @@ def inception_figures(
 def memorisation(pictures: Pictures, images: ImageSet, quality: "Quality") -> tuple[Estimate, pd.DataFrame]:
     """Return the probability that a sample is nearer to the training images than a held-out image, and the pairs."""
     # The training images, which may be many, are read once for both halves.
-    found = nearest(np.concatenate([pictures.samples, pictures.held_out]), images)
+    found = nearest_training(np.concatenate([pictures.samples, pictures.held_out]), images)
     (image, _), (distance, of_held_out) = (np.split(each, 2) for each in found)
-    probability = with_error(
+    probability = estimate_error(
         lambda chosen: probability_nearer(distance[chosen], of_held_out[chosen]),
         len(distance),
         quality.resamples,
@@ -288,26 +288,26 @@ def memorisation(pictures: Pictures, images: ImageSet, quality: "Quality") -> tu
     return probability, table.sort_values(["distance", "sample"])
 
 
-def nearest(samples: np.ndarray, images: ImageSet) -> tuple[np.ndarray, np.ndarray]:
+def nearest_training(samples: np.ndarray, images: ImageSet) -> tuple[np.ndarray, np.ndarray]:
     """Return the nearest training image of every sample (N,C,H,W), and its distance, (N,) each.
 
     The distance is the root of the mean squared difference of pixels, which are scaled to [-1, 1].
     """
-    rows = scaled(samples, images.num_levels)
+    rows = scale(samples, images.num_levels)
     best = np.full(len(rows), np.inf)
     index = np.zeros(len(rows), int)
     for first, chunk in chunks(images["train"], CHUNK):
-        distances = squared_distances(rows, scaled(chunk, images.num_levels))
+        distances = squared_distances(rows, scale(chunk, images.num_levels))
         least = distances.min(1)
         closer = least < best
         index[closer] = first + distances.argmin(1)[closer]
         best[closer] = least[closer]
     # From the differences themselves: a product of rows would not give exactly 0 for equal images.
-    difference = rows - scaled(images["train"][index], images.num_levels)
+    difference = rows - scale(images["train"][index], images.num_levels)
     return index, np.sqrt(np.square(difference).mean(1))
 
 
-def scaled(images: np.ndarray, num_levels: int) -> np.ndarray:
+def scale(images: np.ndarray, num_levels: int) -> np.ndarray:
     """Return images as rows (N,D) of float64 numbers in [-1, 1]."""
     return images.reshape(len(images), -1).astype(float) * (2 / (num_levels - 1)) - 1
 

@@ -14,11 +14,11 @@ from PIL import Image
 
 from flows.core.documents import Count, Document, Number, Sha256
 from flows.core.errors import Exit, FileError, UserError
-from flows.core.files import naming, require_replaceable, write_whole, writing_folder, written_last
+from flows.core.files import name_in_errors, replace_file_last, replace_folder, require_replaceable, write_whole
 from flows.core.model import TrainedModel
 from flows.core.params import Data
 from flows.images.given import shift_of_files, transforms_of
-from flows.images.grids import grid, png, rows_of, shown, stretch_of
+from flows.images.grids import as_8_bits, grid, png, rows_of, stretch_of
 from flows.images.image_set import class_numbers, dtype_of, write_array
 from flows.images.picture_files import BadImageError, Colour, levels, read_images
 from flows.sampling import film
@@ -75,7 +75,7 @@ def answer(request: Request) -> Sampled:
 
     Raises UserError for options and files that do not fit, and OSError that names the file.
     """
-    require_possible(request)
+    require_outputs(request)
     model, vdm = request.model, request.model.vdm
     classes = list(range(vdm.classes)) if vdm.classes else None
     if request.classes is not None:
@@ -93,10 +93,10 @@ def answer(request: Request) -> Sampled:
     seconds = perf_counter() - begin
     with ExitStack() as stack:
         if request.film:  # it appears after the images, or neither does
-            content = film.encoded(film.record(drawing), request.film.suffix)
-            stack.enter_context(written_last(request.film, content))
+            content = film.encode_film(film.record(drawing), request.film.suffix)
+            stack.enter_context(replace_file_last(request.film, content))
         shift = shift_of_files(transforms_of(model))
-        write(request.out, images, vdm.num_levels, beside, rows=len(classes or []), shift=shift)
+        write_images(request.out, images, vdm.num_levels, beside, rows=len(classes or []), shift=shift)
     return Sampled(
         out=str(request.out),
         film=str(request.film) if request.film else None,
@@ -109,7 +109,7 @@ def answer(request: Request) -> Sampled:
     )
 
 
-def require_possible(request: Request) -> None:
+def require_outputs(request: Request) -> None:
     """Raise UserError (exit 2) for outputs of another kind, or that exist, and for options that do not fit together."""
     if (request.known is None) != (request.mask is None):
         raise UserError("--known and --mask must be given together: a picture and its mask", Exit.USAGE)
@@ -137,7 +137,7 @@ def require_kind(path: Path, *kinds: str) -> None:
         raise UserError(f"{path}: unknown ending; choose {listed}", Exit.USAGE)
 
 
-def write(
+def write_images(
     path: Path,
     images: np.ndarray,
     num_levels: int,
@@ -164,11 +164,11 @@ def write(
             write_array(path, [images.astype(dtype_of(num_levels), copy=False)])
         case _:
             digits = len(str(len(images) - 1))
-            with writing_folder(path) as folder:
-                pictures = shown(images, num_levels) if num_levels <= 256 else images[:, 0] << shift
+            with replace_folder(path) as folder:
+                pictures = as_8_bits(images, num_levels) if num_levels <= 256 else images[:, 0] << shift
                 for number, image in enumerate(pictures):
                     file = folder / f"{number:0{digits}}.png"
-                    with naming(file, file):
+                    with name_in_errors(file, file):
                         Image.fromarray(image.astype(dtype_of(num_levels), copy=False)).save(file, optimize=True)
 
 
@@ -180,7 +180,7 @@ def read_known(path: Path, vdm: VDM, stated: Data | None) -> torch.Tensor:
     exit 5 for a file that cannot be read, 4 for one that is no picture of levels, 2 for another size or other levels
     than the model's.
     """
-    levels, white = read(path, stated.background_colour if stated else None)
+    levels, white = read_one_image(path, stated.background_colour if stated else None)
     highest = vdm.num_levels - 1
     if highest > 255 >= white:
         raise FileError(path, f"it has 8 bits, and the model's levels are 0 to {highest}", Exit.USAGE)
@@ -188,7 +188,7 @@ def read_known(path: Path, vdm: VDM, stated: Data | None) -> torch.Tensor:
         levels = np.rint(levels * (highest / white)) if highest <= 255 else levels >> shift_of_files(stated)
     if levels.max() > highest:
         raise FileError(path, f"it holds level {levels.max()}, but the model's levels are 0 to {highest}", Exit.USAGE)
-    require_size(path, levels.shape, vdm.image_shape)
+    require_shape(path, levels.shape, vdm.image_shape)
     return torch.from_numpy(levels.astype(np.int64))
 
 
@@ -197,15 +197,15 @@ def read_mask(path: Path, vdm: VDM) -> torch.Tensor:
 
     Raises UserError as `read_known`, and for a mask without bright pixels (exit 2).
     """
-    stored, white = read(path)
+    stored, white = read_one_image(path)
     missing = (stored > (0 if path.suffix.lower() == ".npy" else white // 2)).any(0)
-    require_size(path, missing.shape, vdm.image_shape[1:])
+    require_shape(path, missing.shape, vdm.image_shape[1:])
     if not missing.any():
         raise FileError(path, "no pixel of the mask is white, so there is nothing to fill in", Exit.USAGE)
     return torch.from_numpy(missing)
 
 
-def read(path: Path, background: Colour | None = None) -> tuple[np.ndarray, int]:
+def read_one_image(path: Path, background: Colour | None = None) -> tuple[np.ndarray, int]:
     """Return the image in a file, (C,H,W) of an unsigned type, and the highest level of its bits.
 
     Raises UserError: exit 2 for several images, 4 or 5 for a file that holds none.
@@ -220,7 +220,7 @@ def read(path: Path, background: Colour | None = None) -> tuple[np.ndarray, int]
     return first, 2**images.num_bits - 1
 
 
-def require_size(path: Path, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+def require_shape(path: Path, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
     """Raise UserError (exit 2) unless a file's shape is the model's."""
     if found != expected:
         sizes = " x ".join(map(str, found)), " x ".join(map(str, expected))

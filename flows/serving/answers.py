@@ -139,7 +139,7 @@ class Drawn(Document):
     """The base64 of an .npy file of levels, (N,C,H,W)."""
 
 
-class Schedule(Document):
+class NoiseSchedule(Document):
     """The noise schedule at even times."""
 
     t: list[Figure]
@@ -170,7 +170,7 @@ class About(Document):
     """The quality of its samples, if that is with the model."""
     problem: str | None
     """Why results of the model cannot be shown."""
-    schedule: Schedule
+    schedule: NoiseSchedule
     report: bool
     """Whether `GET /report` has the report page."""
     num_calibrated: Count | None

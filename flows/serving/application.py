@@ -166,13 +166,13 @@ def application(
     @app.post("/sample", response_model=Drawn, responses=STREAMED)
     async def sample(asked: ToSample, request: Request) -> Response:
         """Draw images.  Image i of a seed is the same picture, however many are drawn."""
-        begin = partial(work.sample, following.served.model, settings.sample, asked)
+        begin = partial(work.draw_sample, following.served.model, settings.sample, asked)
         return await (streamed(line, begin) if asked.stream else whole(line, request, begin))
 
     @app.post("/fill-in", response_model=Drawn, responses=STREAMED)
     async def fill_in(asked: ToFillIn, request: Request) -> Response:
         """Fill in a picture where its mask is bright: an approximation, ten times slower than drawing."""
-        begin = partial(work.fill_in, following.served.model, settings.sample, asked)
+        begin = partial(work.draw_filled_in, following.served.model, settings.sample, asked)
         return await (streamed(line, begin) if asked.stream else whole(line, request, begin))
 
     @app.post("/score", response_model=Scores, responses=NOT_DONE)
@@ -188,7 +188,9 @@ def application(
         """Classify pictures by their likelihood given each class."""
         await following.have_results.wait()
         served = following.served
-        return await whole(line, request, partial(work.classified, served.model, served.own(settings.evaluate), asked))
+        return await whole(
+            line, request, partial(work.classify_pictures, served.model, served.own(settings.evaluate), asked)
+        )
 
     paths = frozenset(str(route.path) for route in app.routes if hasattr(route, "path"))
     app.add_middleware(Counting, figures=figures, paths=paths)  # outside the guard, whose refusals count

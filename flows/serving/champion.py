@@ -13,24 +13,24 @@ import numpy as np
 import torch
 
 from flows.core.card import card
-from flows.core.errors import Exit, UserError, brief, of_file
+from flows.core.errors import Exit, UserError, brief, file_problem
 from flows.core.model import TrainedModel
 from flows.core.params import Evaluate, Sample
 from flows.evaluation.calibration import Calibration
 from flows.images.image_set import dtype_of, load_array, spread
 from flows.registry.calibration import calibration_of
 from flows.registry.fetching import fetch_model
-from flows.registry.lineage import lineage
+from flows.registry.lineage import trace_lineage
 from flows.registry.project import Project
 from flows.registry.publishing import fetch_tags
 from flows.registry.versions import Version
-from flows.report.page import judged, png_of
+from flows.report.page import judge_results, png_of
 from flows.report.results import Results
 from flows.repository.tags import CHAMPION
 from flows.sampling.drawing import Drawing
-from flows.serving.answers import About, Schedule
+from flows.serving.answers import About, NoiseSchedule
 from flows.serving.questions import ToSample
-from flows.serving.work import with_options
+from flows.serving.work import apply_options
 from vdm.sampling import decode
 
 LOOK_SECONDS = 30.0
@@ -45,8 +45,8 @@ class Served:
     def __init__(self, project: Project, model: TrainedModel, version: Version | None) -> None:
         self.model, self.version = model, version
         self.card = card(model, model.training, model.name) if model.training else None
-        self.lineage = lineage(project.registry, version).model_dump(exclude_unset=True) if version else None
-        self.shipped = shipped_examples(model)
+        self.lineage = trace_lineage(project.registry, version).model_dump(exclude_unset=True) if version else None
+        self.shipped = find_examples(model)
         self.results: Results | None = None
         self.calibration: Calibration | None = None
         """The features of held-out images, with which pictures are compared."""
@@ -65,11 +65,11 @@ class Served:
         try:
             results = project.results(self.model)
             ours = results.metrics.model_sha256 == self.model.sha256
-            self.judgement = [remark.text for remark in judged(results, png_of(results))] if ours else []
+            self.judgement = [remark.text for remark in judge_results(results, png_of(results))] if ours else []
             self.results = results if ours else None
             self.problem = None if ours else "the results are of another model"
         except Exception as error:  # the model answers without its results
-            self.problem = of_file(error) if isinstance(error, OSError) else brief(error)
+            self.problem = file_problem(error) if isinstance(error, OSError) else brief(error)
 
     @property
     def examples(self) -> np.ndarray:
@@ -116,7 +116,7 @@ class Served:
                 "figures": results and results.metrics,
                 "samples": results and results.sample_metrics,
                 "problem": self.problem,
-                "schedule": Schedule(t=t.tolist(), gamma=gamma.tolist()),
+                "schedule": NoiseSchedule(t=t.tolist(), gamma=gamma.tolist()),
                 "report": results is not None,
                 "num_calibrated": len(self.calibration.reference.scores) if self.calibration else None,
                 "device": str(model.device),
@@ -125,7 +125,7 @@ class Served:
         )
 
 
-def shipped_examples(model: TrainedModel) -> np.ndarray | None:
+def find_examples(model: TrainedModel) -> np.ndarray | None:
     """Return the images beside the weights; None without any.  Raises UserError (exit 5) if they are damaged."""
     path = model.folder / EXAMPLES
     if not path.exists():
@@ -139,7 +139,7 @@ def shipped_examples(model: TrainedModel) -> np.ndarray | None:
 
 def require_drawing(model: TrainedModel, settings: Sample) -> None:
     """Draw one image in one step.  Raises UserError (exit 5) for a model that draws none."""
-    drawing = Drawing(model, with_options(model, settings, ToSample(steps=1), 1))
+    drawing = Drawing(model, apply_options(model, settings, ToSample(steps=1), 1))
     try:
         decode(model.vdm, drawing.steps(range(1)))
     except ArithmeticError as error:
@@ -181,7 +181,7 @@ class Following:
         try:
             step()
         except Exception as error:
-            return of_file(error) if isinstance(error, OSError) else brief(error)
+            return file_problem(error) if isinstance(error, OSError) else brief(error)
         return None
 
     def change(self) -> None:

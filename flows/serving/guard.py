@@ -79,20 +79,20 @@ class Guard:
     def refusal(self, path: str, headers: Headers) -> JSONResponse | None:
         """Return the answer to a request that may not be asked; None for any other."""
         host, origin = headers.get("host", ""), headers.get("origin")
-        if not self.may_be_named(name_in(host)):
+        if not self.may_be_named(host_name(host)):
             advice = "--allow-host allows another" if self.expected else "and to no other name"
-            return refused(HTTPStatus.FORBIDDEN, f"this app answers to 127.0.0.1 and localhost; {advice}")
+            return refuse(HTTPStatus.FORBIDDEN, f"this app answers to 127.0.0.1 and localhost; {advice}")
         if origin is not None and origin.partition("://")[2] != host:
-            return refused(HTTPStatus.FORBIDDEN, "pages of other origins may not use this app")
+            return refuse(HTTPStatus.FORBIDDEN, "pages of other origins may not use this app")
         scheme, _, given = headers.get("authorization", "").partition(" ")
         knows = scheme.lower() == "basic" and hmac.compare_digest(given.strip().encode(), self.expected or b"")
         if self.expected and path not in OPEN and not knows:
             asking = {"WWW-Authenticate": 'Basic realm="vdm"'}
-            return refused(HTTPStatus.UNAUTHORIZED, "the app needs the USER:PASSWORD of VDM_APP_AUTH_STRING", asking)
+            return refuse(HTTPStatus.UNAUTHORIZED, "the app needs the USER:PASSWORD of VDM_APP_AUTH_STRING", asking)
         if "transfer-encoding" in headers and "content-length" in headers:
-            return refused(HTTPStatus.BAD_REQUEST, "a request has Content-Length or Transfer-Encoding, not both")
+            return refuse(HTTPStatus.BAD_REQUEST, "a request has Content-Length or Transfer-Encoding, not both")
         if int(headers.get("content-length", "0")) > MOST_BYTES:
-            return refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, TOO_LARGE)
+            return refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, TOO_LARGE)
         return None
 
     def may_be_named(self, name: str) -> bool:
@@ -100,7 +100,7 @@ class Guard:
         return is_loopback(name) or (self.expected is not None and (is_address(name) or name in self.names))
 
 
-def name_in(host: str) -> str:
+def host_name(host: str) -> str:
     """Return the name in a header `Host`, without the port; "" if there is none."""
     with suppress(ValueError):
         return urlsplit(f"//{host}").hostname or ""
@@ -110,7 +110,7 @@ def name_in(host: str) -> str:
 TOO_LARGE = f"the request is larger than {MOST_BYTES:,} bytes, the limit"
 
 
-def refused(status: HTTPStatus, reason: str, headers: dict[str, str] | None = None, **more: Any) -> JSONResponse:
+def refuse(status: HTTPStatus, reason: str, headers: dict[str, str] | None = None, **more: Any) -> JSONResponse:
     """Return an answer of one line."""
     return JSONResponse({"error": reason, **more}, int(status), headers)
 

@@ -16,7 +16,7 @@ import torch
 
 from flows.core.device import threads_each
 from flows.core.documents import Document
-from flows.process.locks import holder_of, lock_of
+from flows.process.locks import device_lock, holder_of
 from flows.serving.work import Pause, Work
 
 MOST_WAITING = 16
@@ -120,7 +120,7 @@ class Line:
         if self.device.type != "cpu" or monotonic() - self.looked < LOOK_SECONDS:
             return
         self.looked = monotonic()
-        threads = 1 if holder_of(lock_of(self.device)) else self.most_threads
+        threads = 1 if holder_of(device_lock(self.device)) else self.most_threads
         if threads != torch.get_num_threads():
             torch.set_num_threads(threads)
 

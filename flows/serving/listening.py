@@ -13,9 +13,9 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from flows.core.errors import Exit, UserError
-from flows.process.addresses import is_loopback, reached_here
-from flows.process.apps import announced
-from flows.process.ending import on_stop
+from flows.process.addresses import is_loopback, reachable_host
+from flows.process.apps import announce
+from flows.process.ending import handle_stop
 from flows.process.streams import say_on_stderr
 from flows.serving.line import Line
 
@@ -86,14 +86,14 @@ def listen(app: FastAPI, line: Line, at: socket.socket, host: str, folder: Path,
     """
     allow_many_connections()
     port = at.getsockname()[1]
-    here = reached_here(host)
+    here = reachable_host(host)
     url = f"http://{f'[{here}]' if ':' in here else here}:{port}"
     server = server_of(app, line)
 
     def stop(*_: Any) -> None:
         server.should_exit = True
 
-    with on_stop(stop), announced(url, folder), at:
+    with handle_stop(stop), announce(url, folder), at:
         say_on_stderr(f"{said} answers at {url}; Ctrl-C stops it")
         server.run(sockets=[at])
     say_on_stderr("stopped")
@@ -101,7 +101,7 @@ def listen(app: FastAPI, line: Line, at: socket.socket, host: str, folder: Path,
     os._exit(Exit.DONE)  # Python would wait for a batch of a large model, and then unload torch for seconds
 
 
-class Server(uvicorn.Server):
+class AppServer(uvicorn.Server):
     """A server whose line is closed before its last second, so that whoever waits is told why."""
 
     def __init__(self, config: uvicorn.Config, line: Line) -> None:
@@ -113,7 +113,7 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def server_of(app: FastAPI, line: Line) -> Server:
+def server_of(app: FastAPI, line: Line) -> AppServer:
     """Return the server of the app, which logs no request."""
     logging.getLogger("uvicorn").setLevel(logging.ERROR)  # requests that are no HTTP are no news
     logging.getLogger("PIL").setLevel(logging.CRITICAL)  # nor are pictures that are damaged
@@ -128,7 +128,7 @@ def server_of(app: FastAPI, line: Line) -> Server:
         proxy_headers=False,
         timeout_graceful_shutdown=STOP_SECONDS,
     )
-    return Server(config, line)
+    return AppServer(config, line)
 
 
 def allow_many_connections() -> None:

@@ -19,21 +19,21 @@ from flows.core.params import Data
 from flows.images.folder import ENDINGS
 from flows.images.given import (
     Read,
-    in_memory,
     read_files,
     read_made_to_fit,
     require_fitting,
     require_size,
+    set_in_memory,
     transforms_of,
 )
-from flows.images.grids import png, shown
+from flows.images.grids import as_8_bits, png
 from flows.images.image_set import Chosen
 from flows.images.made_to_fit import read_to_fit
 from flows.serving.answers import Example, Refused
 from flows.serving.questions import MOST_IMAGES, Sent
 
 
-class Origin(NamedTuple):
+class Sender(NamedTuple):
     """Where an image comes from: the file, its number there, and how it was made to fit."""
 
     name: str
@@ -45,7 +45,7 @@ class Fitting(NamedTuple):
     """The images that fit the model, the origin of each, and the files that do not fit."""
 
     images: Chosen
-    sources: list[Origin]
+    sources: list[Sender]
     refused: list[Refused]
 
 
@@ -64,7 +64,7 @@ def read_sent(sent: Sequence[Sent], model: TrainedModel, pause: Callable[[], Non
     """
     transforms = transforms_of(model)
     found: list[Read] = []
-    sources: list[Origin] = []
+    sources: list[Sender] = []
     refused = []
     for one in sent:
         try:
@@ -77,7 +77,7 @@ def read_sent(sent: Sequence[Sent], model: TrainedModel, pause: Callable[[], Non
                     read, changed = read_files(path, transforms, most=MOST_IMAGES - len(sources)), None
                     require_fitting(read, one.name, model)
             found.append(read)
-            sources += [Origin(one.name, number, changed) for number in range(len(read.array))]
+            sources += [Sender(one.name, number, changed) for number in range(len(read.array))]
         except UserError as error:
             fit = None if one.fit else what_fits(one, model, transforms)
             refused.append(Refused(name=one.name, error=str(error), fit=fit))
@@ -87,7 +87,7 @@ def read_sent(sent: Sequence[Sent], model: TrainedModel, pause: Callable[[], Non
         raise NothingFits(f"{reason}; and {more} more" if more else reason, refused=refused)
     array = np.concatenate([each.array for each in found])
     read = found[0]._replace(array=array, names=[source.name for source in sources])
-    return Fitting(Chosen(in_memory(read, "what was sent", model), "test"), sources, refused)
+    return Fitting(Chosen(set_in_memory(read, "what was sent", model), "test"), sources, refused)
 
 
 def what_fits(sent: Sent, model: TrainedModel, transforms: Data | None) -> Literal["shades", "size"] | None:
@@ -134,7 +134,7 @@ def png_base64(image: np.ndarray, num_levels: int) -> str:
     """Return an image (C,H,W) of levels as a PNG file in base64: gray or in colour, else its channels side by side."""
     if len(image) not in (1, 3):
         image = np.concatenate(list(image), axis=1)[None]
-    return base64.b64encode(png(shown(image[None], num_levels)[0])).decode()
+    return base64.b64encode(png(as_8_bits(image[None], num_levels)[0])).decode()
 
 
 def npy_base64(images: np.ndarray) -> str:

@@ -13,10 +13,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from flows.core.documents import Document
-from flows.core.errors import Exit, UserError, brief, of_file
+from flows.core.errors import Exit, UserError, brief, file_problem
 from flows.core.escaping import visible
 from flows.serving.answers import Frame
-from flows.serving.guard import RETRY, refused
+from flows.serving.guard import RETRY, refuse
 from flows.serving.line import Begin, Line, LineIsFull
 from flows.serving.pictures import NothingFits
 
@@ -69,11 +69,11 @@ async def streamed(line: Line, begin: Begin) -> Response:
         async with aclosing(answers):
             try:
                 if first is not None:
-                    yield as_line(first)
+                    yield write_line(first)
                 async for answer in answers:
-                    yield as_line(answer)
+                    yield write_line(answer)
             except Exception as error:  # the status is sent already
-                status, reason, _ = explained(error)
+                status, reason, _ = explain_error(error)
                 yield json.dumps({"event": "error", "status": status, "error": reason}) + "\n"
                 if status == HTTPStatus.INTERNAL_SERVER_ERROR:
                     raise
@@ -81,7 +81,7 @@ async def streamed(line: Line, begin: Begin) -> Response:
     return StreamingResponse(lines(), media_type="application/x-ndjson")
 
 
-def as_line(answer: Document | int) -> str:
+def write_line(answer: Document | int) -> str:
     """Return what the work yields as a line: requests that are ahead, a step, or the result."""
     if isinstance(answer, int):
         event: dict[str, Any] = {"event": "waiting", "ahead": answer}
@@ -92,7 +92,7 @@ def as_line(answer: Document | int) -> str:
     return json.dumps(event, allow_nan=False) + "\n"
 
 
-def explained(error: Exception) -> tuple[int, str, dict[str, Any]]:
+def explain_error(error: Exception) -> tuple[int, str, dict[str, Any]]:
     """Return the status of an error, its line, and further keys of the answer."""
     match error:
         case HTTPException():
@@ -112,7 +112,7 @@ def explained(error: Exception) -> tuple[int, str, dict[str, Any]]:
             ours = error.code is Exit.MISSING
             return HTTPStatus.SERVICE_UNAVAILABLE if ours else HTTPStatus.UNPROCESSABLE_ENTITY, str(error), {}
         case OSError():
-            return HTTPStatus.SERVICE_UNAVAILABLE, of_file(error), {}
+            return HTTPStatus.SERVICE_UNAVAILABLE, file_problem(error), {}
         case MemoryError():
             return HTTPStatus.SERVICE_UNAVAILABLE, "there is too little memory for this; ask for less", {}
         case RuntimeError() if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error):
@@ -124,9 +124,9 @@ def answer_errors(app: FastAPI) -> None:
     """Make every error one line of JSON."""
 
     async def one_line(_: Request, error: Exception) -> Response:
-        status, reason, more = explained(error)
+        status, reason, more = explain_error(error)
         headers = dict(getattr(error, "headers", None) or {}) | (RETRY if isinstance(error, LineIsFull) else {})
-        return refused(HTTPStatus(status), reason, headers, **more)
+        return refuse(HTTPStatus(status), reason, headers, **more)
 
     for kind in (HTTPException, RequestValidationError, LineIsFull, UserError, OSError, MemoryError, Exception):
         app.add_exception_handler(kind, one_line)

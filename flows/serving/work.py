@@ -18,11 +18,11 @@ from flows.core.model import TrainedModel
 from flows.core.params import Evaluate, Sample
 from flows.evaluation.calibration import Calibration
 from flows.evaluation.classes import SURE, classify
-from flows.evaluation.surprise import Compared, compared, without_p
-from flows.evaluation.terms import Progress, terms
-from flows.images.as_png import in_one_png
+from flows.evaluation.surprise import Compared, compare_images, reason_without_p
+from flows.evaluation.terms import Advance, terms
+from flows.images.as_png import measure_png
 from flows.images.given import require_size, transforms_of
-from flows.images.grids import png, shown
+from flows.images.grids import as_8_bits, png
 from flows.images.made_to_fit import read_to_fit
 from flows.sampling.drawing import Drawing
 from flows.sampling.film import pixels
@@ -41,13 +41,13 @@ Pause = Callable[[], None]
 Work = Generator[Document]
 
 
-def sample(model: TrainedModel, settings: Sample, asked: ToSample, _: Pause) -> Work:
+def draw_sample(model: TrainedModel, settings: Sample, asked: ToSample, _: Pause) -> Work:
     """Draw images."""
     solver = SAMPLERS[asked.sampler].settings if asked.sampler else {}
-    yield from draw(Drawing(model, with_options(model, settings, asked, asked.num_images, **solver)))
+    yield from draw_frames(Drawing(model, apply_options(model, settings, asked, asked.num_images, **solver)))
 
 
-def fill_in(model: TrainedModel, settings: Sample, asked: ToFillIn, pause: Pause) -> Work:
+def draw_filled_in(model: TrainedModel, settings: Sample, asked: ToFillIn, pause: Pause) -> Work:
     """Fill in the pixels of a picture where its mask is bright."""
     with a_file(asked.picture) as path:
         stated = transforms_of(model)
@@ -60,10 +60,10 @@ def fill_in(model: TrainedModel, settings: Sample, asked: ToFillIn, pause: Pause
     with a_file(asked.mask) as path:
         require_size(path, None, model, small=True, shown=asked.mask.name)
         missing = read_mask(path, model.vdm)
-    yield from draw(Drawing(model, with_options(model, settings, asked, asked.num_images), known, missing))
+    yield from draw_frames(Drawing(model, apply_options(model, settings, asked, asked.num_images), known, missing))
 
 
-def with_options(model: TrainedModel, settings: Sample, asked: HowToDraw, num_images: int, **solver: Any) -> Sample:
+def apply_options(model: TrainedModel, settings: Sample, asked: HowToDraw, num_images: int, **solver: Any) -> Sample:
     """Return the settings with what was asked.  Raises UserError (exit 2) for a class that the model does not have."""
     count = model.num_classes or 0
     if asked.classes and not count:
@@ -76,7 +76,7 @@ def with_options(model: TrainedModel, settings: Sample, asked: HowToDraw, num_im
     return settings.model_copy(update=given | {"classes": classes, "num_images": num_images})
 
 
-def draw(drawing: Drawing) -> Work:
+def draw_frames(drawing: Drawing) -> Work:
     """Yield a frame after each step, and at last the images.  Raises UserError (exit 5) for a model that draws none."""
     model, settings, begin = drawing.model, drawing.settings, perf_counter()
     vdm, solver = model.vdm, drawing.solver
@@ -117,7 +117,7 @@ def pictures_of(x: torch.Tensor) -> list[str]:
     return [png_base64(image, 256) for image in pixels(x[:MOST_SHOWN])]
 
 
-def pausing(pause: Pause) -> Progress:
+def make_pause(pause: Pause) -> Advance:
     """Return what makes an evaluation pause before each batch."""
 
     def numbers(batches: range) -> Iterator[int]:
@@ -138,11 +138,11 @@ def score(
     given: dict[str, Any] = {"times_per_image": asked.times, "seed": asked.seed}
     settings = settings.model_copy(update={name: value for name, value in given.items() if value is not None})
     sent = read_sent(asked.pictures, model, pause)
-    (found,) = terms(model, sent.images, settings, [None], alone=True, progress=pausing(pause))
+    (found,) = terms(model, sent.images, settings, [None], alone=True, progress=make_pause(pause))
     size = settings.batch_size
     odd = [
-        compared(model, sent.images.pixels[first : first + size], calibration, (), size)
-        for first in pausing(pause)(range(0, len(sent.images), size))
+        compare_images(model, sent.images.pixels[first : first + size], calibration, (), size)
+        for first in make_pause(pause)(range(0, len(sent.images), size))
         if calibration
     ]
     yield Scores(
@@ -154,13 +154,13 @@ def score(
         num_timesteps=settings.num_timesteps,
         transforms=sent.images.set.description.transforms,
         num_calibrated=len(calibration.reference.scores) if calibration else None,
-        without_p=without_p(calibration) if calibration else None,
-        images=list(scored(model, settings, sent, found, odd)),
+        without_p=reason_without_p(calibration) if calibration else None,
+        images=list(score_images(model, settings, sent, found, odd)),
         refused=sent.refused,
     )
 
 
-def scored(
+def score_images(
     model: TrainedModel, settings: Evaluate, sent: Fitting, found: np.ndarray, odd: list[Compared]
 ) -> Iterator[ScoredImage]:
     """Yield the score of each image by its terms (3,N,K), and by its comparison with held-out images."""
@@ -176,7 +176,7 @@ def scored(
         result = terms_of_set(found[:, [place]])
         bpd, error = result.bpd.item(), math.sqrt(result.diffusion_variance.item())
         image = images[place : place + 1]
-        in_png = in_one_png(image).bpd if model.num_levels > 256 else png_bpd(image, model.num_levels)
+        in_png = measure_png(image).bpd if model.num_levels > 256 else png_bpd(image, model.num_levels)
         yield ScoredImage(
             name=name,
             number=number,
@@ -198,10 +198,10 @@ def scored(
 
 def png_bpd(image: np.ndarray, num_levels: int) -> float:
     """Return what an image (1,C,H,W) takes in a PNG file of its shades, in bits/dim."""
-    return 8 * len(png(shown(image, num_levels)[0])) / image.size
+    return 8 * len(png(as_8_bits(image, num_levels)[0])) / image.size
 
 
-def classified(model: TrainedModel, settings: Evaluate, asked: ToClassify, pause: Pause) -> Work:
+def classify_pictures(model: TrainedModel, settings: Evaluate, asked: ToClassify, pause: Pause) -> Work:
     """Classify each picture, as if it were alone, at `MOST_TIMES` noise levels at most.
 
     Raises what `read_sent` raises, and UserError (exit 2) for a model without classes.
@@ -211,7 +211,7 @@ def classified(model: TrainedModel, settings: Evaluate, asked: ToClassify, pause
     given: dict[str, Any] = {"class_times": asked.times, "seed": asked.seed}
     settings = settings.model_copy(update={name: value for name, value in given.items() if value is not None})
     sent = read_sent(asked.pictures, model, pause)
-    options: dict[str, Any] = {"until_sure": asked.until_sure, "most_times": MOST_TIMES, "progress": pausing(pause)}
+    options: dict[str, Any] = {"until_sure": asked.until_sure, "most_times": MOST_TIMES, "progress": make_pause(pause)}
     result = classify(settings, model, sent.images, **options)
     margins = zip(result.margin, result.margin_standard_error, strict=True)
     yield Classes(

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from flows.core.device import find_device, set_backend
-from flows.core.model import DescribedVDM, TrainedModel, arguments_of, describe
+from flows.core.model import DescribedVDM, TrainedModel, arguments_of, describe_network
 from flows.core.networks import new_vdm, remember
 from flows.core.params import Params, Train
 from flows.core.params_file import PACKAGED, parse_params, read_preset
 from flows.process.streams import bar_of_steps
 from flows.training.choice import take_values
-from flows.training.fitting import build, in_words, resolve
+from flows.training.fitting import build, describe_record, resolve
 from flows.training.planning import AUTOMATIC, RATE_OF_ADAMW, compose_continuation, count_enough_steps
 from flows.training.planning_images import choose_for_levels
 from flows.training.planning_minutes import LEAST_STEPS, MEASURED_SECONDS, choose_for_steps, find_pace, time_steps
@@ -65,7 +65,7 @@ def train_on(
     most = (count_enough_steps(start) if start else None) or sys.maxsize
     if steps is None:
         assert minutes is not None
-        train, steps = in_seconds(train, config, 60 * minutes, began)
+        train, steps = size_for_seconds(train, config, 60 * minutes, began)
         steps = min(steps, most)
     suiting = take_values(choose_for_steps(train, steps))
     settings = resolve(train.model_copy(update=suiting | {"steps": steps}), where)
@@ -84,7 +84,7 @@ def train_on(
                     average = choose_for_steps(train, steps)["ema_decay"].value
                     trainer.settings = replace(trainer.settings, steps=steps, ema_decay=average)
                 if record := trainer.step():
-                    shown.set_postfix_str(in_words(record))
+                    shown.set_postfix_str(describe_record(record))
                 shown.update()
     finally:
         set_backend()
@@ -92,7 +92,7 @@ def train_on(
     vdm.load_state_dict(trainer.averaged.state_dict())
     ancestors = start.line if start else []
     names = {"class_names": start.class_names} if start and start.class_names else {}
-    return describe(vdm.to(where).eval(), config, ancestors=ancestors, **names).vdm
+    return describe_network(vdm.to(where).eval(), config, ancestors=ancestors, **names).vdm
 
 
 def arguments(params: Params, images: np.ndarray, num_levels: int, labels: np.ndarray | None) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def arguments(params: Params, images: np.ndarray, num_levels: int, labels: np.nd
     return arguments_of(params.model.model_copy(update=suiting | {"classes": classes}), images.shape[1:], num_levels)
 
 
-def in_seconds(train: Train, config: dict[str, Any], seconds: float, began: float) -> tuple[Train, int]:
+def size_for_seconds(train: Train, config: dict[str, Any], seconds: float, began: float) -> tuple[Train, int]:
     """Return the parameters with the size of a batch, and the steps until so many seconds after `began`.
 
     Steps are measured first, and `LEAST_STEPS` follow in any case.  Raises ValueError if so many take longer.

@@ -32,7 +32,7 @@ from torch.distributed.elastic.rendezvous import (
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from flows.core.device import threads_each
-from flows.core.errors import Exit, UserError, brief, of_file
+from flows.core.errors import Exit, UserError, brief, file_problem
 from flows.core.files import scratch_folder, write_whole
 from flows.process.lifeline import KILL_SECONDS, end_with_starters, hold_what_starts
 from flows.process.streams import start_logging
@@ -115,7 +115,7 @@ def worker(function: Callable[[], Value]) -> Value | None:
     try:
         return function()
     except Exception as error:
-        final: Exception = UserError(of_file(error), Exit.MISSING) if isinstance(error, OSError) else error
+        final: Exception = UserError(file_problem(error), Exit.MISSING) if isinstance(error, OSError) else error
         if isinstance(final, (UserError, TrainingDiverged)) or out_of_memory(final):
             write_whole(error_file, pickle.dumps(final))
             sys.exit(Exit.BUG)
@@ -217,7 +217,7 @@ def is_first() -> bool:
     return process()[0] == 0
 
 
-def from_first(value: Value) -> Value:
+def take_first(value: Value) -> Value:
     """Return the value of the first process."""
     values = [value]
     if distributed.is_initialized():
@@ -227,10 +227,10 @@ def from_first(value: Value) -> Value:
 
 def any_process(flag: bool) -> bool:
     """Whether the flag is set in at least one process."""
-    return bool(largest(flag)[0])
+    return bool(largest_of_all(flag)[0])
 
 
-def largest(*values: int) -> list[int]:
+def largest_of_all(*values: int) -> list[int]:
     """Return for each value the largest of those of all processes."""
     found = torch.tensor(values, dtype=torch.int32)
     if distributed.is_initialized():
@@ -258,7 +258,7 @@ class Poll:
         elif not self.answer and self.left <= 0:
             share = POLL_SECONDS / max(time.monotonic() - self.asked, 1e-6)
             every = int(self.every * min(share, 2.0))  # no further, since the pace of a few calls says little
-            answer, self.every = largest(self.wants(), max(1, every) if is_first() else 0)
+            answer, self.every = largest_of_all(self.wants(), max(1, every) if is_first() else 0)
             self.answer, self.left, self.asked = bool(answer), self.every, time.monotonic()
         return self.answer
 

@@ -22,21 +22,21 @@ from flows.core.files import write_whole
 from flows.core.model import (
     TrainedModel,
     arguments_of,
+    check_arguments,
     inputs_sha256,
     read_config,
     require_room,
     save_model,
-    typed,
 )
 from flows.core.networks import new_vdm
 from flows.images.grids import grid, png
 from flows.images.image_set import SPLITS, ImageSet, about_classes, number_of_classes
-from flows.process.ending import on_stop
+from flows.process.ending import handle_stop
 from flows.process.locks import claim
 from flows.process.progress import TrainingProgress, tell
 from flows.process.streams import bar
-from flows.training.distributed import Poll, from_first, is_first, launch, local_rank, out_of_memory, process_group
-from flows.training.states import States, add_lines, fingerprint, start_curves, tracking
+from flows.training.distributed import Poll, is_first, launch, local_rank, out_of_memory, process_group, take_first
+from flows.training.states import States, add_lines, fingerprint, make_tracker, start_curves
 from vdm.choices import Precision, TrainingImages
 from vdm.errors import TrainingDiverged
 from vdm.model import VDM, count_parameters
@@ -122,7 +122,7 @@ def arguments(model: "Model", images: ImageSet) -> dict[str, Any]:
 
 def require_alike(start: TrainedModel, config: dict[str, Any], images: ImageSet) -> None:
     """Raise UserError (exit 2) unless a model has the arguments `config`, but for dropout, and the set's classes."""
-    ours, theirs = (typed(each).model_dump(exclude={"dropout"}) for each in (config, start.description.model))
+    ours, theirs = (check_arguments(each).model_dump(exclude={"dropout"}) for each in (config, start.description.model))
     if start.num_classes and start.class_names != images.class_names:
         ours["class_names"], theirs["class_names"] = images.class_names, start.class_names
     differing = [
@@ -164,7 +164,7 @@ def train_here(
             for folder in (out, curves.parent, states.folder):
                 folder.mkdir(parents=True, exist_ok=True)
         set_backend(training=True)
-        pixels = torch.from_numpy(training_images(images, train.images))
+        pixels = torch.from_numpy(pixels_to_fit(images, train.images))
         labels = {split: images.classes(split) for split in SPLITS} if stated else {}
         if labels and train.images != "train":
             labels["train"] = np.concatenate([labels["train"], labels["validation"]])
@@ -176,13 +176,13 @@ def train_here(
             pixels = pixels.int()  # many operations of CUDA do not take uint16
         pixels = pixels if bring_to else pixels.to(device)
         trainer = build(config, settings, pixels, validation, bring_to, labels.get("train"), start=start)
-        restore(trainer, states)
+        continue_training(trainer, states)
         from tqdm.contrib.logging import logging_redirect_tqdm  # which warns in a notebook, see `bar_of_steps`
 
         signals: list[int] = []
-        stack.enter_context(on_stop(lambda number, frame: signals.append(number)))
+        stack.enter_context(handle_stop(lambda number, frame: signals.append(number)))
         stack.enter_context(logging_redirect_tqdm())  # a line of the log does not cut the progress bar
-        fit(trainer, states, curves, train, lambda: bool(signals))
+        take_steps(trainer, states, curves, train, lambda: bool(signals))
         if is_first():
             ancestors = start.line if start else []
             write_model(trainer, config, train, images.data_sha256, out, ancestors=ancestors, **stated)
@@ -195,7 +195,7 @@ def resolve(train: "Train", device: torch.device) -> TrainingSettings:
     return TrainingSettings(**train.model_dump(include=SETTINGS) | {"precision": precision, "compile": compiled})
 
 
-def training_images(images: ImageSet, wanted: TrainingImages) -> np.ndarray:
+def pixels_to_fit(images: ImageSet, wanted: TrainingImages) -> np.ndarray:
     """Return the images to train on (N,C,H,W)."""
     return images["train"] if wanted == "train" else np.concatenate([images["train"], images["validation"]])
 
@@ -279,16 +279,16 @@ def warn_of_attention(trainer: Trainer) -> None:
         log.warning("%s; %s", takes, advice)
 
 
-def restore(trainer: Trainer, states: States) -> None:
+def continue_training(trainer: Trainer, states: States) -> None:
     """Continue from the newest state of the training, if there is one; log which."""
-    if state := from_first(states.newest() if is_first() else None):
+    if state := take_first(states.newest() if is_first() else None):
         trainer.load_state(state)
         log.info("continuing from step %d of %d", trainer.done, trainer.settings.steps)
     else:
         log.info("no saved state of these parameters, data and code in %s; from the first step", states.folder.parent)
 
 
-def fit(
+def take_steps(
     trainer: Trainer,
     states: States,
     curves: Path,
@@ -303,7 +303,7 @@ def fit(
     saved_at, began = trainer.done, time.monotonic()
     saved_time = before = began
     typical = trainer.done + (2 if trainer.settings.compile else 1)  # the first step that does not wait for a compiler
-    track = tracking(train.tracker if is_first() else None, states.folder, trainer.done)
+    track = make_tracker(train.tracker if is_first() else None, states.folder, trainer.done)
     if is_first():
         start_curves(curves, states.lines(trainer.log.last, trainer.log.lines))
         for picture in [] if trainer.done else curves.parent.glob("samples-*.png"):
@@ -331,8 +331,8 @@ def fit(
             progress = progress_of(record, progress, seconds)
             if is_first():
                 tell(progress)
-            log.info("step %d: %s, %s", record.step, in_words(record), pace)
-            shown.set_postfix_str(in_words(record))
+            log.info("step %d: %s, %s", record.step, describe_record(record), pace)
+            shown.set_postfix_str(describe_record(record))
         elif trainer.done == typical and not training.answer:
             left = timedelta(seconds=round((now - before) * (steps - trainer.done)))
             log.info("step %d: a step takes %.2f s, %s left", trainer.done, now - before, left)
@@ -344,12 +344,12 @@ def fit(
         stop = (validating.answer or training()) and not trainer.finished
         overdue = now - saved_time >= 60 * train.checkpoint_every_minutes
         if stop or overdue or trainer.done - saved_at >= train.checkpoint_every_steps:
-            save(trainer, states)
+            save_state(trainer, states)
             saved_at, saved_time = trainer.done, time.monotonic()
         if stop:
             raise UserError(f"stopped at step {trainer.done} of {steps}; run again to continue", Exit.RESUMABLE)
     if trainer.done > saved_at:
-        save(trainer, states)
+        save_state(trainer, states)
 
 
 def preview(vdm: VDM) -> bytes:
@@ -369,7 +369,7 @@ def progress_of(record: TrainingRecord, before: TrainingProgress, seconds_left: 
     return TrainingProgress.model_validate(before.model_dump() | changes)
 
 
-def in_words(record: TrainingRecord) -> str:
+def describe_record(record: TrainingRecord) -> str:
     """Return the bits/dim of a line of the training log, with those of its validation, if there was one."""
     validation = ""
     if record.validation_bpd is not None:
@@ -378,7 +378,7 @@ def in_words(record: TrainingRecord) -> str:
     return f"{record.bpd:.4f} bits/dim{validation}"
 
 
-def save(trainer: Trainer, states: States) -> None:
+def save_state(trainer: Trainer, states: States) -> None:
     """Save the state of the training in the first process."""
     if is_first():
         states.save(trainer.done, trainer.state())

@@ -14,11 +14,11 @@ from flows.core.escaping import visible
 from flows.core.files import scratch_folder
 from flows.core.model import TrainedModel
 from flows.core.params import Data, Model, Params
-from flows.images.depth import advice, fitting
+from flows.images.depth import advice, choose_bits
 from flows.images.download import write_set
 from flows.images.folder import ImageFiles, read_folder
 from flows.images.image_set import FEWEST_COMPARED, SPLITS, ImageSet, digests_of, kind, open_images, spread
-from flows.images.splitting import Source, require_splits, split_of
+from flows.images.splitting import SourceImages, require_splits, split_of
 from flows.training.choice import Choice, Choices, take_values
 from vdm.choices import Split
 
@@ -155,7 +155,7 @@ def choose_depth(files: ImageFiles) -> Choices:
     text = "%s: levels %s; a shift to 8 bits (data.num_bits: 8) would leave %s"
     log.info(text, visible(str(files.source)), used.words(files.num_levels), f"{left:,}")
     reason, _, _ = advice(used.levels, files.num_levels).partition(":")
-    return {name: Choice(value, reason) for name, value in fitting(used.levels, files.num_levels).items()}
+    return {name: Choice(value, reason) for name, value in choose_bits(used.levels, files.num_levels).items()}
 
 
 def choose_transforms_like(start: TrainedModel, preset: Data, listed: ImageFiles) -> Choices:
@@ -203,7 +203,7 @@ def divide_well(files: ImageFiles, data: Data, folder: Path) -> tuple[ImageSet, 
     return open_images(place, str(files.source)), Choice(seed, few)
 
 
-def find_seed(written: Path, counts: Counter[Split], source: Source, data: Data) -> int:
+def find_seed(written: Path, counts: Counter[Split], source: SourceImages, data: Data) -> int:
     """Return the first seed from `data.split_seed` on with which each split has enough images; itself if none has.
 
     The set that was `written` has the digests of the images.

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 from flows.contract.findings import Verdict
 from flows.core.card import CARD, card
 from flows.core.errors import Exit, UserError
-from flows.core.files import write_whole, writing, writing_folder
+from flows.core.files import replace_file, replace_folder, write_whole
 from flows.core.judgement import Cost, judgement
 from flows.core.model import CONFIG, TRAINING, WEIGHTS, TrainedModel, Training, arguments_of, inputs_sha256
-from flows.images.as_png import in_one_png
+from flows.images.as_png import measure_png
 from flows.images.image_set import ImageSet, number_of_classes
 
 if TYPE_CHECKING:
@@ -65,21 +65,23 @@ def register(
         kept_step=best and best[1],
         kept_bpd=best and best[0],
         class_dropout=None if trained.num_classes is None else train.class_dropout,
-        judgement=judged(train, images, step, bpd, validated),
+        judgement=judge_training(train, images, step, bpd, validated),
         pipeline=version("vdm-pipeline"),
         parameters={"data": data.model_dump(), "model": model.model_dump(), "train": train.model_dump()},
     )
-    with writing_folder(out) as folder:
+    with replace_folder(out) as folder:
         copies = {name: trained.folder / name for name in (WEIGHTS, CONFIG)} | {f"training/{curves.name}": curves}
         for name, source in copies.items():
-            with source.open("rb") as original, writing(folder / name) as copy:
+            with source.open("rb") as original, replace_file(folder / name) as copy:
                 shutil.copyfileobj(original, copy)
         write_whole(folder / TRAINING, training.as_json())
         write_whole(folder / CARD, card(trained, training, str(out)))
     log.info("wrote the model and its card to %s", out)
 
 
-def judged(train: "Train", images: ImageSet, step: int, bpd: float, validated: list[tuple[float, int]]) -> list[str]:
+def judge_training(
+    train: "Train", images: ImageSet, step: int, bpd: float, validated: list[tuple[float, int]]
+) -> list[str]:
     """Return what the figures of the training mean, in words: of the validation images, or of its last loss.
 
     `step`, `bpd` and `validated` are what `read_curves` returns.
@@ -92,7 +94,7 @@ def judged(train: "Train", images: ImageSet, step: int, bpd: float, validated: l
         figure,
         f"{len(of):,} {split} images",
         num_levels=images.num_levels,
-        png_bpd=in_one_png(of).bpd,
+        png_bpd=measure_png(of).bpd,
         epochs=step * train.batch_size / len(images["train"]),
     )
     return [remark.text for remark in judgement(known)]

@@ -23,7 +23,7 @@ import torch
 
 import vdm
 from flows.core.errors import CheckpointError, Exit, UserError, brief
-from flows.core.files import naming, read_bounded, write_whole
+from flows.core.files import name_in_errors, read_bounded, write_whole
 from flows.core.files import save as sync
 from vdm.training.log import TrainingRecord
 
@@ -58,7 +58,7 @@ class States:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.log.exists():
-            with naming(self.log, self.log), self.log.open("ab") as file:
+            with name_in_errors(self.log, self.log), self.log.open("ab") as file:
                 sync(file)
         save_state(self.folder / f"step-{step:09d}.state", state)
         for path in self.states()[: -self.keep]:
@@ -86,7 +86,7 @@ class States:
         self.folder.mkdir(parents=True, exist_ok=True)
         content = self.log.read_bytes() if self.log.exists() else b""
         if content and not content.endswith(END):  # of a full disk or a power cut
-            with naming(self.log, self.log), self.log.open("ab") as file:
+            with name_in_errors(self.log, self.log), self.log.open("ab") as file:
                 file.write(END)
         found = {step: line for line in content.split(END) if 0 < (step := step_of(line)) <= last}
         if len(found) != count:
@@ -157,7 +157,7 @@ def start_curves(path: Path, lines: bytes = b"") -> None:
     """Write a new CSV file with a header and these lines.  Raises OSError that names it."""
     path.unlink(missing_ok=True)  # it may share its bytes with DVC's cache
     add_lines(path, TrainingRecord._fields)
-    with naming(path, path), path.open("ab") as file:
+    with name_in_errors(path, path), path.open("ab") as file:
         file.write(lines)
 
 
@@ -166,11 +166,11 @@ def add_lines(path: Path, *rows: Sequence[Any]) -> None:
 
     Raises OSError that names the file.
     """
-    with naming(path, path), path.open("a", newline="") as file:
+    with name_in_errors(path, path), path.open("a", newline="") as file:
         csv.writer(file).writerows(["nan" if value is None else value for value in row[:-1]] for row in rows)
 
 
-def tracking(tracker: str | None, folder: Path, done: int) -> Callable[[TrainingRecord], None]:
+def make_tracker(tracker: str | None, folder: Path, done: int) -> Callable[[TrainingRecord], None]:
     """Return the function that shows a record in the tracker, where those of the steps after `done` are forgotten.
 
     Its files lie beside the folder of all trainings.  Raises UserError (exit 2) if the tracker is not installed.

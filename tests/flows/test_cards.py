@@ -8,7 +8,7 @@ import pytest
 from project import ROOT
 
 from flows.core.card import CARD, card
-from flows.core.documents import read
+from flows.core.documents import read_document
 from flows.core.judgement import Cost, judgement
 from flows.core.model import TrainedModel, open_model
 from flows.evaluation.results import BoundMetrics
@@ -31,7 +31,7 @@ def test_the_code_of_a_card_runs(trained: TrainedModel, monkeypatch: pytest.Monk
 
 
 def test_a_card_says_what_the_metrics_beside_it_say(trained: TrainedModel) -> None:
-    metrics = read(BoundMetrics, Path(trained.folder, "evaluation/metrics.json"))
+    metrics = read_document(BoundMetrics, Path(trained.folder, "evaluation/metrics.json"))
     assert metrics.fitted_to
     (judged, *_) = judgement(Cost(metrics.bpd, f"{metrics.num_images:,} test images", num_levels=trained.num_levels))
     text = (trained.folder / CARD).read_text()

@@ -25,9 +25,9 @@ from flows.core.params_file import read_params
 from flows.evaluation.classes import classify, losses_of_classes
 from flows.images.grids import eight_bit
 from flows.images.image_set import Chosen, about_classes, open_images, spread
-from flows.report.page import difference, page
+from flows.report.page import page, pair_results
 from flows.report.results import Files, read_results
-from flows.sampling.measuring import class_figures
+from flows.sampling.measuring import quality_by_class
 from vdm.model import VDM
 
 MODEL, PLAIN, NAMES = "models/vdm", "models/plain", ["Zero", "one", "2nd"]
@@ -131,7 +131,7 @@ def test_evaluation_tells_what_the_classes_are_worth_and_finds_them(
         assert f'<th scope="row">{name}</th>{cells}' in shown
     hardest = int(table["margin"].argmin())
     assert f'alt="test image {hardest}"' in shown
-    assert difference(results, results._replace(metrics=results.metrics.model_copy(update={"given": "nothing"}))) == (
+    assert pair_results(results, results._replace(metrics=results.metrics.model_copy(update={"given": "nothing"}))) == (
         "they differ in given: class and nothing"
     )
     swept = printed(capsys, "evaluate", MODEL, "--num-timesteps", "1,2")["sweep"]
@@ -342,7 +342,7 @@ def test_held_out_images_are_in_the_figures_of_their_own_class(classed: Small) -
     quality = read_params(Path("params.yaml")).quality.model_copy(update={"num_images": 33})
     classes = [spread(np.arange(count) % 2, most) for count, most in ((40, 25), (60, 33))]
     embedded = [np.random.default_rng(0).normal(100.0 * each[:, None], 1.0, (len(each), 3)) for each in classes]
-    found = class_figures([embedded[0], *embedded], classes[0].tolist(), open_images(layout.IMAGES), "x", quality)
+    found = quality_by_class([embedded[0], *embedded], classes[0].tolist(), open_images(layout.IMAGES), "x", quality)
     assert found.keys() == {"0", "1"}
     assert max(figures["fd_x"].held_out or 0 for figures in found.values()) < 100
 

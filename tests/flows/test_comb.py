@@ -12,9 +12,9 @@ from sklearn.datasets import load_sample_images
 
 from benchmarks import contract as change
 from flows.contract.checks import measure_shares
-from flows.contract.facts import measure
+from flows.contract.facts import measure_facts
 from flows.contract.limits import is_beyond
-from flows.contract.traces import Comb, comb, heights, unjudged
+from flows.contract.traces import Comb, comb, heights, unjudged_fields
 from flows.core.params import Contract
 from flows.core.params_file import parse_params, read_params, read_preset
 
@@ -112,8 +112,8 @@ def drawings(scale: int, way: Image.Resampling, colours: int = 3, side: int = 16
 
 def found(images: np.ndarray) -> tuple[set[str], list[str], float]:
     """Return what the contract finds in the levels, what it does not judge, and the share without detail."""
-    facts = measure(np.ascontiguousarray(images), 256)
-    teeth, ignored = comb(facts.histogram, facts.textured)._asdict(), unjudged(facts.histogram, facts.textured)
+    facts = measure_facts(np.ascontiguousarray(images), 256)
+    teeth, ignored = comb(facts.histogram, facts.textured)._asdict(), unjudged_fields(facts.histogram, facts.textured)
     beyond = {kind for kind, flags in teeth.items() if is_beyond(flags.mean(), getattr(CONTRACT, f"max_{kind}"))}
     return beyond - {*ignored}, ignored, facts.lost_detail
 

@@ -9,7 +9,7 @@ import pytest
 from pydantic import Field
 
 from flows.contract.findings import Verdict, require_valid
-from flows.core.documents import Count, Document, Number, Sha256, parse, read
+from flows.core.documents import Count, Document, Number, Sha256, parse, read_document
 from flows.core.errors import Exit, UserError
 from flows.images.image_set import open_images, save_images
 from flows.training.registering import read_curves
@@ -47,7 +47,7 @@ def test_a_damaged_document_is_one_line(content: bytes, reason: str, tmp_path: P
     path = tmp_path / "metrics.json"
     path.write_bytes(content)
     with pytest.raises(UserError, match=f"^{path}: .*{reason}.*; run it again$") as error:
-        read(Figures, path, "run it again")
+        read_document(Figures, path, "run it again")
     assert error.value.code is Exit.MISSING
     assert str(error.value).isprintable()
     assert len(str(error.value)) < 500

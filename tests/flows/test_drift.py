@@ -12,9 +12,9 @@ from project import ROOT
 from sklearn.datasets import load_digits
 
 from benchmarks import contract as change
-from flows.contract.drift import agreement, differences, profile
+from flows.contract.drift import agreement, compare_profiles, profile
 from flows.contract.duplicates import search
-from flows.contract.facts import Facts, measure
+from flows.contract.facts import Facts, measure_facts
 from flows.contract.findings import Profile
 from flows.core.params_file import read_params
 from vdm.choices import Split
@@ -33,31 +33,31 @@ def patches() -> np.ndarray:
 
 
 def of(images: np.ndarray) -> Profile:
-    return profile(measure(images, 256 if images.shape[1] == 3 else 17), None, [0, 0])
+    return profile(measure_facts(images, 256 if images.shape[1] == 3 else 17), None, [0, 0])
 
 
 def named(first: Profile, second: Profile) -> set[str]:
     """Return the statistics in which two splits differ."""
-    found = differences({"train": first, "test": second}, {("train", "test"): [0, 0]}, None, CONTRACT)
+    found = compare_profiles({"train": first, "test": second}, {("train", "test"): [0, 0]}, None, CONTRACT)
     return {each.statistic for each in found if each.reported}
 
 
 def drifted(reference: Profile, ours: Profile, **changes: Any) -> set[str]:
     """Return the statistics in which images differ from a reference."""
-    found = differences({"train": ours}, {}, reference, CONTRACT.model_copy(update=changes))
+    found = compare_profiles({"train": ours}, {}, reference, CONTRACT.model_copy(update=changes))
     return {each.statistic for each in found if each.reported}
 
 
 def labelled(images: np.ndarray, labels: np.ndarray, others: np.ndarray, other_labels: np.ndarray) -> set[str]:
     """Return the statistics in which two labelled splits differ."""
-    facts: dict[Split, Facts] = {"train": measure(images, 17), "test": measure(others, 17)}
+    facts: dict[Split, Facts] = {"train": measure_facts(images, 17), "test": measure_facts(others, 17)}
     found = search(set_of(17, train=images, test=others), facts)
     agreements = {("train", "test"): agreement(found["train", "test"], labels, other_labels)}
     profiles = {
         "train": profile(facts["train"], labels, agreement(found["train", "train"], labels, labels)),
         "test": profile(facts["test"], other_labels, [0, 0]),
     }
-    return {each.statistic for each in differences(profiles, agreements, None, CONTRACT) if each.reported}
+    return {each.statistic for each in compare_profiles(profiles, agreements, None, CONTRACT) if each.reported}
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -12,7 +12,7 @@ from pictures import set_of
 
 from benchmarks import contract as change
 from flows.contract.duplicates import Pairs, lookalikes, search, shares_by_chance
-from flows.contract.facts import measure
+from flows.contract.facts import measure_facts
 from flows.contract.inspection import inspect_images
 from flows.images.image_set import ImageSet, open_images, save_images
 
@@ -35,7 +35,7 @@ def compared(num_levels: int = 256, **splits: np.ndarray) -> Pairs:
 
 def of_set(image_set: ImageSet) -> Pairs:
     """Return the similar images of the splits of a set."""
-    facts = {split: measure(image_set[split], image_set.num_levels) for split in image_set.splits}
+    facts = {split: measure_facts(image_set[split], image_set.num_levels) for split in image_set.splits}
     return lookalikes(search(image_set, facts), DISTANCE)
 
 
@@ -96,7 +96,7 @@ def test_of_many_images_a_sample_is_searched_for_and_said_so(
     whole = inspect_images(settings, images, None).findings
     assert "searched" not in json.dumps(whole.model_dump(exclude_unset=True))
     monkeypatch.setattr("flows.contract.duplicates.QUERIES", 50)
-    facts = {split: measure(images[split], 17) for split in images.splits}
+    facts = {split: measure_facts(images[split], 17) for split in images.splits}
     pairs = search(images, facts)
     assert [len(pairs[pair]) for pair in (("train", "validation"), ("train", "test"))] == [20, 50]
     chosen = pairs["train", "test"]["image"].to_numpy()

@@ -16,7 +16,7 @@ from small import Small, training_json
 from flows.cli import run
 from flows.core.errors import Exit
 from flows.core.model import open_model, read_config, save_model
-from flows.images.as_png import in_one_png
+from flows.images.as_png import measure_png
 from flows.images.grids import eight_bit
 from flows.images.image_set import open_images, save_images
 from flows.images.transforms import transform
@@ -73,7 +73,7 @@ def test_a_model_that_is_worse_than_png_is_named(
     small: Small, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     printed(capsys, "evaluate", MODEL, "--times-per-image=1")
-    taken = in_one_png(open_images(Path("data/images"))["test"])
+    taken = measure_png(open_images(Path("data/images"))["test"])
     said = "worse than PNG: train longer; in one PNG"
     assert f"{said} the same images take {taken.bpd:.4f} bits/dim" in caplog.text
     caplog.clear()

@@ -21,7 +21,7 @@ from flows.core import layout, networks
 from flows.core.ancestry import Ancestor
 from flows.core.errors import Exit
 from flows.core.model import WEIGHTS, TrainedModel, open_model, save_model
-from flows.evaluation.exporting import export, on_the_hub
+from flows.evaluation.exporting import export, name_on_hub
 from flows.images.image_set import open_images
 from networks.dit import DiT
 from vdm.model import VDM
@@ -164,4 +164,4 @@ def test_an_existing_folder_is_kept(small: Small, capsys: pytest.CaptureFixture[
     ],
 )
 def test_licences_have_the_names_of_the_hub(licence: str | None, name: str) -> None:
-    assert on_the_hub(licence) == name
+    assert name_on_hub(licence) == name

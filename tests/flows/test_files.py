@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from project import ROOT
 
-from flows.core.errors import Exit, UserError, of_file
+from flows.core.errors import Exit, UserError, file_problem
 from flows.core.files import (
     contains,
     inside,
@@ -18,10 +18,10 @@ from flows.core.files import (
     parse_json,
     read_bounded,
     remove,
+    replace_file,
+    replace_file_last,
+    replace_folder,
     write_whole,
-    writing,
-    writing_folder,
-    written_last,
 )
 
 
@@ -36,7 +36,7 @@ def test_a_read_is_of_a_regular_file_and_of_limited_size(tmp_path: Path) -> None
     for name in ("fifo", "link", "/dev/zero", str(tmp_path)):
         with pytest.raises(OSError, match=r"(not a regular file|Is a directory): ") as error:
             open_regular(tmp_path / name)
-        assert of_file(error.value).startswith(f"{tmp_path / name}: ")
+        assert file_problem(error.value).startswith(f"{tmp_path / name}: ")
     (tmp_path / "file").write_bytes(b"x" * 10)
     assert read_bounded(tmp_path / "file", 10) == b"x" * 10
     with pytest.raises(OSError, match="larger than 9 bytes"):
@@ -56,13 +56,13 @@ def test_a_full_disk_keeps_the_old_file_and_names_it(tmp_path: Path) -> None:
     write_whole(path, "old")
 
     def fill() -> None:
-        with writing(path) as file:
+        with replace_file(path) as file:
             file.write(b"half")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with pytest.raises(OSError, match=r"No space left on device: .*/file'"):
         fill()
-    with pytest.raises(OSError, match="missing"), written_last(path, "new"):
+    with pytest.raises(OSError, match="missing"), replace_file_last(path, "new"):
         (tmp_path / "missing").read_bytes()
     assert (path.read_text(), names(tmp_path)) == ("old", ["file"])
     write_whole(path, "new")
@@ -82,18 +82,18 @@ def test_a_file_of_dvcs_cache_is_replaced_and_not_written_into(tmp_path: Path) -
 
 def test_a_folder_appears_whole_or_stays_as_it_was(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
-    with writing_folder(folder) as partial:
+    with replace_folder(folder) as partial:
         (partial / "old").write_text("old")
 
     def fill() -> None:
-        with writing_folder(folder) as partial:
+        with replace_folder(folder) as partial:
             (partial / "new").write_text("new")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(partial / "big"))
 
     with pytest.raises(OSError, match=r"No space left on device: .*/folder/big'"):
         fill()
     assert names(folder) == ["old"]
-    with writing_folder(folder) as partial:
+    with replace_folder(folder) as partial:
         (partial / "new").write_text("new")
     assert names(folder) == ["new"]
     assert names(tmp_path) == ["folder"]
@@ -101,9 +101,9 @@ def test_a_folder_appears_whole_or_stays_as_it_was(tmp_path: Path) -> None:
 
 def test_what_is_no_folder_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("old")
-    with pytest.raises(NotADirectoryError, match="file"), writing_folder(tmp_path / "file"):
+    with pytest.raises(NotADirectoryError, match="file"), replace_folder(tmp_path / "file"):
         pass
-    with pytest.raises(UserError, match="cannot be replaced") as error, writing_folder(Path()):
+    with pytest.raises(UserError, match="cannot be replaced") as error, replace_folder(Path()):
         pass
     assert error.value.code is Exit.USAGE
     assert (tmp_path / "file").read_text() == "old"
@@ -112,8 +112,8 @@ def test_what_is_no_folder_is_never_replaced(tmp_path: Path) -> None:
 KILLED = """
 import sys, time
 from pathlib import Path
-from flows.core.files import writing, writing_folder
-with writing(Path("file")) as file, writing_folder(Path("folder")) as folder:
+from flows.core.files import replace_file, replace_folder
+with replace_file(Path("file")) as file, replace_folder(Path("folder")) as folder:
     file.write(b"new")
     (folder / "new").write_text("new")
     print("ready", flush=True)

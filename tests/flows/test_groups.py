@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.process.groups import running
+from flows.process.groups import run_group
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def interrupts_ignored() -> Iterator[None]:
 def test_a_command_starts_with_the_default_handler_of_sigint_also_from_a_job_that_ignores_it(tmp_path: Path) -> None:
     """Or the signal that asks it to save its state would not reach it; the job itself still ignores it."""
     program = "import signal; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
-    with running([sys.executable, "-c", program], tmp_path) as process:
+    with run_group([sys.executable, "-c", program], tmp_path) as process:
         assert process.stdout
         assert process.stdout.read() == "True\n"
     signal.raise_signal(signal.SIGINT)

@@ -12,7 +12,7 @@ from pictures import load, noise, png
 from PIL import Image
 
 from flows.images import image_set
-from flows.images.image_set import chunks, files_of, fitting, load_array, open_images
+from flows.images.image_set import chunks, files_of, load_array, open_images, rows_per_chunk
 from flows.images.picture_files import read_images
 from flows.images.splitting import digest_of, place
 
@@ -200,7 +200,11 @@ def test_images_transformed_in_parts_keep_their_labels(tmp_path: Path, monkeypat
 
 
 def test_chunks_are_bounded_in_bytes_and_equal_the_images(tmp_path: Path) -> None:
-    assert (fitting(1000, 3072), fitting(1000, image_set.MOST_CHUNK_BYTES // 10), fitting(1000, 2**80)) == (1000, 10, 1)
+    assert (
+        rows_per_chunk(1000, 3072),
+        rows_per_chunk(1000, image_set.MOST_CHUNK_BYTES // 10),
+        rows_per_chunk(1000, 2**80),
+    ) == (1000, 10, 1)
     images = np.broadcast_to(np.uint8(1), (7, 3, 3000, 2000))
     assert [len(chunk) for _, chunk in chunks(images[:, :, :1000], 1000)] == [5, 2]
     for dtype in (np.uint8, np.uint16):

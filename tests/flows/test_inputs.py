@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from flows.core.errors import Exit, UserError
-from flows.process.inputs import unchanged_inputs
+from flows.process.inputs import require_unchanged_inputs
 
 GRAPH = """
 stages:
@@ -38,13 +38,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_changed_inputs_are_named(path: str, content: str, changed: str) -> None:
     reason = f"^{changed} changed while evaluate ran, .* undo the change and run"
-    with pytest.raises(UserError, match=reason) as error, unchanged_inputs():
+    with pytest.raises(UserError, match=reason) as error, require_unchanged_inputs():
         Path(path).write_text(content)
     assert error.value.code is Exit.USAGE
 
 
 def test_what_the_stage_does_not_depend_on_may_change() -> None:
-    with unchanged_inputs():
+    with require_unchanged_inputs():
         Path("params.yaml").write_text("train: {steps: 2}\nevaluate: {seed: 1}  # the bound\n")
         Path("vdm/new.py").touch()
         Path("data/images/new").touch()
@@ -52,5 +52,5 @@ def test_what_the_stage_does_not_depend_on_may_change() -> None:
 
 def test_a_command_that_dvc_does_not_run_records_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DVC_STAGE")
-    with unchanged_inputs():
+    with require_unchanged_inputs():
         Path("params.yaml").unlink()

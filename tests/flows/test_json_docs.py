@@ -13,11 +13,11 @@ from project import ROOT
 from small import Small
 
 from flows.cli import run
-from flows.commands.json_docs import with_tables, written
+from flows.commands.json_docs import fill_in_keys, fill_in_tables
 from flows.commands.vdmctl import app
 from flows.core.errors import Exit
 from flows.evaluation.results import BoundMetrics, Metrics
-from flows.registry.verification import Check, Reproduction
+from flows.registry.verification import Reproduction, Verified
 from flows.registry.versions import Version
 from flows.repository.tags import Tag
 
@@ -48,13 +48,13 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
 
 
 def test_the_page_is_up_to_date() -> None:
-    assert written(PAGE) == PAGE, "run `python -m flows.commands.json_docs`"
+    assert fill_in_keys(PAGE) == PAGE, "run `python -m flows.commands.json_docs`"
     assert PAGE.count("<!-- flows.") == 22
 
 
 def test_the_tables_of_samplers_and_figures_are_up_to_date() -> None:
     page = (ROOT / "docs/samples.md").read_text()
-    assert with_tables(page) == page, "run `python -m flows.commands.json_docs`"
+    assert fill_in_tables(page) == page, "run `python -m flows.commands.json_docs`"
     assert "| `ddim` | 1 | 0.0 | DDIM |" in page
     assert "| `precision` | precision | share" in page
 
@@ -75,7 +75,7 @@ def test_the_keys_of_objects_that_are_no_documents(
     require_named("sample", printed(capsys, "sample", "models/vdm", "-n", "1", "--steps", "1", "--out", "one.npy"))
     registry = Mock(versions=[VERSION], tags=[Tag(VERSION.name, VERSION.commit)], resolve=lambda name: VERSION)
     monkeypatch.setattr("flows.registry.project.open_registry", lambda root: registry)
-    monkeypatch.setattr("flows.registry.verification.verify", lambda root, version: [Check("models/vdm", "")])
+    monkeypatch.setattr("flows.registry.verification.verify", lambda root, version: [Verified("models/vdm", "")])
     monkeypatch.setattr("flows.registry.verification.reproduction", lambda root: Reproduction(True, "equal", []))
     require_named("models", keys_in(printed(capsys, "models")))
     require_named("verify", keys_in(printed(capsys, "verify", "champion")))

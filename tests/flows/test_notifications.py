@@ -24,7 +24,7 @@ from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.orchestration import serve
 from flows.orchestration.checking import NEW_IMAGES, ODD_IMAGES
-from flows.orchestration.files import Entry, read_automations, read_deployments
+from flows.orchestration.files import Automation, read_automations, read_deployments
 from flows.orchestration.outcome import DRIFTED
 from flows.orchestration.runs import INTERRUPTED
 from flows.orchestration.setting_up import ENDS, automate, deploy, make_pool, refuse_unknown_parameters, silent_runs
@@ -43,7 +43,7 @@ RETRAIN = f"""automations:
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
-def test_prefect_accepts_every_notification(entry: Entry) -> None:
+def test_prefect_accepts_every_notification(entry: Automation) -> None:
     ids = {"send-notification": "block_document_id", "run-deployment": "deployment_id"}
     actions = [{**action, ids[action["type"]]: str(UUID(int=0))} for action in entry.actions]
     for action in actions:
@@ -229,7 +229,7 @@ def test_the_loop_goes_on_whatever_is_in_the_file(
         layout.AUTOMATIONS.write_text(texts.pop(0))
         yield Mock()
 
-    monkeypatch.setattr(serve, "connected", connected)
+    monkeypatch.setattr(serve, "connect", connected)
     monkeypatch.setattr(serve, "continue_interrupted", continued)
     monkeypatch.setattr(serve, "LOOK_SECONDS", -1.0)
     monkeypatch.setattr("flows.orchestration.serve.time.sleep", lambda _: None)

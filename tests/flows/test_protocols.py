@@ -15,14 +15,14 @@ from flows.core.errors import Exit, UserError
 from flows.core.model import open_model, save_model
 from flows.core.params_file import read_params
 from flows.evaluation import bound
-from flows.evaluation.ode import NUM_REPEATED, largest, ode
+from flows.evaluation.ode import NUM_REPEATED, largest_error, ode
 from flows.evaluation.results import SampleMetrics, common_figures
 from flows.evaluation.terms import bounds
 from flows.images.image_set import SPLITS, Chosen, ImageSet, open_images, save_images, spread
 from vdm.choices import Split
 from vdm.evaluation import image_terms
 from vdm.model import VDM
-from vdm.ode import Derivative, State, evaluate_ode
+from vdm.ode import Derivative, OdeState, evaluate_ode
 from vdm.schedule import sigma
 
 
@@ -55,7 +55,7 @@ def test_spread_images_include_both_ends(count: int, kept: list[int]) -> None:
     np.testing.assert_array_equal(spread(np.arange(7), count), list(kept))
 
 
-def exactly(derivative: Derivative, start: State, times: torch.Tensor) -> State:
+def exactly(derivative: Derivative, start: OdeState, times: torch.Tensor) -> OdeState:
     """Solve the ODE of the predictor eps_hat = z = sigma y, which is dy/dgamma = 1/2 (sigma - 1) y."""
     gammas = torch.linspace(*times.tolist(), 20_001, dtype=torch.float64)
     growth = torch.trapezoid(0.5 * (sigma(gammas) - 1), gammas)
@@ -123,7 +123,7 @@ def test_metrics_and_tables_have_every_figure_under_its_name(folder: Path) -> No
     }
     assert {name: getattr(metrics, name) for name in terms} == {name: each.mean() for name, each in terms.items()}
     out.mkdir()
-    bound.write(out, metrics, result, {}, model, images, calibration=None)
+    bound.write_evaluation(out, metrics, result, {}, model, images, calibration=None)
     levels = result.noise_levels(seed=settings.seed, num_timesteps=settings.num_timesteps)
     gamma = model.vdm.schedule(torch.from_numpy(levels.t).float()).detach().numpy()
     of_levels = {
@@ -159,6 +159,6 @@ def test_samples_are_compared_only_if_they_were_measured_alike() -> None:
 def test_the_error_of_a_step_is_that_of_the_worst_image() -> None:
     y, gain = torch.zeros(3, 1, 2, 2), torch.zeros(3)
     y[1] = 2
-    assert largest((y, gain)) == 2
+    assert largest_error((y, gain)) == 2
     gain[2] = -3
-    assert largest((y, gain)) == 3
+    assert largest_error((y, gain)) == 3

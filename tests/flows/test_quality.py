@@ -25,7 +25,7 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 
 from flows.cli import run
 from flows.contract.findings import Verdict
-from flows.core.documents import read
+from flows.core.documents import read_document
 from flows.core.errors import CheckpointError, Exit, UserError
 from flows.core.model import open_model, read_config
 from flows.core.params_file import read_params
@@ -69,14 +69,14 @@ def test_copies_are_nearer_than_held_out_images() -> None:
 @pytest.mark.parametrize("size", [3, 11, 400])
 def test_the_error_is_that_of_a_mean(size: int) -> None:
     values = np.random.default_rng(0).normal(3.0, 2.0, size)
-    estimate = distances.with_error(lambda chosen: float(values[chosen].mean()), size, 20_000, 0)
+    estimate = distances.estimate_error(lambda chosen: float(values[chosen].mean()), size, 20_000, 0)
     assert estimate.value == values.mean()
     assert estimate.standard_error == pytest.approx(values.std(ddof=1) / math.sqrt(size), rel=0.02)
 
 
 def train_features(settings: Any, out: Path) -> Embedding:
     """Train the features of the images of the pipeline, and return what is written."""
-    verdict = read(Verdict, Path("reports/contract/findings.json"), "")
+    verdict = read_document(Verdict, Path("reports/contract/findings.json"), "")
     features.features(settings, open_images(Path("data/images")), verdict, out)
     return open_features(out)
 
@@ -213,7 +213,7 @@ def test_training_images_in_place_of_samples_are_found(small: Small) -> None:
     model, embedding = open_model(Path("models/vdm")), open_features(Path("models/features"))
     images = open_images(Path("data/images"))
     samples = np.array(images["train"][20:40])
-    metrics, neighbours = measuring.measure(params.sample, params.quality, samples, model, embedding, images)
+    metrics, neighbours = measuring.measure_quality(params.sample, params.quality, samples, model, embedding, images)
     assert metrics.nearer_than_held_out == 1
     assert neighbours["train_image"].tolist() == list(range(20, 40))
     assert neighbours["distance"].tolist() == [0.0] * 20
@@ -310,7 +310,9 @@ def test_every_figure_is_that_of_its_name_and_of_its_images() -> None:
         figure = found[name]
         assert (figure.samples, figure.held_out) == pytest.approx((measure(samples), measure(held_out)), rel=1e-8), name
         errors = [
-            distances.with_error(lambda chosen, of=of, measure=measure: measure(of[chosen]), 40, 3, 0).standard_error
+            distances.estimate_error(
+                lambda chosen, of=of, measure=measure: measure(of[chosen]), 40, 3, 0
+            ).standard_error
             for of in (samples, held_out)
         ]
         assert (figure.samples_standard_error, figure.held_out_standard_error) == pytest.approx(errors, rel=1e-8), name

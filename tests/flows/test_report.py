@@ -27,15 +27,15 @@ from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.core.model import open_model, save_model
 from flows.evaluation.results import BoundMetrics, ClassFigures, SampleMetrics
-from flows.images.as_png import InPng, in_one_png
+from flows.images.as_png import InPng, measure_png
 from flows.images.grids import shades
 from flows.images.image_set import spread
 from flows.registry.results import OUTPUTS
 from flows.report import charts, markdown
 from flows.report.origin import origin_here
-from flows.report.page import Page, alike, classes, difference, extremes, guess, judged, page, png_of, report
-from flows.report.pictures import grids, in_rows
-from flows.report.results import Files, disagreements, opened_images, opened_model, read_results
+from flows.report.page import Page, alike, classes, extremes, guess, judge_results, page, pair_results, png_of, report
+from flows.report.pictures import arrange, grids
+from flows.report.results import Files, disagreements, find_images, find_model, read_results
 from flows.report.words import cautions, latex
 from vdm.model import VDM
 
@@ -279,7 +279,7 @@ def test_a_damaged_file_is_one_line(name: str, content: str, reason: str, files:
     path = folders[name] / content if name in folders else getattr(files, name)
     path.write_bytes(content.encode("latin-1"))
     with pytest.raises(UserError) as error:
-        read_results(files, ORIGIN, opened_images(folders["images"]), opened_model(folders["model"]))
+        read_results(files, ORIGIN, find_images(folders["images"]), find_model(folders["model"]))
     assert error.value.code == Exit.MISSING
     assert str(error.value).startswith(str(path))
     assert reason in str(error.value)
@@ -417,7 +417,7 @@ def axes() -> Any:
 def test_a_first_loss_far_above_the_rest_does_not_flatten_the_chart() -> None:
     drawn = axes()
     table = pd.DataFrame({"step": np.arange(31.0), "bpd": np.array([400.0, *np.linspace(3, 2, 30)])})
-    charts.loss(drawn, {"": table})
+    charts.draw_loss(drawn, {"": table})
     low, high = drawn.get_ylim()
     assert 1.5 < low < 2
     assert 3 < high < 6
@@ -426,14 +426,14 @@ def test_a_first_loss_far_above_the_rest_does_not_flatten_the_chart() -> None:
 def test_charts_draw_the_errors_and_the_mean() -> None:
     drawn = axes()
     levels = pd.DataFrame({"t": [0.25, 0.75], "diffusion_bpd": [1.5, 2.0], "standard_error": [0.5, 0.25]})
-    charts.noise_levels(drawn, {"": levels})
+    charts.draw_noise_levels(drawn, {"": levels})
     bars = drawn.containers[0].lines[2][0].get_segments()
     assert [[y for _, y in bar] for bar in bars] == [[1.0, 2.0], [1.75, 2.25]]
     drawn = axes()
-    charts.histogram(drawn, {"": pd.DataFrame({"bpd": [1.0, 1.0, 4.0]})})
+    charts.draw_histogram(drawn, {"": pd.DataFrame({"bpd": [1.0, 1.0, 4.0]})})
     (mean,) = drawn.lines
     assert list(np.asarray(mean.get_xdata())) == [2.0, 2.0]
-    charts.histogram(axes(), {"": pd.DataFrame({"bpd": [3.0, 3.0]})})
+    charts.draw_histogram(axes(), {"": pd.DataFrame({"bpd": [3.0, 3.0]})})
 
 
 def test_the_schedule_is_the_models_and_not_that_of_the_times_of_the_evaluation(files: Files, tmp_path: Path) -> None:
@@ -446,7 +446,7 @@ def test_the_schedule_is_the_models_and_not_that_of_the_times_of_the_evaluation(
     np.testing.assert_allclose(table["gamma"], gamma, rtol=1e-6)
     np.testing.assert_allclose(table["initial"], -7 + 12 * table["t"], atol=1e-6)
     drawn = axes()
-    charts.schedule(drawn, {"": table})
+    charts.draw_schedule(drawn, {"": table})
     assert [line.get_label() for line in drawn.lines] == ["gamma: -8.50 to 3.50", "at first: -7.00 to 5.00"]
     (curve, _) = drawn.lines
     assert np.abs(np.diff(np.asarray(curve.get_ydata()), 2)).max() > 1e-4
@@ -456,7 +456,7 @@ def test_the_png_has_the_evaluated_images(files: Files, tmp_path: Path) -> None:
     results = read_results(files, ORIGIN, *opened(tmp_path))
     assert results.images
     few = results._replace(metrics=results.metrics.model_copy(update={"num_images": 4}))
-    assert png_of(few) == in_one_png(spread(results.images["test"], 4))
+    assert png_of(few) == measure_png(spread(results.images["test"], 4))
 
 
 def test_the_page_says_first_what_the_figures_mean(files: Files, tmp_path: Path) -> None:
@@ -468,7 +468,7 @@ def test_the_page_says_first_what_the_figures_mean(files: Files, tmp_path: Path)
         (png.bpd + 0.01, "Worse than PNG: train longer than 6 epoch"),
     ):
         found = results._replace(metrics=results.metrics.model_copy(update={"bpd": bpd}))
-        said = [remark.text for remark in judged(found, png)]
+        said = [remark.text for remark in judge_results(found, png)]
         assert said[0].startswith(first)
         assert said[-1].startswith(quality)
     classes = {"num_classes": 10, "without": part(2.1, 40), "gain_bpd": 0.1, "gain_standard_error": 0.01}
@@ -477,7 +477,7 @@ def test_the_page_says_first_what_the_figures_mean(files: Files, tmp_path: Path)
     assert guess(found) == 0.5  # there are two labels, each of every second image
     assert guess(found._replace(labels=None)) == 0.1
     assert "It finds the class of 75% of the images, where a guess finds 50%." in [
-        one.text for one in judged(found, png)
+        one.text for one in judge_results(found, png)
     ]
     images, _ = opened(tmp_path)
     made = page(read_results(files._replace(curves=None, noise_levels=None, per_image=None), ORIGIN, images, None)).html
@@ -519,7 +519,7 @@ def test_a_window_that_is_narrower_than_the_strip_says_that_it_scrolls(whole: Pa
 def test_a_png_takes_at_least_the_bits_of_noise() -> None:
     """Noise of 4 bits costs at least 4 bits/dim, and images of one level almost nothing."""
     images = np.random.default_rng(0).integers(0, 16, (200, 3, 8, 8), dtype=np.uint8)
-    noise, plain = (in_one_png(each).bpd for each in (images, images * 0))
+    noise, plain = (measure_png(each).bpd for each in (images, images * 0))
     assert 4 < noise < 6
     assert plain < 0.3
 
@@ -563,8 +563,8 @@ def test_pictures_have_all_shades_and_the_real_ones_are_of_the_whole_split(files
     assert results.samples is not None
     both = grids(results)
     assert both
-    assert both.samples.src == in_rows(results.samples, 17, "").src
-    assert both.held_out.src == in_rows(spread(results.images["test"], 16), 17, "").src
+    assert both.samples.src == arrange(results.samples, 17, "").src
+    assert both.held_out.src == arrange(spread(results.images["test"], 16), 17, "").src
 
 
 @pytest.mark.slow
@@ -596,7 +596,7 @@ def test_figures_that_are_not_paired_are_not_subtracted(files: Files, tmp_path: 
     settings = {"seed": 1, "times_per_image": 3, "num_timesteps": 100, "data_sha256": "b" * 64, "split": "train"}
     for field, value in (settings | {"precision": "bfloat16", "num_images": 7}).items():
         second = first._replace(metrics=first.metrics.model_copy(update={field: value}))
-        assert difference(first, second) == f"they differ in {field}: {getattr(first.metrics, field)} and {value}"
+        assert pair_results(first, second) == f"they differ in {field}: {getattr(first.metrics, field)} and {value}"
 
 
 def test_samples_that_differ_in_more_than_the_model_are_not_compared_without_a_word() -> None:
@@ -637,4 +637,4 @@ def test_prefect_shows_broken_expectations_first_and_text_from_files_only_as_tex
         assert text.replace("\N{NO-BREAK SPACE}", "").isprintable()
     docs.touch()
     assert markdown.data_docs(found, tmp_path / "none.png", docs).split("\n\n")[2].startswith("The Data Docs: ")
-    assert markdown.quoted("`vdmctl lineage` of vdm@v1.0.0.") == "`vdmctl lineage` of `vdm@v1.0.0`."
+    assert markdown.quote("`vdmctl lineage` of vdm@v1.0.0.") == "`vdmctl lineage` of `vdm@v1.0.0`."

@@ -31,13 +31,13 @@ from flows.evaluation.results import Metrics
 from flows.images.image_set import open_images, save_images
 from flows.orchestration import releasing
 from flows.orchestration.arrivals import Arrivals
-from flows.orchestration.artifacts import Progress
+from flows.orchestration.artifacts import ProgressBar
 from flows.orchestration.checking import check_drift
 from flows.orchestration.due import Due
 from flows.orchestration.outcome import DRIFTED, Drifted, Outcome, Release
-from flows.orchestration.streaming import EXPECTED, as_user_error, failure, result_of, stream
+from flows.orchestration.streaming import EXPECTED, failure, result_of, stream, to_user_error
 from flows.orchestration.workspace import Run, compose_params, workspace
-from flows.process.ending import on_stop
+from flows.process.ending import handle_stop
 from flows.registry.evidence import WAIT, Evidence
 from flows.registry.fetching import fetch
 from flows.registry.project import Project
@@ -87,7 +87,7 @@ def test_the_progress_of_a_training_run_names_the_time_left(tmp_path: Path, monk
     monkeypatch.setattr(f"{ARTIFACTS}.create_progress_artifact", create)
     monkeypatch.setattr(f"{ARTIFACTS}.update_progress_artifact", lambda _, *given: shown.append(given))
     monkeypatch.setattr(f"{ARTIFACTS}.time.monotonic", lambda: now[0])
-    progress = Progress(tmp_path)
+    progress = ProgressBar(tmp_path)
     progress.look()
     assert shown == []
     file, step = tmp_path / layout.PROGRESS, {"step": 300, "steps": 2300, "bpd": 2.5}
@@ -136,7 +136,7 @@ def test_a_graph_that_dvc_refuses_is_one_line(tmp_path: Path) -> None:
     project.edit("dvc.yaml", **{"stages:": "stages: ["})
     with pytest.raises(EXPECTED) as error:
         stage_names(Project(project.folder))
-    reason = str(as_user_error(error.value))
+    reason = str(to_user_error(error.value))
     assert "dvc.yaml" in reason
     assert "\n" not in reason
 
@@ -184,7 +184,7 @@ def test_a_run_that_is_stopped_twice_still_asks_whether_somebody_cancels_it(monk
 
         client = nullcontext(Mock(read_flow_run=read_flow_run))
         monkeypatch.setattr("flows.train_vdm.get_client", lambda client=client, **_: client)
-        with on_stop(end):
+        with handle_stop(end):
             assert is_cancelled() is cancelled
 
 
@@ -214,7 +214,7 @@ def test_only_what_the_network_prevented_is_tried_again(tmp_path: Path) -> None:
     for network in (True, False):
         reason.write_text(json.dumps({"message": "no answer", "code": int(Exit.MISSING), "network": network}))
         state = Failed(data=failure(reason, [], 5))
-        tasks = releasing.promote, releasing.publish_versions, releasing.fetch_versions, check_champion, restore
+        tasks = releasing.run_promote, releasing.publish_versions, releasing.fetch_published, check_champion, restore
         for task in tasks:
             assert task.retries == 2
             assert task.retry_condition_fn is not None
@@ -256,7 +256,7 @@ def test_a_model_that_is_not_promoted_has_its_evidence(tmp_path: Path, monkeypat
     shown = Mock()
     monkeypatch.setattr(releasing, "stream", refuse)
     monkeypatch.setattr(f"{ARTIFACTS}.create_table_artifact", shown)
-    assert releasing.promote.fn("vdm@v1.0.0", tmp_path) == evidence
+    assert releasing.run_promote.fn("vdm@v1.0.0", tmp_path) == evidence
     assert shown.call_args.kwargs == {"key": "evidence", "description": "refuse: not better"}
 
 

@@ -18,10 +18,10 @@ from flows.cli import run
 from flows.core.errors import Exit
 from flows.core.model import open_model, save_model
 from flows.core.params_file import read_params
-from flows.images.grids import grid, shown
+from flows.images.grids import as_8_bits, grid
 from flows.sampling import film
 from flows.sampling.drawing import Drawing
-from flows.sampling.request import read_mask, write
+from flows.sampling.request import read_mask, write_images
 from vdm.model import VDM
 from vdm.samplers import SAMPLERS, sampler_name
 from vdm.sampling import Step
@@ -78,7 +78,7 @@ def test_the_film_shows_noise_and_prediction_and_stays_if_its_images_cannot_be_w
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "samples.png")
 
-    monkeypatch.setattr("flows.sampling.request.write", full)
+    monkeypatch.setattr("flows.sampling.request.write_images", full)
     assert run([*command, "film.png", "--seed", "5"]) == Exit.MISSING
     assert Path("film.png").read_bytes() == before
 
@@ -196,7 +196,7 @@ def test_a_model_of_other_images_is_no_model_for_the_stage(small: Small, capsys:
 
 def test_levels_above_255_are_written_as_they_are(tmp_path: Path) -> None:
     images = np.array([0, 256, 1023]).reshape(3, 1, 1, 1)
-    write(tmp_path / "a.npy", images, 1024)
+    write_images(tmp_path / "a.npy", images, 1024)
     assert np.load(tmp_path / "a.npy").tolist() == images.tolist()
 
 
@@ -225,8 +225,8 @@ def test_a_film_ends_with_the_last_step(
 
 def test_pictures_have_all_shades_and_colours() -> None:
     colours = np.random.default_rng(0).integers(0, 256, (3, 4, 5), dtype=np.uint8)
-    assert np.array_equal(shown(colours[None], 256)[0], colours.transpose(1, 2, 0))
-    assert shown(np.array([[[[0, 8, 16]]]]), 17).tolist() == [[[0, 128, 255]]]
+    assert np.array_equal(as_8_bits(colours[None], 256)[0], colours.transpose(1, 2, 0))
+    assert as_8_bits(np.array([[[[0, 8, 16]]]]), 17).tolist() == [[[0, 128, 255]]]
 
 
 def test_images_of_a_grid_are_in_rows() -> None:

@@ -19,12 +19,12 @@ from flows.orchestration.serve import serve, work
 from flows.orchestration.server import (
     Address,
     ServerError,
-    alone,
     configure,
-    connected,
+    connect,
     find_address,
-    owning_database,
-    served_at,
+    find_served_url,
+    lock_database,
+    lock_folder,
 )
 from flows.orchestration.status import devices, server
 from flows.process.addresses import is_loopback
@@ -78,7 +78,7 @@ def test_a_server_that_cannot_be_used_is_one_line() -> None:
     ):
         with answering(version=answer) as url:
             settings(API_URL=url)
-            with pytest.raises(ServerError, match=said) as refused, connected(url):
+            with pytest.raises(ServerError, match=said) as refused, connect(url):
                 pass
             assert refused.value.code is code
             assert str(refused.value) == f"{url}: {refused.value.reason}"
@@ -109,23 +109,26 @@ def test_a_folder_that_is_no_project() -> None:
 
 
 def test_one_serves_a_folder_and_one_a_database(tmp_path: Path) -> None:
-    assert served_at(tmp_path) is None
-    with alone("http://127.0.0.1:4200/api"), owning_database():
-        assert served_at(tmp_path) == "http://127.0.0.1:4200/api"
-        with pytest.raises(UserError, match=rf"process {os.getpid()} serves {tmp_path} already") as refused, alone("x"):
+    assert find_served_url(tmp_path) is None
+    with lock_folder("http://127.0.0.1:4200/api"), lock_database():
+        assert find_served_url(tmp_path) == "http://127.0.0.1:4200/api"
+        with (
+            pytest.raises(UserError, match=rf"process {os.getpid()} serves {tmp_path} already") as refused,
+            lock_folder("x"),
+        ):
             pass
         assert refused.value.code is Exit.BUSY
         with pytest.raises(UserError, match=r"serves with Prefect's database in .*PREFECT_HOME=") as refused:
-            owning_database().__enter__()
+            lock_database().__enter__()
         assert refused.value.code is Exit.BUSY
 
 
 def test_a_folder_is_served_once_also_when_its_private_files_are_deleted(tmp_path: Path) -> None:
     layout.PRIVATE.mkdir()
-    with alone("http://127.0.0.1:4200/api"):
+    with lock_folder("http://127.0.0.1:4200/api"):
         shutil.rmtree(layout.PRIVATE)
-        assert served_at(tmp_path) == "http://127.0.0.1:4200/api"
-        with pytest.raises(UserError, match=rf"process {os.getpid()} serves {tmp_path} already"), alone("x"):
+        assert find_served_url(tmp_path) == "http://127.0.0.1:4200/api"
+        with pytest.raises(UserError, match=rf"process {os.getpid()} serves {tmp_path} already"), lock_folder("x"):
             pass
         assert devices() == []
 
@@ -137,7 +140,7 @@ def test_the_prefect_command_takes_a_bare_name(monkeypatch: pytest.MonkeyPatch) 
         ("inspect train-vdm", "train-vdm"),
     ):
         monkeypatch.setattr(sys, "argv", ["/bin/prefect", "deployment", *words.split()])
-        with alone("http://127.0.0.1:4999/api"):
+        with lock_folder("http://127.0.0.1:4999/api"):
             found = setup_environment(ctx=HookContext("3", None, lambda _: None))  # type: ignore[arg-type, return-value]
         assert found is not None
         assert found.env == {"PREFECT_API_URL": "http://127.0.0.1:4999/api"}

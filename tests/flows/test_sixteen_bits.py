@@ -22,13 +22,13 @@ from flows.contract.inspection import inspect_images, write_findings
 from flows.core.errors import Exit, UserError
 from flows.core.model import save_model
 from flows.core.params_file import read_params
-from flows.images.as_png import in_one_png
-from flows.images.depth import advice, fitting
+from flows.images.as_png import measure_png
+from flows.images.depth import advice, choose_bits
 from flows.images.folder import ImageFiles
 from flows.images.grids import Stretch, eight_bit, stretch_of
 from flows.images.image_set import ImageSet, open_images, save_images
 from flows.images.transforms import transform
-from flows.sampling.request import read_known, write
+from flows.sampling.request import read_known, write_images
 from flows.training.planning_images import choose_for_levels, choose_transforms, estimate_noise
 from vdm.model import VDM
 
@@ -98,7 +98,7 @@ def test_fewer_bits_than_stored_are_found_and_named(
 ) -> None:
     pictures = scenes(60, most) << np.uint16(shift)
     folder = save_pictures(tmp_path / "pictures", pictures)
-    assert fitting(np.unique(pictures), 2**16) == parameters
+    assert choose_bits(np.unique(pictures), 2**16) == parameters
     failed = found_in(load(folder, num_bits=None)).failed("critical")
     assert all(f"data.{name}: {value}" in failed[0].words for name, value in parameters.items()), failed[0].words
     proposed = choose_transforms(settings(folder, num_bits=None), ImageFiles(folder))
@@ -196,8 +196,8 @@ def test_pictures_are_shown_between_the_levels_that_they_fill() -> None:
 
 def test_a_png_of_16_bits_is_the_comparison() -> None:
     random = np.random.default_rng(0).integers(0, 2**16, (4, 1, 32, 32), dtype=np.uint16)
-    assert 16 < in_one_png(random).bpd < 16.5
-    assert in_one_png(random.repeat(3, axis=1)).bpd < 16.5  # colours, which Pillow writes with 8 bits alone
+    assert 16 < measure_png(random).bpd < 16.5
+    assert measure_png(random.repeat(3, axis=1)).bpd < 16.5  # colours, which Pillow writes with 8 bits alone
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +235,7 @@ def test_samples_are_pictures_of_16_bits(deep: Path, tmp_path: Path, capsys: pyt
     assert run(["sample", model, "--out", str(tmp_path / "drawn"), *params]) == Exit.DONE
     with Image.open(tmp_path / "drawn/1.png") as picture:
         np.testing.assert_array_equal(np.asarray(picture), drawn[1, 0])
-    write(tmp_path / "as_files", drawn, 2**12, shift=4)  # which hold the upper 12 of 16 bits
+    write_images(tmp_path / "as_files", drawn, 2**12, shift=4)  # which hold the upper 12 of 16 bits
     with Image.open(tmp_path / "as_files/1.png") as picture:
         np.testing.assert_array_equal(np.asarray(picture), drawn[1, 0] << 4)
     stated = settings(tmp_path, num_bits=12)

@@ -7,7 +7,7 @@ import pytest
 from project import ROOT
 
 from benchmarks import contract as change
-from flows.contract.facts import measure
+from flows.contract.facts import measure_facts
 from flows.contract.traces import jpeg_grid, lost_detail
 from flows.core.params_file import read_params
 
@@ -72,9 +72,9 @@ def test_borders_that_never_vary_are_not_lost_detail(patches: np.ndarray) -> Non
 
 
 def test_what_is_measured_does_not_depend_on_the_chunks(patches: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = measure(patches, 256)
+    whole = measure_facts(patches, 256)
     monkeypatch.setattr("flows.contract.facts.ROWS", 7)
-    parts = measure(patches, 256)
+    parts = measure_facts(patches, 256)
     np.testing.assert_array_equal(parts.histograms, whole.histograms)
     np.testing.assert_array_equal(parts.digest, whole.digest)
     np.testing.assert_allclose(parts.thumbnails, whole.thumbnails)

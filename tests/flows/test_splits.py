@@ -18,7 +18,7 @@ from flows.core.errors import Exit, UserError
 from flows.images import download as module
 from flows.images.download import write_images
 from flows.images.image_set import Chosen, ImageSet, open_images, sources_of
-from flows.images.splitting import DIGEST_BYTES, Source, split_of
+from flows.images.splitting import DIGEST_BYTES, SourceImages, split_of
 
 NUM_IMAGES = 60
 SHARES = {"test_fraction": 0.3, "validation_fraction": 0.2}
@@ -150,6 +150,6 @@ def test_a_drawn_split_without_images_names_the_share_and_the_seed(name: str, va
 
 
 def test_shares_are_those_of_the_parameters_but_for_chance() -> None:
-    data, source = data_of(Path("x"), test_fraction=0.25), Source("x", [], {})
+    data, source = data_of(Path("x"), test_fraction=0.25), SourceImages("x", [], {})
     splits = [split_of(number.to_bytes(DIGEST_BYTES), None, source, data) for number in range(4000)]
     assert splits.count("test") / len(splits) == pytest.approx(0.25, abs=0.03)

@@ -32,8 +32,8 @@ from flows.core.params_file import read_params
 from flows.training import fitting
 from flows.training import states as states_file
 from flows.training.distributed import local_rank, out_of_memory
-from flows.training.fitting import fit
-from flows.training.states import States, add_lines, forget, start_curves, tracking
+from flows.training.fitting import take_steps
+from flows.training.states import States, add_lines, forget, make_tracker, start_curves
 from vdm.model import VDM
 from vdm.training.log import TrainingRecord
 from vdm.training.trainer import Trainer
@@ -110,7 +110,7 @@ def test_a_save_costs_the_same_at_step_100_and_after_ten_million(
         states.save(trainer.done, trainer.state())
         sizes.append(states.states()[0].stat().st_size)
         continued = trainer_of(tiny_model(), train)
-        fitting.restore(continued, states)
+        fitting.continue_training(continued, states)
         assert continued.done == 50 * lines
         assert states.lines(continued.log.last, continued.log.lines) == states.log.read_bytes()
     assert abs(sizes[1] - sizes[0]) < 200
@@ -142,8 +142,8 @@ def test_a_run_killed_at_any_moment_of_its_writing_continues_to_the_same_curves(
 
     def continued(states: States) -> Trainer:
         trainer = trainer_of(tiny_model(dropout=0.3), train)
-        fitting.restore(trainer, states)
-        fit(trainer, states, curves, train, lambda: False)
+        fitting.continue_training(trainer, states)
+        take_steps(trainer, states, curves, train, lambda: False)
         return trainer
 
     whole = continued(States(tmp_path / "whole", keep=2))
@@ -165,13 +165,13 @@ def test_a_run_killed_at_any_moment_of_its_writing_continues_to_the_same_curves(
 
 def test_lines_of_the_log_that_are_lost_are_named(tmp_path: Path, tiny_model: Callable[..., VDM]) -> None:
     train, states = parameters(steps=4, log_every=1), States(tmp_path / "run", keep=2)
-    fit(trainer_of(tiny_model(), train), states, tmp_path / "curves.csv", train, lambda: False)
+    take_steps(trainer_of(tiny_model(), train), states, tmp_path / "curves.csv", train, lambda: False)
     states.log.write_bytes(states.log.read_bytes().replace(b"\n2,", b"\nx,"))
     trainer = trainer_of(tiny_model(), train)
-    fitting.restore(trainer, states)
+    fitting.continue_training(trainer, states)
     reason = f"{states.log}: has 3 of the 4 lines up to step 4; move {states.folder} away to train from the first step"
     with pytest.raises(CheckpointError, match=f"^{re.escape(reason)}$"):
-        fit(trainer, states, tmp_path / "curves.csv", train, lambda: False)
+        take_steps(trainer, states, tmp_path / "curves.csv", train, lambda: False)
 
 
 def test_a_state_is_saved_when_the_minutes_are_over(
@@ -181,14 +181,14 @@ def test_a_state_is_saved_when_the_minutes_are_over(
     train = parameters(steps=6, checkpoint_every_minutes=1.0)
     clock, states = count(0.0, 40.0), Mock(log=tmp_path / "log.csv", lines=Mock(return_value=b""))
     monkeypatch.setattr(fitting, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    fit(trainer_of(tiny_model(), train), states, tmp_path / "curves.csv", train, lambda: False)
+    take_steps(trainer_of(tiny_model(), train), states, tmp_path / "curves.csv", train, lambda: False)
     assert [call.args[0] for call in states.save.call_args_list] == [2, 4, 6]
 
 
 def test_a_run_asked_to_stop_at_its_last_step_has_finished(tmp_path: Path, tiny_model: Callable[..., VDM]) -> None:
     train = parameters(steps=2)
     trainer, states = trainer_of(tiny_model(), train), States(tmp_path, keep=2)
-    fit(trainer, states, tmp_path / "curves.csv", train, lambda: trainer.done == 2)
+    take_steps(trainer, states, tmp_path / "curves.csv", train, lambda: trainer.done == 2)
     assert [path.name for path in states.states()] == ["step-000000002.state"]
 
 
@@ -202,17 +202,17 @@ def test_a_run_stopped_between_micro_batches_saves_its_last_whole_step(
     monkeypatch.setattr(fitting, "preview", drawn)
     curves = tmp_path / "curves.csv"
     whole = trainer_of(tiny_model(dropout=0.3), train)
-    fit(whole, States(tmp_path / "whole", keep=2), curves, train, lambda: False)
+    take_steps(whole, States(tmp_path / "whole", keep=2), curves, train, lambda: False)
     expected, calls, states = curves.read_bytes(), count(1), States(tmp_path / "stopped", keep=2)
     first = trainer_of(tiny_model(dropout=0.3), train)
     with pytest.raises(UserError, match=f"^stopped at step {asked // 2} of 4; run again to continue") as stopped:
-        fit(first, states, curves, train, lambda: next(calls) == asked)
+        take_steps(first, states, curves, train, lambda: next(calls) == asked)
     assert stopped.value.code is Exit.RESUMABLE
     assert drawn.call_count == 1  # that of the last step of the whole run
     trainer = trainer_of(tiny_model(dropout=0.3), train)
-    fitting.restore(trainer, states)
+    fitting.continue_training(trainer, states)
     assert trainer.done == asked // 2
-    fit(trainer, states, curves, train, lambda: False)
+    take_steps(trainer, states, curves, train, lambda: False)
     assert curves.read_bytes() == expected
     assert same_bits(trainer.averaged.state_dict(), whole.averaged.state_dict())
 
@@ -260,7 +260,7 @@ def test_a_line_of_the_log_says_how_much_time_is_left(
     trainer = trainer_of(tiny_model(), train)
     trainer.step()
     monkeypatch.setattr(fitting, "time", SimpleNamespace(monotonic=lambda: 100.0 * trainer.done))
-    fit(trainer, States(tmp_path, keep=2), tmp_path / "curves.csv", train, lambda: False)
+    take_steps(trainer, States(tmp_path, keep=2), tmp_path / "curves.csv", train, lambda: False)
     assert re.findall(r"(step .): .* images/s, (.*) left", caplog.text) == [
         ("step 2", "0:05:00"),
         ("step 4", "0:01:40"),
@@ -289,7 +289,7 @@ def test_the_first_step_says_how_long_a_step_takes_and_how_much_time_is_left(
     trainer.settings = replace(trainer.settings, compile=compiled)
     times = [0, 0, 8000, 8180, 8360, 8540]
     monkeypatch.setattr(fitting, "time", SimpleNamespace(monotonic=lambda: times[trainer.done]))
-    fit(trainer, States(tmp_path, keep=2), tmp_path / "curves.csv", train, lambda: False)
+    take_steps(trainer, States(tmp_path, keep=2), tmp_path / "curves.csv", train, lambda: False)
     seconds = "180.00" if compiled else "8000.00"
     assert [line for line in caplog.messages if "a step takes" in line] == [
         f"step {step}: a step takes {seconds} s, {left} left"
@@ -319,7 +319,7 @@ def test_tensorboard_has_every_line_of_a_run_that_was_continued(tmp_path: Path) 
 
     later = RECORD._replace(step=10, validation_bpd=2.5)
     for done, record in ((0, RECORD), (5, later), (5, later)):  # killed after step 10, before its state was saved
-        tracking("tensorboard", tmp_path / "runs/abc", done)(record)
+        make_tracker("tensorboard", tmp_path / "runs/abc", done)(record)
     events = EventAccumulator(str(tmp_path / "tensorboard/abc")).Reload()
     assert [(each.step, each.value) for each in events.Scalars("bpd")] == [(5, 3.0), (10, 3.0)]
     assert [(each.step, each.value) for each in events.Scalars("validation_bpd")] == [(10, 2.5)]
@@ -406,8 +406,8 @@ def test_images_that_would_fill_half_of_the_card_stay_on_the_host(monkeypatch: p
 def test_no_test_image_is_trained_on() -> None:
     train, validation, test = (np.arange(first, first + 4, dtype=np.uint8).reshape(4, 1, 1, 1) for first in (0, 4, 8))
     images = set_of(12, train=train, validation=validation, test=test)
-    assert fitting.training_images(images, "train").ravel().tolist() == [0, 1, 2, 3]
-    assert fitting.training_images(images, "train_and_validation").ravel().tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert fitting.pixels_to_fit(images, "train").ravel().tolist() == [0, 1, 2, 3]
+    assert fitting.pixels_to_fit(images, "train_and_validation").ravel().tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
 
 
 def test_only_what_says_so_is_an_error_of_memory() -> None:

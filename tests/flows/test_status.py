@@ -22,7 +22,7 @@ from flows.core.errors import Exit, NetworkError, UserError
 from flows.orchestration.answers import Device, Source, Status, Worktree
 from flows.orchestration.files import Silence
 from flows.orchestration.silence import silences
-from flows.orchestration.status import devices, ending, is_dropped, problems, registry, status, worktrees
+from flows.orchestration.status import describe_ending, devices, is_dropped, problems, registry, status, worktrees
 from flows.process.locks import Holder, lock_file
 from flows.registry.project import Project
 
@@ -125,7 +125,7 @@ def test_a_clone_without_tags_says_what_brings_the_versions(tmp_path: Path) -> N
 def test_a_run_that_ended_badly_has_a_reason(state: State[None], reason: str | None) -> None:
     run = Mock(state=state, state_name=state.name, end_time=datetime(2026, 1, 2, tzinfo=UTC))
     run.name = "owl"
-    assert ending(run).reason == reason
+    assert describe_ending(run).reason == reason
 
 
 def test_a_run_that_the_limit_cancelled_was_dropped() -> None:

@@ -17,12 +17,12 @@ from small import Small
 
 from flows.api import load, surprise, train
 from flows.cli import run
-from flows.core.documents import checked, read
+from flows.core.documents import check_value, read_document
 from flows.core.errors import Exit, UserError
 from flows.core.model import save_model
 from flows.evaluation.calibration import Calibration
 from flows.evaluation.odd import Labelled, Surprise
-from flows.evaluation.surprise import in_words
+from flows.evaluation.surprise import describe_deviations
 from flows.images.image_set import save_images
 from flows.images.splitting import digest_of
 from flows.orchestration.checking import judge_odd
@@ -66,7 +66,7 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
 
 
 def test_evaluate_keeps_the_features_of_validation_images(here: Path, digits: np.ndarray) -> None:
-    kept = read(Calibration, KEPT)
+    kept = read_document(Calibration, KEPT)
     assert (kept.split, kept.held_out, len(kept.gamma)) == ("validation", True, 4)
     held_out = digits[100:320]
     assert kept.digests == [digest_of(image).hex() for image in held_out]
@@ -88,7 +88,7 @@ def test_images_are_sorted_by_score_with_the_p_of_their_rank(
     assert [each["file"] for each in images] == ["some.npy"] * 10
     scores = [each["score"] for each in images]
     assert scores == sorted(scores, reverse=True)
-    calibrated = read(Calibration, KEPT).reference.scores
+    calibrated = read_document(Calibration, KEPT).reference.scores
     assert found["num_calibrated"] == 110
     for each in images:
         assert each["p"] == pytest.approx((1 + (calibrated >= each["score"]).sum()) / 111)
@@ -105,7 +105,7 @@ def test_foreign_images_are_the_oddest_of_900_and_digits_alarm_nobody(
 ) -> None:
     """Nine pictures of clothes, of which no feature was chosen to tell them from digits."""
     np.save("arrived.npy", digits[400:1300])
-    found = checked(Surprise, printed(capsys, "arrived.npy"), "printed")
+    found = check_value(Surprise, printed(capsys, "arrived.npy"), "printed")
     assert found.batch
     assert not found.batch.alarms
     said = judge_odd(found, 0.0, Path("odd.html"))
@@ -114,7 +114,7 @@ def test_foreign_images_are_the_oddest_of_900_and_digits_alarm_nobody(
     shrunk = [np.asarray(Image.fromarray(each).resize((8, 8), Image.Resampling.BOX)) // 15 for each in clothes]
     foreign = np.stack(shrunk)[:, None].clip(0, 16).astype(np.uint8)
     np.save("arrived.npy", np.concatenate([digits[400:1291], foreign]))
-    found = checked(Surprise, printed(capsys, "arrived.npy"), "printed")
+    found = check_value(Surprise, printed(capsys, "arrived.npy"), "printed")
     assert sum(each.number >= 891 for each in found.images[:15]) >= 7
 
 
@@ -123,7 +123,7 @@ def test_too_many_odd_images_are_refused_if_the_contract_says_so(
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 17, (40, 1, 8, 8), np.uint8)
     np.save("arrived.npy", np.concatenate([digits[400:420], noise]))
-    found = checked(Surprise, printed(capsys, "arrived.npy"), "printed")
+    found = check_value(Surprise, printed(capsys, "arrived.npy"), "printed")
     assert found.batch
     assert found.batch.alarms
     assert "60 new images are odd to models/vdm, by chance about 1; the oddest: arrived.npy" in judge_odd(
@@ -179,7 +179,7 @@ def test_few_held_out_images_or_none_give_an_order_and_no_p(
     )
     (small.folder / "data/images/validation.npy").unlink()
     assert run(["evaluate"]) == Exit.DONE
-    kept = read(Calibration, KEPT)
+    kept = read_document(Calibration, KEPT)
     assert (kept.split, kept.held_out, len(kept.digests)) == ("train", False, 60)
     found = printed(capsys, "data/images", "models/vdm")
     assert (found["batch"], {each["p"] for each in found["images"]}) == (None, {None})
@@ -191,7 +191,7 @@ def test_few_held_out_images_or_none_give_an_order_and_no_p(
         {"name": "d", "num_levels": 17},
     )
     assert run(["evaluate", "models/both", "--images", "both", "--out", "models/both/evaluation"]) == Exit.DONE
-    assert not read(Calibration, Path("models/both/evaluation/calibration.json")).held_out
+    assert not read_document(Calibration, Path("models/both/evaluation/calibration.json")).held_out
 
 
 def test_a_model_without_kept_images_says_how_to_get_them(small: Small, capsys: pytest.CaptureFixture[str]) -> None:
@@ -223,10 +223,12 @@ def test_a_broken_model_is_evaluated_and_has_nothing_to_compare_with(small: Smal
 
 def test_the_words_name_the_bands_and_the_statistics_that_are_far(here: Path) -> None:
     gamma, usual = [-9.0, -6.0, -2.0, 3.0], [0.0] * len(STATISTICS)
-    assert in_words(gamma, np.array([0, 0, 0, 0, 0, 0, 0, 0, *usual])) == ""
-    assert in_words(gamma, np.array([1, -7, 0, 1.9, 0, 0, 2.5, 0, *usual])) == "fine texture -7.0, parts +2.5"
+    assert describe_deviations(gamma, np.array([0, 0, 0, 0, 0, 0, 0, 0, *usual])) == ""
+    assert (
+        describe_deviations(gamma, np.array([1, -7, 0, 1.9, 0, 0, 2.5, 0, *usual])) == "fine texture -7.0, parts +2.5"
+    )
     brighter = np.array([0, 0, 0, 4, 0, 0, 0, 0, 9, *usual[1:]])
-    assert in_words(gamma, brighter) == "brightness +9.0, composition +4.0"
+    assert describe_deviations(gamma, brighter) == "brightness +9.0, composition +4.0"
 
 
 def test_python_has_the_scores_of_the_command(
@@ -261,7 +263,7 @@ def test_wrong_labels_are_found_among_images_that_the_model_has_not_seen(
 ) -> None:
     """Of 100 validation images, five get another label: an average precision of at least 0.95."""
     loaded = load_digits()
-    kept = read(Calibration, ROOT / "pretrained/digits_classes/evaluation/calibration.json")
+    kept = read_document(Calibration, ROOT / "pretrained/digits_classes/evaluation/calibration.json")
     validation = set(kept.digests)
     unseen = [number for number, image in enumerate(loaded.images) if digest(image) in validation][:100]
     images, labels = loaded.images[unseen].astype(np.uint8)[:, None], loaded.target[unseen]
@@ -270,7 +272,9 @@ def test_wrong_labels_are_found_among_images_that_the_model_has_not_seen(
     save_images(small.folder / "set", {"train": images[:0], "test": images}, {"name": "digits", "num_levels": 17})
     np.save("set/test_labels.npy", labels)
     small.edit(class_times=8)
-    found = checked(Labelled, printed(capsys, "set", str(ROOT / "pretrained/digits_classes"), "--labels"), "printed")
+    found = check_value(
+        Labelled, printed(capsys, "set", str(ROOT / "pretrained/digits_classes"), "--labels"), "printed"
+    )
     is_wrong = np.isin([each.number for each in found.images], wrong)
     precision = np.cumsum(is_wrong) / np.arange(1, 101)
     assert precision[is_wrong].mean() >= 0.95

@@ -15,7 +15,7 @@ from flows.core.params import Data
 from flows.core.params_file import read_params
 from flows.images.download import download
 from flows.images.image_set import open_images
-from flows.images.transforms import describe, levels_left, parts, transform
+from flows.images.transforms import describe_transforms, levels_left, parts, transform
 
 DIGITS = read_params(ROOT / "presets" / "digits.yaml").data
 """It has no transforms."""
@@ -49,7 +49,7 @@ def test_transforms_have_a_fixed_order_and_a_description() -> None:
     assert done.max() < 8
     assert done.sum() == done[:, :, 2:6, 2:8].sum() > 0
     words = "grayscale (ITU-R 601, rounded), resized to 4x6 (bicubic, antialiased), padded by 2, 16 bits shifted to 3"
-    assert describe(2**16, settings) == words
+    assert describe_transforms(2**16, settings) == words
 
 
 def test_resizing_stays_within_the_levels() -> None:
@@ -100,7 +100,7 @@ def test_the_crop_is_taken_before_images_are_resized_and_padded() -> None:
     expected = transform(square, 256, declared(resize=[4, 6], pad=1)).repeat(3, axis=1)
     assert np.array_equal(transform(images, 256, settings), expected)
     words = "gray as RGB, cropped to the middle square, resized to 4x6 (bicubic, antialiased), padded by 1"
-    assert describe(256, settings) == words
+    assert describe_transforms(256, settings) == words
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from project import ROOT
 from benchmarks import contract as change
 from flows.contract.checks import Check, list_checks
 from flows.contract.drift import read_reference
-from flows.contract.facts import measure, num_redundant
+from flows.contract.facts import measure_facts, num_redundant
 from flows.contract.findings import Findings
 from flows.contract.inspection import inspect_images, require_success, validate
 from flows.contract.limits import Limit
@@ -222,13 +222,16 @@ def test_redundant_channels_are_counted(digits: np.ndarray) -> None:
 
     def number(channels: str) -> int:
         pixels = np.concatenate([sources[channel] for channel in channels], axis=1)
-        return num_redundant([measure(pixels[:50], 17), measure(pixels[50:], 17)])
+        return num_redundant([measure_facts(pixels[:50], 17), measure_facts(pixels[50:], 17)])
 
     found = {channels: number(channels) for channels in ("aaa", "abb", "abab", "aa1", "abc1", "abc", "a")}
     assert found == {"aaa": 2, "abb": 1, "abab": 2, "aa1": 2, "abc1": 1, "abc": 0, "a": 0}
-    colours, gray = measure(digits[:90].reshape(30, 3, 8, 8), 17), measure(np.repeat(digits[:20], 3, axis=1), 17)
+    colours, gray = (
+        measure_facts(digits[:90].reshape(30, 3, 8, 8), 17),
+        measure_facts(np.repeat(digits[:20], 3, axis=1), 17),
+    )
     assert num_redundant([colours, gray]) == 0, "gray images of one split"
-    assert num_redundant([gray, measure(digits[:20], 17)]) == 0
+    assert num_redundant([gray, measure_facts(digits[:20], 17)]) == 0
 
 
 @pytest.mark.parametrize(
@@ -324,7 +327,7 @@ def test_images_of_few_levels_may_lack_detail(num_bits: int, severity: str, tmp_
     detail = find_check(tmp_path, "enlarged")
     assert detail.severity == severity
     image_set = open_images(tmp_path)
-    lost = [measure(image_set[split], 2**num_bits).lost_detail for split in image_set.splits]
+    lost = [measure_facts(image_set[split], 2**num_bits).lost_detail for split in image_set.splits]
     assert min(lost) > detail.rule.arguments["max_value"]
 
 

@@ -10,13 +10,13 @@ from test_codec import OneInteger
 from torch import Tensor
 from trainings import SETTINGS, start
 
-from vdm.classification import class_losses, classified, classified_alone
+from vdm.classification import class_losses, classify_alone, classify_draws
 from vdm.codec import TOTAL, Codec
 from vdm.diffusion import per_image
 from vdm.discretization import pixels_to_x
 from vdm.evaluation import image_terms
 from vdm.model import VDM
-from vdm.ode import Derivative, State, evaluate_ode
+from vdm.ode import Derivative, OdeState, evaluate_ode
 from vdm.sampling import Solver, fill_in, trajectory
 from vdm.schedule import alpha, sigma
 from vdm.training.validation import Validation
@@ -60,7 +60,7 @@ def of_ode(model: VDM, pixels: np.ndarray, labels: np.ndarray | None) -> np.ndar
     return evaluate_ode(model, pixels, labels=labels, solve=four_steps, **ODE)
 
 
-def four_steps(derivative: Derivative, state: State, times: Tensor) -> State:
+def four_steps(derivative: Derivative, state: OdeState, times: Tensor) -> OdeState:
     """Solve by Euler's method: the steps of an adaptive solver would depend on the other images."""
     for time in torch.linspace(*times.tolist(), 5, dtype=times.dtype)[:-1]:
         y, gain = derivative(time, state)
@@ -144,7 +144,7 @@ def test_a_class_that_tells_something_is_learned_and_validated(
         figures.append(validation.validate(trainer.averaged, 1, lambda: False)[0])  # type: ignore[index]
     assert figures[0] < 0.9 * figures[1]
     losses = class_losses(trainer.averaged, pixels, range(64), **BOUND)
-    assert (classified(losses).best == labels).all()
+    assert (classify_draws(losses).best == labels).all()
 
 
 def test_gaussian_classes_have_their_exact_log_ratio(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
@@ -169,7 +169,7 @@ def test_gaussian_classes_have_their_exact_log_ratio(tiny_model: Callable[..., V
         ends = (model.schedule.gamma_0, model.schedule.gamma_1)
         at_0, at_1 = (alpha(g) ** 2 * away / (2 * (alpha(g) ** 2 * s2 + sigma(g) ** 2)) for g in ends)
         known.append((at_0 - at_1).numpy())
-    found = classified(class_losses(model, digits[:40], range(40), **BOUND | {"times_per_image": 64}))
+    found = classify_draws(class_losses(model, digits[:40], range(40), **BOUND | {"times_per_image": 64}))
     order = np.argsort(known, axis=0)
     assert (found.best == order[0]).all()
     ratio = np.take_along_axis(np.array(known), order[1:2], 0)[0] - np.min(known, axis=0)
@@ -208,7 +208,7 @@ def test_a_model_keeps_its_schedule_while_it_classifies(tiny_model: Callable[...
 
 def test_each_image_is_classified_as_if_it_were_alone() -> None:
     losses = np.random.default_rng(0).normal(0, 1, (3, 4, 8)) + np.arange(8)
-    several, one = classified_alone(losses), classified(losses[:, [2]])
+    several, one = classify_alone(losses), classify_draws(losses[:, [2]])
     for ours, theirs in zip(several, one, strict=True):
         np.testing.assert_array_equal(ours[2], theirs[0])
 
@@ -216,7 +216,7 @@ def test_each_image_is_classified_as_if_it_were_alone() -> None:
 def test_the_bias_of_the_mixture_is_that_of_many_repeats() -> None:
     exact, random = np.array([3.0, 3.4, 5.0]), np.random.default_rng(0)
     losses = exact[:, None, None] + random.normal(0, 0.8, (3, 20_000, 16))
-    found = classified(losses)
+    found = classify_draws(losses)
     unbiased = -np.log(np.exp(-exact).mean())
     error = found.mixture.std() / 20_000**0.5
     assert found.mixture.mean() < unbiased - 4 * error
@@ -227,4 +227,4 @@ def test_the_bias_of_the_mixture_is_that_of_many_repeats() -> None:
     plain = 50 * np.eye(3)[:, random.integers(0, 3, 100), None] * np.linspace(-2, 1, 16) + random.normal(
         0, 3, (100, 16)
     )
-    assert np.abs(classified(plain).mixture_bias).max() < 1e-3
+    assert np.abs(classify_draws(plain).mixture_bias).max() < 1e-3

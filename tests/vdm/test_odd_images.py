@@ -13,7 +13,7 @@ from vdm.discretization import pixels_to_x
 from vdm.evaluation import evaluate, image_noise
 from vdm.model import VDM
 from vdm.schedule import alpha, sigma
-from vdm.surprise import STATISTICS, bound_of, expected, image_features, noise_levels, p_of_batch, reference
+from vdm.surprise import STATISTICS, bound_of, expected_count, image_features, middle_levels, p_of_batch, reference
 
 SETTINGS = {"levels": 4, "seed": 3, "batch_size": 5}
 
@@ -49,7 +49,7 @@ def test_features_are_losses_with_the_noise_of_all_images_and_norms_without_nois
     gaussian: VDM, digits: np.ndarray
 ) -> None:
     features = image_features(gaussian, digits[:7], **SETTINGS)
-    gammas = noise_levels(gaussian, 4).numpy().astype(float)
+    gammas = middle_levels(gaussian, 4).numpy().astype(float)
     ends = gaussian.schedule.gamma_0.item(), gaussian.schedule.gamma_1.item()
     np.testing.assert_allclose(gammas, ends[0] + (ends[1] - ends[0]) * np.array([1, 3, 5, 7]) / 8, rtol=1e-6)
     x = pixels_to_x(torch.from_numpy(digits[:7]), gaussian.num_levels).numpy().astype(float)
@@ -130,13 +130,13 @@ def test_the_number_of_small_p_values_has_the_distribution_of_random_ranks() -> 
         calibrated, scores = np.array(order[:3]), np.array(order[3:])
         p_values = (1 + (calibrated[None] >= scores[:, None]).sum(1)) / 4
         counts.append(int((p_values <= level).sum()))
-    found = expected(2, 3, level, chance=0.5)
+    found = expected_count(2, 3, level, chance=0.5)
     assert found.mean == pytest.approx(np.mean(counts))
     shares = np.cumsum(np.bincount(counts, minlength=3)) / len(counts)
     assert (found.low, found.high) == (int((shares < 0.25).sum()), int((shares < 0.75).sum()))
-    assert expected(900, 99, 0.01, 0.05).mean == pytest.approx(9)
-    assert expected(900, 98, 0.01, 0.05) == (0, 0, 0)  # the lowest p is 1/99
-    assert expected(900, 99, 1.0, 0.05) == (900, 900, 900)
+    assert expected_count(900, 99, 0.01, 0.05).mean == pytest.approx(9)
+    assert expected_count(900, 98, 0.01, 0.05) == (0, 0, 0)  # the lowest p is 1/99
+    assert expected_count(900, 99, 1.0, 0.05) == (900, 900, 900)
 
 
 def test_a_batch_of_images_that_are_each_a_little_odd_is_found() -> None:

@@ -19,7 +19,7 @@ from vdm.discretization import pixels_to_x
 from vdm.model import VDM
 from vdm.ode import (
     Derivative,
-    State,
+    OdeState,
     basis_probes,
     dequantisation_draws,
     evaluate_ode,
@@ -220,7 +220,7 @@ def test_one_backward_pass_serves_several_probes_and_changes_nothing(
         passes[-1] += 1
         return plain(*given, **options)
 
-    def one_step(derivative: Derivative, start: State, times: Tensor) -> State:
+    def one_step(derivative: Derivative, start: OdeState, times: Tensor) -> OdeState:
         slope, growth = derivative(times[0], start)
         return start[0] + slope, start[1] + growth
 

@@ -9,7 +9,7 @@ import torch
 from trainings import SETTINGS, fit
 
 from vdm.model import VDM
-from vdm.training.optimizer import Muon, learning_rate_factor, optimizers, orthogonalised
+from vdm.training.optimizer import Muon, learning_rate_factor, optimizers, orthogonalise
 
 
 def test_the_average_is_exponential(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
@@ -42,7 +42,7 @@ def test_a_matrix_is_orthogonalised_along_its_singular_vectors(shape: tuple[int,
     torch.manual_seed(0)
     matrices = torch.randn(shape, dtype=torch.float64)
     left, _, right = torch.linalg.svd(matrices, full_matrices=False)
-    values = left.mT @ orthogonalised(matrices) @ right.mT
+    values = left.mT @ orthogonalise(matrices) @ right.mT
     diagonal = values.diagonal(dim1=1, dim2=2)
     torch.testing.assert_close(values, torch.diag_embed(diagonal))
     assert (diagonal > 0.6).all()

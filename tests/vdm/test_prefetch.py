@@ -17,7 +17,7 @@ from trainings import SETTINGS, same_bits
 from vdm import sampling
 from vdm.evaluation import image_terms
 from vdm.model import VDM
-from vdm.prefetch import prefetched
+from vdm.prefetch import prefetch
 from vdm.sampling import Solver, trajectory
 from vdm.training.settings import TrainingSettings
 from vdm.training.trainer import Trainer
@@ -134,7 +134,7 @@ def test_arrays_are_made_while_earlier_ones_are_used() -> None:
         made[key].set()
         return [np.array([key])]
 
-    for key, (value,) in enumerate(prefetched(make, range(len(made)), torch.device("cpu"))):
+    for key, (value,) in enumerate(prefetch(make, range(len(made)), torch.device("cpu"))):
         assert value.tolist() == [key]
         for later in made[key + 1 : key + 3]:
             assert later.wait(60)

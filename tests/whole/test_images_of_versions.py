@@ -19,10 +19,10 @@ from flows.images.image_set import open_images
 from flows.images.splitting import digest_of
 from flows.registry import promotion
 from flows.registry.evidence import REFUSE, Evidence
-from flows.registry.images import Kept, kept_images, trained_on
+from flows.registry.images import Kept, list_training_images, read_kept_images
 from flows.registry.project import Project
 from flows.registry.promotion import add_figures, decide
-from flows.registry.versions import Version, add_version, assign, line
+from flows.registry.versions import Version, add_version, ancestry, assign
 from flows.repository.repository import Repository
 from flows.repository.tags import REFUSED
 from vdm.choices import Split
@@ -54,22 +54,22 @@ def test_the_images_of_a_line_are_known_and_the_models_of_which_they_are_not(for
     kept(forge, "v1.5.0", 20, ["4", "3"], model_sha256="5" * 64)
     kept(forge, "v1.6.0", 30, ["9"], model_sha256="6" * 64)
     found = {number: forge.opened.registry.resolve(f"v1.{number}.0") for number in (0, 3, 4, 5, 6)}
-    assert [each and each.name for each in line(found[5], forge.opened.registry.versions)] == [
+    assert [each and each.name for each in ancestry(found[5], forge.opened.registry.versions)] == [
         f"vdm@v1.{each}.0" for each in (5, 4, 3)
     ]
-    assert trained_on(forge.opened.registry, found[3]) == (known(0), {})
-    assert trained_on(forge.opened.registry, found[5]) == (known(0, 10, 20), {})
-    assert line(found[6], forge.opened.registry.versions) == [found[6], None]
+    assert list_training_images(forge.opened.registry, found[3]) == (known(0), {})
+    assert list_training_images(forge.opened.registry, found[5]) == (known(0, 10, 20), {})
+    assert ancestry(found[6], forge.opened.registry.versions) == [found[6], None]
     # Its ancestor is no version.
-    assert trained_on(forge.opened.registry, found[6]) == (known(30), {"9" * 64: "vdm@v1.9.0"})
+    assert list_training_images(forge.opened.registry, found[6]) == (known(30), {"9" * 64: "vdm@v1.9.0"})
     made_before_digests_were_kept = {str(found[0].metrics.model_sha256): "vdm@v1.0.0"}
-    assert trained_on(forge.opened.registry, found[0]) == (set(), made_before_digests_were_kept)
+    assert list_training_images(forge.opened.registry, found[0]) == (set(), made_before_digests_were_kept)
     forge.cached(forge.store((forge.files / "data/images/train_digests.npy").read_bytes())).unlink()
     for stored in forge.remote.rglob("*"):
         if stored.is_file() and stored.read_bytes() == (forge.files / "data/images/train_digests.npy").read_bytes():
             stored.unlink()
-    assert kept_images(forge.opened, found[6]) is None  # lost
-    assert trained_on(forge.opened.registry, found[5]) == (known(0, 10, 20), {})
+    assert read_kept_images(forge.opened, found[6]) is None  # lost
+    assert list_training_images(forge.opened.registry, found[5]) == (known(0, 10, 20), {})
 
 
 def test_a_model_that_was_fitted_to_the_validation_images_saw_them(forge: Forge) -> None:
@@ -81,7 +81,7 @@ def test_a_model_that_was_fitted_to_the_validation_images_saw_them(forge: Forge)
     kept(forge, "v1.3.0", 0)
     kept(forge, "v1.4.0", 0, fitted_to=BOTH)
     found = [
-        trained_on(forge.opened.registry, forge.opened.registry.resolve(number)).digests
+        list_training_images(forge.opened.registry, forge.opened.registry.resolve(number)).digests
         for number in ("v1.3.0", "v1.4.0")
     ]
     assert found == [known(0), known(0, 100)]
@@ -97,13 +97,13 @@ def test_images_are_known_before_their_transforms_or_after_the_same(forge: Forge
         np.save(images / f"{split}_sources.npy", digests(60))
     kept(forge, "v1.4.0", 10, model_sha256="4" * 64)
     before, after = (forge.resolve(number) for number in ("v1.3.0", "v1.4.0"))
-    assert trained_on(forge.opened.registry, before) == (set(), {"3" * 64: "vdm@v1.3.0"})
-    assert trained_on(forge.opened.registry, after) == (known(60), {})
-    assert trained_on(forge.opened.registry, before, "padded by 2") == (known(0), {})
-    assert trained_on(forge.opened.registry, after, "padded by 3") == (set(), {"4" * 64: "vdm@v1.4.0"})
+    assert list_training_images(forge.opened.registry, before) == (set(), {"3" * 64: "vdm@v1.3.0"})
+    assert list_training_images(forge.opened.registry, after) == (known(60), {})
+    assert list_training_images(forge.opened.registry, before, "padded by 2") == (known(0), {})
+    assert list_training_images(forge.opened.registry, after, "padded by 3") == (set(), {"4" * 64: "vdm@v1.4.0"})
     (images / "train_sources.npy").write_bytes(b"")
     kept(forge, "v1.5.0", 10)
-    assert kept_images(forge.opened, forge.resolve("v1.5.0")) is None  # damaged
+    assert read_kept_images(forge.opened, forge.resolve("v1.5.0")) is None  # damaged
 
 
 def test_a_picture_is_found_in_the_versions_and_through_their_line(
@@ -229,10 +229,10 @@ def test_what_only_informs_is_left_out_if_it_is_out_of_reach(
     def away(repository: Repository, version: Version, *splits: list[Split]) -> Kept | None:
         if version.name != "vdm@v1.5.0":
             raise NetworkError(f"{version.name}: the remote does not answer")
-        return kept_images(repository, version, *splits)
+        return read_kept_images(repository, version, *splits)
 
     with monkeypatch.context() as patch:
-        patch.setattr(promotion, "kept_images", away)
+        patch.setattr(promotion, "read_kept_images", away)
         alone = decided(forge, monkeypatch, "v1.5.0", "v1.4.0")
     assert alone.num_judged == 1
     assert "judged images that are not here are not counted: vdm@v1.3.0: the remote" in caplog.text

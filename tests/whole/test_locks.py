@@ -12,7 +12,7 @@ from project import ROOT
 
 from flows.core.errors import Exit, UserError
 from flows.process import locks
-from flows.process.locks import Holder, claim, folder_of_devices, held_locks
+from flows.process.locks import Holder, claim, folder_of_devices, list_held_locks
 
 CPU = torch.device("cpu")
 
@@ -25,15 +25,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_device_has_one_trainer_who_keeps_its_name_when_another_asks(folder: Path) -> None:
-    assert held_locks(folder) == {}
+    assert list_held_locks(folder) == {}
     holder = Holder(process=os.getpid(), folder=str(Path.cwd()))
     with claim(CPU):
         for _ in range(2):
-            assert held_locks(folder) == {"cpu.lock": holder}
+            assert list_held_locks(folder) == {"cpu.lock": holder}
             with pytest.raises(UserError, match=f"^cpu is busy: {holder} trains on it; wait for it or") as error:
                 claim(CPU).__enter__()
             assert error.value.code is Exit.BUSY
-    assert held_locks(folder) == {}
+    assert list_held_locks(folder) == {}
     with claim(CPU):
         pass
 
@@ -46,7 +46,7 @@ def test_a_trainer_that_is_killed_frees_its_device(folder: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         assert process.stdout.readline() == "holds\n"
-        assert held_locks(folder) == {"cpu.lock": Holder(process=process.pid, folder=str(ROOT))}
+        assert list_held_locks(folder) == {"cpu.lock": Holder(process=process.pid, folder=str(ROOT))}
         with pytest.raises(UserError, match=f"process {process.pid} in"):
             claim(CPU).__enter__()
         process.kill()
@@ -60,10 +60,10 @@ def test_a_lock_that_somebody_looks_at_is_free(folder: Path, monkeypatch: pytest
         pass
     with (folder / "cpu.lock").open() as looking:
         fcntl.flock(looking, fcntl.LOCK_SH)
-        assert held_locks(folder) == {}
+        assert list_held_locks(folder) == {}
         monkeypatch.setattr(locks.time, "sleep", lambda seconds: fcntl.flock(looking, fcntl.LOCK_UN))
         with claim(CPU):
-            assert held_locks(folder) != {}
+            assert list_held_locks(folder) != {}
 
 
 def test_a_lock_is_held_also_while_its_file_does_not_say_by_whom(folder: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_lock_is_held_also_while_its_file_does_not_say_by_whom(folder: Path) -
         for written in ("", '{"process": 7', "process 7 in /here\n"):
             file.write(written)
             file.flush()
-            assert held_locks(folder) == {"cpu.lock": Holder()}
+            assert list_held_locks(folder) == {"cpu.lock": Holder()}
             with pytest.raises(UserError, match=r"^cpu is busy: another process trains on it"):
                 claim(CPU).__enter__()
 
@@ -85,4 +85,4 @@ def test_the_locks_of_a_user_are_in_the_folder_for_its_state(monkeypatch: pytest
     monkeypatch.setenv("HOME", str(tmp_path))
     assert folder_of_devices() == tmp_path / ".local/state/vdm"
     with claim(CPU):
-        assert list(held_locks(tmp_path / ".local/state/vdm")) == ["cpu.lock"]
+        assert list(list_held_locks(tmp_path / ".local/state/vdm")) == ["cpu.lock"]

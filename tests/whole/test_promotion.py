@@ -24,7 +24,7 @@ from flows.core.params_file import read_params
 from flows.evaluation.results import BoundMetrics
 from flows.images.image_set import ImageSet, open_images, save_images
 from flows.orchestration.status import registry as registry_now
-from flows.process.ending import STOP, on_stop, stop_at_once
+from flows.process.ending import STOP, handle_stop, stop_at_once
 from flows.process.locks import holder_of
 from flows.registry import promotion
 from flows.registry.evidence import PROMOTE, REFUSE, WAIT, Evidence, evidence_of
@@ -428,12 +428,12 @@ def test_nothing_comes_between_the_check_and_the_tag(forge: Forge, monkeypatch: 
         return "vdm#champion#1"
 
     monkeypatch.setattr(promotion, "assign", tag)
-    with on_stop(stop_at_once):
+    with handle_stop(stop_at_once):
         assert promote(forge.opened, compared(forge, "v1.0.0")) == "vdm#champion#1"
         assert handlers == [signal.SIG_IGN] * len(STOP)
     handlers.clear()
     crown(forge.project, "v1.0.0", "v1.1.0")
-    with on_stop(stop_at_once):
+    with handle_stop(stop_at_once):
         rollback(forge.opened)
     assert handlers == [signal.SIG_IGN] * len(STOP)
 

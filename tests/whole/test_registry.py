@@ -22,7 +22,7 @@ from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.evaluation.results import SampleMetrics
 from flows.registry.fetching import fetch, fetch_images
-from flows.registry.lineage import lineage
+from flows.registry.lineage import trace_lineage
 from flows.registry.project import Project
 from flows.registry.verification import reproduction, require_sound, verify
 from flows.registry.versions import add_version, open_registry
@@ -220,7 +220,7 @@ def test_lineage_lists_promotions_in_their_order_and_the_refusal(forge: Forge) -
     for name in ("vdm#champion#2", "vdm#champion!#3", "vdm#champion#10"):
         forge.git("tag", "--annotate", "--message=By hand", name, "vdm@v1.0.0^{commit}")
     refuse(forge.project, "v1.0.0", reason="too slow")
-    chain = lineage(forge.opened.registry, forge.resolve("v1.0.0"))
+    chain = trace_lineage(forge.opened.registry, forge.resolve("v1.0.0"))
     assert [each.tag for each in chain.promotions] == ["vdm#champion#2", "vdm#champion!#3", "vdm#champion#10"]
     text = forge.vdmctl("lineage", "v1.0.0").stdout
     assert "- tag: vdm#champion!#3" in text
@@ -395,7 +395,7 @@ def test_stages_that_dvc_yaml_no_longer_has_do_not_count(forge: Forge) -> None:
     lock["stages"]["removed"] = {"cmd": "true", "outs": [{"path": "models/old", "md5": f"{'f' * 32}.dir"}]}
     name = forge.version("v1.3.0", lock)
     assert problems(forge, name) == {}
-    assert "models/old" not in lineage(forge.opened.registry, forge.resolve(name)).outputs
+    assert "models/old" not in trace_lineage(forge.opened.registry, forge.resolve(name)).outputs
 
 
 def test_a_reproduction_is_compared_with_the_commit(forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -485,7 +485,7 @@ def test_a_damaged_lock_is_one_line(forge: Forge) -> None:
     lock = '{"stages": {"all": {"outs": [{"path": "models/vdm", "md5": "../up"}]}}}'
     name, reason = forge.version("v1.3.0", documents={"dvc.lock": lock}), "damaged: stages.all.outs.0.md5: "
     registry = forge.opened.registry
-    for action, place in ((lineage, registry), (verify, forge.opened), (fetch, forge.opened)):
+    for action, place in ((trace_lineage, registry), (verify, forge.opened), (fetch, forge.opened)):
         with pytest.raises(UserError, match=rf"^vdm@v1.3.0: dvc.lock at \w{{12}}: {reason}") as raised:
             action(place, registry.resolve(name))
         assert raised.value.code is Exit.MISSING

@@ -15,8 +15,8 @@ from flows.registry.project import Project
 from flows.repository import stages
 from flows.repository.commit import Commit
 from flows.repository.sources import check_out_source, is_tracked, update_import
-from flows.repository.stages import restore, restore_stage
-from flows.train_vdm import made_before
+from flows.repository.stages import restore_outputs, restore_stage
+from flows.train_vdm import find_results
 
 # The versions are trained when the first test asks for them.
 pytestmark = pytest.mark.timeout(1800)
@@ -28,13 +28,13 @@ def tried(project: Sandbox, base: str, *, shared: bool = False, **overrides: int
         Project(project.folder), base, None, {f"train.{key}": value for key, value in overrides.items()}
     )
     with workspace(Project(project.folder), params, project.git("rev-parse", base).strip()) as place:
-        complete = restore(place, shared=shared)
-        return complete, made_before(place) if complete else None
+        complete = restore_outputs(place, shared=shared)
+        return complete, find_results(place) if complete else None
 
 
 def restored(place: Run) -> str:
     """Restore the results of an earlier version, and commit them as a run does."""
-    assert restore(place, shared=False)
+    assert restore_outputs(place, shared=False)
     return place.commit("Retrain: 1.0")
 
 
@@ -77,8 +77,8 @@ def test_the_images_of_an_earlier_run_are_not_read_anew(copied: Sandbox) -> None
     """`download` is not in the run cache: v1.1.0 has the images of v1.0.0, and the checkout has others."""
     params = copied.git("show", "vdm@v1.1.0:params.yaml")
     with workspace(Project(copied.folder), params, copied.git("rev-parse", "HEAD").strip()) as place:
-        assert restore(place, shared=False)
-        assert made_before(place) == copied.git("rev-parse", "vdm@v1.1.0^{commit}").strip()
+        assert restore_outputs(place, shared=False)
+        assert find_results(place) == copied.git("rev-parse", "vdm@v1.1.0^{commit}").strip()
 
 
 def test_files_that_only_the_remote_has_are_pulled(copied: Sandbox) -> None:
@@ -115,7 +115,7 @@ def test_a_stage_that_another_machine_made_is_restored_and_an_outage_is_an_error
 ) -> None:
     head = copied.git("rev-parse", "HEAD").strip()
     with workspace(Project(copied.folder), copied.git("show", "HEAD:params.yaml"), head) as place:
-        assert restore(place, shared=True)
+        assert restore_outputs(place, shared=True)
         lost = cached(copied, "models/trained", "weights.safetensors", "v1.2.0")
         weights = place.folder / layout.TRAINED / "weights.safetensors"
         for file in (lost, weights):
@@ -188,6 +188,6 @@ def test_a_change_of_the_parameters_is_committed_although_dvc_writes_gits_index(
     """The new file has the size of the old one, and may be of the same second."""
     params = compose_params(Project(copied.folder), "HEAD", None, {"train.steps": 81})
     with workspace(Project(copied.folder), params, copied.git("rev-parse", "HEAD").strip()) as place:
-        restore(place, shared=False)
+        restore_outputs(place, shared=False)
         made = place.commit("Retrain: 1.0")
     assert "steps: 81" in copied.git("show", f"{made}:params.yaml")

@@ -160,7 +160,7 @@ def test_the_worktree_of_a_run_in_progress_stays(plain: Sandbox, monkeypatch: py
     killed = plain.folder / layout.WORKTREES / "killed"
     plain.git("worktree", "add", "--quiet", "-b", "runs/killed", str(killed))
     with monkeypatch.context() as patch:
-        patch.setattr("flows.orchestration.workspace.processes_in", lambda folder: [7])
+        patch.setattr("flows.orchestration.workspace.find_processes", lambda folder: [7])
         assert prune(Project(plain.folder)) == []
     assert killed.is_dir()
     assert prune(Project(plain.folder)) == ["killed"]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vdm.choices import Transform
-from vdm.prefetch import pinned
+from vdm.prefetch import pin
 from vdm.vlb import low_discrepancy_times
 
 
@@ -77,7 +77,7 @@ def batch_indices(num_images: int, batch_size: int, step: int, seed: int, device
 def epoch_order(num_images: int, epoch: int, seed: int, device: torch.device | str) -> Tensor:
     """Return the order of the images in an epoch, (num_images,), the same on every device."""
     order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(num_images))
-    return pinned(order, torch.device(device)).to(device, non_blocking=True)
+    return pin(order, torch.device(device)).to(device, non_blocking=True)
 
 
 def augment(pixels: Tensor, transforms: Sequence[Transform], generator: torch.Generator) -> tuple[Tensor, Tensor]:

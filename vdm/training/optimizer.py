@@ -51,7 +51,7 @@ class Muon(Optimizer):
         momenta = [self.state[parameter]["momentum"] for parameter in parameters]
         torch._foreach_lerp_(momenta, latest, 1 - MOMENTUM)
         directions = torch.stack(torch._foreach_lerp(latest, momenta, MOMENTUM))
-        steps = orthogonalised(directions.flatten(2)).reshape(directions.shape)
+        steps = orthogonalise(directions.flatten(2)).reshape(directions.shape)
         size = STEP_SIZE * math.sqrt(max(matrix_shape(parameters[0])))
         torch._foreach_mul_(parameters, 1 - learning_rate * weight_decay)
         torch._foreach_add_(parameters, steps.unbind(), alpha=-learning_rate * size)
@@ -78,7 +78,7 @@ def matrix_shape(parameter: Tensor) -> tuple[int, int]:
     return parameter.shape[0], parameter[0].numel()
 
 
-def orthogonalised(matrices: Tensor) -> Tensor:
+def orthogonalise(matrices: Tensor) -> Tensor:
     """Return matrices (K,M,N) with nearly the same singular vectors, and singular values near 1.
 
     Five Newton-Schulz iterations, which take matrix products only, bring those above 0.2% of the matrix's norm to

@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from vdm.choices import Precision
 from vdm.model import VDM
 from vdm.network import AttentionBlock, ResidualBlock
-from vdm.prefetch import prefetched
+from vdm.prefetch import prefetch
 from vdm.training.batches import Batch, augment, batch_indices, draw_batch, gather
 from vdm.training.log import TrainingLog, TrainingRecord
 from vdm.training.optimizer import learning_rate_factor, move_average, optimizers
@@ -204,7 +204,7 @@ class Trainer:
         """Return the pixels (B,C,H,W) of the next step, and begin to bring those of the step after from the host."""
         if self.coming_at != self.done:
             make = partial(gather, self.images, self.settings.batch_size, self.settings.seed)
-            self.coming = prefetched(make, count(self.done), self.device, ahead=1)
+            self.coming = prefetch(make, count(self.done), self.device, ahead=1)
         self.coming_at = self.done + 1
         (pixels,) = next(self.coming)
         return pixels
