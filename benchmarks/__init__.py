@@ -1,7 +1,7 @@
 """Measurements of speed, likelihood, samples, files and the data contract: `python -m benchmarks.NAME --help`.
 
-speed          a training step, an evaluation, sampling; with --peer against the PyTorch peer
-equal_minutes  bits/dim after equal minutes of training, against the peer
+speed          a training step, an evaluation, sampling; with --peer against another code
+equal_minutes  bits/dim after equal minutes of training, against another code
 continuing     training that goes on from a model when images arrive, against training anew
 likelihood     the variance and the error of the bound's estimate, the numerical error of the ODE
 judging        how often the judge of challengers is wrong, in a simulation

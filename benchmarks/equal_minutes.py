@@ -1,17 +1,18 @@
 """Compare ours with the peer after equal minutes of training: bits/dim of the same images by one evaluator.
 
-    python -m benchmarks.equal_minutes --peer FOLDER --images SET [--preset NAME] [--minutes M] [--seeds 0 1]
+    python -m benchmarks.equal_minutes --peer bsi --checkout FOLDER --images SET [--minutes M] [--seeds 0 1]
 
-For each seed ours and the peer train in turn, each alone on the machine in new processes.  At --points evenly spaced
-moments, with the clock stopped, each saves its averaged weights.  The peer also saves its last weights, and the better
-of the two count.  All are then evaluated on the validation images of SET, a folder that `vdmctl download` wrote, at the
-same times with the same noise.
+For each seed ours and the peer train in turn, each alone on the machine in new processes, the peer once at each of its
+learning rates.  At --points evenly spaced moments, with the clock stopped, each is saved.  All are evaluated on the
+validation images of SET, a folder that `vdmctl download` wrote.  The peer is evaluated with its averaged and with its
+last weights, and the better of the two count; so does the better of its rates at the end.
 
 Both stop by the clock.  Ours has the preset's recipe, and its learning rate falls with the minutes to 0 at their end;
-the weights are averaged over the same share of the steps as in the preset.  The peer has its own recipe and the
-preset's sizes of the network; --peer-learning-rate and --peer-batch-size change its recipe.  --plot FILE draws the
-curves.  The peer, a checkout of addtt/variational-diffusion-models, needs the packages accelerate, ema-pytorch,
-torchinfo and pyyaml.
+the weights are averaged over the same share of the steps as in the preset.  The peer has its own recipe, in its file in
+benchmarks/peers, and the preset's sizes of the network; --peer-learning-rates, --peer-batch-size and --peer-precision
+change its recipe.  What each peer needs is in `python -m benchmarks.speed --help`.  addtt's weights and google's are
+evaluated by ours, at the same times with the same noise, and so is diffusers' network, which has no bound; bsi is
+evaluated by its own bound, at as many noise levels.  --plot FILE draws the curves.
 """
 
 import argparse
@@ -21,9 +22,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -31,63 +31,67 @@ import numpy as np
 import torch
 
 from benchmarks import PRESETS, chart, duration, explained, new_parser, positive, preset_params, show
-from benchmarks.speed import PEER_BATCH_SIZE, PEER_LEARNING_RATE, peer_model, peer_training_step, require_peer
+from benchmarks.peers import class_of, peer_options, require_peer
 from flows.core.device import find_device
 from flows.core.model import arguments_of, open_model, save_model
 from flows.core.params import Params
 from flows.core.params_file import preset_names
-from flows.evaluation.importing import import_checkpoint
 from flows.images.image_set import open_images
 from flows.training.distributed import is_first, launch, local_rank, process_group, take_first
 from flows.training.fitting import build, pixels_to_fit, resolve
-from vdm.evaluation import evaluate, paired_difference
+from vdm.evaluation import evaluate, paired_difference, standard_error
 from vdm.training.batches import batch_indices
 from vdm.training.settings import TrainingSettings
 
-WHO = ("ours", "peer")
 CONFIDENCE = 0.95
-Curves = dict[tuple[str, int], list[dict[str, Any]]]
-"""The points of each training, named by who trained and the seed."""
+Training = tuple[str, int, float]
+"""Who trained, the seed, and the learning rate: 0 for that of our preset."""
+Curves = dict[Training, list[dict[str, Any]]]
+"""The points of each training."""
 
 
 def main() -> None:
     options = parser()
     chosen = options.parse_args()
     if chosen.train:
-        who, seed, out = chosen.train
-        {"ours": train_ours, "peer": train_peer}[who](chosen, int(seed), Path(out))
+        who, seed, rate, out = chosen.train
+        if who == "ours":
+            train_ours(chosen, int(seed), Path(out))
+        else:
+            train_peer(chosen, int(seed), float(rate), Path(out))
         return
     with explained(options):
+        require_peer(chosen.peer, chosen.checkout, chosen.peer_python)
         images = open_images(chosen.images)
         if not len(images["validation"]) or images.num_levels != 256:
             raise ValueError(f"{chosen.images} needs validation images, and 256 levels for the peer")
-        require_peer(chosen.peer)
+    rates = chosen.peer_learning_rates or class_of(chosen.peer).learning_rates
     curves: Curves = {}
     with tempfile.TemporaryDirectory() as scratch:
         for seed in chosen.seeds:
-            for who in WHO:
-                folder = Path(scratch, f"{who}-{seed}")
+            for who, rate in (("ours", 0.0), *(("peer", rate) for rate in rates)):
+                folder = Path(scratch, f"{who}-{seed}-{rate}")
                 command = [sys.executable, "-m", "benchmarks.equal_minutes", *sys.argv[1:]]
-                subprocess.run([*command, "--train", who, str(seed), folder], check=True)
-                curves[who, seed] = measured(folder, chosen)
+                subprocess.run([*command, "--train", who, str(seed), str(rate), folder], check=True)
+                curves[who, seed, rate] = measured(folder, chosen)
     report(curves, chosen)
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the options."""
     options = new_parser(__doc__)
-    options.add_argument("--peer", type=Path, required=True, help="a checkout of the peer")
+    peer_options(options, default="addtt")
     options.add_argument("--images", type=Path, required=True, help="a prepared image set with validation images")
     options.add_argument("--preset", default="fashion_mnist_cpu", choices=preset_names(PRESETS))
-    options.add_argument("--peer-learning-rate", type=float, default=PEER_LEARNING_RATE)
-    options.add_argument("--peer-batch-size", type=positive, default=PEER_BATCH_SIZE)
+    options.add_argument("--peer-learning-rates", type=float, nargs="+", help="default: the two of its recipe")
+    options.add_argument("--peer-batch-size", type=positive, help="default: that of its recipe")
     options.add_argument("--minutes", type=duration, default=10.0, help="minutes of each training")
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="seeds of the trainings")
     options.add_argument("--points", type=positive, default=5, help="points of each curve")
     options.add_argument("--num-images", type=positive, default=512, help="validation images to evaluate")
     options.add_argument("--times-per-image", type=positive, default=8, help="noise levels per image")
     options.add_argument("--plot", type=Path, help="the picture of the curves, a .png or .svg file")
-    options.add_argument("--train", nargs=3, help=argparse.SUPPRESS)  # of the processes that this one starts
+    options.add_argument("--train", nargs=4, help=argparse.SUPPRESS)  # of the processes that this one starts
     return options
 
 
@@ -123,31 +127,29 @@ def of_length(settings: TrainingSettings, steps: int) -> TrainingSettings:
     return replace(settings, steps=steps, ema_decay=decay)
 
 
-def train_peer(chosen: argparse.Namespace, seed: int, out: Path) -> None:
+def train_peer(chosen: argparse.Namespace, seed: int, rate: float, out: Path) -> None:
     """Train the peer as its script does, on images of 256 levels."""
-    device, size, image_set = find_device("auto"), chosen.peer_batch_size, open_images(chosen.images)
+    device, image_set, kind = find_device("auto"), open_images(chosen.images), class_of(chosen.peer)
+    model = arguments_of(preset_params(chosen.preset).model, image_set.image_shape, image_set.num_levels)
+    images, size = pixels_to_fit(image_set, "train"), chosen.peer_batch_size or kind.batch_size
+    if chosen.peer == "google":
+        job = {"model": model, "batch_size": size, "learning_rate": rate, "seed": seed, "out": out}
+        with tempfile.NamedTemporaryFile(suffix=".npy") as file:
+            np.save(file.name, images)
+            job |= {"images": file.name, "minutes": chosen.minutes, "points": chosen.points}
+            kind.run(chosen.peer_python, "minutes", checkout=chosen.checkout, **job)
+        kind.import_points(out, chosen.points, image_set.image_shape[1:])
+        return
     torch.manual_seed(seed)
-    config = arguments_of(preset_params(chosen.preset).model, image_set.image_shape, image_set.num_levels)
-    images = torch.from_numpy(pixels_to_fit(image_set, "train"))
-    diffusion = peer_model(chosen.peer, config, size, device)
-    numbers = count()
+    peer = kind(chosen.checkout, model, device, rate, chosen.peer_precision, size)
+    pixels, validation = torch.from_numpy(images), np.array(image_set["validation"][: chosen.num_images])
 
-    def next_batch() -> torch.Tensor:
-        return (images[batch_indices(len(images), size, next(numbers), seed, "cpu")].float() / 255).to(device)
+    def step(seconds: float) -> None:
+        batch = pixels[batch_indices(len(pixels), size, peer.done, seed, "cpu")]
+        peer.step(batch.to(device), share=seconds / (60 * chosen.minutes))
 
-    step, average = peer_training_step(diffusion, next_batch, learning_rate=chosen.peer_learning_rate)
-
-    def save(folder: Path) -> None:
-        folder.mkdir()
-        file = folder / "model.pt"
-        torch.save({"model": diffusion.state_dict(), "ema": average.state_dict()}, file)
-        (folder / "config.yaml").write_text(json.dumps(asdict(diffusion.cfg)))  # JSON is YAML
-        _, height, width = image_set.image_shape
-        for name, averaged in {"averaged": True, "last": False}.items():
-            sizes = {"image_size": (height, width), "num_levels": image_set.num_levels}
-            import_checkpoint(file, "addtt", out=folder / name, averaged=averaged, **sizes)
-
-    take_points(out, chosen.points, chosen.minutes, lambda _: step(), save)
+    save = partial(peer.save, images=validation, times_per_image=chosen.times_per_image)
+    take_points(out, chosen.points, chosen.minutes, step, save)
 
 
 def take_points(
@@ -176,27 +178,35 @@ def measured(folder: Path, chosen: argparse.Namespace) -> list[dict[str, Any]]:
     settings = {"times_per_image": chosen.times_per_image, "num_timesteps": None, "batch_size": 512, "seed": 0}
     points: list[dict[str, Any]] = json.loads((folder / "points.json").read_text())
     for number, point in enumerate(points):
-        models = [file.parent for file in sorted(Path(folder, str(number)).rglob("config.json"))]
-        results = [evaluate(open_model(model, device).vdm, images, **settings) for model in models]
-        best = min(results, key=lambda result: float(result.bpd.mean()))
-        point |= {"bpd": best.bpd.mean(), "standard_error": best.standard_error, "per_image": best.bpd}
+        at = folder / str(number)
+        models = [file.parent for file in sorted(at.rglob("config.json"))]
+        results = [evaluate(open_model(model, device).vdm, images, **settings).bpd for model in models]
+        results += [np.load(file) for file in sorted(at.glob("*.npy"))]
+        best = min(results, key=np.mean)
+        point |= {"bpd": best.mean(), "standard_error": standard_error(best), "per_image": best}
     return points
 
 
 def report(curves: Curves, chosen: argparse.Namespace) -> None:
-    """Print the curves and the difference at their ends, and draw them."""
+    """Print the curves and the difference at their ends, at the peer's better rate, and draw them."""
+    ends: dict[tuple[str, float], list[np.ndarray]] = {}
+    for (who, _, rate), points in curves.items():
+        ends.setdefault((who, rate), []).append(points[-1]["per_image"])
     # Every image has the mean over the seeds.
-    ours, peer = (
-        np.mean([points[-1]["per_image"] for (name, _), points in curves.items() if name == who], axis=0) for who in WHO
-    )
-    end = paired_difference(ours, peer, confidence=CONFIDENCE)
+    means = {key: np.mean(results, axis=0) for key, results in ends.items()}
+    best = min((key for key in means if key[0] == "peer"), key=lambda key: float(means[key].mean()))
+    (ours,) = (mean for (who, _), mean in means.items() if who == "ours")
+    end = paired_difference(ours, means[best], confidence=CONFIDENCE)
     figures = {
         "preset": chosen.preset,
+        "peer": chosen.peer,
         "rows": [
-            {"who": who, "seed": seed} | {key: figure for key, figure in point.items() if key != "per_image"}
-            for (who, seed), points in curves.items()
+            {"who": who, "seed": seed, "learning_rate": rate or None}
+            | {key: figure for key, figure in point.items() if key != "per_image"}
+            for (who, seed, rate), points in curves.items()
             for point in points
         ],
+        "peer_learning_rate": best[1],
         "peer_minus_ours_bpd": end.difference,
         "interval": list(end.interval),
         "confidence": CONFIDENCE,
@@ -210,10 +220,17 @@ def report(curves: Curves, chosen: argparse.Namespace) -> None:
 def plot(curves: Curves, path: Path) -> None:
     """Draw bits/dim over minutes, a line for each training."""
     with chart(path, xlabel="minutes of training", ylabel="bits/dim of the validation images") as axes:
-        for (who, seed), points in curves.items():
+        for (who, seed, rate), points in curves.items():
             minutes, bpd, errors = ([point[key] for point in points] for key in ("minutes", "bpd", "standard_error"))
             style = {"ours": "o-", "peer": "s--"}[who]
-            axes.errorbar(minutes, bpd, errors, fmt=style, capsize=3, label=f"{who}, seed {seed}")
+            axes.errorbar(
+                minutes,
+                bpd,
+                errors,
+                fmt=style,
+                capsize=3,
+                label=f"{who}, seed {seed}" + (f", {rate:g}" if rate else ""),
+            )
 
 
 if __name__ == "__main__":

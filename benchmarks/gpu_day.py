@@ -1,6 +1,6 @@
 """Measure everything about one card that the choice of `auto` rests on, in ten minutes: parity, speed, memory.
 
-    python -m benchmarks.gpu_day --out FOLDER [--peer FOLDER] [--minutes 9] [--rows NAME ...]
+    python -m benchmarks.gpu_day --out FOLDER [--peer NAME --checkout FOLDER] [--minutes 9] [--rows NAME ...]
 
 Rows of speed are runs of `benchmarks.speed`, each in a new process: training steps of the paper's CIFAR-10 network in
 bfloat16 and float32, compiled and not, with and without CUDA graphs, then evaluation, sampling and, with --peer, the
@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import cell, describe, duration, explained
-from benchmarks.speed import Problem, given, parser, read_problem, require_peer, settings_of, trainer_of
+from benchmarks.peers import peer_arguments, peer_options, require_peer
+from benchmarks.speed import Problem, given, parser, read_problem, settings_of, trainer_of
 from flows.core.device import find_device
 from vdm.choices import Precision
 from vdm.evaluation import evaluate
@@ -57,15 +58,15 @@ def main() -> None:
     options = parser(__doc__)
     options.set_defaults(preset="cifar10", seconds=5.0)
     options.add_argument("--out", type=Path, help="the folder to write")
-    options.add_argument("--peer", type=Path, help="a checkout of the PyTorch peer to measure, too")
+    peer_options(options, default=None)
     options.add_argument("--minutes", type=duration, default=9.0, help="no row begins after this time")
     options.add_argument("--rows", nargs="+", choices=[*ROWS, *PEER_ROWS], help="only these rows")
     options.add_argument("what", nargs="?", choices=["losses"], help=argparse.SUPPRESS)
     chosen = options.parse_args()
     with explained(options):
         problem, device = read_problem(chosen), find_device(chosen.device)
-        if chosen.peer:
-            require_peer(chosen.peer)
+        if chosen.peer or chosen.checkout:
+            require_peer(chosen.peer, chosen.checkout, chosen.peer_python)
         if not chosen.out and not chosen.what:
             raise ValueError("--out names the folder to write")
     if chosen.what:
@@ -73,7 +74,7 @@ def main() -> None:
         return
     chosen.out.mkdir(parents=True, exist_ok=True)
     common = given(argparse.Namespace(**{**vars(chosen), "out": None, "minutes": None, "rows": None, "compile": None}))
-    peer = {name: [*row, "--peer", str(chosen.peer)] for name, row in PEER_ROWS.items()} if chosen.peer else {}
+    peer = {name: [*row, *peer_arguments(chosen)] for name, row in PEER_ROWS.items()} if chosen.peer else {}
     machine, lines, rows = describe(device), [header()], dict[str, dict[str, Any]]()
     if not chosen.json:
         print(lines[0])

@@ -1,13 +1,19 @@
-"""Measure the speed and memory of a training step, of an evaluation or of sampling, on random images.
+r"""Measure the speed and memory of a training step, of an evaluation or of sampling, on random images.
 
-    python -m benchmarks.speed train --preset fashion_mnist --width 32 --blocks 4 --batch-size 64 --peer FOLDER
+    python -m benchmarks.speed train --preset fashion_mnist --width 32 --blocks 4 --batch-size 64 \
+        --peer bsi --checkout FOLDER
 
 `train` takes steps: forward, backward, clipping, the optimizer and averaging, in as many processes as the preset or
 --num-devices says; their memory is added up.  `evaluate` computes the bound with one network evaluation per image.
 `sample` draws images by the preset's solver.
 
-With --peer FOLDER, a checkout of addtt/variational-diffusion-models, ours and the peer's run alternately, each in a new
-process.  The peer needs the packages accelerate, ema-pytorch, torchinfo and pyyaml.
+With --peer NAME, ours and the peer's run alternately, each in a new process.  A peer's recipe is in its file in
+benchmarks/peers:
+
+addtt      a checkout of addtt/variational-diffusion-models; packages accelerate, ema-pytorch, torchinfo, pyyaml
+bsi        a checkout of martenlienen/bsi; packages einops, jaxtyping; --peer-precision bfloat16 is by autocast
+diffusers  the package diffusers; its UNet2DModel with as many parameters as ours
+google     a checkout of google-research/vdm, and --peer-python: packages jax, flax, optax, chex
 """
 
 import argparse
@@ -17,19 +23,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import redirect_stderr
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
-from io import StringIO
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks import PRESETS, duration, explained, new_parser, positive, preset_params, show
+from benchmarks.peers import Peer, class_of, peer_arguments, peer_options, require_peer
 from flows.core.device import find_compile, find_device, find_precision
 from flows.core.model import arguments_of
 from flows.core.params import Params, device_name
@@ -52,9 +56,13 @@ SHAPES = {
 }
 SAMPLED = 64
 """The number of images that are drawn at a time by default."""
-PEER_NEEDS = ("accelerate", "ema_pytorch", "torchinfo", "yaml")
-PEER_LEARNING_RATE, PEER_BATCH_SIZE = 2e-4, 128
-"""The defaults of the peer's train.py."""
+RATIOS = {
+    "speed": "images_per_second",
+    "processor": "images_per_processor_second",
+    "memory": "peak_memory_mib",
+    "operations": "step_tflop",
+}
+"""The figures whose ratios are ours / peer."""
 Figures = dict[str, Any]
 
 
@@ -67,23 +75,24 @@ class Problem(NamedTuple):
 
 
 class Times(NamedTuple):
-    """The seconds of the first step, and the mean seconds of a later one."""
+    """The seconds of the first step, and the mean seconds of a later one, by the clock and on this process's cores."""
 
     first: float
     step: float
+    processor: float
 
 
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("what", choices=["train", "evaluate", "sample"])
-    options.add_argument("--peer", type=Path, help="a checkout of the PyTorch peer to compare with")
+    peer_options(options, default=None)
     options.add_argument("--rounds", type=positive, default=3, help="rounds of the comparison")
     options.add_argument("--who", default="ours", choices=["ours", "peer"], help=argparse.SUPPRESS)
     chosen = options.parse_args()
     with explained(options):
         problem, device = read_problem(chosen), find_device(chosen.device)
-        if chosen.peer:
-            require_peer(chosen.peer)
+        if chosen.peer or chosen.checkout:
+            require_peer(chosen.peer, chosen.checkout, chosen.peer_python)
         if chosen.what == "train":
             chosen.num_devices = chosen.num_devices or problem.params.train.num_devices
             find_device(chosen.device, chosen.num_devices)
@@ -117,7 +126,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 def given(chosen: argparse.Namespace) -> list[str]:
     """Return the options of `parser` that were chosen, for another process."""
     options = {name: value for name, value in vars(chosen).items() if value is not None}
-    for name in ("what", "peer", "rounds", "who", "json"):
+    for name in ("what", "peer", "checkout", "peer_python", "peer_precision", "rounds", "who", "json"):
         options.pop(name, None)
     return [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
 
@@ -138,7 +147,7 @@ def read_problem(options: argparse.Namespace) -> Problem:
 def clock(
     step: Callable[[], object], device: torch.device, seconds: float, over: Callable[[bool], bool] = bool
 ) -> Times:
-    """Return the seconds of the first step, and the mean seconds of at least three steps after the third.
+    """Return the seconds of the first step, and the mean ones of at least three steps after the third.
 
     `over` says whether to end, given whether `seconds` have passed; processes that step together must agree on it.
     """
@@ -153,11 +162,11 @@ def clock(
     first = finished() - begin
     step()
     step()
-    begin, count = finished(), 0
+    begin, processor, count = finished(), time.process_time(), 0
     while count < 3 or not over(finished() - begin >= seconds):
         step()
         count += 1
-    return Times(first, (finished() - begin) / count)
+    return Times(first, (finished() - begin) / count, (time.process_time() - processor) / count)
 
 
 def peak_memory(device: torch.device) -> float:
@@ -172,7 +181,7 @@ def training(chosen: argparse.Namespace, problem: Problem, device: torch.device)
     count = chosen.num_devices
     timed = partial(timed_training, chosen)
     parts = np.stack(launch(timed, num_processes=count) if count > 1 else [timed()])
-    first, seconds, memory = parts[0, 0], parts[0, 1], parts[:, 2].sum()
+    (first, seconds), (processor, memory) = parts[0, :2], parts[:, 2:].sum(axis=0)
     settings = settings_of(chosen, problem, device)
     flop = count_flop(problem, settings, device)
     # On a CPU the processes share the cores that the rate is measured with.
@@ -183,6 +192,7 @@ def training(chosen: argparse.Namespace, problem: Problem, device: torch.device)
         "compile": settings.compile,
         "num_devices": count,
         "images_per_second": settings.batch_size / seconds,
+        "images_per_processor_second": settings.batch_size / processor,
         "steps_per_second": 1 / seconds,
         "time_to_first_step_s": first,
         "peak_memory_mib": memory,
@@ -193,7 +203,7 @@ def training(chosen: argparse.Namespace, problem: Problem, device: torch.device)
 
 
 def timed_training(chosen: argparse.Namespace) -> np.ndarray:
-    """Return the seconds of the first and of a later step, and the peak memory in MiB of this process: (3,)."""
+    """Return the times and the peak memory in MiB of this process: (4,)."""
     device = find_device(chosen.device, chosen.num_devices, local_rank())
     with process_group(device):
         problem = read_problem(chosen)
@@ -238,6 +248,7 @@ def evaluating(chosen: argparse.Namespace, problem: Problem, device: torch.devic
         "batch_size": size,
         "precision": precision,
         "images_per_second": size / times.step,
+        "images_per_processor_second": size / times.processor,
         "time_to_first_step_s": times.first,
         "peak_memory_mib": peak_memory(device),
     }
@@ -256,6 +267,7 @@ def sampling(chosen: argparse.Namespace, problem: Problem, device: torch.device)
         "batch_size": size,
         **solver._asdict(),
         "images_per_second": size / times.step,
+        "images_per_processor_second": size / times.processor,
         "images_x_steps_per_second": size * steps / times.step,
         "peak_memory_mib": peak_memory(device),
     }
@@ -263,13 +275,33 @@ def sampling(chosen: argparse.Namespace, problem: Problem, device: torch.device)
 
 def count_flop(problem: Problem, settings: TrainingSettings, device: torch.device) -> int:
     """Return the floating-point operations of the matrix products and convolutions in one training step."""
-    from torch.utils.flop_counter import FlopCounterMode  # loads torch's compiler, which would add to the peak memory
 
-    # Image by image, which takes little memory, in float32 and with attention as matrix products, which all count.
+    # Image by image, which takes little memory, in float32.
     slow = replace(settings, precision="float32", compile=False, accumulation=settings.batch_size)
-    trainer = trainer_of(problem, slow, device)
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        trainer.step()
+    return flop_of(trainer_of(problem, slow, device).step)
+
+
+class Whole(nullcontext[None]):
+    """What the counter asks for the module that runs: not by its hooks, which a step with autograd.grad cannot have."""
+
+    parents: ClassVar = {"Global"}
+
+
+def flop_of(step: Callable[[], object]) -> int:
+    """Return the floating-point operations of the matrix products and convolutions in a step."""
+    from torch.utils import flop_counter  # loads torch's compiler, which would add to the peak memory
+
+    # Attention as matrix products, which all count, or where the step itself chooses a kernel, by the kernel's formula.
+    kernel = "_scaled_dot_product_flash_attention_for_cpu"
+    forward, backward = (getattr(torch.ops.aten, name) for name in (kernel, f"{kernel}_backward"))
+    formulas = {
+        forward: lambda q, k, v, *_, **__: flop_counter.sdpa_flop_count(q, k, v),
+        backward: lambda gradient, q, k, v, *_, **__: flop_counter.sdpa_backward_flop_count(gradient, q, k, v),
+    }
+    counting = flop_counter.FlopCounterMode(display=False, custom_mapping=formulas)
+    counting.mod_tracker = Whole()
+    with sdpa_kernel(SDPBackend.MATH), counting as counter:
+        step()
     return counter.get_total_flops()  # type: ignore[no-any-return]
 
 
@@ -281,20 +313,18 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def against_peer(chosen: argparse.Namespace) -> Figures:
-    """Measure ours and the peer's alternately; return the figures of every round and the ratios of their means.
-
-    A ratio is ours / peer, of images per second and of memory, computed per round.
-    """
+    """Measure ours and the peer's alternately; return the figures of every round and the means of their ratios."""
     rows = [
         {"round": number, "who": who, **run([chosen.what, *given(chosen), "--who", who, *peer])}
         for number in range(1, chosen.rounds + 1)
-        for who, peer in (("ours", []), ("peer", ["--peer", str(chosen.peer)]))
+        for who, peer in (("ours", []), ("peer", peer_arguments(chosen)))
     ]
-    shown = ("round", "who", "images_per_second", "peak_memory_mib")
-    figures: Figures = {"rows": [{key: row[key] for key in shown} for row in rows]}
-    for name, key in (("speed", "images_per_second"), ("memory", "peak_memory_mib")):
-        ratios = [ours[key] / peer[key] for ours, peer in zip(rows[::2], rows[1::2], strict=True)]
-        figures |= {f"{name}_ratio": sum(ratios) / len(ratios), f"{name}_ratio_range": [min(ratios), max(ratios)]}
+    shown = ("round", "who", "precision", *RATIOS.values())
+    figures: Figures = {"peer": chosen.peer, "rows": [{key: row[key] for key in shown if key in row} for row in rows]}
+    for name, key in RATIOS.items():
+        if key in rows[0]:
+            ratios = [ours[key] / peer[key] for ours, peer in zip(rows[::2], rows[1::2], strict=True)]
+            figures |= {f"{name}_ratio": sum(ratios) / len(ratios), f"{name}_ratio_range": [min(ratios), max(ratios)]}
     return figures
 
 
@@ -304,94 +334,39 @@ def run(arguments: list[str], module: str = "benchmarks.speed") -> Figures:
     return json.loads(done.stdout)  # type: ignore[no-any-return]
 
 
-def require_peer(folder: Path) -> None:
-    """Raise ValueError unless the folder is a checkout of the peer, and the packages that it needs are installed."""
-    if not (folder / "vdm_unet.py").is_file():
-        raise ValueError(f"--peer {folder} is not a checkout of the peer: it has no vdm_unet.py")
-    if missing := [name for name in PEER_NEEDS if not find_spec(name)]:
-        raise ValueError(f"the peer needs modules that are not installed: {', '.join(missing)}")
-
-
 def of_peer(chosen: argparse.Namespace, problem: Problem, device: torch.device) -> Figures:
     """Return the figures of the peer, which does as its own scripts do."""
     default = {"train": problem.params.train.batch_size, "evaluate": problem.params.evaluate.batch_size}
-    size = chosen.batch_size or default.get(chosen.what, SAMPLED)
-    batch = (problem.images[:size].float() / 255).to(device)  # as its data loader does; it supports 256 levels only
-    diffusion = peer_model(chosen.peer, problem.model, size, device)
+    size, steps = chosen.batch_size or default.get(chosen.what, SAMPLED), chosen.num_timesteps
+    kind = class_of(chosen.peer)
+    if chosen.peer == "google":
+        job = {"model": problem.model, "batch_size": size, "num_timesteps": steps, "seconds": chosen.seconds}
+        rate = kind.learning_rates[0]
+        found = kind.run(chosen.peer_python, chosen.what, checkout=chosen.checkout, learning_rate=rate, **job)
+        return {"precision": "float32"} | found
 
-    @torch.no_grad()
-    def evaluation() -> None:
-        _, metrics = diffusion(batch)
-        metrics["bpd"].item()
+    def begun(batch_size: int) -> Peer:
+        settings = (device, kind.learning_rates[0], chosen.peer_precision, batch_size)
+        return kind(chosen.checkout, problem.model, *settings)  # type: ignore[no-any-return]
 
-    def drawing() -> None:
-        with redirect_stderr(StringIO()):  # its progress bar
-            diffusion.sample(size, chosen.num_timesteps, clip_samples=True)
-
-    if chosen.what == "train":
-        step, _ = peer_training_step(diffusion, lambda: batch, learning_rate=PEER_LEARNING_RATE)
-    else:
-        diffusion.eval()
-        step = evaluation if chosen.what == "evaluate" else drawing
+    pixels, peer = problem.images[:size].to(device), begun(size)
+    step = {
+        "train": lambda: peer.step(pixels),
+        "evaluate": lambda: peer.evaluate(pixels),
+        "sample": lambda: peer.sample(size, steps),
+    }[chosen.what]
     times = clock(step, device, chosen.seconds)
-    return {"images_per_second": size / times.step, "peak_memory_mib": peak_memory(device)}
-
-
-def peer_model(folder: Path, model: Figures, batch_size: int, device: torch.device) -> Any:
-    """Return the peer's model with the sizes in `model` and its own settings otherwise, which are its `cfg`."""
-    sys.path.insert(0, str(folder))
-    from utils import TrainConfig  # type: ignore[import-not-found]
-    from vdm_unet import UNetVDM  # type: ignore[import-not-found]
-
-    config = TrainConfig(
-        embedding_dim=model["width"],
-        n_blocks=model["blocks"],
-        n_attention_heads=1,
-        dropout_prob=model["dropout"],
-        norm_groups=model["norm_groups"],
-        input_channels=model["image_shape"][0],
-        use_fourier_features=True,
-        attention_everywhere=model["attention_everywhere"],
-        batch_size=batch_size,
-        noise_schedule="learned_linear",
-        gamma_min=model["gamma_0"],
-        gamma_max=model["gamma_1"],
-        antithetic_time_sampling=True,
-        lr=PEER_LEARNING_RATE,
-        weight_decay=0.01,
-        clip_grad_norm=True,
-    )
-    # Its module is called vdm, as our package is.
-    spec = spec_from_file_location("peer_vdm", folder / "vdm.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.VDM(UNetVDM(config), config, image_shape=model["image_shape"]).to(device)
-
-
-def peer_training_step(
-    diffusion: Any, next_batch: Callable[[], torch.Tensor], *, learning_rate: float
-) -> tuple[Callable[[], None], Any]:
-    """Return a function that takes one step, and the averaged model.
-
-    A step is forward, backward, clipping, AdamW, averaging, and reading the loss.
-    """
-    from ema_pytorch import EMA  # type: ignore[import-not-found]
-
-    average = EMA(diffusion, beta=0.9999, update_every=1, power=0.75)
-    optimizer = torch.optim.AdamW(diffusion.parameters(), learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        loss, _ = diffusion(next_batch())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(diffusion.parameters(), 1.0)
-        optimizer.step()
-        loss.item()
-        average.update()
-
-    return step, average
+    figures = {
+        "precision": chosen.peer_precision,
+        "images_per_second": size / times.step,
+        "images_per_processor_second": size / times.processor,
+        "peak_memory_mib": peak_memory(device),
+    }
+    if chosen.what == "train":
+        few = min(size, 4)  # the operations of an image are the same in every batch
+        another = begun(few)
+        figures["step_tflop"] = flop_of(lambda: another.step(pixels[:few])) * size / few / 1e12
+    return figures
 
 
 if __name__ == "__main__":

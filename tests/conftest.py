@@ -87,6 +87,10 @@ MISSING = {
     "Fashion-MNIST": (not FASHION_MNIST.is_dir(), "apt-get install dataset-fashion-mnist"),
     "systemd-analyze": (not shutil.which("systemd-analyze"), "apt-get install systemd"),
     "diffusers": (not find_spec("diffusers"), "pip install diffusers"),
+    "PEERS": (
+        "PEERS" not in os.environ,
+        "export PEERS=FOLDER with checkouts addtt, bsi, google and jax/bin/python",
+    ),
     "TensorBoard": (not find_spec("tensorboard"), "pip install tensorboard"),
 }
 """What a test marked `needs` may miss on this machine, and what brings it."""

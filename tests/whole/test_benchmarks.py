@@ -26,6 +26,8 @@ from vdm.training.trainer import Trainer
 MACHINE = {"device", "threads", "torch", "python", "commit"}
 SMALL = ["--preset", "digits", "--width", "16", "--blocks", "1"]
 QUICK = ["--seconds", "0", *SMALL, "--batch-size", "8"]
+DIFFUSERS = ["--who", "peer", "--peer", "diffusers"]
+NEEDS_DIFFUSERS = pytest.mark.needs("diffusers")
 
 
 @pytest.fixture
@@ -51,6 +53,12 @@ def small(tmp_path: Path, digits: np.ndarray) -> Path:
         ["judging", "--comparisons", "20"],
         ["sixteen_bits", "time", "--repeats", "1"],
         ["contract", "--sets", "digits", "--rows", "a class missing, test"],
+        *(
+            pytest.param(
+                ["speed", what, *QUICK, "--num-timesteps", "3", *DIFFUSERS], marks=pytest.mark.needs("diffusers")
+            )
+            for what in ("train", "evaluate", "sample")
+        ),
         ["gpu_day", *QUICK, "--rows", "evaluate", "train, bfloat16, graphs", "--minutes", "0.001", "--out", "day"],
     ],
     ids=" ".join,
@@ -66,15 +74,18 @@ def test_a_benchmark_prints_its_figures_and_the_machine(
 
 
 def test_ours_trains_and_the_curves_are_compared(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The peer's curve is ours, and a quarter of a bit worse: the peer is not on the machine of the tests."""
+    """The peer's curve is ours, and a quarter of a bit worse, or a half: peers are not on the machine of the tests."""
     params = preset_params("digits", model={"width": 16, "blocks": 1}, train={"num_devices": 1})
     equal_minutes.train_part(params, small / "images", 0.005, 2, small / "ours")
-    options = ["--peer", "nowhere", "--images", str(small / "images"), "--plot", str(small / "curves.svg"), "--json"]
+    options = ["--images", str(small / "images"), "--plot", str(small / "curves.svg"), "--json"]
     chosen = equal_minutes.parser().parse_args(options)
     points = equal_minutes.measured(small / "ours", chosen)
     worse = [point | {"per_image": point["per_image"] + 0.25} for point in points]
-    equal_minutes.report({("ours", 0): points, ("peer", 0): worse}, chosen)
+    worst = [point | {"per_image": point["per_image"] + 0.5} for point in points]
+    curves = {("ours", 0, 0.0): points, ("peer", 0, 2e-4): worst, ("peer", 0, 1e-3): worse}
+    equal_minutes.report(curves, chosen)
     figures = json.loads(capsys.readouterr().out)
+    assert figures["peer_learning_rate"] == 1e-3
     assert figures["peer_minus_ours_bpd"] == pytest.approx(0.25)
     assert (small / "curves.svg").stat().st_size > 0
 
@@ -92,6 +103,38 @@ def test_ours_stops_by_the_clock_and_its_learning_rate_ends_then(small: Path, mo
     assert [point["steps"] for point in points] == [27, 47]
     assert points[-1]["minutes"] == pytest.approx(2.0, rel=0.03)
     assert run.learning_rate(run.done - 1) == pytest.approx(0, abs=0.05 * params.train.learning_rate)
+
+
+@NEEDS_DIFFUSERS
+def test_a_peer_trains_and_its_better_weights_count(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["--peer", "diffusers", "--peer-batch-size", "8", "--minutes", "0.005", "--points", "2"]
+    monkeypatch.setattr(
+        equal_minutes, "preset_params", lambda _: preset_params("digits", model={"width": 16, "blocks": 1})
+    )
+    chosen = equal_minutes.parser().parse_args([*options, "--images", str(small / "images")])
+    equal_minutes.train_peer(chosen, 0, 1e-3, small / "peer")
+    points = equal_minutes.measured(small / "peer", chosen)
+    assert len(points) == 2
+    weights = [np.load(small / "peer/1" / f"{name}.npy") for name in ("averaged", "last")]
+    assert points[-1]["bpd"] == min(np.mean(each) for each in weights)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([], "--peer bsi needs a checkout of martenlienen/bsi; --checkout is missing"),
+        (["--checkout", "."], "--peer bsi needs a checkout of martenlienen/bsi; --checkout . is none: it has no bsi/"),
+    ],
+)
+@pytest.mark.parametrize("module", ["speed", "equal_minutes"])
+def test_a_peer_says_what_it_needs(
+    module: str, given: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"speed": ["train", *QUICK], "equal_minutes": ["--images", "."]}[module]
+    monkeypatch.setattr(sys, "argv", [module, *options, "--peer", "bsi", *given])
+    with pytest.raises(SystemExit, match="2"):
+        import_module(f"benchmarks.{module}").main()
+    assert said in capsys.readouterr().err
 
 
 def test_continuing_begins_with_the_model_of_half_of_the_images_and_is_resumed(
