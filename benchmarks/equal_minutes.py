@@ -181,7 +181,7 @@ def measured(folder: Path, chosen: argparse.Namespace) -> list[dict[str, Any]]:
         at = folder / str(number)
         models = [file.parent for file in sorted(at.rglob("config.json"))]
         results = [evaluate(open_model(model, device).vdm, images, **settings).bpd for model in models]
-        results += [np.load(file) for file in sorted(at.glob("*.npy"))]
+        results += [np.load(file).astype(np.float64) for file in sorted(at.glob("*.npy"))]
         best = min(results, key=np.mean)
         point |= {"bpd": best.mean(), "standard_error": standard_error(best), "per_image": best}
     return points
