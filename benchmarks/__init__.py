@@ -12,7 +12,7 @@ sixteen_bits   a radiograph of 15 bits beside lossless codecs, and the time of 6
 contract       corruptions of images that the data contract finds
 registry       the processor seconds of commands in a project with hundreds of versions
 many_images    what the stages take of processor, memory and disk with a million images
-serving        the app: its start, many requests, and a training beside it
+app            the app: its start, many requests, and a training beside it
 gpu_day        everything about one card, in ten minutes
 
 What they share is here: options, presets, the machine, figures as text or JSON, charts.

@@ -14,15 +14,15 @@ import numpy as np
 from PIL import Image
 from project import ROOT
 
+from flows.app.application import Settings, application
+from flows.app.champion import Following
+from flows.app.listening import open_socket, server_of
+from flows.app.queue import Queue
 from flows.commands.arguments import override
 from flows.core.model import TrainedModel, open_model
 from flows.core.params_file import read_params
 from flows.registry.project import Project
 from flows.registry.versions import Version
-from flows.serving.application import Settings, application
-from flows.serving.champion import Following
-from flows.serving.line import Line
-from flows.serving.listening import open_socket, server_of
 
 DIGITS = ROOT / "pretrained/digits_classes"
 
@@ -32,7 +32,7 @@ class App(NamedTuple):
 
     client: httpx.Client
     following: Following
-    line: Line
+    queue: Queue
 
     def post(self, path: str, **asked: Any) -> Any:
         """Return the answer to what is asked."""
@@ -54,7 +54,7 @@ class App(NamedTuple):
 
 
 @contextmanager
-def serving(
+def run_app(
     model: TrainedModel | None = None,
     version: Version | None = None,
     *,
@@ -70,15 +70,15 @@ def serving(
     sample = override(params.sample, {"device": "cpu", "num_timesteps": 3} | (sampling or {}))
     model = model or open_model(DIGITS, name="pretrained/digits_classes")
     followed = Following(Project(root), model, version, sample, **{"follows": False, "share": False, **following})
-    line = Line(model.device)
-    server = server_of(application(followed, Settings(evaluate, sample), line, password, names), line)
+    queue = Queue(model.device)
+    server = server_of(application(followed, Settings(evaluate, sample), queue, password, names), queue)
     with open_socket("127.0.0.1", 0) as at:
         thread = Thread(target=server.run, args=([at],))
         thread.start()
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{at.getsockname()[1]}", timeout=60) as client:
                 client.get("/health")
-                yield App(client, followed, line)
+                yield App(client, followed, queue)
         finally:
             server.should_exit = True
             thread.join()

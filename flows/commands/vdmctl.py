@@ -6,7 +6,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from flows.commands import compression, evaluation, operating, pipeline, registry, sampling, serving
+from flows.commands import app as app_commands
+from flows.commands import compression, evaluation, operating, pipeline, registry, sampling
 from flows.process.streams import say
 
 
@@ -64,7 +65,7 @@ GROUPS = {
     "Evaluation": evaluation.commands,
     "Samples": sampling.commands,
     "Compression": compression.commands,
-    "Serving": serving.commands,
+    "App": app_commands.commands,
     "Registry": registry.commands,
     "Retraining loop": operating.commands,
 }

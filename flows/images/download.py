@@ -196,10 +196,10 @@ def write_splits(folder: Path, source: SourceImages, data: "Data") -> dict[str, 
         if written.labels:
             write_array(labels_of(folder, split), [np.array(written.labels, np.int64)])
         if written.names:
-            write_whole(files_of(folder, split), "".join(f"{line_of(name)}\n" for name in written.names))
+            write_whole(files_of(folder, split), "".join(f"{line_for_name(name)}\n" for name in written.names))
     return {split: (len(written), *written.shape) for split, written in splits.items()}
 
 
-def line_of(name: str) -> str:
+def line_for_name(name: str) -> str:
     """Return the name of a file as JSON.  Strict readers of JSON refuse a name that is not valid UTF-8."""
     return json.dumps(os.fsencode(name).decode(errors="backslashreplace"))

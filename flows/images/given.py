@@ -16,7 +16,7 @@ from flows.core.errors import Exit, FileError, UserError
 from flows.core.escaping import visible
 from flows.core.files import open_regular, scratch_folder, write_whole
 from flows.core.params import Data
-from flows.images.download import line_of
+from flows.images.download import line_for_name
 from flows.images.folder import ImageFiles
 from flows.images.image_set import (
     Chosen,
@@ -160,7 +160,7 @@ def store_as_set(read: Read, name: str, model: "TrainedModel") -> Iterator[Image
     with scratch_folder() as folder:
         array = read.array.astype(dtype_of(model.num_levels), copy=False)
         save_images(folder, {"train": array[:0], "test": array}, described)
-        write_whole(files_of(folder, "test"), "".join(f"{line_of(name)}\n" for name in read.names))
+        write_whole(files_of(folder, "test"), "".join(f"{line_for_name(name)}\n" for name in read.names))
         yield open_images(folder, name)
 
 

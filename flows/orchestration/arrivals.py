@@ -12,7 +12,7 @@ from flows.core import layout
 from flows.core.documents import parse
 from flows.core.errors import UserError
 from flows.core.files import parse_json, write_whole
-from flows.images.download import line_of
+from flows.images.download import line_for_name
 from flows.images.image_set import (
     DESCRIPTION,
     SPLITS,
@@ -122,4 +122,6 @@ def write_new_images(images: ImageSet, earlier: Commit, most: int, out: Path) ->
     described["transforms"] = images.description.transforms
     save_images(out, {"train": array[:0], "test": array}, described)
     if all(named[split] for split, _ in chosen):
-        write_whole(files_of(out, "test"), "".join(f"{line_of(named[split][number])}\n" for split, number in chosen))
+        write_whole(
+            files_of(out, "test"), "".join(f"{line_for_name(named[split][number])}\n" for split, number in chosen)
+        )

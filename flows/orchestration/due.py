@@ -9,7 +9,7 @@ from flows.core.errors import UserError
 from flows.core.files import parse_json
 from flows.core.params import CHAMPION
 from flows.images.containers import packed_files
-from flows.images.download import line_of
+from flows.images.download import line_for_name
 from flows.images.folder import find_images
 from flows.orchestration.answers import Source
 from flows.orchestration.arrivals import damaged_files, recorded_files
@@ -170,7 +170,7 @@ def find_due_now(project: Project) -> Source:
         with suppress(UserError, ValueError):
             run = Commit(project, newest, "the newest run")
             known, damaged = recorded_files(run), damaged_files(run)
-        names = {str(parse_json(line_of(name))): name for name in find_images(source)[1]} if known else {}
+        names = {str(parse_json(line_for_name(name))): name for name in find_images(source)[1]} if known else {}
         if known:
             new = [source / name for said, name in names.items() if said not in known.keys() | damaged]
             left_out = len(damaged & names.keys())

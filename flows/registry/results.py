@@ -61,10 +61,10 @@ def read_version_results(project: "Project", version: Version, model: "TrainedMo
             if not path.is_relative_to(scratch):
                 raise
             raise UserError(f"{version.name}: {path.relative_to(scratch)}: {error.reason}", error.code) from error
-    return results._replace(line=versions_in_line(project))
+    return results._replace(versions=table_versions(project))
 
 
-def versions_in_line(project: "Project") -> pd.DataFrame:
+def table_versions(project: "Project") -> pd.DataFrame:
     """Return the versions with their numbers of training images, their figures of validation images and ancestors."""
     rows = [
         {

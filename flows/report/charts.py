@@ -207,7 +207,7 @@ CHARTS = {
         missing="There are no figures for each noise level",
     ),
     "growth": ChartKind(
-        "line",
+        "versions",
         "Validation as images arrive",
         "Chart of bits/dim over the number of training images",
         draw_growth,

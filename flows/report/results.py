@@ -80,7 +80,7 @@ class Results(NamedTuple):
     schedule: pd.DataFrame | None
     labels: np.ndarray | None
     """Of all images of the split in the metrics, (N,) integers."""
-    line: pd.DataFrame | None = None
+    versions: pd.DataFrame | None = None
     """The versions of the registry: name, state, num_train, bpd and standard_error of validation images, ancestor."""
 
 

@@ -54,9 +54,9 @@ ROOMS = {
     "repository": "core process",
     "registry": "core process images contract evaluation report repository",
     "orchestration": "core process images contract evaluation report registry repository",
-    "serving": "core process images evaluation sampling report registry repository",
+    "app": "core process images evaluation sampling report registry repository",
     "commands": "core process images contract training evaluation sampling compression report registry repository"
-    " orchestration serving",
+    " orchestration app",
 }
 DOORS = {"api", "cli", "train_vdm"}
 STAGES = {
@@ -235,7 +235,7 @@ def test_params_yaml_is_the_whole_preset() -> None:
 
 def test_the_pages_are_part_of_the_package() -> None:
     packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    for room, folder in (("report", "report"), ("serving", "serving/page")):
+    for room, folder in (("report", "report"), ("app", "app/page")):
         files = {path.suffix for path in (ROOT / "flows" / folder).iterdir() if path.is_file()} - {".py"}
         assert files == {Path(pattern).suffix for pattern in packaged[f"flows.{room}"]}
 

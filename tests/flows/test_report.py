@@ -55,7 +55,7 @@ VERSIONS = pd.DataFrame(
 
 
 def test_the_page_of_a_version_shows_all_versions_over_their_training_images(files: Files, tmp_path: Path) -> None:
-    made = page(read_results(files, ORIGIN, *opened(tmp_path))._replace(line=VERSIONS))
+    made = page(read_results(files, ORIGIN, *opened(tmp_path))._replace(versions=VERSIONS))
     (chart,) = [chart for chart in made.charts if chart.name == "growth"]
     assert [name in chart.svg for name in VERSIONS["version"]] == [True, True, False]
     assert "training images</text>" in chart.svg
@@ -295,7 +295,7 @@ def test_figures_that_are_not_finite_are_left_out_of_charts(files: Files, tmp_pa
     files.per_image.write_text("image,bpd\n" + "".join(f"{i},{'nan' if i else 'inf'}\n" for i in range(40)))
     files.noise_levels.write_text("t,gamma,diffusion_bpd,standard_error\n0.5,nan,1e300,nan\n")
     files.curves.write_text("step,bpd\n1,nan\n")
-    made = page(read_results(files, ORIGIN, *opened(tmp_path))._replace(line=VERSIONS.assign(bpd=np.nan)))
+    made = page(read_results(files, ORIGIN, *opened(tmp_path))._replace(versions=VERSIONS.assign(bpd=np.nan)))
     assert "not finite bits/dim on 40 test images" in words(Document(made.html).text)
     assert len(made.charts) == len(charts.CHARTS)
 

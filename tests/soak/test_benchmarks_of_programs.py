@@ -21,7 +21,7 @@ MACHINE = {"device", "threads", "torch", "python", "commit"}
     [
         ["registry", "--versions", "2", "--commands", "models"],
         ["many_images", "--images", "--pictures", "2000"],
-        ["serving", "--requests", "4", "--clients", "2", "--steps", "2", "--seconds", "0"],
+        ["app", "--requests", "4", "--clients", "2", "--steps", "2", "--seconds", "0"],
     ],
     ids=" ".join,
 )
@@ -29,7 +29,7 @@ def test_a_benchmark_prints_its_figures_and_the_machine(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module, *options = command
-    monkeypatch.chdir(ROOT if module == "serving" else tmp_path)
+    monkeypatch.chdir(ROOT if module == "app" else tmp_path)
     monkeypatch.setattr(sys, "argv", [module, *options, "--json"])
     import_module(f"benchmarks.{module}").main()
     assert json.loads(capsys.readouterr().out).keys() > MACHINE

@@ -94,7 +94,7 @@ def test_the_wheel_runs_vdmctl_and_the_program_of_the_readme(programs: Path, tmp
 def test_presets_templates_and_pages_are_found_in_the_wheel(programs: Path, tmp_path: Path) -> None:
     program = """
 from flows.api import load, train
-from flows.serving.application import PAGE
+from flows.app.application import PAGE
 import numpy as np
 train(np.zeros((20, 1, 8, 8), np.uint8), num_levels=17, steps=1)
 print((PAGE / "index.html").is_file())

@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from apps import App, npy, png, serving
+from apps import App, npy, png, run_app
 from conftest import TINY
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from project import ROOT
 from sklearn.datasets import load_digits
 
+from flows.app.champion import Served
 from flows.core.model import open_model, save_model
-from flows.serving.champion import Served
 from vdm.model import VDM
 
 pytestmark = pytest.mark.needs("Chromium")
@@ -45,7 +45,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.setenv("VDM_LOCK_DIR", str(tmp_path_factory.mktemp("locks")))
-        with serving() as running:
+        with run_app() as running:
             yield running
 
 
@@ -290,7 +290,7 @@ def test_a_sampler_without_a_name_is_that_of_the_parameters(
 ) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("VDM_LOCK_DIR", str(tmp_path))
-    with serving(sampling={"eta": 0.5}) as app, browser.new_page() as visited:
+    with run_app(sampling={"eta": 0.5}) as app, browser.new_page() as visited:
         visited.goto(str(app.client.base_url))
         panel = visited.locator("#draw")
         panel.get_by_role("button", name="Draw", exact=True).click()

@@ -19,15 +19,15 @@ from project import ROOT
 from ruamel.yaml import YAML
 from servers import answering
 
+from flows.app import listening
 from flows.cli import run
-from flows.commands.serving import PORT
+from flows.commands.app import PORT
 from flows.core import layout
 from flows.core.device import find_compile
 from flows.core.errors import Exit, UserError
 from flows.orchestration import serve
 from flows.process import groups
 from flows.process.lifeline import KILL_SECONDS
-from flows.serving import listening
 
 DEPLOY = ROOT / "deploy"
 COMPOSE = YAML(typ="safe").load(DEPLOY / "compose.yaml")

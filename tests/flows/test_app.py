@@ -26,7 +26,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from apps import DIGITS, App, array, npy, picture, png, sent, serving
+from apps import DIGITS, App, array, npy, picture, png, run_app, sent
 from conftest import TINY
 from fastapi import HTTPException
 from forge import Forge, crown
@@ -38,8 +38,13 @@ from small import Small
 from starlette.datastructures import Headers
 
 from flows.api import evaluate, fill_in, load, sample, surprise
+from flows.app import champion, guard, listening
+from flows.app import queue as waiting
+from flows.app.champion import Following, Served
+from flows.app.listening import PASSWORD, open_socket, require_password
+from flows.app.questions import MOST_BYTES
 from flows.cli import run
-from flows.commands.serving import device_for
+from flows.commands.app import device_for
 from flows.core.card import card
 from flows.core.errors import Exit, UserError
 from flows.core.model import TrainedModel, open_model, save_model
@@ -53,11 +58,6 @@ from flows.registry.project import Project
 from flows.registry.publishing import fetch_tags
 from flows.registry.versions import Version
 from flows.report.results import Results
-from flows.serving import champion, guard, listening
-from flows.serving import line as waiting
-from flows.serving.champion import Following, Served
-from flows.serving.listening import PASSWORD, open_socket, require_password
-from flows.serving.questions import MOST_BYTES
 from vdm.model import VDM
 from vdm.sampling import Solver
 
@@ -79,7 +79,7 @@ def locks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def app(locks: Path) -> Iterator[App]:
-    with serving() as app:
+    with run_app() as app:
         while app.following.served.results is None:
             assert not app.following.served.problem
             time.sleep(0.05)
@@ -356,7 +356,7 @@ def test_pages_of_others_may_not_use_the_app(app: App, headers: dict[str, str]) 
 
 def test_a_password_is_asked_for(locks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "GUESS_SECONDS", 0.2)
-    with serving(password="ann:secret", names=["VDM.example"]) as app:
+    with run_app(password="ann:secret", names=["VDM.example"]) as app:
         assert app.client.get("/health").status_code == 200
         refused = app.client.get("/model")
         assert (refused.status_code, refused.headers["www-authenticate"]) == (401, 'Basic realm="vdm"')
@@ -521,10 +521,10 @@ def test_work_that_cannot_be_given_up_ends_with_the_process(
             await receive()
             await send({"type": "lifespan.startup.complete"})
             await receive()
-            line.close()
+            queue.close()
             await send({"type": "lifespan.shutdown.complete"})
         else:
-            async for _ in line.answers(without_pause):
+            async for _ in queue.answers(without_pause):
                 pass
 
     def ask() -> None:
@@ -535,19 +535,19 @@ def test_work_that_cannot_be_given_up_ends_with_the_process(
         assert begun.wait(20)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    line = waiting.Line(torch.device("cpu"))
+    queue = waiting.Queue(torch.device("cpu"))
     with open_socket("127.0.0.1", 0) as at:
         port = at.getsockname()[1]
         threads = [Thread(target=ask), Thread(target=stop)]
         for thread in threads:
             thread.start()
-        listening.listen(app, line, at, "127.0.0.1", locks, "it")  # type: ignore[arg-type]
+        listening.listen(app, queue, at, "127.0.0.1", locks, "it")  # type: ignore[arg-type]
     done.set()
     for thread in threads:
         thread.join()
     assert codes == [Exit.DONE]
     assert capsys.readouterr().err.endswith("\nstopped\n")
-    line.wait(20)
+    queue.wait(20)
 
 
 def test_the_line_is_bounded(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -579,7 +579,7 @@ def test_prometheus_reads_what_the_app_does() -> None:
     metrics = SimpleNamespace(bpd=1.5)
     version: Any = SimpleNamespace(name="vdm@v0.1.0", created="2026-01-02T03:04:05+00:00", metrics=metrics)
     auth = ("ann", "secret")
-    with serving(password=":".join(auth)) as app:
+    with run_app(password=":".join(auth)) as app:
         app.following.served.version = version
         assert app.client.get("/metrics").status_code == 401
         before = scraped(app, auth)
@@ -602,7 +602,7 @@ def test_prometheus_reads_what_the_app_does() -> None:
 
 
 def test_a_trainer_on_the_cpu_leaves_the_app_one_thread(locks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = waiting.Line(torch.device("cpu"))
+    found = waiting.Queue(torch.device("cpu"))
     monkeypatch.setattr(found, "most_threads", 3)
     monkeypatch.setattr(waiting, "LOOK_SECONDS", 0.0)
     chosen: list[int] = []
@@ -632,7 +632,7 @@ def test_files_may_vanish_and_none_is_changed(tmp_path: Path, monkeypatch: pytes
     shutil.copytree(DIGITS, tmp_path / "model")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    with serving(open_model(tmp_path / "model"), root=tmp_path / "here") as app:
+    with run_app(open_model(tmp_path / "model"), root=tmp_path / "here") as app:
         while not app.following.served.results:
             time.sleep(0.05)
         shutil.rmtree(tmp_path / "model")
@@ -648,7 +648,7 @@ def test_files_may_vanish_and_none_is_changed(tmp_path: Path, monkeypatch: pytes
 def test_a_promotion_changes_what_answers(forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(forge.root)
     first = crowned(forge, "v1.0.0")
-    with serving(fetch_model(forge.opened, first), first, root=forge.root, follows=True) as app:
+    with run_app(fetch_model(forge.opened, first), first, root=forge.root, follows=True) as app:
         before = app.client.get("/model").json()
         assert (before["name"], before["lineage"]["version"]) == ("vdm@v1.0.0", "vdm@v1.0.0")
         crown(forge.project, "v1.1.0")
@@ -684,9 +684,9 @@ def test_the_champion_is_followed_by_each_of_its_names(
     monkeypatch.chdir(forge.root)
     crown(forge.project, "v1.0.0")
     made = Mock(side_effect=Following)
-    monkeypatch.setattr("flows.serving.champion.Following", made)
-    monkeypatch.setattr("flows.serving.listening.open_socket", lambda *_: nullcontext())
-    monkeypatch.setattr("flows.serving.listening.listen", lambda *_: None)
+    monkeypatch.setattr("flows.app.champion.Following", made)
+    monkeypatch.setattr("flows.app.listening.open_socket", lambda *_: nullcontext())
+    monkeypatch.setattr("flows.app.listening.listen", lambda *_: None)
     assert run(["app", name, "--device=cpu"]) == Exit.DONE
     assert made.call_args.kwargs["follows"] == follows
 

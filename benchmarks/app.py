@@ -1,6 +1,6 @@
 """Measure `vdmctl app`: its start, its answers, many requests at once, and what it and a training cost each other.
 
-    python -m benchmarks.serving [--model pretrained/digits_classes] [--requests 200] [--clients 8] [--seconds 20]
+    python -m benchmarks.app [--model pretrained/digits_classes] [--requests 200] [--clients 8] [--seconds 20]
 
 The training is that of `benchmarks.speed` on the same device, in one process.  A row of `beside a training` holds the
 lock of the device, as a trainer does, so that the app takes one thread, or does not hold it, for comparison.

@@ -12,6 +12,9 @@ from contextlib import suppress
 import numpy as np
 import torch
 
+from flows.app.answers import About, NoiseSchedule
+from flows.app.questions import ToSample
+from flows.app.work import apply_options
 from flows.core.card import card
 from flows.core.errors import Exit, UserError, brief, file_problem
 from flows.core.model import TrainedModel
@@ -28,9 +31,6 @@ from flows.report.page import judge_results, png_of
 from flows.report.results import Results
 from flows.repository.tags import CHAMPION
 from flows.sampling.drawing import Drawing
-from flows.serving.answers import About, NoiseSchedule
-from flows.serving.questions import ToSample
-from flows.serving.work import apply_options
 from vdm.sampling import decode
 
 LOOK_SECONDS = 30.0

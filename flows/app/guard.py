@@ -20,8 +20,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from flows.app.questions import MOST_BYTES, MOST_RECEIVED
 from flows.process.addresses import is_address, is_loopback
-from flows.serving.questions import MOST_BYTES, MOST_RECEIVED
 
 BODY_SECONDS = 60.0
 """How long a request's body may take."""

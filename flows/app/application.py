@@ -14,16 +14,13 @@ from prometheus_client.exposition import choose_encoder
 from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from flows.core.params import Evaluate, Sample
-from flows.report.page import page
-from flows.serving import work
-from flows.serving.answers import About, Classes, Drawn, Examples, Health, Problem, Scores
-from flows.serving.champion import Following
-from flows.serving.guard import Guard
-from flows.serving.line import Line
-from flows.serving.metrics import Counting, Figures
-from flows.serving.pictures import example
-from flows.serving.questions import (
+from flows.app import work
+from flows.app.answers import About, Classes, Drawn, Examples, Health, Problem, Scores
+from flows.app.champion import Following
+from flows.app.guard import Guard
+from flows.app.metrics import Counting, Figures
+from flows.app.pictures import example
+from flows.app.questions import (
     MOST_BYTES,
     MOST_IMAGES,
     MOST_PICTURES,
@@ -34,7 +31,10 @@ from flows.serving.questions import (
     ToSample,
     ToScore,
 )
-from flows.serving.replies import answer_errors, streamed, whole
+from flows.app.queue import Queue
+from flows.app.replies import answer_errors, streamed, whole
+from flows.core.params import Evaluate, Sample
+from flows.report.page import page
 from vdm.samplers import SAMPLERS, sampler_name
 
 PAGE = Path(__file__).parent / "page"
@@ -83,7 +83,7 @@ class Settings(NamedTuple):
 
 
 def application(
-    following: Following, settings: Settings, line: Line, password: str | None = None, names: Collection[str] = ()
+    following: Following, settings: Settings, queue: Queue, password: str | None = None, names: Collection[str] = ()
 ) -> FastAPI:
     """Return the app.  `password` is USER:PASSWORD, without which only this machine may ask; `names` need it, too."""
 
@@ -91,13 +91,13 @@ def application(
     async def alive(_: FastAPI) -> AsyncIterator[None]:
         looking = asyncio.create_task(following.keep_looking())
         yield
-        line.close()
+        queue.close()
         looking.cancel()
         with suppress(asyncio.CancelledError):
             await looking
 
     writing_report = asyncio.Lock()
-    figures = Figures(following, line)
+    figures = Figures(following, queue)
     app = FastAPI(
         title="vdm",
         version=version("vdm-pipeline"),
@@ -127,7 +127,7 @@ def application(
             model_sha256=model.sha256,
             follows_champion=following.follows,
             problem=following.problem,
-            waiting=line.length,
+            waiting=queue.length,
             device=str(model.device),
         )
 
@@ -167,13 +167,13 @@ def application(
     async def sample(asked: ToSample, request: Request) -> Response:
         """Draw images.  Image i of a seed is the same picture, however many are drawn."""
         begin = partial(work.draw_sample, following.served.model, settings.sample, asked)
-        return await (streamed(line, begin) if asked.stream else whole(line, request, begin))
+        return await (streamed(queue, begin) if asked.stream else whole(queue, request, begin))
 
     @app.post("/fill-in", response_model=Drawn, responses=STREAMED)
     async def fill_in(asked: ToFillIn, request: Request) -> Response:
         """Fill in a picture where its mask is bright: an approximation, ten times slower than drawing."""
         begin = partial(work.draw_filled_in, following.served.model, settings.sample, asked)
-        return await (streamed(line, begin) if asked.stream else whole(line, request, begin))
+        return await (streamed(queue, begin) if asked.stream else whole(queue, request, begin))
 
     @app.post("/score", response_model=Scores, responses=NOT_DONE)
     async def score(asked: ToScore, request: Request) -> Response:
@@ -181,7 +181,7 @@ def application(
         await following.have_results.wait()
         served = following.served
         evaluated = served.own(settings.evaluate)
-        return await whole(line, request, partial(work.score, served.model, evaluated, asked, served.calibration))
+        return await whole(queue, request, partial(work.score, served.model, evaluated, asked, served.calibration))
 
     @app.post("/classify", response_model=Classes, responses=NOT_DONE)
     async def classify(asked: ToClassify, request: Request) -> Response:
@@ -189,7 +189,7 @@ def application(
         await following.have_results.wait()
         served = following.served
         return await whole(
-            line, request, partial(work.classify_pictures, served.model, served.own(settings.evaluate), asked)
+            queue, request, partial(work.classify_pictures, served.model, served.own(settings.evaluate), asked)
         )
 
     paths = frozenset(str(route.path) for route in app.routes if hasattr(route, "path"))

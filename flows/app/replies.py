@@ -12,28 +12,28 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from flows.app.answers import Frame
+from flows.app.guard import RETRY, refuse
+from flows.app.pictures import NothingFits
+from flows.app.queue import Begin, Queue, QueueIsFull
 from flows.core.documents import Document
 from flows.core.errors import Exit, UserError, brief, file_problem
 from flows.core.escaping import visible
-from flows.serving.answers import Frame
-from flows.serving.guard import RETRY, refuse
-from flows.serving.line import Begin, Line, LineIsFull
-from flows.serving.pictures import NothingFits
 
 STOPPED = "the app is being stopped"
 GIVEN_UP = 499
 """The status of an answer that nobody waits for."""
 
 
-async def whole(line: Line, request: Request, begin: Begin) -> Response:
-    """Return the last document of the work, which is given up if the client goes away, or if the line is closed."""
-    answering = asyncio.create_task(last(line, begin))
-    others = [asyncio.create_task(left(request)), asyncio.create_task(line.closed.wait())]
+async def whole(queue: Queue, request: Request, begin: Begin) -> Response:
+    """Return the last document of the work, which is given up if the client goes away, or if the queue is closed."""
+    answering = asyncio.create_task(last(queue, begin))
+    others = [asyncio.create_task(left(request)), asyncio.create_task(queue.closed.wait())]
     try:
         await asyncio.wait([answering, *others], return_when=asyncio.FIRST_COMPLETED)
         if answering.done():
             return JSONResponse(answering.result().model_dump())
-        if line.closed.is_set():
+        if queue.closed.is_set():
             raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, STOPPED)
         return Response(status_code=GIVEN_UP)
     finally:
@@ -42,10 +42,10 @@ async def whole(line: Line, request: Request, begin: Begin) -> Response:
         await asyncio.gather(answering, *others, return_exceptions=True)
 
 
-async def last(line: Line, begin: Begin) -> Document:
+async def last(queue: Queue, begin: Begin) -> Document:
     """Return the last document of the work."""
     found: Document | None = None
-    async with aclosing(line.answers(begin)) as answers:
+    async with aclosing(queue.answers(begin)) as answers:
         async for answer in answers:
             if isinstance(answer, Document):
                 found = answer
@@ -60,9 +60,9 @@ async def left(request: Request) -> None:
         pass
 
 
-async def streamed(line: Line, begin: Begin) -> Response:
-    """Return a stream of lines of JSON; a full line, and work that cannot begin, still has its own status."""
-    answers = line.answers(begin)
+async def streamed(queue: Queue, begin: Begin) -> Response:
+    """Return a stream of lines of JSON; a full queue, and work that cannot begin, still has its own status."""
+    answers = queue.answers(begin)
     first = await anext(answers, None)
 
     async def lines() -> AsyncIterator[str]:
@@ -103,7 +103,7 @@ def explain_error(error: Exception) -> tuple[int, str, dict[str, Any]]:
             if first["type"] == "json_invalid":
                 return HTTPStatus.BAD_REQUEST, f"the body is no JSON: {brief(first['ctx']['error'])}", {}
             return HTTPStatus.UNPROCESSABLE_ENTITY, visible(f"{place}: {brief(first['msg'])}".removeprefix(": ")), {}
-        case LineIsFull():
+        case QueueIsFull():
             return HTTPStatus.TOO_MANY_REQUESTS, "many requests wait already; try again later", {}
         case NothingFits():
             refused_ones = [one.model_dump() for one in error.refused]
@@ -125,8 +125,8 @@ def answer_errors(app: FastAPI) -> None:
 
     async def one_line(_: Request, error: Exception) -> Response:
         status, reason, more = explain_error(error)
-        headers = dict(getattr(error, "headers", None) or {}) | (RETRY if isinstance(error, LineIsFull) else {})
+        headers = dict(getattr(error, "headers", None) or {}) | (RETRY if isinstance(error, QueueIsFull) else {})
         return refuse(HTTPStatus(status), reason, headers, **more)
 
-    for kind in (HTTPException, RequestValidationError, LineIsFull, UserError, OSError, MemoryError, Exception):
+    for kind in (HTTPException, RequestValidationError, QueueIsFull, UserError, OSError, MemoryError, Exception):
         app.add_exception_handler(kind, one_line)

@@ -1,6 +1,6 @@
-"""The requests that wait for the device: a bounded line, of which one thread takes one at a time.
+"""The requests that wait for the device: a bounded queue, of which one thread takes one at a time.
 
-A request whose client is gone leaves the line, and its work stops where it pauses; see `flows.serving.work`.  On the
+A request whose client is gone leaves the queue, and its work stops where it pauses; see `flows.app.work`.  On the
 CPU one thread computes while a trainer holds the lock of the CPU, since two pools of threads that spin on the same
 cores cost both tenfold.
 """
@@ -14,10 +14,10 @@ from time import monotonic
 
 import torch
 
+from flows.app.work import Pause, Work
 from flows.core.device import threads_each
 from flows.core.documents import Document
 from flows.process.locks import device_lock, holder_of
-from flows.serving.work import Pause, Work
 
 MOST_WAITING = 16
 """Requests that wait, besides the one that is worked on."""
@@ -27,7 +27,7 @@ Tell = Callable[[Document | Exception | None], None]
 Begin = Callable[[Pause], Work]
 
 
-class LineIsFull(Exception):
+class QueueIsFull(Exception):
     """As many requests wait as may."""
 
 
@@ -35,7 +35,7 @@ class GivenUp(Exception):
     """Nobody waits for the answer any more."""
 
 
-class Line:
+class Queue:
     """The requests that wait for one device, in the order in which they came."""
 
     def __init__(self, device: torch.device) -> None:
@@ -52,12 +52,12 @@ class Line:
         self.looked = -LOOK_SECONDS
 
     async def answers(self, begin: Begin) -> AsyncGenerator[Document | int]:
-        """Yield how many requests are ahead, if any, and what the work yields.  Raises LineIsFull, and what it raises.
+        """Yield how many requests are ahead, if any, and what the work yields.  Raises QueueIsFull, and what it raises.
 
-        When the iterator is closed, the request leaves the line, or its work stops at its next pause.
+        When the iterator is closed, the request leaves the queue, or its work stops at its next pause.
         """
         if self.length > MOST_WAITING:
-            raise LineIsFull
+            raise QueueIsFull
         ahead, self.length = self.length, self.length + 1
         try:
             if ahead:

@@ -11,6 +11,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from flows.app.answers import Example, Refused
+from flows.app.questions import MOST_IMAGES, Sent
 from flows.core.errors import Exit, FileError, UserError
 from flows.core.escaping import visible
 from flows.core.files import scratch_folder
@@ -29,8 +31,6 @@ from flows.images.given import (
 from flows.images.grids import as_8_bits, png
 from flows.images.image_set import Chosen
 from flows.images.made_to_fit import read_to_fit
-from flows.serving.answers import Example, Refused
-from flows.serving.questions import MOST_IMAGES, Sent
 
 
 class Sender(NamedTuple):

@@ -12,12 +12,12 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
+from flows.app.queue import Queue
 from flows.core.errors import Exit, UserError
 from flows.process.addresses import is_loopback, reachable_host
 from flows.process.apps import announce
 from flows.process.ending import handle_stop
 from flows.process.streams import say_on_stderr
-from flows.serving.line import Line
 
 PASSWORD = "VDM_APP_AUTH_STRING"
 SILENT_SECONDS = 5.0
@@ -79,7 +79,7 @@ def open_socket(host: str, port: int) -> socket.socket:
         raise UserError(f"the app cannot listen at {host}, port {port}: {reason}", Exit.USAGE) from error
 
 
-def listen(app: FastAPI, line: Line, at: socket.socket, host: str, folder: Path, said: str) -> None:
+def listen(app: FastAPI, queue: Queue, at: socket.socket, host: str, folder: Path, said: str) -> None:
     """Answer until a signal of STOP.  `said` is what answers, for the line on stderr.
 
     It ends the process.
@@ -88,7 +88,7 @@ def listen(app: FastAPI, line: Line, at: socket.socket, host: str, folder: Path,
     port = at.getsockname()[1]
     here = reachable_host(host)
     url = f"http://{f'[{here}]' if ':' in here else here}:{port}"
-    server = server_of(app, line)
+    server = server_of(app, queue)
 
     def stop(*_: Any) -> None:
         server.should_exit = True
@@ -97,23 +97,23 @@ def listen(app: FastAPI, line: Line, at: socket.socket, host: str, folder: Path,
         say_on_stderr(f"{said} answers at {url}; Ctrl-C stops it")
         server.run(sockets=[at])
     say_on_stderr("stopped")
-    line.wait(LAST_SECONDS)
+    queue.wait(LAST_SECONDS)
     os._exit(Exit.DONE)  # Python would wait for a batch of a large model, and then unload torch for seconds
 
 
 class AppServer(uvicorn.Server):
-    """A server whose line is closed before its last second, so that whoever waits is told why."""
+    """A server whose queue is closed before its last second, so that whoever waits is told why."""
 
-    def __init__(self, config: uvicorn.Config, line: Line) -> None:
+    def __init__(self, config: uvicorn.Config, queue: Queue) -> None:
         super().__init__(config)
-        self.line = line
+        self.queue = queue
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        asyncio.get_running_loop().call_later(STOP_SECONDS - 1, self.line.close)
+        asyncio.get_running_loop().call_later(STOP_SECONDS - 1, self.queue.close)
         await super().shutdown(sockets)
 
 
-def server_of(app: FastAPI, line: Line) -> AppServer:
+def server_of(app: FastAPI, queue: Queue) -> AppServer:
     """Return the server of the app, which logs no request."""
     logging.getLogger("uvicorn").setLevel(logging.ERROR)  # requests that are no HTTP are no news
     logging.getLogger("PIL").setLevel(logging.CRITICAL)  # nor are pictures that are damaged
@@ -128,7 +128,7 @@ def server_of(app: FastAPI, line: Line) -> AppServer:
         proxy_headers=False,
         timeout_graceful_shutdown=STOP_SECONDS,
     )
-    return AppServer(config, line)
+    return AppServer(config, queue)
 
 
 def allow_many_connections() -> None:

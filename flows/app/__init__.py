@@ -4,7 +4,7 @@ questions    what a request may ask, as strict JSON
 answers      what is answered, as documents
 pictures     the pictures in a request, read as the model takes them
 work         scores, drawings and classes, step by step, so that a request can be given up
-line         the requests that wait for the device, which takes one at a time
+queue        the requests that wait for the device, which takes one at a time
 champion     which model answers, and the change to a new champion between two requests
 guard        who may ask: password, host, origin, size
 application  the routes

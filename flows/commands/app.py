@@ -44,8 +44,8 @@ def app(
     the CPU, with one thread.
     """
     params = project().params
+    from flows.app.listening import listen, open_socket, require_password
     from flows.registry.versions import is_champion
-    from flows.serving.listening import listen, open_socket, require_password
 
     password = require_password(host)
     follows = (model is None or is_champion(model)) and Path(".git").exists()
@@ -57,16 +57,16 @@ def app(
     with open_socket(host, port) as at:
         chosen = device_for(device)
         opened = project().model(version.name if version else model, chosen)
-        from flows.serving.application import Settings, application
-        from flows.serving.champion import Following
-        from flows.serving.line import Line
+        from flows.app.application import Settings, application
+        from flows.app.champion import Following
+        from flows.app.queue import Queue
 
         given = {"device": chosen}
         settings = Settings(override(params.evaluate, given), override(params.sample, given))
         following = Following(project(), opened, version, settings.sample, follows=follows, share=share)
-        line, names = Line(opened.device), [host, gethostname(), *(allow_host or [])]
-        served = application(following, settings, line, password, names)
-        listen(served, line, at, host, project().folder, f"{opened.name} on {opened.device}")
+        queue, names = Queue(opened.device), [host, gethostname(), *(allow_host or [])]
+        served = application(following, settings, queue, password, names)
+        listen(served, queue, at, host, project().folder, f"{opened.name} on {opened.device}")
 
 
 def champion_if_any() -> "Version | None":

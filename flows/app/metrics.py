@@ -10,16 +10,16 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from flows.serving.champion import Following
-from flows.serving.line import Line
+from flows.app.champion import Following
+from flows.app.queue import Queue
 
 SECONDS = 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300
 
 
 class Figures:
-    """The figures of one app.  Those of the model, the line and the disk are read when somebody asks for them."""
+    """The figures of one app.  Those of the model, the queue and the disk are read when somebody asks for them."""
 
-    def __init__(self, following: Following, line: Line) -> None:
+    def __init__(self, following: Following, queue: Queue) -> None:
         self.registry = CollectorRegistry()
         self.following = following
         named: dict[str, Any] = {"registry": self.registry, "namespace": "vdm"}
@@ -31,7 +31,7 @@ class Figures:
             "app_request_seconds", "Seconds until the end of the answer.", ["path"], buckets=SECONDS, **named
         )
         waiting = "Requests that wait or are worked on."
-        Gauge("app_waiting", waiting, **named).set_function(lambda: line.length)
+        Gauge("app_waiting", waiting, **named).set_function(lambda: queue.length)
         problem = "1 if the present champion cannot answer, so that an older one does."
         Gauge("app_problem", problem, **named).set_function(lambda: following.problem is not None)
         bpd = "Bits/dim of the version that answers; NaN without one."

@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from flows.app.answers import Classes, ClassifiedImage, Drawn, Frame, ScoredImage, Scores
+from flows.app.pictures import Fitting, a_file, npy_base64, png_base64, read_sent
+from flows.app.questions import MOST_TIMES, HowToDraw, ToClassify, ToFillIn, ToSample, ToScore
 from flows.core.documents import Document
 from flows.core.errors import Exit, UserError
 from flows.core.model import TrainedModel
@@ -27,9 +30,6 @@ from flows.images.made_to_fit import read_to_fit
 from flows.sampling.drawing import Drawing
 from flows.sampling.film import pixels
 from flows.sampling.request import read_known, read_mask
-from flows.serving.answers import Classes, ClassifiedImage, Drawn, Frame, ScoredImage, Scores
-from flows.serving.pictures import Fitting, a_file, npy_base64, png_base64, read_sent
-from flows.serving.questions import MOST_TIMES, HowToDraw, ToClassify, ToFillIn, ToSample, ToScore
 from vdm.evaluation import stratified_times, terms_of_set
 from vdm.samplers import SAMPLERS
 from vdm.sampling import Step, decode, noise_levels
