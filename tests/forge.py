@@ -16,7 +16,8 @@ from flows.core import layout
 from flows.core.files import file_sha256
 from flows.core.model import save_model
 from flows.evaluation.results import Comparison, ModelFigures
-from flows.images.image_set import open_images, save_images
+from flows.images.image_set import digests_of, open_images, save_images, write_array
+from flows.images.splitting import digest_of
 from flows.registry.evidence import PROMOTE, REFUSE, Evidence
 from flows.registry.project import Project
 from flows.registry.versions import Version, assign
@@ -62,7 +63,12 @@ class Forge:
         save_model(self.files / "models/vdm", VDM(**TINY), TINY)
         images = np.arange(6 * 64, dtype=np.uint8).reshape(6, 1, 8, 8) % 17
         description = {"name": "forged", "num_levels": 17, "image_shape": [1, 8, 8], "num_train": 6, "num_test": 6}
-        save_images(self.files / "data/images", {"train": images, "test": images[::-1]}, description)
+        folder, splits = self.files / "data/images", {"train": images, "test": (images + 2) % 17}
+        save_images(folder, splits, description)
+        for split, pixels in splits.items():
+            write_array(
+                digests_of(folder, split), [np.frombuffer(b"".join(map(digest_of, pixels)), np.uint8).reshape(6, -1)]
+            )
         report = {"success": True, "data_sha256": open_images(self.files / "data/images").data_sha256}
         (self.files / "findings.json").write_text(json.dumps(report))
         self.git("add", "--all")

@@ -138,12 +138,9 @@ class ImageSet:
         path = labels_of(self.folder, split)
         return load_array(path) if path.exists() else None
 
-    def digests(self, split: Split) -> set[bytes] | None:
-        """Return the digests of a split's images; None for a set of an earlier version.  Raises UserError (exit 5)."""
-        path = digests_of(self.folder, split)
-        if not len(self[split]):
-            return set()
-        return {bytes(row) for row in load_array(path)} if path.exists() else None
+    def digests(self, split: Split) -> set[bytes]:
+        """Return the digests of a split's images.  Raises UserError (exit 5) for a set without them."""
+        return {bytes(row) for row in load_array(digests_of(self.folder, split))} if len(self[split]) else set()
 
     def classes(self, split: Split) -> np.ndarray:
         """Return the labels of a split as classes, (N,) int64.

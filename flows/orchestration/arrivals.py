@@ -44,12 +44,9 @@ class Arrivals(NamedTuple):
         return f"{self.added:,} added and {self.removed:,} removed since {self.since}"
 
 
-def count_arrivals(images: ImageSet, earlier: Commit) -> Arrivals | None:
-    """Return how many images of a set are new since an earlier run; None if that run kept no digests of its images."""
-    ours = set[bytes]().union(*(images.digests(split) or () for split in images.splits))
-    theirs = digests_at(earlier)
-    if not (ours and theirs):
-        return None
+def count_arrivals(images: ImageSet, earlier: Commit) -> Arrivals:
+    """Return how many images of a set are new since an earlier run.  Raises UserError (exit 5) if its are lost."""
+    ours, theirs = set[bytes]().union(*map(images.digests, images.splits)), digests_at(earlier)
     return Arrivals(len(ours - theirs), len(theirs - ours), earlier.repository.name_of(earlier.digest))
 
 
@@ -65,7 +62,7 @@ def digests_at(earlier: Commit) -> set[bytes]:
 
 def has_same_images(images: ImageSet, earlier: Commit) -> bool:
     """Whether the images are those of an earlier run by equal code, in splits and classes, in any order."""
-    # Lost, no answer, or of a version without digests.
+    # Lost, or no answer.
     with suppress(UserError, ValueError, EOFError), earlier.files() as files:
         described = parse(Description, read_content(files, layout.IMAGES / DESCRIPTION) or b"", DESCRIPTION)
         return (described.splits, described.class_names) == (images.splits, images.class_names) and all(

@@ -34,7 +34,7 @@ MOST_NEW, MOST_NAMED = 1000, 12
 def compare_images(run: Run, newest: Commit) -> State[Arrivals | None]:
     """Return how many images are new since the newest run, by a state of which automations.yaml tells somebody.
 
-    Its result is None if none came or went, or if that run kept no digests of its images.
+    Its result is None if none came or went, or if that run's images are lost.
     """
     try:
         arrivals = count_arrivals(run.images, newest)

@@ -64,5 +64,5 @@ def digests_seen_by(project: Project, model: TrainedModel, images: ImageSet, cal
         own = open_images(project.folder / layout.IMAGES)
         if own.data_sha256 == calibration.data_sha256:
             fitted: list[Split] = ["train", "validation"] if model.fitted_to == BOTH else ["train"]
-            return {digest for split in fitted for digest in own.digests(split) or ()}
+            return {digest for split in fitted for digest in own.digests(split)}
     return set()

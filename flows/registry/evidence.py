@@ -1,7 +1,6 @@
 """The document that says why a version was promoted or refused, waits, or was rolled back to."""
 
 import json
-from typing import Literal
 
 from pydantic import ConfigDict
 
@@ -12,10 +11,6 @@ from flows.evaluation.results import BoundMetrics, Comparison, QualityFigure
 PROMOTE, REFUSE, WAIT, ROLL_BACK = "promote", "refuse", "wait", "roll back"
 HOLD, RELEASE = "hold", "release"
 """The decisions."""
-
-
-Seen = Count | Literal["unknown"] | None
-"""A number of images; `unknown` if images of a model are not known, or are of another kind."""
 
 
 class Evidence(Document):
@@ -44,9 +39,9 @@ class Evidence(Document):
     split: str | None = None
     validation_sha256: str | None = None
     num_judged: Count | None = None
-    champion_saw: Seen = None
+    champion_saw: Count | None = None
     """How many of the challenger's images of this split the champion or a model of its line is known to have seen."""
-    challenger_saw: Seen = None
+    challenger_saw: Count | None = None
     """The same of the challenger."""
     champion_unknown: list[str] | None = None
     """The models of its line whose training images are not known."""

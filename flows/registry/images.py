@@ -1,7 +1,7 @@
 """The images that a version, and the models from which its training began, were trained on.
 
 An image is known by the digest of its pixels in the source, before any transform, which the stage `download` keeps
-beside the arrays.  Versions that were made before it did, and models that are no versions, have no known images.
+beside the arrays.  Versions of which these are lost, and models that are no versions, have no known images.
 The digests of the pixels after the transforms find images among those of the same transforms.
 """
 
@@ -45,24 +45,19 @@ class TrainedOn(NamedTuple):
 def read_kept_images(
     repository: Repository, version: Version, splits: Collection[Split] = SPLITS, *, transformed: bool = False
 ) -> Kept | None:
-    """Return a version's images of some splits; None if their digests were not kept or are lost.
+    """Return a version's images of some splits; None if their digests are lost.
 
     The digests are those of the pixels before the transforms, unless `transformed`.  Raises NetworkError (exit 5).
     """
     digests: dict[Split, list[bytes]] = {}
     try:
         with repository.at(version).files() as files:
-            described = read_content(files, layout.IMAGES / DESCRIPTION)
-            if described is None:
-                return None
-            description = parse(Description, described, DESCRIPTION)
+            description = parse(Description, read_content(files, layout.IMAGES / DESCRIPTION) or b"", DESCRIPTION)
             place = digests_of if transformed or description.transforms == "none" else sources_of
             counts = {"train": description.num_train, "validation": description.num_validation}
             counts["test"] = description.num_test
             for split in set(description.splits) & set(splits):
-                content = read_content(files, place(layout.IMAGES, split))
-                if content is None:
-                    return None
+                content = read_content(files, place(layout.IMAGES, split)) or b""
                 digests[split] = [bytes(row) for row in np.load(BytesIO(content), allow_pickle=False)]
                 if len(digests[split]) != counts[split]:
                     return None

@@ -111,6 +111,8 @@ def add_figures(
     repository = registry.repository
     images, model = fetch_images(repository, challenger), fetch_model(repository, challenger)
     kept = read_kept_images(repository, challenger)
+    if kept is None:
+        raise UserError(f"{challenger.name}: its images have no digests; make it by `dvc repro`", Exit.MISSING)
     evidence.challenger_fitted_to = model.fitted_to or "train"
     if images.description.damaged:
         evidence.damaged = images.description.damaged
@@ -139,14 +141,10 @@ def add_figures(
     evidence.champion_unknown = [*by_champion.unknown.values()]
     unknown = by_challenger.unknown.items()
     evidence.challenger_unknown = [name for digest, name in unknown if digest not in by_champion.unknown]
-    if kept:
-        digests = kept.digests[deciding.split]
-        saw, other_saw = are_known(digests, by_champion.digests), are_known(digests, by_challenger.digests)
-        unseen = ~(saw | other_saw)
-        evidence.champion_saw, evidence.challenger_saw = int(saw.sum()), int(other_saw.sum())
-    else:
-        unseen = np.ones(len(deciding), bool)
-        evidence.champion_saw = evidence.challenger_saw = "unknown"
+    digests = kept.digests[deciding.split]
+    saw, other_saw = are_known(digests, by_champion.digests), are_known(digests, by_challenger.digests)
+    unseen = ~(saw | other_saw)
+    evidence.champion_saw, evidence.challenger_saw = int(saw.sum()), int(other_saw.sum())
     evidence.num_decided = int(unseen.sum())
     add_withdrawn(evidence, registry, model, deciding, kept, by_challenger.digests, alike, rule.confidence)
     if evidence.num_decided >= FEWEST_DECIDING:
@@ -159,7 +157,7 @@ def add_withdrawn(
     registry: Registry,
     model: TrainedModel,
     deciding: Chosen,
-    kept: Kept | None,
+    kept: Kept,
     saw: set[bytes],
     settings: "Evaluate",
     confidence: float,
@@ -171,8 +169,6 @@ def add_withdrawn(
     if not (left := find_rolled_back(registry.champion_tag)):
         return
     evidence.rolled_back_from = left
-    if kept is None:
-        return
     try:
         withdrawn = registry.resolve(left)
         other = fetch_model(registry.repository, withdrawn)
@@ -185,10 +181,10 @@ def add_withdrawn(
         log.warning("not compared with %s, which was rolled back from: %s", left, error)
 
 
-def num_judged(registry: Registry, challenger: Version, validation_sha256: str, kept: Kept | None) -> int:
+def num_judged(registry: Registry, challenger: Version, validation_sha256: str, kept: Kept) -> int:
     """Return how many challengers some of these validation images have judged, with this one."""
     known = {version.name: version for version in registry.versions}
-    names, answers = {challenger.name}, kept is not None
+    names, answers = {challenger.name}, True
     for other, judged_names in registry.judged.items():
         theirs = [known[name] for name in sorted(judged_names) if name in known]
         overlaps = other == validation_sha256
@@ -203,11 +199,9 @@ def num_judged(registry: Registry, challenger: Version, validation_sha256: str, 
     return len(names)
 
 
-def overlap(ours: Kept | None, theirs: Kept | None) -> bool:
+def overlap(ours: Kept, theirs: Kept | None) -> bool:
     """Whether validation images of one version are among those of another, as far as they are known."""
-    if ours is None or theirs is None:
-        return False
-    return not set(ours.digests["validation"]).isdisjoint(theirs.digests.get("validation", []))
+    return theirs is not None and not set(ours.digests["validation"]).isdisjoint(theirs.digests.get("validation", []))
 
 
 def are_known(digests: list[bytes], known: set[bytes]) -> np.ndarray:

@@ -29,6 +29,7 @@ from flows.process.locks import holder_of
 from flows.registry import promotion
 from flows.registry.evidence import PROMOTE, REFUSE, WAIT, Evidence, evidence_of
 from flows.registry.fetching import fetch_images
+from flows.registry.images import Kept
 from flows.registry.project import Project
 from flows.registry.promotion import add_figures, approve, challenge, decide, hold, limits_of, promote, rollback
 from flows.registry.versions import add_version, assign
@@ -325,6 +326,9 @@ def test_a_champion_of_other_images_is_not_compared(
         pixels = np.zeros((promotion.FEWEST_DECIDING, *shape), np.uint8)
         save_images(tmp_path / "other", {"train": pixels, "test": pixels}, {"name": "x", "num_levels": levels})
         monkeypatch.setattr(promotion, "fetch_images", lambda *_: open_images(tmp_path / "other"))
+        monkeypatch.setattr(
+            promotion, "read_kept_images", lambda *_: Kept("none", {"test": [b""] * promotion.FEWEST_DECIDING})
+        )
         evidence = Evidence(decision="", reason="")
         add_figures(evidence, registry, *versions, settings=params.evaluate, rule=params.promote)
         found.append({"comparison", "test_comparison", "champion_fitted_to"} <= evidence.model_fields_set)
