@@ -40,6 +40,7 @@ from flows.orchestration.workspace import Run, compose_params, prune, workspace
 from flows.process.ending import fail
 from flows.process.groups import settle
 from flows.process.lifeline import end_with_parent, end_with_starters, hold_what_starts
+from flows.registry.costs import DRIVER, count_costs, known_costs
 from flows.registry.fetching import fetch
 from flows.registry.project import Project
 from flows.registry.publishing import require_remotes
@@ -143,7 +144,9 @@ def retrain(
         if force or not result_of(restore(run, due, return_state=True), "restore"):
             result_of(check_champion(run, return_state=True), "champion")
             outcome = run_stages(run, due, outcome, force=force, wait_hours=wait_hours)
-        return conclude(run, outcome)
+        outcome = conclude(run, outcome)
+        (run.folder / layout.COSTS).resolve().unlink(missing_ok=True)
+        return outcome
 
 
 def require_ready(project: Project) -> None:
@@ -300,9 +303,16 @@ def reproduce(stage: str, run: Run, force: bool) -> None:
         if is_shared() and not force:
             stages.restore_stage(run, stage)
         look = artifacts.ProgressBar(run.folder).look if stage == "train" else None
-        stream(["dvc", "repro", "--single-item", stage, *options], run.folder, look)
+        with count_costs(run.folder, stage, cards_of(run) if stage == "train" else 0):
+            stream(["dvc", "repro", "--single-item", stage, *options], run.folder, look)
     except UserError as error:
         raise type(error)(f"stage {stage} failed: {error}", error.code) from error
+
+
+def cards_of(run: Run) -> int:
+    """Return how many cards a training of the run uses."""
+    train = run.params.train
+    return train.num_devices if train.device.startswith("cuda") or (train.device == "auto" and DRIVER.exists()) else 0
 
 
 def conclude(run: Run, outcome: Outcome) -> Outcome:
@@ -321,7 +331,10 @@ def conclude(run: Run, outcome: Outcome) -> Outcome:
         get_run_logger().info("%s is commit %s on branch %s", result, made[:12], run.branch)
         if is_shared():
             catch_up(run.main)  # the champion may be another one by now
-    return outcome.released(release(run, made))
+    outcome = outcome.released(release(run, made))
+    if costs := known_costs(run.folder):
+        outcome = outcome._replace(costs=costs.words)
+    return outcome
 
 
 def main() -> int:

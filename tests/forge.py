@@ -205,11 +205,12 @@ def comparison(
     )
 
 
-def crown(project: Sandbox, *references: str) -> None:
-    """Make the versions champion one after the other."""
+def crown(project: Sandbox, *references: str, **known: Any) -> None:
+    """Make the versions champion one after the other, with what is known in the evidence."""
     for reference in references:
         with Project(project.folder).registry_lock():
-            message = Evidence(decision=PROMOTE, reason="better", challenger=reference).message("Promote")
+            evidence = Evidence(decision=PROMOTE, reason="better", challenger=reference, **known)
+            message = evidence.message("Promote")
             registry = Project(project.folder).registry
             assign(registry, CHAMPION, registry.resolve(reference), message)
 

@@ -30,9 +30,11 @@ def models(as_json: AsJson = False) -> None:
     from flows.core.tables import table
     from flows.registry.versions import no_version
 
-    versions = project().registry.versions
+    registry = project().registry
+    versions = registry.versions
     if as_json:
-        say_json({"versions": [row_of(version) for version in versions]})
+        costs = {commit: of.model_dump() for commit, of in registry.costs.items()}
+        say_json({"versions": [row_of(each) | {"costs": costs.get(each.commit)} for each in versions]})
     elif not versions:
         say(no_version(project()))
     else:

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 from flows.core.errors import Exit, UserError, file_problem
 from flows.orchestration.runs import OF_FLOW
 from flows.orchestration.server import LOOPBACK, connect
+from flows.registry.costs import Costs
 from flows.registry.project import Project
 
 MOST_RUNS = 200
@@ -54,9 +55,12 @@ class Loop(Collector):
         yield GaugeMetricFamily("vdm_server_answers", "1 if the Prefect server answers.", bool(server))
         yield from server
         try:
-            champion = self.project.registry.champion
+            registry = self.project.registry
+            champion = registry.champion
         except UserError:
             return
+        if costs := [registry.costs[each.commit] for each in registry.versions if each.commit in registry.costs][-1:]:
+            yield from cost_metrics(costs[0])
         if champion:
             created = datetime.fromisoformat(champion.created).timestamp()
             about = "When the champion was registered."
@@ -83,3 +87,14 @@ class Loop(Collector):
             for task in client.read_task_runs(flow_run_filter=chosen):
                 stages.add_metric([task.name], task.total_run_time.total_seconds())
             yield stages
+
+
+def cost_metrics(costs: Costs) -> Iterator[Metric]:
+    """Yield what the newest version cost whose costs are known."""
+    of = "of the newest version, with the runs that its run repeated."
+    yield GaugeMetricFamily("vdm_newest_version_core_hours", f"Processor time {of}", costs.core_hours)
+    yield GaugeMetricFamily("vdm_newest_version_card_hours", f"Time on cards {of}", costs.card_hours)
+    minutes = GaugeMetricFamily("vdm_newest_version_minutes", f"Minutes {of}", labels=["stage"])
+    for stage, taken in costs.minutes.items():
+        minutes.add_metric([stage], taken)
+    yield minutes

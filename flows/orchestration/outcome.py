@@ -43,6 +43,8 @@ class Outcome(NamedTuple):
     """What is said of images that came and are odd."""
     without_source: str = ""
     """That the source is not on this machine; "" if it is."""
+    costs: str = ""
+    """What the run cost, with those that it repeated."""
 
     def released(self, release: Release) -> "Outcome":
         """Return the outcome with the decision about the run's model."""
@@ -52,4 +54,6 @@ class Outcome(NamedTuple):
     def __str__(self) -> str:
         images = f"images: {self.arrivals}" if self.arrivals else ""
         said = str(self.release) if self.release else self.reason
-        return "; ".join(part for part in (said, images, self.damaged, self.odd, self.without_source) if part)
+        return "; ".join(
+            part for part in (said, images, self.damaged, self.odd, self.without_source, self.costs) if part
+        )

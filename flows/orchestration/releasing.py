@@ -18,6 +18,7 @@ from flows.orchestration.outcome import Release
 from flows.orchestration.streaming import result_of, stream
 from flows.orchestration.workspace import Run, workspace
 from flows.registry import publishing
+from flows.registry.costs import count_costs
 from flows.registry.evidence import Evidence
 from flows.registry.project import Project
 from flows.registry.versions import add_version
@@ -43,7 +44,8 @@ def run_promote(version: str, folder: Path) -> Evidence:
     """Run `vdmctl promote VERSION` with the run's code; return the evidence.  Raises UserError."""
     file = folder / layout.EVIDENCE
     try:
-        stream(["flows.cli", "promote", version, "--json"], folder, stdout=file)
+        with count_costs(folder, "promote"):
+            stream(["flows.cli", "promote", version, "--json"], folder, stdout=file)
     except UserError as error:
         if error.code is not Exit.NOT_PROMOTED:
             problem = f"{version} is registered, but `vdmctl promote` failed"

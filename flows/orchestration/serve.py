@@ -41,6 +41,7 @@ from flows.process.ending import STOP
 from flows.process.groups import search_path, signal_with_parent, stop_group
 from flows.process.lifeline import hold_what_starts
 from flows.process.streams import say_on_stderr
+from flows.registry.costs import DRIVER
 from flows.registry.project import Project
 
 STOP_SECONDS = 30.0
@@ -49,8 +50,6 @@ RESTART_SECONDS = 30.0
 """A process that ends again within this time is not started again."""
 LOOK_SECONDS = 20.0
 """How often automations.yaml is read, since a block may be made at any time, and interrupted runs are looked for."""
-# Present if the driver of an NVIDIA card is loaded.
-DRIVER = Path("/proc/driver/nvidia/version")
 
 
 class Child:

@@ -5,6 +5,7 @@ commits its results to `runs/NAME`, and touches neither the checkout nor the ind
 is removed when the run ends well, or else when the next run starts, if no process works in it any more.
 """
 
+import hashlib
 import os
 import secrets
 import shutil
@@ -58,6 +59,10 @@ def workspace(project: Project, params: str, base: str) -> Iterator[Run]:
         for shared in (layout.TRAININGS, layout.DOWNLOADS):
             (project.folder / shared).mkdir(exist_ok=True)
             (run.folder / shared).symlink_to(project.folder / shared)
+        # A run that repeats one that was interrupted or failed goes on with its costs.
+        costs = project.folder / layout.COSTS_OF_RUNS / f"{hashlib.sha256((base + params).encode()).hexdigest()}.json"
+        costs.parent.mkdir(exist_ok=True)
+        (run.folder / layout.COSTS).symlink_to(costs)
         share_cache(project, run.folder)
         (run.folder / layout.PARAMS).write_text(params, encoding="utf-8")
         # DVC writes git's index, too, and not as git does: git would miss a change of the same second and size.

@@ -3,6 +3,7 @@
 project       a project's folder: parameters, images, models, versions, results; it is opened once and passed along
 versions      versions, champions and refusals, which are GTO's tags
 evidence      why a version became the champion, or was refused
+costs         what a run costs, counted while it runs
 lineage       a version's data, parameters, code and outputs
 fetching      a version's model and images, from git, DVC's cache or its remote
 images        which images a version and those before it were trained on

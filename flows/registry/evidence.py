@@ -7,6 +7,7 @@ from pydantic import ConfigDict
 from flows.core.documents import Count, Document, Number, parse
 from flows.core.errors import UserError
 from flows.evaluation.results import BoundMetrics, Comparison, QualityFigure
+from flows.registry.costs import Costs
 
 PROMOTE, REFUSE, WAIT, ROLL_BACK = "promote", "refuse", "wait", "roll back"
 HOLD, RELEASE = "hold", "release"
@@ -78,6 +79,8 @@ class Evidence(Document):
     """The first champion on the images that decided."""
     test_evaluation: BoundMetrics | None = None
     """It on the test images."""
+    costs: Costs | None = None
+    """What the run of the challenger cost until then, if a run of the loop made it just now."""
     tag: str | None = None
 
     @property

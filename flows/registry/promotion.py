@@ -27,6 +27,7 @@ from flows.evaluation.bound import compare, evaluate
 from flows.evaluation.results import BOTH
 from flows.images.image_set import Chosen
 from flows.process.ending import finish
+from flows.registry.costs import known_costs
 from flows.registry.evidence import HOLD, PROMOTE, REFUSE, RELEASE, ROLL_BACK, WAIT, Evidence, evidence_of
 from flows.registry.fetching import fetch_images, fetch_model
 from flows.registry.images import Kept, list_training_images, read_kept_images
@@ -80,7 +81,7 @@ def challenge(registry: Registry, challenger: Version, *, settings: "Evaluate", 
 
 
 def add_conditions(evidence: Evidence, registry: Registry, challenger: Version, rule: "Promote") -> None:
-    """Add what else decides: the samples' quality, a hold, a person's approval."""
+    """Add what else decides: the samples' quality, a hold, a person's approval; and what the run cost."""
     if rule.max_frechet is not None:
         frechet = challenger.samples.frechet if challenger.samples else None
         evidence.max_frechet, evidence.frechet = rule.max_frechet, frechet
@@ -91,6 +92,8 @@ def add_conditions(evidence: Evidence, registry: Registry, challenger: Version, 
         evidence.approval = rule.approval
     if registry.hold:
         evidence.hold = registry.hold
+    if costs := known_costs(registry.repository.folder):
+        evidence.costs = costs
 
 
 def add_figures(

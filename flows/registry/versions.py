@@ -18,6 +18,7 @@ from flows.core import layout
 from flows.core.documents import DocumentType, parse
 from flows.core.errors import Exit, UserError
 from flows.evaluation.results import Metrics, SampleMetrics
+from flows.registry.costs import Costs
 from flows.registry.evidence import Evidence, evidence_of
 from flows.repository.repository import MODEL, REMOTE, Repository
 from flows.repository.tags import (
@@ -166,6 +167,13 @@ class Registry:
             return None
         later = {tag.commit for tag in self.tags if tag.stage == REFUSED and tag.number > last.number}
         return None if last.commit in later | deregistered_commits(self.tags) else last
+
+    @cached_property
+    def costs(self) -> dict[str, Costs]:
+        """What versions cost, by their commits, as far as the evidence of a decision says it."""
+        decided = [tag for tag in self.tags if tag.stage in (CHAMPION, REFUSED, WAITING)]
+        found = {tag.commit: evidence_of(tag.message) for tag in decided if '"costs"' in tag.message}
+        return {commit: evidence.costs for commit, evidence in found.items() if evidence and evidence.costs}
 
     def is_decided(self, commit: str) -> bool:
         """Whether the commit has a version that was promoted or refused, that won, or that GTO deregistered."""

@@ -73,7 +73,9 @@ def test_the_keys_of_objects_that_are_no_documents(
     require_named("evaluate", sweep.keys())
     assert [each.keys() for each in sweep["sweep"]] == [BoundMetrics.model_fields.keys()] * 2
     require_named("sample", printed(capsys, "sample", "models/vdm", "-n", "1", "--steps", "1", "--out", "one.npy"))
-    registry = Mock(versions=[VERSION], tags=[Tag(VERSION.name, VERSION.commit)], resolve=lambda name: VERSION)
+    registry = Mock(
+        costs={}, versions=[VERSION], tags=[Tag(VERSION.name, VERSION.commit)], resolve=lambda name: VERSION
+    )
     monkeypatch.setattr("flows.registry.project.open_registry", lambda root: registry)
     monkeypatch.setattr("flows.registry.verification.verify", lambda root, version: [Verified("models/vdm", "")])
     monkeypatch.setattr("flows.registry.verification.reproduction", lambda root: Reproduction(True, "equal", []))

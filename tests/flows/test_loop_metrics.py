@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from flows.core.errors import Exit, UserError
 from flows.orchestration.metrics import start_metrics
 from flows.orchestration.server import configure
+from flows.registry.costs import Costs
 from flows.registry.project import Project
 
 pytestmark = [pytest.mark.slow, pytest.mark.processes]
@@ -44,7 +45,8 @@ def scraped(port: int) -> dict[tuple[str, ...], float]:
 
 
 def test_prometheus_reads_the_runs_and_the_champion(forge: Forge) -> None:
-    crown(forge.project, "v1.0.0")
+    costs = Costs(minutes={"train": 2.5}, core_hours=0.5, card_hours=0.25)
+    crown(forge.project, "v1.0.0", costs=costs)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=rf"--metrics-port {port}: .*; choose another") as refused:
@@ -69,6 +71,8 @@ def test_prometheus_reads_the_runs_and_the_champion(forge: Forge) -> None:
     champion = Project(forge.root).registry.champion
     assert champion
     assert found["vdm_champion_bits_per_dim",] == champion.metrics.bpd
+    assert found["vdm_newest_version_minutes", "train"] == 2.5
+    assert (found["vdm_newest_version_core_hours",], found["vdm_newest_version_card_hours",]) == (0.5, 0.25)
     created = datetime.fromisoformat(champion.created).timestamp()
     assert (
         found["vdm_champion_created_timestamp_seconds",]

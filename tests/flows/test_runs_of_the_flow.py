@@ -3,11 +3,14 @@
 import errno
 import json
 import os
+import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 from unittest.mock import Mock
@@ -38,9 +41,11 @@ from flows.orchestration.outcome import DRIFTED, Drifted, Outcome, Release
 from flows.orchestration.streaming import EXPECTED, failure, result_of, stream, to_user_error
 from flows.orchestration.workspace import Run, compose_params, workspace
 from flows.process.ending import handle_stop
+from flows.registry.costs import Costs, count_costs, known_costs
 from flows.registry.evidence import WAIT, Evidence
 from flows.registry.fetching import fetch
 from flows.registry.project import Project
+from flows.registry.promotion import add_conditions
 from flows.registry.verification import require_sound
 from flows.registry.versions import Version
 from flows.repository.commit import Commit
@@ -242,6 +247,34 @@ def test_a_stage_is_forced_if_asked_or_takes_what_another_machine_made(
     if shared and not force:  # so that the task is tried again
         with pytest.raises(NetworkError, match=r"^stage evaluate failed: DVC's remote cannot be read$"):
             reproduce.fn("evaluate", Run(Project(tmp_path), "run", "HEAD"), force)
+
+
+def test_a_run_counts_what_the_interrupted_run_that_it_repeats_cost(forge: Forge) -> None:
+    """Also of the processes that it started; a run with other parameters counts anew."""
+    params = (forge.root / "params.yaml").read_text()
+    base = forge.git("rev-parse", "HEAD").strip()
+    counted = []
+    for _ in range(2):
+        with suppress(TerminationSignal), workspace(forge.opened, params, base) as run:
+            with suppress(UserError), count_costs(run.folder, "validate"):
+                raise UserError("not valid", Exit.INVALID_DATA)
+            with count_costs(run.folder, "train", cards=2):
+                counted.append(known_costs(run.folder))
+                subprocess.run([sys.executable, "-c", "sum(range(3_000_000))"], check=True)
+                raise TerminationSignal(signal.SIGTERM)
+        counted.append(known_costs(run.folder))
+    evidence = Evidence(decision="", reason="")
+    rule = Mock(max_frechet=None, approval=None)
+    add_conditions(evidence, Mock(hold=None, repository=run), Mock(), rule)
+    assert evidence.costs == counted[-1]
+    begun, once, again, twice = (each or Costs(minutes={}, core_hours=0.0, card_hours=0.0) for each in counted)
+    assert list(begun.minutes) == ["validate"]
+    assert 0 < begun.core_hours < once.core_hours <= again.core_hours < twice.core_hours
+    assert again.minutes["train"] == once.minutes["train"] < twice.minutes["train"]
+    assert twice.card_hours == pytest.approx(2 * twice.minutes["train"] / 60)
+    assert re.fullmatch(r"cost: \d+\.\d minutes.*, 0\.00 core-hours(, 0\.00 card-hours)?", twice.words)
+    with workspace(forge.opened, f"{params}# another", base) as other:
+        assert known_costs(other.folder) is None
 
 
 @pytest.mark.usefixtures("quietly")

@@ -21,6 +21,7 @@ from flows.commands.registry import distance
 from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.evaluation.results import SampleMetrics
+from flows.registry.costs import Costs
 from flows.registry.fetching import fetch, fetch_images
 from flows.registry.lineage import trace_lineage
 from flows.registry.project import Project
@@ -37,7 +38,8 @@ def problems(forge: Forge, name: str) -> dict[str, str]:
 
 
 def test_models_lists_versions_with_state_figures_data_and_commit(forge: Forge) -> None:
-    crown(forge.project, "v1.0.0", "v1.1.0")
+    costs = Costs(minutes={"train": 2.5}, core_hours=0.5, card_hours=0.0)
+    crown(forge.project, "v1.0.0", "v1.1.0", costs=costs)
     refuse(forge.project, "v1.2.0")
     forge.version("v1.10.0", documents={METRICS: '{"bpd": "low"}'})
     rows = json.loads(forge.vdmctl("models", "--json").stdout)["versions"]
@@ -46,6 +48,7 @@ def test_models_lists_versions_with_state_figures_data_and_commit(forge: Forge) 
     assert [row["stages"] for row in rows] == [[], ["champion"], [], []]
     assert [row["commit"] for row in rows] == forge.git("rev-list", "--reverse", "-4", "HEAD").split()
     assert [row["bpd"] for row in rows] == [2.0, 2.0, 2.0, None]
+    assert [row["costs"] for row in rows] == [costs.model_dump()] * 2 + [None] * 2
     assert METRICS in rows[3]["problem"]
     with pytest.raises(UserError, match=METRICS):
         fetch(forge.opened, forge.resolve("v1.10.0"))
