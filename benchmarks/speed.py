@@ -5,7 +5,8 @@ r"""Measure the speed and memory of a training step, of an evaluation or of samp
 
 `train` takes steps: forward, backward, clipping, the optimizer and averaging, in as many processes as the preset or
 --num-devices says; their memory is added up.  `evaluate` computes the bound with one network evaluation per image.
-`sample` draws images by the preset's solver.
+`sample` draws images by the preset's solver.  `profile` gives the milliseconds of each operation of a training step, in
+one process.
 
 With --peer NAME, ours and the peer's run alternately, each in a new process.  A peer's recipe is in its file in
 benchmarks/peers:
@@ -54,6 +55,10 @@ SHAPES = {
     "imagenet32": (3, 32, 32, 256),
     "imagenet64": (3, 64, 64, 256),
 }
+PROFILED = 5
+"""The number of steps of a profile."""
+SHARE_SHOWN = 0.005
+"""Of the step, the least that an operation takes to have a row of the comparison."""
 SAMPLED = 64
 """The number of images that are drawn at a time by default."""
 RATIOS = {
@@ -84,7 +89,7 @@ class Times(NamedTuple):
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("what", choices=["train", "evaluate", "sample"])
+    options.add_argument("what", choices=["train", "evaluate", "sample", "profile"])
     peer_options(options, default=None)
     options.add_argument("--rounds", type=positive, default=3, help="rounds of the comparison")
     options.add_argument("--who", default="ours", choices=["ours", "peer"], help=argparse.SUPPRESS)
@@ -93,15 +98,18 @@ def main() -> None:
         problem, device = read_problem(chosen), find_device(chosen.device)
         if chosen.peer or chosen.checkout:
             require_peer(chosen.peer, chosen.checkout, chosen.peer_python)
+        if chosen.what == "profile" and chosen.peer == "google":
+            raise ValueError("a profile is of torch's operations, and --peer google is in JAX")
         if chosen.what == "train":
             chosen.num_devices = chosen.num_devices or problem.params.train.num_devices
             find_device(chosen.device, chosen.num_devices)
     if chosen.who == "peer":
         figures = of_peer(chosen, problem, device)
     elif chosen.peer:
-        figures = against_peer(chosen)
+        figures = (profiles_against_peer if chosen.what == "profile" else against_peer)(chosen)
     else:
-        figures = {"train": training, "evaluate": evaluating, "sample": sampling}[chosen.what](chosen, problem, device)
+        measure = {"train": training, "evaluate": evaluating, "sample": sampling, "profile": profiling}[chosen.what]
+        figures = measure(chosen, problem, device)
     sizes = {name: problem.model[name] for name in ("width", "blocks")}
     show({"what": chosen.what, "preset": chosen.preset, **sizes, **figures}, as_json=chosen.json, device=device)
 
@@ -273,6 +281,29 @@ def sampling(chosen: argparse.Namespace, problem: Problem, device: torch.device)
     }
 
 
+def profiling(chosen: argparse.Namespace, problem: Problem, device: torch.device) -> Figures:
+    """Return the milliseconds of each operation of a training step."""
+    settings = settings_of(chosen, problem, device)
+    return {"precision": settings.precision, **profile_of(trainer_of(problem, settings, device).step, device)}
+
+
+def profile_of(step: Callable[[], object], device: torch.device) -> Figures:
+    """Return the count of each operation in a step and its milliseconds, without those of operations within it."""
+    from torch.profiler import profile
+
+    self_time = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    for _ in range(3):
+        step()
+    with profile() as found:
+        for _ in range(PROFILED):
+            step()
+    rows = [
+        {"operation": each.key, "count": each.count / PROFILED, "ms": getattr(each, self_time) / PROFILED / 1000}
+        for each in found.key_averages()
+    ]
+    return {"step_ms": sum(row["ms"] for row in rows), "rows": sorted(rows, key=lambda row: -row["ms"])}
+
+
 def count_flop(problem: Problem, settings: TrainingSettings, device: torch.device) -> int:
     """Return the floating-point operations of the matrix products and convolutions in one training step."""
 
@@ -312,6 +343,25 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * size**3 / min(clock(lambda: first @ second, device, 0.0).step for _ in range(10))
 
 
+def profiles_against_peer(chosen: argparse.Namespace) -> Figures:
+    """Profile ours and the peer's in new processes; return the operations of both side by side."""
+    command = ["profile", *given(chosen), "--who"]
+    ours, peer = run([*command, "ours"]), run([*command, "peer", *peer_arguments(chosen)])
+    of_ours, of_peer = ({row["operation"]: row for row in each["rows"]} for each in (ours, peer))
+    least = SHARE_SHOWN * min(ours["step_ms"], peer["step_ms"])
+    rows = []
+    for name in of_ours | of_peer:
+        row: Figures = {"operation": name}
+        for who, operations in (("ours", of_ours), ("peer", of_peer)):
+            row |= {f"{who}_{key}": operations.get(name, {}).get(key, 0.0) for key in ("count", "ms")}
+        if max(row["ours_ms"], row["peer_ms"]) >= least:
+            rows.append(row | {"difference_ms": row["ours_ms"] - row["peer_ms"]})
+    rows.sort(key=lambda row: -abs(row["difference_ms"]))
+    steps = {"ours_step_ms": ours["step_ms"], "peer_step_ms": peer["step_ms"]}
+    precisions = {"ours_precision": ours["precision"], "peer_precision": peer["precision"]}
+    return {"peer": chosen.peer, **precisions, **steps, "rows": rows}
+
+
 def against_peer(chosen: argparse.Namespace) -> Figures:
     """Measure ours and the peer's alternately; return the figures of every round and the means of their ratios."""
     rows = [
@@ -336,7 +386,8 @@ def run(arguments: list[str], module: str = "benchmarks.speed") -> Figures:
 
 def of_peer(chosen: argparse.Namespace, problem: Problem, device: torch.device) -> Figures:
     """Return the figures of the peer, which does as its own scripts do."""
-    default = {"train": problem.params.train.batch_size, "evaluate": problem.params.evaluate.batch_size}
+    of_train = problem.params.train.batch_size
+    default = {"train": of_train, "profile": of_train, "evaluate": problem.params.evaluate.batch_size}
     size, steps = chosen.batch_size or default.get(chosen.what, SAMPLED), chosen.num_timesteps
     kind = class_of(chosen.peer)
     if chosen.peer == "google":
@@ -354,7 +405,10 @@ def of_peer(chosen: argparse.Namespace, problem: Problem, device: torch.device) 
         "train": lambda: peer.step(pixels),
         "evaluate": lambda: peer.evaluate(pixels),
         "sample": lambda: peer.sample(size, steps),
+        "profile": lambda: peer.step(pixels),
     }[chosen.what]
+    if chosen.what == "profile":
+        return {"precision": chosen.peer_precision, **profile_of(step, device)}
     times = clock(step, device, chosen.seconds)
     figures = {
         "precision": chosen.peer_precision,

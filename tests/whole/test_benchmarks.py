@@ -45,6 +45,7 @@ def small(tmp_path: Path, digits: np.ndarray) -> Path:
         ["speed", "train", *QUICK, "--num-devices", "1"],
         ["speed", "evaluate", *QUICK, "--preset", "digits_classes"],
         ["speed", "sample", *QUICK, "--num-timesteps", "3"],
+        ["speed", "profile", *QUICK],
         *(
             ["likelihood", what, "--images", "images", "--steps", "4", "--repeats", "2", "--count", "2"]
             for what in ("variance", "error")
@@ -57,7 +58,7 @@ def small(tmp_path: Path, digits: np.ndarray) -> Path:
             pytest.param(
                 ["speed", what, *QUICK, "--num-timesteps", "3", *DIFFUSERS], marks=pytest.mark.needs("diffusers")
             )
-            for what in ("train", "evaluate", "sample")
+            for what in ("train", "evaluate", "sample", "profile")
         ),
         ["gpu_day", *QUICK, "--rows", "evaluate", "train, bfloat16, graphs", "--minutes", "0.001", "--out", "day"],
     ],
