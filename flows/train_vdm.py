@@ -280,7 +280,9 @@ def run_stage(stage: str, run: Run, *, force: bool, wait_hours: float) -> None:
     except UserError as error:
         if error.code is not Exit.INVALID_DATA:
             raise
-        raise UserError(f"{error}, kept as {docs.relative_to(run.main.folder)}", error.code) from error
+        # The error names no run, since messages about the same failure are gathered by its text.
+        get_run_logger().error("kept as %s", docs.relative_to(run.main.folder))
+        raise UserError(f"{error}, kept in the newest folder of {layout.RUN_REPORTS}", error.code) from error
     result_of(check_drift(run, return_state=True), "drift")
 
 
