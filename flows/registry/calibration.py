@@ -30,9 +30,6 @@ def calibration_of(project: Project, model: TrainedModel) -> Calibration:
     """
     if version := project.version(model.name):
         path = str(layout.CALIBRATION)
-        if path not in project.at(version).lock.outputs:
-            reason = f"{version.name} was made before {layout.CALIBRATION.name} was kept"
-            raise UserError(f"{reason}; `git checkout {version.name} && vdmctl evaluate`", Exit.MISSING)
         with scratch_folder() as scratch:
             fetch_files(project, version, [path], scratch)
             return read_document(Calibration, scratch / path)

@@ -88,6 +88,8 @@ def fetch_folder(repository: Repository, version: Version, path: str) -> Path:
 def fetch_files(repository: Repository, version: Version, paths: list[str], folder: Path) -> None:
     """Fetch files and folders among the version's outputs into a folder, by their paths.  Raises UserError (exit 5)."""
     outputs = repository.at(version).lock.outputs
+    if missing := [path for path in paths if path not in outputs]:
+        raise UserError(f"{version.name}: its {layout.DVC_LOCK} does not list {missing[0]}", Exit.MISSING)
     with repository.at(version).files() as files:
         for path in paths:
             get(files, path, outputs[path], folder)

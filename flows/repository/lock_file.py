@@ -42,7 +42,7 @@ class Lock(NamedTuple):
     `outputs` maps paths to md5 digests, which end in `.dir` for a folder; `code` does so for the dependencies that are
     not outputs of a stage.  `parameters` maps sections to their values.  `contradictions` names the paths and sections
     that differ between stages.  `source` is the path and the md5 of `data.source`, which is neither code nor output; it
-    is None in a dvc.lock of an earlier version.
+    is None where no stage reads it, as in a project that brings its data/images itself.
     """
 
     outputs: dict[str, str]

@@ -103,7 +103,7 @@ def judge_training(
 def require_inputs(trained: TrainedModel, model: "Model", train: "Train", images: ImageSet) -> None:
     """Raise UserError (exit 2) if the model was trained with other parameters or images.
 
-    Models of earlier versions and imported ones do not state their inputs.
+    Imported models do not state their inputs.
     """
     stated = trained.description.inputs_sha256
     model = model.model_copy(update={"classes": number_of_classes(images, model.classes)})

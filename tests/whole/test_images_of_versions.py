@@ -86,7 +86,7 @@ def test_a_model_that_was_fitted_to_the_validation_images_saw_them(forge: Forge)
 
 
 def test_images_are_known_before_their_transforms_or_after_the_same(forge: Forge) -> None:
-    """Versions of before have only the digests after the transforms, which other transforms would change."""
+    """Without those of the source there are only the digests after the transforms, which others would change."""
     images = forge.files / "data/images"
     described = json.loads((images / "dataset.json").read_text()) | {"transforms": "padded by 2"}
     (images / "dataset.json").write_text(json.dumps(described))

@@ -22,7 +22,7 @@ from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.evaluation.results import SampleMetrics
 from flows.registry.costs import Costs
-from flows.registry.fetching import fetch, fetch_images
+from flows.registry.fetching import fetch, fetch_files, fetch_images
 from flows.registry.lineage import trace_lineage
 from flows.registry.project import Project
 from flows.registry.verification import reproduction, require_sound, verify
@@ -347,6 +347,13 @@ def test_a_damaged_file_is_named_wherever_it_is_read(forge: Forge) -> None:
 def test_a_damaged_result_of_a_version_is_named_by_its_path_in_the_project(forge: Forge) -> None:
     with pytest.raises(UserError, match=rf"^vdm@v1\.0\.0: {re.escape(METRICS)}: damaged: prior_bpd: ") as error:
         forge.opened.results("v1.0.0")
+    assert error.value.code is Exit.MISSING
+
+
+def test_an_output_that_a_version_does_not_have_is_named(forge: Forge, tmp_path: Path) -> None:
+    path = str(layout.CALIBRATION)
+    with pytest.raises(UserError, match=rf"^vdm@v1\.0\.0: its dvc\.lock does not list {re.escape(path)}$") as error:
+        fetch_files(forge.opened, forge.resolve("v1.0.0"), [path], tmp_path)
     assert error.value.code is Exit.MISSING
 
 
