@@ -2,6 +2,7 @@
 
 import hashlib
 import shlex
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,7 +62,16 @@ def read_version_results(project: "Project", version: Version, model: "TrainedMo
             if not path.is_relative_to(scratch):
                 raise
             raise UserError(f"{version.name}: {path.relative_to(scratch)}: {error.reason}", error.code) from error
-    return results._replace(versions=table_versions(project))
+    return results._replace(versions=table_versions(project), notes=[*results.notes, *undecided(project, version)])
+
+
+def undecided(project: "Project", version: Version) -> Iterator[str]:
+    """Yield sentences about what a person has to decide: a version that waits, and a champion that is held."""
+    registry = project.registry
+    if registry.waiting_tag and registry.waiting_tag.commit == version.commit:
+        yield f"{version.name} waits for a person: `vdmctl promote --approve {version.name}` makes it the champion."
+    if registry.hold:
+        yield f"Promotions are held: {registry.hold}; `vdmctl promote --release` ends this."
 
 
 def table_versions(project: "Project") -> pd.DataFrame:
