@@ -26,8 +26,8 @@ from benchmarks import explained, new_parser, positive, show
 from flows.compression import files
 from flows.core import layout
 from flows.core.model import open_model
-from flows.images.given import open_named
 from flows.images.image_set import open_images
+from flows.images.user_files import open_named
 
 Row = dict[str, Any]
 BATCH = 32

@@ -31,7 +31,7 @@ from flows import api
 from flows.core import layout
 from flows.core.model import TrainedModel
 from flows.evaluation.calibration import Calibration
-from flows.evaluation.surprise import Compared, compare_images
+from flows.evaluation.surprise import Compared, compare_with_held_out
 from flows.images.grids import as_8_bits, png
 from flows.images.image_set import open_images, spread
 from flows.registry.calibration import calibration_of
@@ -165,7 +165,7 @@ def figures(found: dict[str, np.ndarray], reference: dict[str, np.ndarray]) -> R
 
 def ours(model: TrainedModel, calibration: Calibration, images: np.ndarray) -> Compared:
     """Return how odd images are."""
-    return compare_images(model, images, calibration, (), BATCH)
+    return compare_with_held_out(model, images, calibration, (), BATCH)
 
 
 def others(model: TrainedModel, images: np.ndarray, times: int, mean: float | None = None) -> dict[str, np.ndarray]:

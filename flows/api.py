@@ -25,7 +25,7 @@ from flows.core.files import replace_folder, write_whole
 from flows.core.model import CONFIG, DescribedVDM, copy_model, model_in_memory
 from flows.core.networks import remember
 from flows.evaluation.calibration import calibration_with
-from flows.evaluation.surprise import Compared, compare_images
+from flows.evaluation.surprise import Compared, compare_with_held_out
 from flows.images.image_set import dtype_of
 from flows.registry.project import Project
 from flows.sampling.drawing import REPEATS
@@ -231,7 +231,7 @@ def surprise(model: VDM, images: np.ndarray, held_out: np.ndarray | None = None,
         kept: dict[str, Any] = {"data_sha256": None, "split": "validation", "held_out": True}
         settings = {"levels": SURPRISE_LEVELS, "seed": seed, "batch_size": BATCH_OF_EVALUATIONS}
         calibration = calibration_with(known, held_out, **settings, **kept)
-    return compare_images(known, images, calibration, (), BATCH_OF_EVALUATIONS)
+    return compare_with_held_out(known, images, calibration, (), BATCH_OF_EVALUATIONS)
 
 
 def sample(model: VDM, num_images: int, *, seed: int = 0, solver: Solver = DEFAULT) -> np.ndarray:

@@ -35,7 +35,7 @@ from flows.orchestration.outcome import Drifted, Outcome
 from flows.orchestration.releasing import RETRIED, catch_up, publish_all, release
 from flows.orchestration.runs import INTERRUPTED
 from flows.orchestration.silence import is_source_gone
-from flows.orchestration.streaming import EXPECTED, STOPPED, leave_out_tracebacks, result_of, stream, to_user_error
+from flows.orchestration.streaming import EXPECTED, STOPPING, leave_out_tracebacks, result_of, stream, to_user_error
 from flows.orchestration.workspace import Run, compose_params, prune, workspace
 from flows.process.ending import fail
 from flows.process.groups import settle
@@ -100,7 +100,7 @@ def train_vdm(
         reason = to_user_error(error)
         outcome = Outcome("Drifted" if isinstance(error, Drifted) else "Failed", reason=str(reason))
         return Failed(name=outcome.state, message=str(outcome), data=reason)
-    except STOPPED:
+    except STOPPING:
         if is_cancelled():
             raise
         again = f"it goes on when the worker in {Path.cwd()} on {gethostname()} runs again"

@@ -21,7 +21,7 @@ from flows.app.guard import Guard
 from flows.app.metrics import Counting, Figures
 from flows.app.pictures import example
 from flows.app.questions import (
-    MOST_BYTES,
+    MOST_BODY_BYTES,
     MOST_IMAGES,
     MOST_PICTURES,
     MOST_STEPS,
@@ -44,7 +44,7 @@ LIMITS = {
     "steps": MOST_STEPS,
     "pictures": MOST_PICTURES,
     "times": MOST_TIMES,
-    "bytes": MOST_BYTES,
+    "bytes": MOST_BODY_BYTES,
 }
 # Of a report, which runs no script and has its styles and pictures inside.
 REPORT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; frame-ancestors 'self'"

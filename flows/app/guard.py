@@ -20,7 +20,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from flows.app.questions import MOST_BYTES, MOST_RECEIVED
+from flows.app.questions import MOST_BODY_BYTES, MOST_RECEIVED
 from flows.process.addresses import is_address, is_loopback
 
 BODY_SECONDS = 60.0
@@ -41,7 +41,7 @@ HEADERS = {
 
 
 class Guard:
-    """Passes on what may be asked, with at most `MOST_BYTES` of a body; answers anything else with one line.
+    """Passes on what may be asked, with at most `MOST_BODY_BYTES` of a body; answers anything else with one line.
 
     `password` is USER:PASSWORD; `names` are those under which the app is reached with it, besides its addresses.
     """
@@ -91,7 +91,7 @@ class Guard:
             return refuse(HTTPStatus.UNAUTHORIZED, "the app needs the USER:PASSWORD of VDM_APP_AUTH_STRING", asking)
         if "transfer-encoding" in headers and "content-length" in headers:
             return refuse(HTTPStatus.BAD_REQUEST, "a request has Content-Length or Transfer-Encoding, not both")
-        if int(headers.get("content-length", "0")) > MOST_BYTES:
+        if int(headers.get("content-length", "0")) > MOST_BODY_BYTES:
             return refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, TOO_LARGE)
         return None
 
@@ -107,7 +107,7 @@ def host_name(host: str) -> str:
     return ""
 
 
-TOO_LARGE = f"the request is larger than {MOST_BYTES:,} bytes, the limit"
+TOO_LARGE = f"the request is larger than {MOST_BODY_BYTES:,} bytes, the limit"
 
 
 def refuse(status: HTTPStatus, reason: str, headers: dict[str, str] | None = None, **more: Any) -> JSONResponse:
@@ -141,7 +141,7 @@ class Body:
         size = len(message.get("body", b""))
         self.size += size
         self.received.size += size
-        if self.size > MOST_BYTES:
+        if self.size > MOST_BODY_BYTES:
             raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, TOO_LARGE)
         if self.received.size > MOST_RECEIVED:
             reason = "too many large requests come at once; try again later"

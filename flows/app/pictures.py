@@ -19,7 +19,10 @@ from flows.core.files import scratch_folder
 from flows.core.model import TrainedModel
 from flows.core.params import Data
 from flows.images.folder import ENDINGS
-from flows.images.given import (
+from flows.images.grids import as_8_bits, png
+from flows.images.image_set import Chosen
+from flows.images.made_to_fit import read_to_fit
+from flows.images.user_files import (
     Read,
     read_files,
     read_made_to_fit,
@@ -28,9 +31,6 @@ from flows.images.given import (
     set_in_memory,
     transforms_of,
 )
-from flows.images.grids import as_8_bits, png
-from flows.images.image_set import Chosen
-from flows.images.made_to_fit import read_to_fit
 
 
 class Sender(NamedTuple):

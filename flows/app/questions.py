@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vdm.samplers import SamplerName
 
-MOST_BYTES = 8 * 2**20
+MOST_BODY_BYTES = 8 * 2**20
 """Of a request's body."""
-MOST_RECEIVED = 8 * MOST_BYTES
+MOST_RECEIVED = 8 * MOST_BODY_BYTES
 """Of all bodies that are being received."""
 MOST_IMAGES, MOST_STEPS, MOST_PICTURES, MOST_TIMES = 256, 1000, 64, 1024
 
@@ -35,7 +35,7 @@ class Sent(Question):
 
     name: Annotated[str, Field(min_length=1, max_length=255)]
     """Its ending says what it is: .png, .jpg, .webp, .tif or .npy.  It is shown, and is no path."""
-    data: Annotated[str, Field(max_length=MOST_BYTES)]
+    data: Annotated[str, Field(max_length=MOST_BODY_BYTES)]
     """The file in base64."""
     fit: bool = False
     """Whether a picture is made to fit the model, as `vdmctl evaluate --fit` does it; a mask never is."""

@@ -21,12 +21,12 @@ from flows.core.model import TrainedModel
 from flows.core.params import Evaluate, Sample
 from flows.evaluation.calibration import Calibration
 from flows.evaluation.classes import SURE, classify
-from flows.evaluation.surprise import Compared, compare_images, reason_without_p
+from flows.evaluation.surprise import Compared, compare_with_held_out, reason_without_p
 from flows.evaluation.terms import Advance, terms
 from flows.images.as_png import measure_png
-from flows.images.given import require_size, transforms_of
 from flows.images.grids import as_8_bits, png
 from flows.images.made_to_fit import read_to_fit
+from flows.images.user_files import require_size, transforms_of
 from flows.sampling.drawing import Drawing
 from flows.sampling.film import pixels
 from flows.sampling.request import read_known, read_mask
@@ -141,7 +141,7 @@ def score(
     (found,) = terms(model, sent.images, settings, [None], alone=True, progress=make_pause(pause))
     size = settings.batch_size
     odd = [
-        compare_images(model, sent.images.pixels[first : first + size], calibration, (), size)
+        compare_with_held_out(model, sent.images.pixels[first : first + size], calibration, (), size)
         for first in make_pause(pause)(range(0, len(sent.images), size))
         if calibration
     ]

@@ -57,7 +57,7 @@ def compress(
     from flows.compression.files import compress
     from flows.core.files import require_replaceable
     from flows.evaluation.results import format_figure
-    from flows.images.given import open_named
+    from flows.images.user_files import open_named
     from flows.repository.lock_file import require_no_outputs
 
     require_no_outputs(project(), out)

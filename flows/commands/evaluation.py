@@ -129,7 +129,7 @@ class Asked(NamedTuple):
     @contextmanager
     def opened(self) -> "Iterator[tuple[TrainedModel, Chosen]]":
         """Yield the model and the images.  Raises UserError for what is missing, damaged or does not fit."""
-        from flows.images.given import open_named
+        from flows.images.user_files import open_named
 
         model = project().model(self.model)
         if self.images is None:
@@ -217,7 +217,7 @@ def classify(
     from flows.core.tables import table
     from flows.evaluation.classes import classify
     from flows.evaluation.results import format_figure
-    from flows.images.given import open_named
+    from flows.images.user_files import open_named
 
     classifier = project().model(model)
     with open_named(images, split, classifier, fit=fit) as to_classify:
@@ -258,7 +258,7 @@ def surprise(
     settings = project().params.evaluate
     from flows.commands.summary import describe_surprise
     from flows.evaluation.surprise import surprise
-    from flows.images.given import open_named
+    from flows.images.user_files import open_named
     from flows.registry.calibration import calibration_of, digests_seen_by
     from flows.report.odd import write_odd
     from flows.repository.lock_file import require_no_outputs

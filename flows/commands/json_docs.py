@@ -21,7 +21,7 @@ PAGE, SAMPLES_PAGE = Path("docs/json.md"), Path("docs/samples.md")
 TABLE = re.compile(r"(<!-- (samplers|figures) -->\n\n)(?:\|.*\n)*")
 LIST = re.compile(r"(<!-- (flows\.[\w.]+) -->\n\n)(?: *- .*\n)*")
 MEANINGS = {
-    "split": "the images: `train`, `validation` or `test`; of `evaluate`, `given` for files that are no image set",
+    "split": "the images: `train`, `validation` or `test`; of `evaluate`, `other` for files that are no image set",
     "bpd": "mean over the images, in bits/dim: an upper bound of the negative log-likelihood",
     "bpd_monte_carlo_standard_error": "the part of the error that more times per image would remove",
     "seed": "of the times and the noise",

@@ -202,10 +202,10 @@ def run_report() -> None:
     from flows.registry.results import OUTPUTS
     from flows.report.origin import origin_here
     from flows.report.page import report
-    from flows.report.results import find_images, find_model
+    from flows.report.results import find_image_set, find_model
 
     origin, model = origin_here(layout.REGISTERED, project().shown_params), find_model(layout.REGISTERED)
-    report(origin, OUTPUTS, find_images(layout.IMAGES), model, out=layout.PAGE, pictures=layout.PICTURES)
+    report(origin, OUTPUTS, find_image_set(layout.IMAGES), model, out=layout.PAGE, pictures=layout.PICTURES)
 
 
 def write_page(models: list[str], out: Path, *, force: bool) -> None:
@@ -278,7 +278,7 @@ def preset(
         ),
     ] = None,
     classes: Annotated[
-        bool, typer.Option("--classes", help="With --images: a model that is given the class, a folder for each.")
+        bool, typer.Option("--classes", help="With --images: a model that is named the class, a folder for each.")
     ] = False,
     start_from: Annotated[
         str | None, typer.Option(help="With --images, instead of NAME: a model folder or a version to continue from.")
@@ -298,10 +298,10 @@ def preset(
     """
     from flows.core.params_file import WHOLE, preset_names, read_preset
 
-    given = {"--classes": classes, "--minutes": minutes is not None, "--start-from": start_from is not None}
-    given["--without-copies"] = without_copies
-    for option, is_given in given.items():
-        if images is None and is_given:
+    named = {"--classes": classes, "--minutes": minutes is not None, "--start-from": start_from is not None}
+    named["--without-copies"] = without_copies
+    for option, is_named in named.items():
+        if images is None and is_named:
             raise UserError(f"{option} needs --images FOLDER", Exit.USAGE)
     if name is None and start_from is None:
         raise UserError(f"name a preset: {', '.join(preset_names())}", Exit.USAGE)

@@ -72,13 +72,13 @@ def machine_of(device: torch.device) -> dict[str, Any]:
     }
 
 
-def pack(header: Header, model_digest: str) -> bytes:
+def pack_header(header: Header, model_digest: str) -> bytes:
     """Return the bytes before the code."""
     content: bytes = msgpack.packb(list(header.model_dump(exclude_defaults=True).values()))
     return MAGIC + bytes([VERSION]) + bytes.fromhex(model_digest)[:MODEL_BYTES] + bytes([len(content)]) + content
 
 
-def unpack(content: bytes, name: str) -> tuple[Header, str, int]:
+def unpack_header(content: bytes, name: str) -> tuple[Header, str, int]:
     """Return the header, the first digits of the model's sha256, and where the code begins.
 
     Raises UserError (exit 5) that starts with the name.
@@ -207,7 +207,7 @@ def new_coding(
         **machine_of(model.device),
         classes=classes,
     )
-    return Coding(model, header, pack(header, model.sha256))
+    return Coding(model, header, pack_header(header, model.sha256))
 
 
 def coding_of(content: bytes, name: str, model: TrainedModel) -> Coding:
@@ -215,7 +215,7 @@ def coding_of(content: bytes, name: str, model: TrainedModel) -> Coding:
 
     Raises UserError if the header is damaged (exit 5) or names another model (exit 2).
     """
-    header, digest, end = unpack(content, name)
+    header, digest, end = unpack_header(content, name)
     if not model.sha256.startswith(digest):
         reason = f"encoded with the model {digest}..., and {model.name} is {model.sha256[:16]}..."
         raise UserError(f"{name}: {reason}; name its model", Exit.USAGE)

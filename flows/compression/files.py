@@ -15,8 +15,8 @@ from flows.core.documents import Count, Document, Figure, Number, Sha256
 from flows.core.errors import Exit, UserError
 from flows.core.files import name_in_errors, read_bounded, replace_file, replace_folder
 from flows.core.model import TrainedModel
-from flows.images.given import SHADES, Read, require_fitting
 from flows.images.image_set import Chosen, is_given_class, write_array
+from flows.images.user_files import SHADES, Read, require_fitting
 from flows.process.streams import bar
 from vdm.evaluation import evaluate
 

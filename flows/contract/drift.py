@@ -24,7 +24,7 @@ from flows.contract.duplicates import search
 from flows.contract.facts import GROUPS, Facts, measure_facts
 from flows.contract.findings import FINDINGS, Difference, Profile, Reference
 from flows.contract.limits import is_beyond
-from flows.contract.traces import MOST_LEVELS, heights
+from flows.contract.traces import MOST_COMB_LEVELS, heights
 from flows.core.documents import read_document
 from flows.images.image_set import is_image_set, open_images
 from vdm.choices import Split
@@ -78,7 +78,7 @@ def profile(facts: Facts, labels: np.ndarray | None, label_agreement: list[int])
     values, counts = np.unique([] if labels is None else labels, return_counts=True)
     quantiles = {name: np.quantile(column, QUANTILES) for name, column in facts.statistics.items()}
     num_levels = len(facts.histogram)
-    each = -(-num_levels // MOST_LEVELS)
+    each = -(-num_levels // MOST_COMB_LEVELS)
     if each > 1:  # no height is known
         height, error = height[:0], error[:0]
     return Profile(

@@ -37,7 +37,7 @@ FEWEST_PER_LEVEL = 100
 # With fewer levels the histogram is not smooth, and only skipped levels are judged.
 FEWEST_LEVELS = 32
 # With more levels the window stops growing; memory would grow with the square of the levels.
-MOST_LEVELS = 1024
+MOST_COMB_LEVELS = 1024
 # Share of textured pixels: 0.4 to 0.8 in photographs, mostly below 0.15 in drawings of flat colours.
 LEAST_TEXTURE = 1 / 6
 # Share of pixels in the fullest tenth of the levels: 0.2 to 0.46 in photographs, above 0.55 in drawings of few colours.
@@ -84,7 +84,7 @@ def comb(histogram: np.ndarray, textured: np.ndarray) -> Comb:
         none = np.zeros(num_levels, dtype=bool)
         return Comb(none, none, skipped)
     counts = histogram.astype(float)
-    reach = max(4, min(num_levels, MOST_LEVELS) // 16)
+    reach = max(4, min(num_levels, MOST_COMB_LEVELS) // 16)
     counts[[0, -1]] = np.nan
     padded = np.pad(counts, reach, constant_values=np.nan)
     windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
@@ -125,7 +125,7 @@ def heights(histograms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     total = histograms.sum(axis=0)
     groups, num_levels = histograms.shape
-    if not FEWEST_LEVELS <= num_levels <= MOST_LEVELS:
+    if not FEWEST_LEVELS <= num_levels <= MOST_COMB_LEVELS:
         return np.zeros(num_levels), np.full(num_levels, np.inf)
     without = above_neighbours(total - histograms)
     spread = np.sqrt((groups - 1) * without.var(axis=0))

@@ -72,7 +72,7 @@ class ArgumentsWithNetwork(Section):
     classes: int | None = None
 
 
-class Description(Document):
+class ModelDescription(Document):
     """config.json of a model: its arguments, and the digests of these and of the weights."""
 
     model: dict[str, Any]
@@ -145,7 +145,7 @@ class TrainedModel:
     Processes that share work get the path and open it again, on the CPU: that is how this object is pickled.
     """
 
-    def __init__(self, description: Description, vdm: DescribedVDM, opened: Path | None = None) -> None:
+    def __init__(self, description: ModelDescription, vdm: DescribedVDM, opened: Path | None = None) -> None:
         self.description = description
         self.vdm = vdm
         self.opened = opened
@@ -261,7 +261,7 @@ def model_in_memory(vdm: VDM) -> TrainedModel:
     """
     if not isinstance(vdm, DescribedVDM):
         raise TypeError(f"a model from `load` or `train` is needed, got {type(vdm).__name__}")
-    model = TrainedModel(parse(Description, vdm.config.encode(), vdm.name), vdm)
+    model = TrainedModel(parse(ModelDescription, vdm.config.encode(), vdm.name), vdm)
     if hashlib.sha256(weights_of(vdm)).hexdigest() == model.description.weights_sha256:
         return model
     names = {} if model.class_names is None else {"class_names": model.class_names}
@@ -275,16 +275,16 @@ def describe_network(vdm: DescribedVDM, config: dict[str, Any], **stated: Any) -
     """
     vdm.name, vdm.of_training = DescribedVDM.name, None
     vdm.config = describe_weights(weights_of(vdm), config, **stated)
-    return TrainedModel(parse(Description, vdm.config.encode(), vdm.name), vdm)
+    return TrainedModel(parse(ModelDescription, vdm.config.encode(), vdm.name), vdm)
 
 
-def read_config(folder: Path) -> tuple[Description, str]:
+def read_config(folder: Path) -> tuple[ModelDescription, str]:
     """Return the content of config.json and its sha256.
 
     Raises UserError (exit 5) if its keys, types or digest are wrong.
     """
     path = folder / CONFIG
-    description = read_document(Description, path, ADVICE, MOST_CONFIG_BYTES)
+    description = read_document(ModelDescription, path, ADVICE, MOST_CONFIG_BYTES)
     if wrong := find_type_error(description.model):
         raise CheckpointError(f"{path}: {wrong}; restore the file")
     if config_sha256(description.model) != description.model_sha256:

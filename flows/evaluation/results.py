@@ -19,7 +19,7 @@ def format_figure(value: float | None, error: float | None = None, form: str = "
 
 
 BOTH: TrainingImages = "train_and_validation"
-Evaluated = Split | Literal["given"]
+Evaluated = Split | Literal["other"]
 """A split, or images that the user gave: files in a folder."""
 
 

@@ -45,7 +45,7 @@ def surprise(
     images.require_valid()
     model.on(find_device(settings.device))
     of_set = calibration.data_sha256 == images.set.data_sha256 and images.name in ("train", calibration.split)
-    found = compare_images(model, images.pixels, calibration, None if of_set else seen, settings.batch_size)
+    found = compare_with_held_out(model, images.pixels, calibration, None if of_set else seen, settings.batch_size)
     numbers, names = images.numbers.tolist(), images.names
     listed = [
         OddImage(
@@ -81,7 +81,7 @@ def summarize_batch(model: TrainedModel, calibration: Calibration, images: list[
     )
 
 
-def compare_images(
+def compare_with_held_out(
     model: TrainedModel,
     pixels: np.ndarray,
     calibration: Calibration,

@@ -1,7 +1,7 @@
 """Turn any source of images into an image set.
 
 image_set      an image set, opened from its folder: arrays, labels, names of files, digests
-given          the images that a user names, as a model takes them
+user_files     the images that a user names, as a model takes them
 download       the stage: read the source that `data:` names and write an image set
 containers     pictures in a zip file or in Parquet files
 folder         any folder of images as a source, in one pass

@@ -124,7 +124,7 @@ class ImageSet:
         return self.description.class_names
 
     @property
-    def is_given(self) -> bool:
+    def is_of_files(self) -> bool:
         """Whether the images are files that the user named: such a set has test images alone."""
         return not len(self["train"])
 
@@ -216,9 +216,9 @@ class Chosen:
         return len(self.numbers)
 
     @property
-    def name(self) -> Split | Literal["given"]:
-        """The split; `given` for files that the user named."""
-        return "given" if self.set.is_given else self.split
+    def name(self) -> Split | Literal["other"]:
+        """The split; `other` for files that the user named."""
+        return "other" if self.set.is_of_files else self.split
 
     @property
     def pixels(self) -> np.ndarray:

@@ -27,7 +27,7 @@ OF_VDMCTL, OF_DVC = "vdmctl: ", "ERROR: "
 """The beginnings of the lines in which a command says why it failed."""
 EXPECTED = (UserError, OSError)
 """The errors that a run reports in one line; any other is a bug."""
-STOPPED = (TerminationSignal, SystemExit)
+STOPPING = (TerminationSignal, SystemExit)
 """What ends a run early: SIGTERM, or Rich's exit when it cannot write the log since the worker is gone."""
 
 
@@ -81,7 +81,7 @@ def stream(
     ):
         try:
             log_lines(process, last, look)
-        except STOPPED:
+        except STOPPING:
             Thread(target=stop, args=(process,), daemon=True).start()
             log_lines(process, last)
             raise

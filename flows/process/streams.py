@@ -17,7 +17,7 @@ from flows.core.escaping import visible
 
 def say(text: str) -> None:
     """Print lines of text on stdout, with control characters escaped.  Raises OSError."""
-    print(escape(text), flush=True)
+    print(escape_lines(text), flush=True)
 
 
 def reader_has_ended() -> bool:
@@ -32,10 +32,10 @@ def reader_has_ended() -> bool:
 
 def say_on_stderr(text: str) -> None:
     """Print lines of text on stderr, with control characters escaped."""
-    print(escape(text), file=sys.stderr)
+    print(escape_lines(text), file=sys.stderr)
 
 
-def escape(text: str) -> str:
+def escape_lines(text: str) -> str:
     """Return lines of text with the control characters in each line escaped."""
     return "\n".join(map(visible, text.split("\n")))
 

@@ -18,7 +18,7 @@ from flows.registry.fetching import fetch_files, fetch_images, fetch_model
 from flows.registry.lineage import Lineage, trace_lineage
 from flows.registry.versions import Version
 from flows.report.origin import Origin, origin_here, restore_commands
-from flows.report.results import Files, Results, find_images, find_model, read_results
+from flows.report.results import Files, Results, find_image_set, find_model, read_results
 from flows.repository.lock_file import lock_here, output_at
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def read_output_results(project: "Project", folder: Path | None = None) -> Resul
             shown |= lock.parameters
     folder = folder or project.folder / layout.REGISTERED
     files = Files(*(project.folder / path for path in OUTPUTS if path))
-    images = find_images(project.folder / layout.IMAGES)
+    images = find_image_set(project.folder / layout.IMAGES)
     return read_results(files, origin_here(folder, shown), images, find_model(folder))
 
 
@@ -149,4 +149,4 @@ def read_folder_results(project: "Project", folder: Path, model: "TrainedModel |
     ours = {"classes": None} | {key: arguments[key] for key in arguments.keys() - {"image_shape", "num_levels"}}
     parameters = model.parameters | {"model": ours}
     origin = Origin(str(folder), parameters, {}, [command])
-    return read_results(files, origin, find_images(project.folder / layout.IMAGES), model)
+    return read_results(files, origin, find_image_set(project.folder / layout.IMAGES), model)

@@ -289,7 +289,7 @@ def figure(number: float | None, error: float | None = None, form: str = ".4f") 
 def png_of(results: Results) -> InPng | None:
     """Return what the evaluated images take in a PNG; None if they are not here."""
     metrics = results.metrics
-    if not results.images or metrics.split == "given":
+    if not results.images or metrics.split == "other":
         return None
     return measure_png(spread(results.images[metrics.split], metrics.num_images))
 

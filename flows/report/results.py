@@ -104,7 +104,7 @@ def read_results(files: Files, origin: Origin, images: ImageSet | None, evaluate
     if model and model.sha256 != metrics.model_sha256:
         notes.append("The model is not the one that was evaluated, so its noise schedule is left out.")
         model = None
-    labels = images.labels(metrics.split) if images and metrics.split != "given" else None
+    labels = images.labels(metrics.split) if images and metrics.split != "other" else None
     return Results(
         origin=origin,
         metrics=metrics,
@@ -126,7 +126,7 @@ def read_results(files: Files, origin: Origin, images: ImageSet | None, evaluate
     )
 
 
-def find_images(folder: Path) -> ImageSet | None:
+def find_image_set(folder: Path) -> ImageSet | None:
     """Return the image set in a folder, if there is one.  Raises UserError (exit 5) if it is damaged."""
     return open_images(folder) if folder.exists() else None
 
@@ -193,7 +193,7 @@ def read_per_image(path: Path, metrics: BoundMetrics, images: ImageSet | None) -
         rows = f"{len(table)} rows, but the metrics are about {metrics.num_images} images"
         raise FileError(path, f"damaged: {rows}")
     require_indices(
-        path, table["image"], len(images[metrics.split]) if images and metrics.split != "given" else math.inf
+        path, table["image"], len(images[metrics.split]) if images and metrics.split != "other" else math.inf
     )
     return table
 

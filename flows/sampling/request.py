@@ -17,10 +17,10 @@ from flows.core.errors import Exit, FileError, UserError
 from flows.core.files import name_in_errors, replace_file_last, replace_folder, require_replaceable, write_whole
 from flows.core.model import TrainedModel
 from flows.core.params import Data
-from flows.images.given import shift_of_files, transforms_of
 from flows.images.grids import as_8_bits, grid, png, rows_of, stretch_of
 from flows.images.image_set import class_numbers, dtype_of, write_array
 from flows.images.picture_files import BadImageError, Colour, levels, read_images
+from flows.images.user_files import shift_of_files, transforms_of
 from flows.sampling import film
 from flows.sampling.drawing import Drawing, draw
 from vdm.choices import Grid, Precision
@@ -96,7 +96,7 @@ def answer(request: Request) -> Sampled:
             content = film.encode_film(film.record(drawing), request.film.suffix)
             stack.enter_context(replace_file_last(request.film, content))
         shift = shift_of_files(transforms_of(model))
-        write_images(request.out, images, vdm.num_levels, beside, rows=len(classes or []), shift=shift)
+        write_drawn(request.out, images, vdm.num_levels, beside, rows=len(classes or []), shift=shift)
     return Sampled(
         out=str(request.out),
         film=str(request.film) if request.film else None,
@@ -137,7 +137,7 @@ def require_kind(path: Path, *kinds: str) -> None:
         raise UserError(f"{path}: unknown ending; choose {listed}", Exit.USAGE)
 
 
-def write_images(
+def write_drawn(
     path: Path,
     images: np.ndarray,
     num_levels: int,

@@ -42,7 +42,7 @@ from flows.app import champion, guard, listening
 from flows.app import queue as waiting
 from flows.app.champion import Following, Served
 from flows.app.listening import PASSWORD, open_socket, require_password
-from flows.app.questions import MOST_BYTES
+from flows.app.questions import MOST_BODY_BYTES
 from flows.cli import run
 from flows.commands.app import device_for
 from flows.core.card import card
@@ -330,7 +330,7 @@ def test_bad_json_costs_one_line(app: App, body: bytes, status: int) -> None:
 
 
 def test_a_body_without_a_length_is_bounded_too(app: App) -> None:
-    parts = (bytes(2**20) for _ in range(2 + MOST_BYTES // 2**20))
+    parts = (bytes(2**20) for _ in range(2 + MOST_BODY_BYTES // 2**20))
     response = app.client.post("/score", content=parts, headers={"Content-Type": "application/json"})
     assert response.status_code == 413
 

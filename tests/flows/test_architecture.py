@@ -93,6 +93,14 @@ HARMLESS = {
 }
 
 
+# Names that two rooms define at top level, and why each means one thing.
+SHARED = {
+    "CHAMPION": "the same word: in a parameter, and as GTO's stage",
+    "evaluate": "the stage, and the maths in `vdm` that it calls",
+    "sample": "the stage, and the maths in `vdm` that it calls",
+}
+
+
 @cache
 def imported(path: Path, *, type_checking: bool = False) -> set[str]:
     """Return the modules that a file imports, anywhere in it; those under `if TYPE_CHECKING` only if asked."""
@@ -322,3 +330,30 @@ def test_one_module_prints() -> None:
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "sys.stdout.write", "typer.echo"):
                 allowed = {"flows/process/streams.py", "flows/process/ending.py"}
                 assert str(path.relative_to(ROOT)) in allowed, f"{path}: {ast.unparse(node)}"
+
+
+def defined(path: Path, tree: ast.Module, taken: set[tuple[str, str]]) -> Iterator[str]:
+    """Yield the names of a file's functions and classes, and those of its variables that others import."""
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        for target in node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]:
+            names = [name.id for name in ast.walk(target) if isinstance(name, ast.Name)] if target else []
+            yield from (name for name in names if (module, name) in taken)
+
+
+def test_a_name_means_one_thing_in_all_rooms() -> None:
+    """The doors have the names of what they call."""
+    trees = {path: ast.parse(path.read_text()) for path in CODE}
+    nodes = [node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    taken = {(node.module or "", alias.name) for node in nodes for alias in node.names}
+    rooms: dict[str, set[str]] = {}
+    for path, tree in trees.items():
+        place = path.relative_to(ROOT).parts
+        room = place[0] if place[0] == "vdm" else place[1].removesuffix(".py")
+        for name in defined(path, tree, taken) if room not in {"commands", *DOORS} else ():
+            rooms.setdefault(name, set()).add(room)
+    twice = {name: sorted(found) for name, found in rooms.items() if len(found) > 1 and name not in SHARED}
+    assert not twice, f"rename one of each, or say in SHARED why it is the same: {twice}"
+    assert all(len(rooms[name]) > 1 for name in SHARED)

@@ -15,14 +15,14 @@ from PIL import Image
 
 from flows import cli
 from flows.compression import coding, files
-from flows.compression.coding import Header, coding_of, exactly, pack, seal, unpack
+from flows.compression.coding import Header, coding_of, exactly, pack_header, seal, unpack_header
 from flows.compression.files import Compressed, Decompressed, write_decoded
 from flows.compression.rans import Rans, initial_word
 from flows.core.errors import Exit, UserError
 from flows.core.model import open_model, save_model
-from flows.images.given import open_named
 from flows.images.grids import eight_bit
 from flows.images.image_set import SPLITS, save_images
+from flows.images.user_files import open_named
 from vdm.choices import Split
 from vdm.codec import TOTAL, Codec, encode_plainly
 from vdm.evaluation import evaluate
@@ -100,7 +100,7 @@ def test_every_pixel_comes_back(batch_size: int) -> None:
     written = FILE.read_bytes()
     assert done.net_bpd == 8 * done.file_bytes / PIXELS.size == 8 * len(written) / PIXELS.size
     assert (done.num_images, done.plain_images, done.verified) == (16, 2, True)
-    code_bytes = len(written) - unpack(written, "x")[2]
+    code_bytes = len(written) - unpack_header(written, "x")[2]
     others = done.initial_bits + 256 + 2 * 30 * math.log2(17)  # the sha256, and the images that are encoded plainly
     assert done.code_bpd is not None
     assert done.code_bpd * 14 * 30 == pytest.approx(8 * code_bytes - others, abs=16)
@@ -164,7 +164,7 @@ def test_damage_is_found_wherever_it_is_and_leaves_nothing() -> None:
     """A bit flipped in the header or in the code, bytes at the end that are missing, or too many."""
     whole = content()
     assert (read(whole) == PIXELS[:4]).all()
-    random, code = np.random.default_rng(0), unpack(whole, "x")[2]
+    random, code = np.random.default_rng(0), unpack_header(whole, "x")[2]
     for place in [*range(0, code, 3), *range(code, len(whole), 700)]:
         damaged = bytearray(whole)
         damaged[place] ^= 1 << int(random.integers(8))
@@ -334,9 +334,9 @@ def test_a_file_of_this_version_has_the_batches_and_the_code_that_its_readers_ex
     sizes = [len(batch) for batch in coding.batches(61, 3, decoding=False)]
     assert sizes == [*[1] * 24, *[2] * 6, *[3] * 8, 1]
     assert [coding.most_plain(levels) for levels in (2, 17, 256)] == [8, 2, 1]
-    start = pack(HEADER, "ab" * 32)
+    start = pack_header(HEADER, "ab" * 32)
     assert len(start) == 62
-    assert unpack(start + b"code", "x") == (HEADER, "ab" * 4, len(start))
+    assert unpack_header(start + b"code", "x") == (HEADER, "ab" * 4, len(start))
     coder = Rans(seal(start, bytes(32)), encoding=True)
     encode_plainly(coder, np.arange(90, dtype=np.uint8).reshape(3, 1, 6, 5) % 17, 17)
     coder.push(np.arange(50) * 2**20, np.full(50, 2**20), scattered=True)

@@ -135,13 +135,13 @@ def test_pictures_have_the_figures_of_the_same_images_in_a_set_and_their_names(
     assert small.outputs() == before
     different = {name for name in of_set if of_set[name] != of_pictures[name]}
     assert different == {"split", "data_sha256", "num_train"}
-    assert (of_pictures["split"], of_pictures["num_images"]) == ("given", 9)
+    assert (of_pictures["split"], of_pictures["num_images"]) == ("other", 9)
     assert printed(capsys, "evaluate", "--images=mine", "--num-images=3", "--out=new")["num_images"] == 3
     rows = list(csv.DictReader(Path("new/per_image.csv").read_text().splitlines()))
     assert [(row["image"], row["file"]) for row in rows] == [("0", "0.png"), ("4", "4.png"), ("8", "8.png")]
     assert json.loads(Path("new/metrics.json").read_text())["validation"] is None
     assert run(["evaluate", MODEL, "--images=mine"]) == Exit.DONE
-    assert "\n9 given images, 2 noise levels each" in capsys.readouterr().out
+    assert "\n9 other images, 2 noise levels each" in capsys.readouterr().out
 
 
 def test_only_the_figures_of_the_images_of_the_pipeline_are_written_where_the_report_reads_them(

@@ -35,7 +35,7 @@ from flows.report import charts, markdown
 from flows.report.origin import origin_here
 from flows.report.page import Page, alike, classes, extremes, guess, judge_results, page, pair_results, png_of, report
 from flows.report.pictures import arrange, grids
-from flows.report.results import Files, disagreements, find_images, find_model, read_results
+from flows.report.results import Files, disagreements, find_image_set, find_model, read_results
 from flows.report.words import cautions, latex
 from vdm.model import VDM
 
@@ -279,7 +279,7 @@ def test_a_damaged_file_is_one_line(name: str, content: str, reason: str, files:
     path = folders[name] / content if name in folders else getattr(files, name)
     path.write_bytes(content.encode("latin-1"))
     with pytest.raises(UserError) as error:
-        read_results(files, ORIGIN, find_images(folders["images"]), find_model(folders["model"]))
+        read_results(files, ORIGIN, find_image_set(folders["images"]), find_model(folders["model"]))
     assert error.value.code == Exit.MISSING
     assert str(error.value).startswith(str(path))
     assert reason in str(error.value)

@@ -21,7 +21,7 @@ from flows.core.params_file import read_params
 from flows.images.grids import as_8_bits, grid
 from flows.sampling import film
 from flows.sampling.drawing import Drawing
-from flows.sampling.request import read_mask, write_images
+from flows.sampling.request import read_mask, write_drawn
 from vdm.model import VDM
 from vdm.samplers import SAMPLERS, sampler_name
 from vdm.sampling import Step
@@ -78,7 +78,7 @@ def test_the_film_shows_noise_and_prediction_and_stays_if_its_images_cannot_be_w
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "samples.png")
 
-    monkeypatch.setattr("flows.sampling.request.write_images", full)
+    monkeypatch.setattr("flows.sampling.request.write_drawn", full)
     assert run([*command, "film.png", "--seed", "5"]) == Exit.MISSING
     assert Path("film.png").read_bytes() == before
 
@@ -196,7 +196,7 @@ def test_a_model_of_other_images_is_no_model_for_the_stage(small: Small, capsys:
 
 def test_levels_above_255_are_written_as_they_are(tmp_path: Path) -> None:
     images = np.array([0, 256, 1023]).reshape(3, 1, 1, 1)
-    write_images(tmp_path / "a.npy", images, 1024)
+    write_drawn(tmp_path / "a.npy", images, 1024)
     assert np.load(tmp_path / "a.npy").tolist() == images.tolist()
 
 

@@ -28,7 +28,7 @@ from flows.images.folder import ImageFiles
 from flows.images.grids import Stretch, eight_bit, stretch_of
 from flows.images.image_set import ImageSet, open_images, save_images
 from flows.images.transforms import transform
-from flows.sampling.request import read_known, write_images
+from flows.sampling.request import read_known, write_drawn
 from flows.training.planning_images import choose_for_levels, choose_transforms, estimate_noise
 from vdm.model import VDM
 
@@ -235,7 +235,7 @@ def test_samples_are_pictures_of_16_bits(deep: Path, tmp_path: Path, capsys: pyt
     assert run(["sample", model, "--out", str(tmp_path / "drawn"), *params]) == Exit.DONE
     with Image.open(tmp_path / "drawn/1.png") as picture:
         np.testing.assert_array_equal(np.asarray(picture), drawn[1, 0])
-    write_images(tmp_path / "as_files", drawn, 2**12, shift=4)  # which hold the upper 12 of 16 bits
+    write_drawn(tmp_path / "as_files", drawn, 2**12, shift=4)  # which hold the upper 12 of 16 bits
     with Image.open(tmp_path / "as_files/1.png") as picture:
         np.testing.assert_array_equal(np.asarray(picture), drawn[1, 0] << 4)
     stated = settings(tmp_path, num_bits=12)

@@ -13,8 +13,8 @@ from small import Small, training_json
 
 from flows.cli import run
 from flows.core.errors import Exit, UserError
-from flows.images.given import read_files
 from flows.images.picture_files import BadImageError, read_images
+from flows.images.user_files import read_files
 
 WHITE = (255, 255, 255)
 RED = (255, 0, 0)
