@@ -1,4 +1,4 @@
-"""martenlienen/bsi, its VDM: trained as config/task/vdm.yaml says, in float32 unless --peer-precision asks for more.
+"""martenlienen/bsi, its VDM: trained as config/task/vdm.yaml says, in float32, or by autocast in bfloat16.
 
 Its warm-up, and the steps before it averages, are 1,000 steps: a training of minutes would not get beyond them, so both
 are 100 here.  On a CPU it is not compiled, which made ours slower there.
