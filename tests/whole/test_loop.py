@@ -69,6 +69,7 @@ def plant(tmp_path_factory: pytest.TempPathFactory, pictures: Path, empty_databa
     changes = {
         "name: digits ": "name: image_folder ",
         "source: data/published ": f"source: {pictures} ",
+        "max_damaged: 0 ": "max_damaged: 1 ",
         "max_gaps: 0.015": "max_gaps: 0.9",
         "max_skipped: 0.25": "max_skipped: 0.9",
         "min_improvement_bpd: 0.001": "min_improvement_bpd: 0.0",
@@ -163,6 +164,8 @@ def test_nothing_to_do_ends_in_seconds_and_leaves_no_branch(plant: Plant) -> Non
 def test_pictures_that_arrive_and_go_make_a_version_and_somebody_is_told(
     plant: Plant, pictures: Path, told: list[str]
 ) -> None:
+    """The champion is held meanwhile, so the version waits for a person."""
+    assert plant.project.vdmctl("promote", "--hold", "foreign pictures").returncode == 0
     assert not any("NewImages" in text for text in told)
     draw(pictures, FIRST, 1797)
     clothes = np.load(ROOT / "pretrained/fashion_mnist_cpu/examples.npy")[:9, 0]
@@ -173,15 +176,17 @@ def test_pictures_that_arrive_and_go_make_a_version_and_somebody_is_told(
         (pictures / f"{number:04}.png").unlink()
     seen = plant.status()["images"]
     assert (seen["state"], seen["added"], seen["removed"], seen["since"]) == ("changed", 906, 50, "vdm@v1.0.0")
+    (pictures / "empty.png").touch()
     while len(by_event(plant)) == 1:  # the minute of the events before may not be over
         emit(plant)
         time.sleep(2)
     run, _ = by_event(plant)
     name, message = plant.finish(run)
-    assert name == "Promoted", message
+    assert name == "Waiting", message
     assert message.startswith("vdm@v1.1.0, ")
     counted = "906 added and 50 removed since vdm@v1.0.0"
     assert f"images: {counted}" in message
+    assert '; 1 damaged left out: "empty.png"' in message
     assert plant.tasks(run)["images"] == "NewImages"
     assert re.search(r"; \d+ of 906 new images are odd to vdm@v1.0.0, by chance about \d+", message), message
     (page,) = (plant.project.folder / ".vdm/reports").glob("*/odd.html")
@@ -190,6 +195,15 @@ def test_pictures_that_arrive_and_go_make_a_version_and_somebody_is_told(
     assert plant.project.vdmctl("verify", "v1.1.0").returncode == 0
     text = f"vdm: NewImages: {counted} ({run.name}: "
     wait_until(lambda: any(each.startswith(text) for each in told), 60, plant.log)
+
+
+def test_a_person_approves_it_and_the_page_says_that_it_waits(plant: Plant, told: list[str], tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    assert plant.project.vdmctl("report", "v1.1.0", "--out", str(page)).returncode == 0
+    assert "vdm@v1.1.0 waits for a person" in page.read_text()
+    assert "Promotions are held: foreign pictures" in page.read_text()
+    wait_until(lambda: any(each.startswith("vdm: Waiting: vdm@v1.1.0, ") for each in told), 60, plant.log)
+    assert plant.project.vdmctl("promote", "--approve", "v1.1.0").returncode == 0
 
 
 def test_that_version_continued_from_the_champion_and_was_judged_by_images_that_neither_saw(
@@ -207,6 +221,7 @@ def test_that_version_continued_from_the_champion_and_was_judged_by_images_that_
     assert (evidence["champion_saw"], evidence["challenger_saw"]) == (0, 0)
     assert set(evidence["costs"]["minutes"]) == set(stage_names(Project(ROOT)))
     assert evidence["costs"]["core_hours"] > 0
+    assert evidence["damaged"] == ["empty.png"]
     assert (
         evidence["num_decided"] == evidence["comparison"]["num_images"] == second["metrics"]["validation"]["num_images"]
     )
