@@ -77,15 +77,20 @@ def describe_differences(file: Path, severity: Literal["warning", "critical"]) -
 def findings_of_champion(run: Run) -> Path | None:
     """Return the file with what the contract found of the champion's images, after fetching it.
 
-    None without a champion, or if the run has the same images.  Raises UserError (exit 5).
+    None without a champion, or if the run has the same images.  A champion that kept them at another path, as before
+    1.0.0, is left out with a warning.  Raises UserError (exit 5).
     """
     images = read_document(Verdict, run.folder / layout.FINDINGS).data_sha256
     champion = run.main.registry.champion
     if champion is None or champion.metrics.data_sha256 == images:
         return None
+    path = str(layout.FINDINGS)
+    if path not in run.main.at(champion).lock.outputs:
+        get_run_logger().warning("%s has no %s, so the drift from its images is left out", champion.name, path)
+        return None
     place = run.folder / layout.PRIVATE / "champion"
-    fetch_files(run.main, champion, [str(layout.FINDINGS)], place)
-    return place / layout.FINDINGS
+    fetch_files(run.main, champion, [path], place)
+    return place / path
 
 
 @task(name="odd", task_run_name="odd", cache_policy=NO_CACHE, timeout_seconds=3600 * 2)

@@ -357,3 +357,10 @@ def test_a_name_means_one_thing_in_all_rooms() -> None:
     twice = {name: sorted(found) for name, found in rooms.items() if len(found) > 1 and name not in SHARED}
     assert not twice, f"rename one of each, or say in SHARED why it is the same: {twice}"
     assert all(len(rooms[name]) > 1 for name in SHARED)
+
+
+def test_the_version_stands_in_one_place() -> None:
+    """The citation and the changelog name that of pyproject.toml, from which the package's metadata is made."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {version} (" in (ROOT / "CHANGELOG.md").read_text()

@@ -35,7 +35,7 @@ from flows.images.image_set import open_images, save_images
 from flows.orchestration import releasing
 from flows.orchestration.arrivals import Arrivals
 from flows.orchestration.artifacts import ProgressBar
-from flows.orchestration.checking import check_drift
+from flows.orchestration.checking import check_drift, findings_of_champion
 from flows.orchestration.due import Due
 from flows.orchestration.outcome import DRIFTED, Drifted, Outcome, Release
 from flows.orchestration.streaming import EXPECTED, failure, result_of, stream, to_user_error
@@ -330,6 +330,19 @@ def test_a_full_disk_is_no_error_of_the_network() -> None:
         with pytest.raises(UserError, match=said) as error, readable("models/vdm"):
             raise OSError(number, os.strerror(number))
         assert (type(error.value), error.value.code) == (kind, Exit.MISSING)
+
+
+@pytest.mark.processes
+@pytest.mark.usefixtures("quietly")
+def test_drift_from_a_champion_without_findings_is_left_out(forge: Forge) -> None:
+    """A champion of before 1.0.0 kept them at another path."""
+    lock = forge.lock("v1.3.0")
+    lock["stages"]["all"]["outs"].pop(2)
+    forge.version("v1.3.0", lock)
+    crown(forge.project, "v1.3.0")
+    run = Run(forge.opened, "later", "HEAD")
+    write_whole(run.folder / layout.FINDINGS, json.dumps({"success": True, "data_sha256": "a" * 64}))
+    assert findings_of_champion(run) is None
 
 
 @pytest.mark.slow

@@ -101,7 +101,7 @@ def test_a_title_is_only_text_in_card_site_and_log(small: Small) -> None:
     assert visible(card.replace("\n", "")) == card.replace("\n", "")
     prose = card.partition("## Load it")[0]
     assert not re.search(r"(?<!\\)[<!]|(?<!\\)\*|\n# Forged", prose.replace("!\\[", ""))
-    assert [len(re.findall(r"(?<!\\)\|", line)) for line in prose.splitlines() if line.startswith("|")] == [3] * 11
+    assert [len(re.findall(r"(?<!\\)\|", line)) for line in prose.splitlines() if line.startswith("|")] == [3] * 12
     pages = list(Path("reports/contract/data_docs").rglob("*.html"))
     assert pages
     for page in pages:
