@@ -2,5 +2,6 @@
 
 The order in which to read it is schedule -> diffusion -> discretization -> network -> vlb -> model.  Then come
 evaluation, ode, sampling and codec, which use these and not each other, and `training`, which validates by evaluation.
-`choices` has the words that options may take, and `errors` the exceptions.  Nothing here imports `flows`.
+`classification` and `surprise` use evaluation.  `choices` has the words that options may take, `samplers` the samplers
+by name, `prefetch` arrays made ahead of the device, and `errors` the exceptions.  Nothing here imports `flows`.
 """

@@ -23,7 +23,7 @@ Model = dict[str, Any]
 class Peer(ABC):
     """Another code's model in training, as its own script trains it.
 
-    `network` is what is trained.  A subclass makes `optimizer` and whatever averages the weights.
+    `network` is what is trained.
     """
 
     repository: ClassVar[str]
@@ -38,9 +38,22 @@ class Peer(ABC):
     network: nn.Module
     optimizer: torch.optim.Optimizer
 
-    def __init__(self, device: torch.device, learning_rate: float, precision: str) -> None:
+    def __init__(
+        self,
+        checkout: Path | None,
+        model: Model,
+        device: torch.device,
+        learning_rate: float,
+        precision: str,
+        batch_size: int,
+    ) -> None:
         self.device, self.learning_rate, self.precision = device, learning_rate, precision
         self.done = 0
+        self.build(checkout, model, batch_size)
+
+    @abstractmethod
+    def build(self, checkout: Any, model: Model, batch_size: int) -> None:
+        """Make `network`, `optimizer` and whatever averages the weights.  `checkout` is None for a package."""
 
     @abstractmethod
     def loss(self, pixels: Tensor) -> Tensor:

@@ -22,16 +22,7 @@ class Addtt(Peer):
     learning_rates = (2e-4, 1e-3)
     batch_size = 128
 
-    def __init__(
-        self,
-        checkout: Path,
-        model: Model,
-        device: torch.device,
-        learning_rate: float,
-        precision: str,
-        batch_size: int,
-    ) -> None:
-        super().__init__(device, learning_rate, precision)
+    def build(self, checkout: Path, model: Model, batch_size: int) -> None:
         importable(checkout)
         from ema_pytorch import EMA  # type: ignore[import-not-found]
         from utils import TrainConfig  # type: ignore[import-not-found]
@@ -51,7 +42,7 @@ class Addtt(Peer):
             gamma_min=model["gamma_0"],
             gamma_max=model["gamma_1"],
             antithetic_time_sampling=True,
-            lr=learning_rate,
+            lr=self.learning_rate,
             weight_decay=0.01,
             clip_grad_norm=True,
         )
@@ -61,10 +52,10 @@ class Addtt(Peer):
         assert spec.loader is not None
         module = module_from_spec(spec)
         spec.loader.exec_module(module)
-        self.network = module.VDM(UNetVDM(config), config, image_shape=model["image_shape"]).to(device)
+        self.network = module.VDM(UNetVDM(config), config, image_shape=model["image_shape"]).to(self.device)
         self.ema = EMA(self.network, beta=0.9999, update_every=1, power=0.75)
         self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), learning_rate, betas=(0.9, 0.99), weight_decay=0.01
+            self.network.parameters(), self.learning_rate, betas=(0.9, 0.99), weight_decay=0.01
         )
 
     def loss(self, pixels: Tensor) -> Tensor:

@@ -25,16 +25,7 @@ class Bsi(Peer):
     learning_rates = (3e-4, 1e-3)
     batch_size = 128
 
-    def __init__(
-        self,
-        checkout: Path,
-        model: Model,
-        device: torch.device,
-        learning_rate: float,
-        precision: str,
-        batch_size: int,
-    ) -> None:
-        super().__init__(device, learning_rate, precision)
+    def build(self, checkout: Path, model: Model, batch_size: int) -> None:
         importable(checkout)
         from bsi.bsi import Discretization  # type: ignore[import-not-found]
         from bsi.models.pos_emb import NyquistPositionalEmbedding  # type: ignore[import-not-found]
@@ -54,19 +45,19 @@ class Bsi(Peer):
             dropout=model["dropout"] or None,
             downsampling_attention=model["attention_everywhere"],
             fourier_features=FourierFeatures(n_min=6, n_max=8),
-        ).to(device)
+        ).to(self.device)
         update = {"update_after_step": WARM_UP, "update_every": 1, "power": 2 / 3}
         self.ema = EMA(self.network, beta=0.9999, include_online_model=False, use_foreach=True, **update)
 
         def bound(network: Any) -> Any:
             settings = {"snr_min": 6.73794699909e-3, "snr_max": 597195.613793, "k": 50}
             levels = Discretization.image_8bit()
-            return VDM(network, data_shape=self.shape, discretization=levels, **settings).to(device)
+            return VDM(network, data_shape=self.shape, discretization=levels, **settings).to(self.device)
 
         self.vdm, self.averaged = bound(self.network), bound(self.ema)
-        self.train_loss = torch.compile(self.vdm.train_loss) if device.type == "cuda" else self.vdm.train_loss
+        self.train_loss = torch.compile(self.vdm.train_loss) if self.device.type == "cuda" else self.vdm.train_loss
         self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), learning_rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=True
+            self.network.parameters(), self.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=True
         )
 
     def scaled(self, pixels: Tensor) -> Tensor:

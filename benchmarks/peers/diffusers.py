@@ -41,27 +41,18 @@ class Diffusers(Peer):
     learning_rates = (1e-4, 1e-3)
     batch_size = 16
 
-    def __init__(
-        self,
-        checkout: Path | None,
-        model: Model,
-        device: torch.device,
-        learning_rate: float,
-        precision: str,
-        batch_size: int,
-    ) -> None:
-        super().__init__(device, learning_rate, precision)
+    def build(self, checkout: Path | None, model: Model, batch_size: int) -> None:
         from diffusers.training_utils import EMAModel  # type: ignore[import-not-found]
 
         ends = {key: model[key] for key in ("gamma_0", "gamma_1")}
-        self.unet = unet_of_size(model, count_parameters(**model)).to(device)
+        self.unet = unet_of_size(model, count_parameters(**model)).to(self.device)
         shape, levels = model["image_shape"], model["num_levels"]
         of_gamma = OfGamma(self.unet, **ends)
         self.vdm = VDM(image_shape=shape, num_levels=levels, schedule="fixed_linear", network=of_gamma, **ends)
-        self.network = self.vdm.to(device)
+        self.network = self.vdm.to(self.device)
         self.ema = EMAModel(self.unet.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
         self.optimizer = torch.optim.AdamW(
-            self.unet.parameters(), learning_rate, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8
+            self.unet.parameters(), self.learning_rate, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8
         )
 
     def factor(self, share: float) -> float:

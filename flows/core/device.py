@@ -43,7 +43,7 @@ def find_device(name: str, count: int = 1, rank: int = 0) -> torch.device:
 def set_backend(*, training: bool = False) -> None:
     """Set what torch may choose on CUDA."""
     # TF32 has 10 bits of mantissa, and by default convolutions take it: a figure in float32 would not be one.  Nothing
-    # else needs it, since with bfloat16 no matrix product is in float32 (in Muon, see its `orthogonalised`).
+    # else needs it, since with bfloat16 no matrix product is in float32 (in Muon, see its `orthogonalise`).
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     # Training repeats the same convolutions, so it is worth trying all algorithms.  Elsewhere the choice, which may be

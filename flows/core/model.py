@@ -255,7 +255,7 @@ def open_model(folder: Path, device: torch.device | str = "cpu", name: str | Non
 
 
 def model_in_memory(vdm: VDM) -> TrainedModel:
-    """Return the model of a network that `open_model` opened or `describe` described, whatever its folder is now.
+    """Return the model of a network from `open_model` or `describe_network`, whatever its folder is now.
 
     If its weights were changed, it is a new model, which began from that one.  Raises TypeError for another network.
     """

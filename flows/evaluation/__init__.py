@@ -9,6 +9,7 @@ labels       images whose label is unlikely
 odd          odd images and unlikely labels, as documents
 ode          the likelihood of the probability-flow ODE
 results      the figures that evaluations leave, as documents
+figures      each figure in words: name, meaning, unit, source
 importing    checkpoints of other implementations as model folders
 exporting    a model as a repository of the Hugging Face Hub
 """

@@ -10,6 +10,7 @@ status       `vdmctl status`
 silence      what no longer comes: the source, runs, pictures
 pruning      `vdmctl prune`
 plugin       the `prefect` command in the project's folder
+ordering     events in the order in which they arrive, for automations
 workspace    a run's own worktree, branch and parameters
 due          what a run has to do, and why
 arrivals     which images of a run are new
@@ -17,5 +18,6 @@ checking     how the images differ from the newest run's and the champion's
 outcome      what came of a run
 streaming    runs commands with their output in the run's log
 artifacts    progress, metrics and samples in Prefect's UI
+metrics      the figures of the loop for Prometheus
 releasing    the commit of a run becomes a version, is compared with the champion, and is published
 """

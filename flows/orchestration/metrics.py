@@ -59,8 +59,8 @@ class Loop(Collector):
             champion = registry.champion
         except UserError:
             return
-        if costs := [registry.costs[each.commit] for each in registry.versions if each.commit in registry.costs][-1:]:
-            yield from cost_metrics(costs[0])
+        if known := [registry.costs[each.commit] for each in registry.versions if each.commit in registry.costs]:
+            yield from cost_metrics(known[-1])
         if champion:
             created = datetime.fromisoformat(champion.created).timestamp()
             about = "When the champion was registered."

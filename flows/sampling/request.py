@@ -12,18 +12,18 @@ import numpy as np
 import torch
 from PIL import Image
 
-from flows.core.documents import Count, Document, Number, Sha256
+from flows.core.documents import Count, Number, Sha256
 from flows.core.errors import Exit, FileError, UserError
 from flows.core.files import name_in_errors, replace_file_last, replace_folder, require_replaceable, write_whole
 from flows.core.model import TrainedModel
 from flows.core.params import Data
+from flows.evaluation.results import SamplerSettings
 from flows.images.grids import as_8_bits, grid, png, rows_of, stretch_of
 from flows.images.image_set import class_numbers, dtype_of, write_array
 from flows.images.picture_files import BadImageError, Colour, levels, read_images
 from flows.images.user_files import shift_of_files, transforms_of
 from flows.sampling import film
 from flows.sampling.drawing import Drawing, draw
-from vdm.choices import Grid, Precision
 from vdm.model import VDM
 
 if TYPE_CHECKING:
@@ -46,23 +46,15 @@ class Request(NamedTuple):
     classes: str | None = None
 
 
-class Sampled(Document):
+class Sampled(SamplerSettings):
     """What was drawn, and how."""
 
     out: str
     film: str | None
     """Null without `--film`."""
     num_images: Count
-    seed: Count
-    num_timesteps: Count
-    order: Count
-    eta: Number
-    grid: Grid
-    clip: bool
-    precision: Precision
     classes: list[Count] | None
     """Their numbers, which the images have in turn; null for a model without classes."""
-    guidance: Number
     approximate: bool
     """Whether known pixels were filled in around."""
     model_sha256: Sha256

@@ -297,7 +297,7 @@ def take_steps(
 ) -> None:
     """Take the remaining steps; write states, lines of the training log, and pictures of samples.
 
-    Raises UserError: after saving a state, if it was asked to stop (exit 75), and what `tracking` raises.
+    Raises UserError: after saving a state, if it was asked to stop (exit 75), and what `make_tracker` raises.
     """
     steps = trainer.settings.steps
     saved_at, began = trainer.done, time.monotonic()

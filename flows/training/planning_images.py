@@ -24,7 +24,6 @@ from vdm.choices import Split
 
 log = logging.getLogger(__name__)
 
-
 MOST_SIDE, RESIZED_SIDE = 64, 32
 """Images of one size and at most this side are trained on as they are, others are resized to the second side."""
 OF_ANY_KIND = {"background": "white", "grayscale": True, "gray_as_rgb": False, "resize": [1, 1]}

@@ -22,7 +22,6 @@ from vdm.choices import Split
 
 log = logging.getLogger(__name__)
 
-
 FEWEST_STEPS, SMALLEST_BATCH = 1000, 16
 """Batches are halved down to the smallest one while the minutes have fewer steps."""
 LEAST_STEPS = 10

@@ -343,6 +343,14 @@ def defined(path: Path, tree: ast.Module, taken: set[tuple[str, str]]) -> Iterat
             yield from (name for name in names if (module, name) in taken)
 
 
+@pytest.mark.parametrize("room", [*ROOMS])
+def test_a_room_lists_its_files(room: str) -> None:
+    folder = ROOT / "flows" / room
+    text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
+    listed = {line.split()[0] for line in text.splitlines()[2:]}
+    assert listed - {"page/"} == {path.stem for path in folder.glob("*.py")} - {"__init__"}
+
+
 def test_a_name_means_one_thing_in_all_rooms() -> None:
     """The doors have the names of what they call."""
     trees = {path: ast.parse(path.read_text()) for path in CODE}
