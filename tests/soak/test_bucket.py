@@ -57,7 +57,7 @@ def test_a_run_brings_the_import_up_to_date_and_somebody_is_told(plant: Plant, b
     (run,) = by_event(plant)
     name, message = plant.finish(run)
     assert name in ("Promoted", "Refused"), f"{message}\n{plant.logged(run)}"
-    assert message.endswith("; images: 40 added and 0 removed since vdm@v1.0.0")
+    assert "; images: 40 added and 0 removed since vdm@v1.0.0; cost: " in message
     ran = plant.tasks(run)
     assert (ran["source"], ran["images"]) == ("Completed", "NewImages")
     left = bounded_yaml.parse(plant.project.git("show", "vdm@v1.1.0:data/pictures.dvc"))
