@@ -112,15 +112,17 @@ def nodes(half_width: float, step: float, device: torch.device) -> tuple[Tensor,
 def summed_table(d: Tensor, num_levels: int) -> Tensor:
     """Return the `reconstruction_table` (num_levels,) of levels that are d noises apart.
 
-    All levels share two running sums, from m = 0 upwards and downwards.
+    All levels share two running sums, of m from 1 upwards and from -1 downwards.  They do not overflow, since no term is
+    above exp(eps^2 / 2).
     """
     eps, weights = nodes(9.0, 0.04, d.device)  # beyond 9 standard deviations lies 1e-19 of the mass
-    m = torch.arange(num_levels, dtype=torch.float64, device=d.device)[:, None]
-    upwards = torch.logcumsumexp(-d * m * eps - (d * m).square() / 2, dim=0)
-    downwards = torch.logcumsumexp(d * m[1:] * eps - (d * m[1:]).square() / 2, dim=0)
-    # Level k has k levels below it (m = 1..k, and itself at m = 0) and K - 1 - k above it.
-    loss = torch.cat([torch.logaddexp(upwards[:-1], downwards.flip(0)), upwards[-1:]])
-    half = loss @ weights
+    distance = d * torch.arange(1, num_levels, dtype=torch.float64, device=d.device)[:, None]
+    density = -distance.square() / 2
+    above = torch.exp(density - distance * eps).cumsum(0)
+    below = torch.exp(density + distance * eps).cumsum(0)
+    # Level k has k levels below it and K - 1 - k above it.
+    none = torch.zeros_like(above[:1])
+    half = torch.log1p(torch.cat([above.flip(0), none]) + torch.cat([none, below])) @ weights
     return half + half.flip(0)
 
 
