@@ -31,7 +31,7 @@ TINY_PARAMS = {
     "num_devices: 2": "num_devices: 1",
     "gamma_0: -9.0": "gamma_0: -7.0",
     "norm_groups: 8": "norm_groups: 4",
-    "steps: 3300": "steps: 20",
+    "steps: 3400": "steps: 20",
     "log_every: 50": "log_every: 5",
     "times_per_image: 32": "times_per_image: 2",
     "num_timesteps: 25": "num_timesteps: 3",

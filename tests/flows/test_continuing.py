@@ -18,7 +18,7 @@ from flows.core.params_file import read_params
 from flows.images.image_set import open_images
 from flows.training.fitting import arguments
 
-FROZEN = {"learning_rate: 7e-3": "learning_rate: 1e-12"}
+FROZEN = {"learning_rate: 1e-2": "learning_rate: 1e-12"}
 """With which training leaves the weights as they are."""
 
 

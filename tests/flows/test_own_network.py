@@ -96,7 +96,7 @@ def test_a_network_in_the_pipeline_is_trained_evaluated_and_drawn_from(
         ("network: null", "network: networks.dit:DiT"),
         ("options: {}", "options: {channels: 1, size: [8, 8], width: 16, layers: 1}"),
         ("optimizer: muon", "optimizer: adamw"),
-        ("learning_rate: 7e-3", "learning_rate: 1e-3"),
+        ("learning_rate: 1e-2", "learning_rate: 1e-3"),
     ):
         assert text.count(old) == 1
         text = text.replace(old, new)

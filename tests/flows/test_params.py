@@ -33,7 +33,7 @@ def refusal(text: str) -> str:
 
 def test_numbers_are_read_as_dvc_reads_them() -> None:
     """2e-4 is a number in YAML 1.2 and a string in YAML 1.1."""
-    assert parse_params(DIGITS.replace("learning_rate: 7e-3", "learning_rate: 2e-4"), "").train.learning_rate == 2e-4
+    assert parse_params(DIGITS.replace("learning_rate: 1e-2", "learning_rate: 2e-4"), "").train.learning_rate == 2e-4
     content = "a: 2e-4\nb: yes\nc: 0o17\nd: null\ne: ~\nf: 'x'\ng: |\n  y\nh: [1, {i: .inf}]\nj: true\n"
     found = {"a": 2e-4, "b": "yes", "c": 15, "d": None, "e": None, "f": "x", "g": "y\n", "j": True}
     assert parse(content) == found | {"h": [1, {"i": float("inf")}]}

@@ -55,7 +55,7 @@ def test_the_composed_text_is_that_of_digits_but_for_the_changed_lines() -> None
     text = "# Mine\ndata:\n  resize: [8, 8]  # smaller\ntrain:\n  learning_rate: 2e-4\n  patience: null\n"
     expected = {
         "  resize: null          # [height, width]\n": "  resize: [8, 8]        # [height, width]; smaller\n",
-        "  learning_rate: 7e-3\n  warmup": "  learning_rate: 2e-4\n  warmup",
+        "  learning_rate: 1e-2\n  warmup": "  learning_rate: 2e-4\n  warmup",
     }
     whole = "# Mine\n" + DIGITS.partition("\n")[2]
     for old, new in expected.items():
@@ -106,7 +106,7 @@ def test_params_yaml_is_overwritten_only_if_it_is_a_preset(
     for name in ("mnist", "digits"):
         assert run(["preset", name]) == Exit.DONE
         assert Path("params.yaml").read_text() == read_preset(name)
-    Path("params.yaml").write_text(DIGITS.replace("steps: 3300", "steps: 7"))
+    Path("params.yaml").write_text(DIGITS.replace("steps: 3400", "steps: 7"))
     assert run(["preset", "mnist"]) == Exit.USAGE
     assert "wrote; --force overwrites it" in capsys.readouterr().err
     assert run(["preset", "mnist", "--force"]) == Exit.DONE

@@ -146,8 +146,8 @@ def test_continuing_begins_with_the_model_of_half_of_the_images_and_is_resumed(
     images = open_images(small / "images")
     half, noise, continued = continuing.choices(continuing.Trainings(params, images, small / "done"), [(1e-12, 2)])
     assert [row["training"] for row in (half, noise, continued)] == [
-        "half-2-0.007-0",
-        "noise-4-0.007-0",
+        "half-2-0.01-0",
+        "noise-4-0.01-0",
         "continued-2-1e-12-0",
     ]
     assert continued["bpd"] == pytest.approx(half["bpd"], abs=1e-5)

@@ -17,7 +17,7 @@ class TrainingSettings:
     take.
     """
 
-    steps: int = 3300
+    steps: int = 3400
     """Updates of the weights."""
     batch_size: int = 64
     """Images of a step, over all processes and all their micro-batches."""
@@ -26,14 +26,14 @@ class TrainingSettings:
     augmentation: Sequence[Transform] = ()
     """Random transforms of the images, in this order (section 6)."""
     optimizer: OptimizerKind = "muon"
-    learning_rate: float = 7e-3
+    learning_rate: float = 1e-2
     """The optimizer's, after the warm-up."""
     warmup_steps: int = 100
     """Steps over which the learning rate rises linearly from 0."""
     learning_rate_decay: LearningRateDecay = "linear"
     betas: Sequence[float] = (0.9, 0.99)
     """AdamW's decay rates of both moments, per step."""
-    weight_decay: float = 0.01
+    weight_decay: float = 0.1
     """Decay of weight matrices, per step and unit of the learning rate."""
     max_gradient_norm: float | None = 1.0
     """Limit of the gradient's norm in bits/dim per unit of weight; None for no limit."""
