@@ -224,7 +224,7 @@ def test_a_preset_continues_from_a_model(mine: Path, capsys: pytest.CaptureFixtu
     start("bare", (1, 4, 4))
     assert run([*command, "bare"]) == Exit.DONE
     params = read_params(Path("params.yaml"))
-    assert (params.data.grayscale, params.data.resize, params.train.learning_rate) == (True, [4, 4], 2.8e-3)
+    assert (params.data.grayscale, params.data.resize, params.train.learning_rate) == (True, [4, 4], 4e-3)
     assert run(["download"]) == Exit.DONE
 
     start("coloured", (4, 6, 5))
