@@ -112,8 +112,8 @@ def nodes(half_width: float, step: float, device: torch.device) -> tuple[Tensor,
 def summed_table(d: Tensor, num_levels: int) -> Tensor:
     """Return the `reconstruction_table` (num_levels,) of levels that are d noises apart.
 
-    All levels share two running sums, of m from 1 upwards and from -1 downwards.  They do not overflow, since no term is
-    above exp(eps^2 / 2).
+    All levels share two running sums, of m from 1 upwards and from -1 downwards.  They do not overflow, since no term
+    is above exp(eps^2 / 2).
     """
     eps, weights = nodes(9.0, 0.04, d.device)  # beyond 9 standard deviations lies 1e-19 of the mass
     distance = d * torch.arange(1, num_levels, dtype=torch.float64, device=d.device)[:, None]
