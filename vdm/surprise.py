@@ -51,12 +51,16 @@ sigma/alpha = exp(gamma/2), and x reaches from -1 to 1.
 """
 
 
+PRECISION = 1e-5
+"""Of a feature: of its size, and of 1.  The losses are logarithms in float32, and features are kept with six digits."""
+
+
 class HeldOut(NamedTuple):
     """What the features of held-out images say about those of others, F for each image; made by `reference`."""
 
     mean: np.ndarray
     deviation: np.ndarray
-    """Mean and standard deviation of the features of the first half, (F,)."""
+    """Mean and standard deviation of the features of the first half, (F,); 1 for a feature that all of them share."""
     neighbours: spatial.KDTree
     """The standardised features of the first half."""
     scores: np.ndarray
@@ -88,7 +92,8 @@ def reference(features: np.ndarray, first: np.ndarray) -> HeldOut:
     if not np.isfinite(features).all():
         raise ValueError("the features of held-out images are not finite")
     mean, deviation = features[first].mean(0), features[first].std(0)
-    deviation = np.where(deviation > 0, deviation, 1.0)
+    # Of equal values rounding leaves some 1e-15, by which another's rounding must not be divided.
+    deviation = np.where(deviation > PRECISION * np.maximum(np.abs(mean), 1.0), deviation, 1.0)
     made = HeldOut(mean, deviation, spatial.KDTree((features[first] - mean) / deviation), np.zeros(0))
     return made._replace(scores=np.sort(made.score(features[~first])))
 

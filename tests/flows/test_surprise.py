@@ -247,6 +247,15 @@ def test_python_has_the_scores_of_the_command(
     assert all(map(math.isnan, few.p))
 
 
+def test_images_that_share_brightness_contrast_and_variety_are_not_all_odd(here: Path, digits: np.ndarray) -> None:
+    """They have the same pixels in other orders, whose statistics differ by rounding alone."""
+    rng = np.random.default_rng(0)
+    images = np.stack([rng.permutation(digits[5].ravel()).reshape(1, 8, 8) for _ in range(320)])
+    found = surprise(load("models/vdm", "cpu"), images[220:], images[:220])
+    assert (found.p <= 0.01).sum() <= 5
+    assert np.abs(found.deviations).max() < 20
+
+
 def test_a_model_in_memory_needs_held_out_images(digits: np.ndarray, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     model = train(digits[:40], steps=2, num_levels=17, device="cpu")

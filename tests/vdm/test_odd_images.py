@@ -123,6 +123,21 @@ def test_halves_without_images_and_losses_that_are_not_finite_are_refused() -> N
     np.testing.assert_allclose(few.scores, [10])  # of two, the farther one counts: (5 - 0) / 0.5
 
 
+@pytest.mark.parametrize("shared", [0.1, 3.5, -87.3366, 30000.3])
+def test_a_feature_that_all_held_out_images_share_makes_no_image_odd_by_its_rounding(shared: float) -> None:
+    rng = np.random.default_rng(0)
+    others, first = rng.normal(size=(80, 2)), np.arange(60) < 30
+    sixth_digit = 10.0 ** (np.floor(np.log10(abs(shared))) - 5)
+    either_way = rng.choice([shared, shared + sixth_digit], 80)  # a value between two that are kept
+    with_shared = np.column_stack([others, np.full(80, shared), either_way])
+    with_shared[60:, 2:] = shared * (1 + 3e-16)
+    alone, made = reference(others[:60], first), reference(with_shared[:60], first)
+    scores = made.score(with_shared[60:])
+    np.testing.assert_allclose(scores, alone.score(others[60:]), rtol=1e-2)
+    np.testing.assert_allclose(made.p_values(scores), alone.p_values(alone.score(others[60:])), atol=1 / 31)
+    assert made.score(with_shared[60:] + np.array([0, 0, 0, 30]))[0] > 29  # a difference that is none of rounding
+
+
 def test_the_number_of_small_p_values_has_the_distribution_of_random_ranks() -> None:
     """All orders of 5 scores are equally likely: 3 are those of held-out images, 2 those of others."""
     level, counts = 0.5, []
