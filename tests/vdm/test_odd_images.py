@@ -133,7 +133,7 @@ def test_a_feature_that_all_held_out_images_share_makes_no_image_odd_by_its_roun
     with_shared[60:, 2:] = shared * (1 + 3e-16)
     alone, made = reference(others[:60], first), reference(with_shared[:60], first)
     scores = made.score(with_shared[60:])
-    np.testing.assert_allclose(scores, alone.score(others[60:]), rtol=1e-2)
+    np.testing.assert_allclose(scores, alone.score(others[60:]), atol=0.1)  # the last digit of 30000.3
     np.testing.assert_allclose(made.p_values(scores), alone.p_values(alone.score(others[60:])), atol=1 / 31)
     assert made.score(with_shared[60:] + np.array([0, 0, 0, 30]))[0] > 29  # a difference that is none of rounding
 
