@@ -1,8 +1,9 @@
-"""What commands share: the project, MODEL, --json, and options that replace parameters."""
+"""What commands share: their class, the project, MODEL, --json, and options that replace parameters."""
 
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+from typer.core import TyperCommand
 
 from flows.core.errors import Exit, UserError
 
@@ -20,6 +21,20 @@ FIT_HELP = (
 FitOption = Annotated[bool, typer.Option("--fit", help=FIT_HELP)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; see docs/json.md.")]
 SectionType = TypeVar("SectionType", bound="Section")
+
+
+class Command(TyperCommand):
+    """A command of vdmctl: none of its arguments and options takes an empty text, as an unset shell variable gives."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments.  Raises BadParameter for one that is empty, before its type makes it the folder `.`."""
+        given, _, _ = self.make_parser(ctx).parse_args(list(args))
+        for parameter in list[Any](self.params):
+            value = given.get(str(parameter.name))
+            texts = value if isinstance(value, list | tuple) else [value]
+            if any(isinstance(text, str) and not text.strip() for text in texts):
+                raise typer.BadParameter("it is empty", ctx=ctx, param=parameter)
+        return super().parse_args(ctx, args)
 
 
 def project() -> "Project":

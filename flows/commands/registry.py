@@ -156,7 +156,7 @@ def promote(
     if approve or hold or release:
         from flows.registry import promotion
 
-        done = promotion.approve(project(), approve) if approve else promotion.hold(project(), hold or None)
+        done = promotion.approve(project(), approve) if approve else promotion.hold(project(), hold)
         say_result(done.model_dump(exclude_unset=True), f"{done.tag}: {done.reason}", as_json)
         return
     params = project().params
@@ -184,7 +184,7 @@ def rollback(
     """Make the previous champion the champion again; this adds a tag and removes none."""
     from flows.registry.promotion import rollback
 
-    done = rollback(project(), hold or None)
+    done = rollback(project(), hold)
     held = "" if done.hold else "; nothing holds it: the next winner is promoted, unless `vdmctl promote --hold REASON`"
     say_result(done.model_dump(exclude_unset=True), f"{done.tag}: {done.reason}{held}", as_json)
 

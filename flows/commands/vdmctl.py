@@ -8,6 +8,7 @@ from typer.core import TyperGroup
 
 from flows.commands import app as app_commands
 from flows.commands import compression, evaluation, operating, pipeline, registry, sampling
+from flows.commands.arguments import Command
 from flows.process.streams import say
 
 
@@ -79,4 +80,5 @@ def join_lines(text: str) -> str:
 for group in GROUPS.values():
     app.add_typer(group)
     for command in group.registered_commands:
+        command.cls = Command
         command.help = join_lines(command.callback.__doc__ or "")  # Typer would keep the line breaks of the code

@@ -123,14 +123,14 @@ def compose_params(project: Project, base: str, preset: str | None, overrides: M
 
     Raises UserError (exit 2) for an invalid file, an unknown preset or key, or an invalid value.
     """
-    name = f"{layout.PRESETS}/{preset}.yaml" if preset else str(layout.PARAMS)
+    name = str(layout.PARAMS) if preset is None else f"{layout.PRESETS}/{preset}.yaml"
     found = project.content_of(f"{base}:{name}")
     if found is None:
         listed = project.git_text("ls-tree", "--name-only", base, f"{layout.PRESETS}/").split()
         known = ", ".join(sorted(Path(path).stem for path in listed))
-        missing = f"preset {preset!r}" if preset else name
+        missing = name if preset is None else f"preset {preset!r}"
         raise UserError(f"no {missing} in commit {base[:12]}; presets: {known}", Exit.USAGE)
-    if preset:
+    if preset is not None:
         whole = project.content_of(f"{base}:{layout.PRESETS}/{WHOLE}.yaml") or b""
         found = compose(whole.decode(), found.decode()).encode()
     parse_params(found, f"{name} of commit {base[:12]}")

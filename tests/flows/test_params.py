@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from project import ROOT
+import typer
+from project import ROOT, one_line, run_vdmctl
 from ruamel.yaml import YAML
 
 from flows.commands.arguments import override
+from flows.commands.vdmctl import app
 from flows.core.bounded_yaml import dump, load, parse, sections
 from flows.core.errors import Exit, UserError
 from flows.core.params import Params
@@ -127,6 +129,26 @@ def test_the_option_device_names_one_device() -> None:
     evaluate = parse_params(DIGITS, "params.yaml").evaluate.model_copy(update={"num_devices": 2})
     assert override(evaluate, {"device": "cuda:1"}).num_devices == 1
     assert override(evaluate, {"seed": 3}).num_devices == 2
+
+
+def test_no_command_takes_an_empty_text(tmp_path: Path) -> None:
+    """An unset variable of a shell leaves one: `promote --hold "$WHY"` must not promote."""
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for command, parameter in ((name, each) for name in commands for each in commands[name].params):
+        if getattr(parameter, "is_flag", False):
+            continue
+        for empty in ("", " "):
+            given = [empty] * parameter.nargs
+            if parameter.param_type_name == "argument":
+                before = [each for each in commands[command].params if each.param_type_name == "argument"]
+                given = ["x"] * before.index(parameter) + given
+            else:
+                given = [parameter.opts[-1], *given]
+            result = run_vdmctl(tmp_path, {}, command, *given)
+            named = parameter.opts[0] if parameter.param_type_name == "option" else parameter.name
+            assert (result.returncode, result.stdout) == (Exit.USAGE, ""), (command, given)
+            assert re.match(f"vdmctl: Invalid value for '.*{named}.*': it is empty", one_line(result)), (command, given)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_the_parameters_are_in_the_order_of_the_file() -> None:

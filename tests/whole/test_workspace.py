@@ -25,6 +25,8 @@ def test_overrides_and_the_committed_file_are_checked(plain: Sandbox) -> None:
         with pytest.raises(UserError, match=message) as raised:
             compose_params(Project(plain.folder), "HEAD", None, overrides)
         assert raised.value.code is Exit.USAGE
+    with pytest.raises(UserError, match=r"no preset '' in commit HEAD; presets: cifar10"):
+        compose_params(Project(plain.folder), "HEAD", "", {})
     plain.edit("params.yaml", **{"confidence: 0.95": "confidence: 2"})
     compose_params(Project(plain.folder), "HEAD", None, {})  # a run ignores what is not committed
     plain.git("commit", "--quiet", "--all", "--message=Wrong")
