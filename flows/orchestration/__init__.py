@@ -16,6 +16,8 @@ due          what a run has to do, and why
 arrivals     which images of a run are new
 checking     how the images differ from the newest run's and the champion's
 outcome      what came of a run
+staging      the stages of a run, and what follows each
+tasks        Prefect's tasks, called like their functions
 streaming    runs commands with their output in the run's log
 artifacts    progress, metrics and samples in Prefect's UI
 metrics      the figures of the loop for Prometheus

@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from prefect import State, get_run_logger, task
-from prefect.cache_policies import NO_CACHE
+from prefect import State, get_run_logger
 from prefect.states import Completed
 
 from flows.contract.findings import Findings, Verdict
@@ -16,8 +15,8 @@ from flows.images.image_set import open_images
 from flows.orchestration import artifacts
 from flows.orchestration.arrivals import Arrivals, count_arrivals, write_new_images
 from flows.orchestration.outcome import DRIFTED, Drifted
-from flows.orchestration.releasing import RETRIED
 from flows.orchestration.streaming import stream
+from flows.orchestration.tasks import step, step_over_network
 from flows.orchestration.workspace import Run
 from flows.registry.fetching import fetch_files
 from flows.repository.commit import Commit
@@ -30,7 +29,7 @@ MOST_NEW, MOST_NAMED = 1000, 12
 """How many new images of a run are compared with the champion's, evenly spread, and how many odd ones are named."""
 
 
-@task(name="images", task_run_name="images", timeout_seconds=3600 * 6, **RETRIED)
+@step_over_network("images")
 def compare_images(run: Run, newest: Commit) -> State[Arrivals | None]:
     """Return how many images are new since the newest run, by a state of which automations.yaml tells somebody.
 
@@ -47,7 +46,7 @@ def compare_images(run: Run, newest: Commit) -> State[Arrivals | None]:
     return Completed(name=NEW_IMAGES, message=str(arrivals), data=arrivals)
 
 
-@task(name="drift", task_run_name="drift", cache_policy=NO_CACHE, timeout_seconds=3600 * 2)
+@step("drift", hours=2)
 def check_drift(run: Run) -> State[None]:
     """Compare the run's images with the champion's, by `contract:`.  Raises Drifted (exit 4)."""
     reference = None
@@ -93,7 +92,7 @@ def findings_of_champion(run: Run) -> Path | None:
     return place / path
 
 
-@task(name="odd", task_run_name="odd", cache_policy=NO_CACHE, timeout_seconds=3600 * 2)
+@step("odd", hours=2)
 def find_odd(run: Run, newest: Commit) -> State[str]:
     """Compare the images that are new since the newest run with the champion's, and show the oddest.
 

@@ -155,7 +155,7 @@ def find_due_now(project: Project) -> Source:
     They are counted if the files of the newest run are on this machine.  Raises UserError.
     """
     base = project.git_text("rev-parse", "HEAD").strip()
-    parameters = bounded_yaml.parse(compose_params(project, base, None, {}))
+    parameters = bounded_yaml.parse(compose_params(project, base))
     source, newest = Path(str(parameters["data"]["source"])), next(iter(list_results(project)), None)
     added: int | None = None
     empty: int | None = None

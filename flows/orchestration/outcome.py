@@ -43,6 +43,8 @@ class Outcome(NamedTuple):
     """What is said of images that came and are odd."""
     without_source: str = ""
     """That the source is not on this machine; "" if it is."""
+    is_repeated: bool = False
+    """Whether the images turned out to be the newest run's, so that no other stage ran."""
     costs: str = ""
     """What the run cost, with those that it repeated."""
 

@@ -90,7 +90,7 @@ def prune(project: Project, *, keep: int, dry_run: bool) -> Pruned:
             **{kind: part([each.name for each in old], sum(map(size_of, old))) for kind, old in folders.items()},
         }
         if not dry_run:
-            workspace.prune(project)
+            workspace.clear_up(project)
             # Before their files, since nobody could fetch a version whose files are gone.
             project.git(
                 "update-ref", "--stdin", stdin=[f"delete {name} {refs[name].digest}" for name in branches + tags]

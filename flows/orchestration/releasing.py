@@ -5,17 +5,16 @@ other one takes the next number, and its model is compared with the champion of 
 """
 
 from pathlib import Path
-from typing import Any
 
-from prefect import State, get_run_logger, task
-from prefect.cache_policies import NO_CACHE
+from prefect import get_run_logger
 
 from flows.core import layout
 from flows.core.documents import read_document
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.orchestration import artifacts
 from flows.orchestration.outcome import Release
-from flows.orchestration.streaming import result_of, stream
+from flows.orchestration.streaming import stream
+from flows.orchestration.tasks import step_over_network
 from flows.orchestration.workspace import Run, workspace
 from flows.registry import publishing
 from flows.registry.costs import count_costs
@@ -25,21 +24,7 @@ from flows.registry.versions import add_version
 from flows.repository.stages import push_run_cache
 
 
-def is_network(task: Any, run: Any, state: State[Any]) -> bool:
-    """Whether the task failed because of the network, so that a retry may help."""
-    return isinstance(state.result(raise_on_failure=False), NetworkError)
-
-
-RETRIED: dict[str, Any] = {
-    "cache_policy": NO_CACHE,
-    "retries": 2,
-    "retry_condition_fn": is_network,
-    "retry_delay_seconds": [5, 60],
-}
-"""Options of a task that uses the network."""
-
-
-@task(name="promote", task_run_name="promote", timeout_seconds=3600 * 48, **RETRIED)
+@step_over_network("promote", hours=48)
 def run_promote(version: str, folder: Path) -> Evidence:
     """Run `vdmctl promote VERSION` with the run's code; return the evidence.  Raises UserError."""
     file = folder / layout.EVIDENCE
@@ -56,7 +41,7 @@ def run_promote(version: str, folder: Path) -> Evidence:
     return evidence
 
 
-@task(name="publish", task_run_name="publish", timeout_seconds=3600 * 6, **RETRIED)
+@step_over_network("publish")
 def publish_versions(project: Project) -> bool:
     """Push what the remotes lack; return False if a version must be withdrawn first.  Raises UserError."""
     try:
@@ -68,7 +53,7 @@ def publish_versions(project: Project) -> bool:
     return True
 
 
-@task(name="fetch", task_run_name="fetch", timeout_seconds=3600 * 6, **RETRIED)
+@step_over_network("fetch")
 def fetch_published(project: Project) -> list[str]:
     """Fetch what other machines published; return the commits of withdrawn versions.  Raises UserError."""
     logger = get_run_logger()
@@ -86,8 +71,7 @@ def release(run: Run, made: str) -> Release:
     known = [version for version in registry.versions if version.commit == made]
     version = known[-1] if known else add_version(run.main, made, subject(run.main, made))
     before = registry.champion
-    deciding = run_promote(version.name, run.folder, return_state=True)
-    evidence: Evidence = result_of(deciding, "promote")
+    evidence: Evidence = run_promote(version.name, run.folder)
     compared = [version, before] if before else [version]
     artifacts.show_metrics({each.name: each.metrics for each in compared}, evidence)
     return Release(version, layout.RUN_BRANCHES + run.main.run_of(made), evidence)
@@ -104,27 +88,21 @@ def publish_all(project: Project, ours: Release | None) -> Release | None:
     Raises UserError, and NetworkError (exit 5) if other machines were first three times.
     """
     for _ in range(3):
-        if result_of(publish_versions(project, return_state=True), "publish"):
+        if publish_versions(project):
             return ours
-        ours = catch_up(project, ours.version.commit if ours else None) or ours
+        again = release_anew(project, fetch_published(project))
+        ours = again.get(ours.version.commit, ours) if ours else None
     raise NetworkError("publish: other machines took the version's number three times; the next run publishes again")
 
 
-def catch_up(project: Project, made: str | None = None) -> Release | None:
-    """Fetch the versions of other machines, and release anew the versions that this withdraws.
-
-    Return the release of the commit `made` if it is among them.
-    """
-    ours = None
-    withdrawn: list[str] = result_of(fetch_published(project, return_state=True), "fetch")
+def release_anew(project: Project, withdrawn: list[str]) -> dict[str, Release]:
+    """Give the commits of withdrawn versions new numbers, and decide about them again; return that by commit."""
     for commit in withdrawn:  # before anything can fail: no later run would find a commit without a number
         add_version(project, commit, subject(project, commit))
+    again = {}
     for commit in withdrawn:
         params = project.git_text("show", f"{commit}:{layout.PARAMS}") + "\n"
         with workspace(project, params, commit) as run:
-            again = release(run, commit)
-        if commit == made:
-            ours = again
-        else:
-            get_run_logger().info("%s", again)
-    return ours
+            again[commit] = release(run, commit)
+        get_run_logger().info("%s", again[commit])
+    return again

@@ -11,9 +11,8 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from subprocess import Popen
 from threading import Thread
-from typing import Any
 
-from prefect import State, get_run_logger
+from prefect import get_run_logger
 from prefect.exceptions import CrashedRun, TerminationSignal
 
 from flows.core import documents, layout
@@ -97,13 +96,6 @@ def log_lines(process: Popen[str], last: deque[str], look: Callable[[], object] 
             get_run_logger().info(line.rstrip())
             if look:
                 look()
-
-
-def result_of(state: State[Any], task: str) -> Any:
-    """Return the result of a task.  Raises what the task raised, and UserError (exit 1) if the task took too long."""
-    if state.name == "TimedOut":  # Prefect's error does not name the task
-        raise UserError(f"{task} took too long, so it was ended: {state.message}", Exit.BUG)
-    return state.result()
 
 
 def failure(reason: Path, last: list[str], returncode: int) -> UserError:

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from flows.core import bounded_yaml, layout
 from flows.core.errors import Exit, UserError
@@ -25,13 +26,27 @@ from flows.repository.cache import share_cache
 from flows.repository.repository import MODEL
 
 
+class Instructions(NamedTuple):
+    """What a run is told; see `flows.train_vdm.train_vdm`."""
+
+    preset: str | None = None
+    overrides: Mapping[str, Any] = MappingProxyType({})
+    force: bool = False
+    shared: bool = False
+    """Whether its worker shares versions with those of other machines; see flows.orchestration.serve."""
+    wait_hours: float = 0.0
+
+
+NOTHING_SPECIAL = Instructions()
+
+
 class Run(Project):
     """The project of a run: a worktree of the main one, on a branch of its own, from the commit `base`."""
 
-    def __init__(self, main: Project, name: str, base: str) -> None:
+    def __init__(self, main: Project, name: str, base: str, given: Instructions = NOTHING_SPECIAL) -> None:
         """Name the folder, which `workspace` makes."""
         super().__init__(main.worktrees / name)
-        self.main, self.name, self.base = main, name, base
+        self.main, self.name, self.base, self.given = main, name, base, given
         self.branch = layout.RUN_BRANCHES + name
 
     @property
@@ -47,13 +62,13 @@ class Run(Project):
 
 
 @contextmanager
-def workspace(project: Project, params: str, base: str) -> Iterator[Run]:
+def workspace(project: Project, params: str, base: str, given: Instructions = NOTHING_SPECIAL) -> Iterator[Run]:
     """Make a worktree of the commit `base` of the project, with `params` as its params.yaml.
 
     Raises UserError (exit 5) if git cannot make it.
     """
     with new_name(project) as name:
-        run = Run(project, name, base)
+        run = Run(project, name, base, given)
         project.git_text("worktree", "add", "--quiet", "-b", run.branch, str(run.folder), base)
         (run.folder / layout.PRIVATE).mkdir()
         for shared in (layout.TRAININGS, layout.DOWNLOADS):
@@ -85,7 +100,7 @@ def new_name(project: Project) -> Iterator[str]:
                 return
 
 
-def prune(project: Project) -> list[str]:
+def clear_up(project: Project) -> list[str]:
     """Remove the worktrees that ended runs left behind, unless a process works in them; return the runs' names."""
     gone = []
     for folder in sorted(left_behind(project)):
@@ -118,26 +133,26 @@ def remove_worktree(project: Project, folder: Path) -> None:
             project.git("branch", "--quiet", "-D", branch)
 
 
-def compose_params(project: Project, base: str, preset: str | None, overrides: Mapping[str, Any]) -> str:
+def compose_params(project: Project, base: str, given: Instructions = NOTHING_SPECIAL) -> str:
     """Return the params.yaml of a run: that of the commit `base`, or a preset of it, with the overrides by dotted key.
 
     Raises UserError (exit 2) for an invalid file, an unknown preset or key, or an invalid value.
     """
-    name = str(layout.PARAMS) if preset is None else f"{layout.PRESETS}/{preset}.yaml"
+    name = str(layout.PARAMS) if given.preset is None else f"{layout.PRESETS}/{given.preset}.yaml"
     found = project.content_of(f"{base}:{name}")
     if found is None:
         listed = project.git_text("ls-tree", "--name-only", base, f"{layout.PRESETS}/").split()
         known = ", ".join(sorted(Path(path).stem for path in listed))
-        missing = name if preset is None else f"preset {preset!r}"
+        missing = name if given.preset is None else f"preset {given.preset!r}"
         raise UserError(f"no {missing} in commit {base[:12]}; presets: {known}", Exit.USAGE)
-    if preset is not None:
+    if given.preset is not None:
         whole = project.content_of(f"{base}:{layout.PRESETS}/{WHOLE}.yaml") or b""
         found = compose(whole.decode(), found.decode()).encode()
     parse_params(found, f"{name} of commit {base[:12]}")
-    if not overrides:
+    if not given.overrides:
         return found.decode()
     document = bounded_yaml.load(found)
-    for key, value in overrides.items():
+    for key, value in given.overrides.items():
         section, _, parameter = key.partition(".")
         if parameter not in document.get(section, {}):
             raise UserError(f"override {key} is not a parameter of {name}, such as train.steps", Exit.USAGE)

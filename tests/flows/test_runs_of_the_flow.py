@@ -21,7 +21,7 @@ from forge import Forge, crown
 from prefect import State
 from prefect.exceptions import TerminationSignal
 from prefect.logging import disable_run_logger
-from prefect.states import Cancelling, Completed, Failed, Running
+from prefect.states import Cancelling, Failed, Running
 from project import ROOT, Sandbox
 from small import Small
 
@@ -38,8 +38,10 @@ from flows.orchestration.artifacts import ProgressBar
 from flows.orchestration.checking import check_drift, findings_of_champion
 from flows.orchestration.due import Due
 from flows.orchestration.outcome import DRIFTED, Drifted, Outcome, Release
-from flows.orchestration.streaming import EXPECTED, failure, result_of, stream, to_user_error
-from flows.orchestration.workspace import Run, compose_params, workspace
+from flows.orchestration.staging import STAGES, reproduce, run_stage, run_stages, while_busy
+from flows.orchestration.streaming import EXPECTED, failure, stream, to_user_error
+from flows.orchestration.tasks import RunTask
+from flows.orchestration.workspace import Instructions, Run, compose_params, workspace
 from flows.process.ending import handle_stop
 from flows.registry.costs import Costs, count_costs, known_costs
 from flows.registry.evidence import WAIT, Evidence
@@ -55,12 +57,8 @@ from flows.train_vdm import (
     check_champion,
     is_cancelled,
     name_champion,
-    reproduce,
     restore,
     retrain,
-    run_stage,
-    run_stages,
-    while_busy,
 )
 
 ARTIFACTS = "flows.orchestration.artifacts"
@@ -119,21 +117,22 @@ def test_the_progress_of_a_training_run_names_the_time_left(tmp_path: Path, monk
 def test_other_machines_may_be_first_three_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever is outrun releases its model anew, publishes that, and says of the images what it found."""
     version = Version("vdm@v1.1.0", "c" * 40, "", "", (), Metrics())
-    states = [Completed(data=False), Completed(data=True)]
+    answers = [False, True]
     evidence = Evidence(decision="refuse", reason="not better")
     first, again = (Release(version, name, evidence) for name in ("first", "again"))
-    monkeypatch.setattr(releasing, "publish_versions", lambda project, return_state: states.pop(0))
-    monkeypatch.setattr(releasing, "catch_up", lambda project, made: again)
+    monkeypatch.setattr(releasing, "publish_versions", lambda project: answers.pop(0))
+    monkeypatch.setattr(releasing, "fetch_published", lambda project: [version.commit])
+    monkeypatch.setattr(releasing, "release_anew", lambda project, withdrawn: dict.fromkeys(withdrawn, again))
     assert releasing.publish_all(Project(tmp_path), first) == again
     outcome = Outcome("Promoted", first, arrivals=Arrivals(5, 0, "vdm@v1.0.0")).released(again)
     assert (outcome.state, outcome.release) == ("Refused", again)
     assert str(outcome).endswith(
         "on branch again, not promoted: not better; images: 5 added and 0 removed since vdm@v1.0.0"
     )
-    states += [Completed(data=False)] * 3
+    answers += [False] * 3
     with pytest.raises(NetworkError, match="other machines took the version's number three times"):
         releasing.publish_all(Project(tmp_path), None)
-    assert states == []
+    assert answers == []
 
 
 def test_a_graph_that_dvc_refuses_is_one_line(tmp_path: Path) -> None:
@@ -196,7 +195,7 @@ def test_a_run_that_is_stopped_twice_still_asks_whether_somebody_cancels_it(monk
 def test_a_task_that_takes_too_long_is_named() -> None:
     message, error = "Task run exceeded timeout of 7.0 second(s)", TimeoutError("Scope timed out")
     with pytest.raises(UserError, match=r"^stage evaluate took too long, so it was ended: Task run exceeded"):
-        result_of(Failed(name="TimedOut", message=message, data=error), "stage evaluate")
+        RunTask(Mock(return_value=Failed(name="TimedOut", message=message, data=error)), "stage evaluate")()
 
 
 @pytest.mark.parametrize(
@@ -220,7 +219,8 @@ def test_only_what_the_network_prevented_is_tried_again(tmp_path: Path) -> None:
         reason.write_text(json.dumps({"message": "no answer", "code": int(Exit.MISSING), "network": network}))
         state = Failed(data=failure(reason, [], 5))
         tasks = releasing.run_promote, releasing.publish_versions, releasing.fetch_published, check_champion, restore
-        for task in tasks:
+        for run_task in tasks:
+            task = run_task.task
             assert task.retries == 2
             assert task.retry_condition_fn is not None
             assert task.retry_condition_fn(task, Mock(), state) is network
@@ -231,11 +231,10 @@ def test_a_stage_is_forced_if_asked_or_takes_what_another_machine_made(
     force: bool, shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called, restored = Mock(), Mock()
-    monkeypatch.setattr("flows.train_vdm.stream", called)
+    monkeypatch.setattr("flows.orchestration.staging.stream", called)
     monkeypatch.setattr("flows.repository.stages.restore_stage", restored)
-    if shared:
-        monkeypatch.setenv("VDM_SHARE", "1")
-    reproduce.fn("evaluate", Run(Project(tmp_path), "run", "HEAD"), force)
+    run = Run(Project(tmp_path), "run", "HEAD", Instructions(force=force, shared=shared))
+    reproduce.fn(STAGES["evaluate"], run)
     options = ["--force"] if force else []
     assert called.call_args.args == (
         ["dvc", "repro", "--single-item", "evaluate", *options],
@@ -246,7 +245,7 @@ def test_a_stage_is_forced_if_asked_or_takes_what_another_machine_made(
     restored.side_effect = NetworkError("DVC's remote cannot be read")
     if shared and not force:  # so that the task is tried again
         with pytest.raises(NetworkError, match=r"^stage evaluate failed: DVC's remote cannot be read$"):
-            reproduce.fn("evaluate", Run(Project(tmp_path), "run", "HEAD"), force)
+            reproduce.fn(STAGES["evaluate"], run)
 
 
 def test_a_run_counts_what_the_interrupted_run_that_it_repeats_cost(forge: Forge) -> None:
@@ -289,7 +288,7 @@ def test_a_model_that_is_not_promoted_has_its_evidence(tmp_path: Path, monkeypat
     shown = Mock()
     monkeypatch.setattr(releasing, "stream", refuse)
     monkeypatch.setattr(f"{ARTIFACTS}.create_table_artifact", shown)
-    assert releasing.run_promote.fn("vdm@v1.0.0", tmp_path) == evidence
+    assert releasing.run_promote.task.fn("vdm@v1.0.0", tmp_path) == evidence
     assert shown.call_args.kwargs == {"key": "evidence", "description": "refuse: not better"}
 
 
@@ -363,7 +362,7 @@ def test_only_images_that_differ_have_drifted(small: Small, monkeypatch: pytest.
     def compared_with(name: str) -> str:
         reference = small.folder / name / "findings.json"
         monkeypatch.setattr("flows.orchestration.checking.findings_of_champion", lambda *_: reference)
-        state = check_drift.fn(Project(small.folder))
+        state = check_drift.task.fn(Project(small.folder))
         assert ("images are like the reference's" in str(state.message)) is (name == "other")
         return str(state.name)
 
@@ -393,12 +392,12 @@ def test_a_run_whose_images_are_not_valid_names_the_page_that_outlives_its_folde
     assert run_command(["validate"]) == Exit.INVALID_DATA
     reason = "stage validate failed: data/images: leaked; see reports/contract/data_docs/index.html"
     failed = Mock(return_value=Failed(data=UserError(reason, Exit.INVALID_DATA)))
-    monkeypatch.setattr("flows.train_vdm.reproduce", Mock(with_options=Mock(return_value=failed)))
+    monkeypatch.setattr("flows.orchestration.staging.reproduce", Mock(with_options=Mock(return_value=failed)))
     monkeypatch.setattr(f"{ARTIFACTS}.create_markdown_artifact", Mock())
     run = Run(Project(small.folder), "small", "HEAD")
     run.folder = small.folder
     with pytest.raises(UserError) as error:
-        run_stage("validate", run, force=False, wait_hours=0)
+        run_stage(STAGES["validate"], run)
     kept = ".vdm/reports/small/data_docs/index.html"
     assert (str(error.value), error.value.code) == (
         f"{reason}, kept in the newest folder of .vdm/reports",
@@ -414,7 +413,7 @@ def test_only_a_damaged_champion_is_a_reason_to_roll_back(tmp_path: Path, monkey
     ):
         monkeypatch.setattr("flows.train_vdm.require_sound", Mock(side_effect=error))
         with pytest.raises(type(error), match=str(error)) as raised:
-            check_champion.fn(Mock())
+            check_champion.task.fn(Mock())
         assert ("vdmctl rollback" in str(raised.value)) is advised
 
 
@@ -423,9 +422,7 @@ def test_a_run_begins_from_the_champion_of_its_moment(forge: Forge, monkeypatch:
     text = (forge.root / "params.yaml").read_text()
     assert name_champion(forge.opened, text) == text
     forge.write("params.yaml", text.replace("start_from: null ", "start_from: champion "))
-    text = compose_params(
-        forge.opened, forge.git("commit", "--quiet", "--all", "--message=Continue") or "HEAD", None, {}
-    )
+    text = compose_params(forge.opened, forge.git("commit", "--quiet", "--all", "--message=Continue") or "HEAD")
 
     def start(params: str) -> Any:
         return parse_params(params, "params.yaml").train.start_from
@@ -439,14 +436,14 @@ def test_a_run_begins_from_the_champion_of_its_moment(forge: Forge, monkeypatch:
 
 
 def test_a_run_names_the_damaged_files_that_it_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    logged_by("flows.train_vdm", monkeypatch)
+    logged_by("flows.orchestration.staging", monkeypatch)
     for name in ("run_stage", "artifacts.show_results"):
-        monkeypatch.setattr(f"flows.train_vdm.{name}", Mock())
-    monkeypatch.setattr("flows.train_vdm.stages.stage_names", Mock(return_value=["download"]))
+        monkeypatch.setattr(f"flows.orchestration.staging.{name}", Mock())
+    monkeypatch.setattr("flows.orchestration.staging.stages.stage_names", Mock(return_value=["download"]))
     run, due = Mock(), Due(Path("/here"), None)
     run.images.description.damaged = ["a.png"]
     run.base, run.name = "HEAD", "name"
-    outcome = run_stages(run, due, Outcome("NothingToDo", reason="first"), force=False, wait_hours=0)
+    outcome = run_stages(run, due, Outcome("NothingToDo", reason="first"))
     assert str(outcome) == 'first; 1 damaged left out: "a.png"'
 
 
@@ -465,12 +462,12 @@ def test_a_run_without_a_source_that_nobody_has_says_so(
     newest = Commit(forge.opened, forge.commit("v1.0.0", run="made"), "the newest run")
     due = Due(Path("/gone"), newest, "missing", same_code=True, same_parameters=True, same_preparation=True)
     logged_by("flows.train_vdm", monkeypatch)
-    monkeypatch.setattr("flows.train_vdm.require_ready", Mock())
+    for needed in ("fetch_published", "release_anew"):
+        monkeypatch.setattr(f"flows.train_vdm.{needed}", Mock())
     monkeypatch.setattr("flows.train_vdm.find_due", Mock(return_value=due))
     monkeypatch.setattr("flows.train_vdm.is_source_gone", Mock(return_value=is_gone))
-    monkeypatch.setenv("VDM_SHARE", "1")
     monkeypatch.setattr(Project, "first_commit", Mock(return_value="HEAD"))
-    outcome = retrain(forge.opened, None, {}, force=False, wait_hours=0)
+    outcome = retrain(forge.opened, Instructions(shared=True))
     assert outcome.state == state
     assert "/gone is not on this machine" in str(outcome)
 
@@ -486,7 +483,7 @@ def test_a_champion_that_was_checked_is_the_one_that_is_compared(emptied: str, t
     params = forge.git("show", "HEAD:params.yaml")
     with workspace(forge.opened, params, forge.git("rev-parse", "HEAD").strip()) as place:
         if emptied == "after":
-            check_champion.fn(place)
+            check_champion.task.fn(place)
         for listing in forge.cache.rglob("*.dir"):
             listing.unlink()
         shutil.rmtree(forge.remote)
@@ -496,4 +493,4 @@ def test_a_champion_that_was_checked_is_the_one_that_is_compared(emptied: str, t
             assert (fetch(place, reigning) / "weights.safetensors").is_file()
         else:
             with pytest.raises(UserError, match=r"^no comparison .*: vdm@v1.0.0: .* is neither in DVC's cache nor in"):
-                check_champion.fn(place)
+                check_champion.task.fn(place)

@@ -34,7 +34,7 @@ def test_an_import_is_brought_up_to_date_and_a_server_that_does_not_answer_is_on
     bucket: Bucket, project: Sandbox
 ) -> None:
     root = project.folder
-    params, base = compose_params(Project(root), "HEAD", None, {}), project.git("rev-parse", "HEAD").strip()
+    params, base = compose_params(Project(root), "HEAD"), project.git("rev-parse", "HEAD").strip()
     found = find_due(Project(root), base, bounded_yaml.parse(params))
     assert found.images == "imported"
     bucket.put(range(20, 24))

@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 
 from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError
-from flows.orchestration.workspace import Run, compose_params, workspace
+from flows.orchestration.workspace import Instructions, Run, compose_params, workspace
 from flows.registry.project import Project
 from flows.repository import stages
 from flows.repository.commit import Commit
@@ -24,9 +24,8 @@ pytestmark = pytest.mark.timeout(1800)
 
 def tried(project: Sandbox, base: str, *, shared: bool = False, **overrides: int) -> tuple[bool, str | None]:
     """Return whether a run from the commit would have nothing to run, and the commit that has its results."""
-    params = compose_params(
-        Project(project.folder), base, None, {f"train.{key}": value for key, value in overrides.items()}
-    )
+    given = Instructions(overrides={f"train.{key}": value for key, value in overrides.items()})
+    params = compose_params(Project(project.folder), base, given)
     with workspace(Project(project.folder), params, project.git("rev-parse", base).strip()) as place:
         complete = restore_outputs(place, shared=shared)
         return complete, find_results(place) if complete else None
@@ -65,7 +64,7 @@ def test_the_results_of_the_commit_itself_are_found_and_none_of_other_parameters
 def test_results_of_an_earlier_run_are_restored_whatever_the_lock_says(edit: str, copied: Sandbox) -> None:
     """DVC itself would train again where the lock has outputs that are not in this cache."""
     edit_lock(copied, edit)
-    params = compose_params(Project(copied.folder), "HEAD", None, {})
+    params = compose_params(Project(copied.folder), "HEAD")
     with workspace(Project(copied.folder), params, copied.git("rev-parse", "HEAD").strip()) as place:
         made = restored(place)
         assert (place.folder / layout.TRAINED / "weights.safetensors").is_file()
@@ -186,7 +185,7 @@ def test_an_import_goes_on_from_where_the_newest_run_left_it_unless_it_is_anothe
 
 def test_a_change_of_the_parameters_is_committed_although_dvc_writes_gits_index(copied: Sandbox) -> None:
     """The new file has the size of the old one, and may be of the same second."""
-    params = compose_params(Project(copied.folder), "HEAD", None, {"train.steps": 81})
+    params = compose_params(Project(copied.folder), "HEAD", Instructions(overrides={"train.steps": 81}))
     with workspace(Project(copied.folder), params, copied.git("rev-parse", "HEAD").strip()) as place:
         restore_outputs(place, shared=False)
         made = place.commit("Retrain: 1.0")

@@ -11,7 +11,7 @@ from project import Sandbox
 
 from flows.core import layout
 from flows.core.errors import Exit, UserError
-from flows.orchestration.workspace import Run, compose_params, prune, workspace
+from flows.orchestration.workspace import Instructions, Run, clear_up, compose_params, workspace
 from flows.registry.project import Project
 
 
@@ -23,21 +23,21 @@ def test_overrides_and_the_committed_file_are_checked(plain: Sandbox) -> None:
     ]
     for overrides, message in cases:
         with pytest.raises(UserError, match=message) as raised:
-            compose_params(Project(plain.folder), "HEAD", None, overrides)
+            compose_params(Project(plain.folder), "HEAD", Instructions(overrides=overrides))
         assert raised.value.code is Exit.USAGE
     with pytest.raises(UserError, match=r"no preset '' in commit HEAD; presets: cifar10"):
-        compose_params(Project(plain.folder), "HEAD", "", {})
+        compose_params(Project(plain.folder), "HEAD", Instructions(preset=""))
     plain.edit("params.yaml", **{"confidence: 0.95": "confidence: 2"})
-    compose_params(Project(plain.folder), "HEAD", None, {})  # a run ignores what is not committed
+    compose_params(Project(plain.folder), "HEAD")  # a run ignores what is not committed
     plain.git("commit", "--quiet", "--all", "--message=Wrong")
     with pytest.raises(UserError, match=r"params.yaml of commit HEAD: promote.confidence: .* got 2") as raised:
-        compose_params(Project(plain.folder), "HEAD", None, {})
+        compose_params(Project(plain.folder), "HEAD")
     assert raised.value.code is Exit.USAGE
 
 
 def test_an_override_changes_its_line_alone(plain: Sandbox) -> None:
     before = plain.git("show", "HEAD:params.yaml").splitlines()
-    after = compose_params(Project(plain.folder), "HEAD", None, {"train.steps": 5}).splitlines()
+    after = compose_params(Project(plain.folder), "HEAD", Instructions(overrides={"train.steps": 5})).splitlines()
     assert [(old, new) for old, new in zip(before, after, strict=True) if old != new] == [("  steps: 20", "  steps: 5")]
 
 
@@ -118,7 +118,7 @@ def test_what_a_killed_run_left_behind_is_removed(plain: Sandbox) -> None:
     plain.git("-C", str(worktrees / "working"), "commit", "--quiet", "--message=Found")
     (worktrees / "never.lock").touch()
     plain.git("switch", "--quiet", "--create", "runs/never")
-    assert prune(Project(root)) == ["empty", "never", "working"]
+    assert clear_up(Project(root)) == ["empty", "never", "working"]
     assert list(worktrees.iterdir()) == []
     assert plain.git("branch", "--list", "runs/*", "--format=%(refname:short)").split() == [
         "runs/never",
@@ -157,15 +157,15 @@ def test_what_dvc_keeps_about_a_run_goes_with_its_worktree(plain: Sandbox, monke
 def test_the_worktree_of_a_run_in_progress_stays(plain: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its lock is held; or its engine was killed, and its trainer still saves."""
     with run_in(plain) as place:
-        assert prune(Project(plain.folder)) == []
+        assert clear_up(Project(plain.folder)) == []
         assert place.folder.is_dir()
     killed = plain.folder / layout.WORKTREES / "killed"
     plain.git("worktree", "add", "--quiet", "-b", "runs/killed", str(killed))
     with monkeypatch.context() as patch:
         patch.setattr("flows.orchestration.workspace.find_processes", lambda folder: [7])
-        assert prune(Project(plain.folder)) == []
+        assert clear_up(Project(plain.folder)) == []
     assert killed.is_dir()
-    assert prune(Project(plain.folder)) == ["killed"]
+    assert clear_up(Project(plain.folder)) == ["killed"]
 
 
 def test_a_run_that_is_just_starting_is_not_removed(plain: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,12 +175,12 @@ def test_a_run_that_is_just_starting_is_not_removed(plain: Sandbox, monkeypatch:
     def delayed(file: int, kind: int) -> None:
         if not names:
             names.extend(path.stem for path in (plain.folder / layout.WORKTREES).glob("*.lock"))
-            assert prune(Project(plain.folder)) == names
+            assert clear_up(Project(plain.folder)) == names
         lock(file, kind)
 
     monkeypatch.setattr("flows.process.locks.fcntl.flock", delayed)
     with run_in(plain) as place:
         assert place.folder.name not in names
-        assert prune(Project(plain.folder)) == []
+        assert clear_up(Project(plain.folder)) == []
         assert place.folder.is_dir()
     assert len(names) == 1
