@@ -10,6 +10,7 @@ Seconds in these texts are those of digits, 8x8 pixels, and of images of 28x28 p
 import hashlib
 import logging
 import math
+from collections.abc import Collection
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,16 @@ import torch
 from torch import nn
 
 from flows.compression.coding import coding_of, new_coding
+from flows.core.ancestry import SeenImages
 from flows.core.card import CARD, card
 from flows.core.errors import Exit, UserError
 from flows.core.files import replace_folder, write_whole
-from flows.core.model import CONFIG, DescribedVDM, copy_model, model_in_memory
+from flows.core.model import CONFIG, DescribedVDM, TrainedModel, copy_model, model_in_memory
 from flows.core.networks import remember
-from flows.evaluation.calibration import calibration_with
+from flows.evaluation.calibration import Calibration, calibration_with
 from flows.evaluation.surprise import Compared, compare_with_held_out
 from flows.images.image_set import dtype_of
+from flows.images.splitting import digest_of
 from flows.registry.project import Project
 from flows.sampling.drawing import REPEATS
 from vdm import evaluation, sampling
@@ -129,9 +132,10 @@ def train(
     if not 0 < (minutes or steps or 0) < math.inf:
         raise ValueError(f"minutes and steps must be above 0, got {minutes if steps is None else steps}")
     changes = {"seed": seed} | ({} if learning_rate is None else {"learning_rate": learning_rate})
+    pixels = np.array(images, dtype_of(num_levels))
     with torch.random.fork_rng(range(torch.cuda.device_count())):
-        return train_on(
-            np.array(images, dtype_of(num_levels)),
+        model = train_on(
+            pixels,
             num_levels,
             classes,
             preset,
@@ -142,6 +146,10 @@ def train(
             device=device,
             **changes,
         )
+    line = {each.model_sha256: each.name for each in start.line} if start else {}
+    digests, unknown = (start and start.vdm.seen) or SeenImages(set(), line)
+    model.seen = SeenImages(digests | set(map(digest_of, pixels)), unknown)
+    return model
 
 
 def evaluate(
@@ -212,26 +220,51 @@ def surprise(model: VDM, images: np.ndarray, held_out: np.ndarray | None = None,
     """Return how odd images (N,C,H,W) are to a model: `scores` (N,), to sort by, and `p` (N,), NaN where not valid.
 
     They are compared with held-out images, on which the model was not trained: `held_out` (M,C,H,W), at best a
-    thousand; fewer than 198 give no p.  Without it they are those that `vdmctl evaluate` kept with a model of `load`,
+    thousand; fewer than 197 give no p.  Without it they are those that `vdmctl evaluate` kept with a model of `load`,
     and `seed` is theirs.  100 images take 0.3 s, or 4 s, and so do 100 held-out ones.
+
+    Images that the model is known to be trained on have no p, and no image has one if some of `held_out` are such.
+    Known are those of `train` in this process, of a version, and of this folder's data/images, if these are the
+    model's.  A warning says that p rests on your word where some are not known.
 
     Raises TypeError and ValueError unless they are images of the model, ValueError for a model of `train` without
     `held_out`, and UserError for a model of `load` without kept images and for a single held-out one.
     """
     require_images(images)
+    model.require_images(images)
     known = model_in_memory(model)
     if held_out is None and known.name == DescribedVDM.name:
         raise ValueError("this model is in memory alone; give `held_out`, images on which it was not trained")
-    if held_out is None:
-        from flows.registry.calibration import calibration_of  # half a second, which other functions do not need
+    from flows.registry.calibration import calibration_of, images_seen_by  # half a second, which others do not need
 
+    transforms = known.training.transforms if known.training else "none"
+    if held_out is None:
         calibration = calibration_of(Project(), known)
+        seen = images_seen_by(Project(), known, transforms, calibration.data_sha256)
     else:
-        require_images(held_out)
-        kept: dict[str, Any] = {"data_sha256": None, "split": "validation", "held_out": True}
-        settings = {"levels": SURPRISE_LEVELS, "seed": seed, "batch_size": BATCH_OF_EVALUATIONS}
-        calibration = calibration_with(known, held_out, **settings, **kept)
-    return compare_with_held_out(known, images, calibration, (), BATCH_OF_EVALUATIONS)
+        seen = images_seen_by(Project(), known, transforms)
+        calibration = calibrate_with(known, held_out, seen.digests, seed)
+    pixels = images.astype(dtype_of(known.num_levels))
+    found = compare_with_held_out(known, pixels, calibration, seen.digests, BATCH_OF_EVALUATIONS)
+    if seen.unknown and np.isfinite(found.p).any():
+        log.warning("p rests on your word that the model saw none of these images: not all that it saw are known")
+    return found
+
+
+def calibrate_with(model: TrainedModel, held_out: np.ndarray, seen: Collection[bytes], seed: int) -> Calibration:
+    """Return the features of held-out images (M,C,H,W), which give no p if the model has seen some of them.
+
+    Raises what `surprise` raises.
+    """
+    require_images(held_out)
+    model.vdm.require_images(held_out)
+    pixels = held_out.astype(dtype_of(model.num_levels))
+    among = sum(digest_of(image) in seen for image in pixels)
+    if among:
+        log.warning("no p: the model was trained on %d of the %d held-out images", among, len(pixels))
+    about: dict[str, Any] = {"data_sha256": None, "split": "validation", "held_out": not among}
+    settings = {"levels": SURPRISE_LEVELS, "seed": seed, "batch_size": BATCH_OF_EVALUATIONS}
+    return calibration_with(model, pixels, **settings, **about)
 
 
 def sample(model: VDM, num_images: int, *, seed: int = 0, solver: Solver = DEFAULT) -> np.ndarray:

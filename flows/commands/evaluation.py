@@ -259,7 +259,7 @@ def surprise(
     from flows.commands.summary import describe_surprise
     from flows.evaluation.surprise import surprise
     from flows.images.user_files import open_named
-    from flows.registry.calibration import calibration_of, digests_seen_by
+    from flows.registry.calibration import calibration_of, images_seen_by
     from flows.report.odd import write_odd
     from flows.repository.lock_file import require_no_outputs
 
@@ -281,9 +281,11 @@ def surprise(
         return
     calibration = calibration_of(project(), compared)
     with open_named(images, split, compared, num_images, fit=fit) as chosen:
-        found = surprise(
-            settings, compared, chosen, calibration, digests_seen_by(project(), compared, chosen.set, calibration)
-        )
+        transforms = chosen.set.description.transforms
+        seen = images_seen_by(project(), compared, transforms, calibration.data_sha256)
+        found = surprise(settings, compared, chosen, calibration, seen.digests)
+        if found.batch and seen.unknown:
+            log.warning("not all images that %s was trained on are known; p of one of them is not valid", compared.name)
         if out:
             write_odd(found, chosen, out)
     say_result(found.model_dump(), describe_surprise(found), as_json)

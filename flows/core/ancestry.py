@@ -1,5 +1,7 @@
 """The models from which a training began, as the config.json and the metrics.json of its result state them."""
 
+from typing import NamedTuple
+
 from flows.core.documents import Document, Sha256
 
 
@@ -11,3 +13,11 @@ class Ancestor(Document):
     model_sha256: Sha256
     licence: str | None = None
     """Of the images that it was trained on; null if it is not stated."""
+
+
+class SeenImages(NamedTuple):
+    """The images that the models of a line were trained on, as far as they are known."""
+
+    digests: set[bytes]
+    unknown: dict[str, str]
+    """The models of the line whose images are not known: their names by their digests."""

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from flows.core.ancestry import Ancestor
+from flows.core.ancestry import Ancestor, SeenImages
 from flows.core.documents import Count, Document, Number, Sha256, explain, parse, read_document
 from flows.core.errors import CheckpointError, Exit, UserError, brief
 from flows.core.files import MOST_BYTES, read_bounded, replace_file_last, write_whole
@@ -137,6 +137,8 @@ class DescribedVDM(VDM):
     """The folder or the version that the user named."""
     config = ""
     of_training: Training | None = None
+    seen: SeenImages | None = None
+    """The images that it was trained on, if that was in this process."""
 
 
 class TrainedModel:

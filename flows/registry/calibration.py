@@ -1,25 +1,23 @@
 """What surprise needs of a model: the kept features of held-out images, and the images that it was trained on."""
 
-import logging
 import shlex
 from contextlib import suppress
 from pathlib import Path
 
 from flows.core import layout
+from flows.core.ancestry import SeenImages
 from flows.core.documents import read_document
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.core.files import scratch_folder
 from flows.core.model import TrainedModel
 from flows.evaluation.calibration import Calibration
 from flows.evaluation.results import BOTH
-from flows.images.image_set import ImageSet, open_images
+from flows.images.image_set import open_images
 from flows.registry.fetching import fetch_files
 from flows.registry.images import list_training_images
 from flows.registry.project import Project
 from flows.repository.lock_file import output_at
 from vdm.choices import Split
-
-log = logging.getLogger(__name__)
 
 
 def calibration_of(project: Project, model: TrainedModel) -> Calibration:
@@ -44,22 +42,24 @@ def calibration_of(project: Project, model: TrainedModel) -> Calibration:
     raise UserError(f"{reason}; `{command}` makes it from the model's images", Exit.MISSING)
 
 
-def digests_seen_by(project: Project, model: TrainedModel, images: ImageSet, calibration: Calibration) -> set[bytes]:
-    """Return the digests of images that the model, or one of its line, was trained on, as far as they are known.
+def images_seen_by(
+    project: Project, model: TrainedModel, transforms: str, data_sha256: str | None = None
+) -> SeenImages:
+    """Return the images that a model, and those of its line, were trained on, as they are after `transforms`.
 
-    Log a warning if those of a version are not.
+    Known are those of a training in this process, those of a version, and the project's own image set, if that is the
+    model's, or has the digest `data_sha256`.
     """
+    if model.vdm.seen:
+        return model.vdm.seen
+    others = {ancestor.model_sha256: ancestor.name for ancestor in model.line[1:]}
     if version := project.version(model.name):
-        digests, known = set[bytes](), False
         with suppress(NetworkError):
-            digests, unknown = list_training_images(project.registry, version, images.description.transforms)
-            known = not unknown
-        if not known:
-            log.warning("not all images that %s was trained on are known; p of one of them is not valid", version.name)
-        return digests
-    with suppress(UserError):
-        own = open_images(project.folder / layout.IMAGES)
-        if own.data_sha256 == calibration.data_sha256:
-            fitted: list[Split] = ["train", "validation"] if model.fitted_to == BOTH else ["train"]
-            return {digest for split in fitted for digest in own.digests(split)}
-    return set()
+            return list_training_images(project.registry, version, transforms)
+    else:
+        with suppress(UserError):
+            own = open_images(project.folder / layout.IMAGES)
+            if own.data_sha256 in (data_sha256, model.training and model.training.data_sha256):
+                fitted: list[Split] = ["train", "validation"] if model.fitted_to == BOTH else ["train"]
+                return SeenImages({digest for split in fitted for digest in own.digests(split)}, others)
+    return SeenImages(set(), {model.sha256: model.name} | others)

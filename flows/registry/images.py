@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flows.core import layout
+from flows.core.ancestry import SeenImages
 from flows.core.documents import parse
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.evaluation.results import BOTH
@@ -32,14 +33,6 @@ class Kept(NamedTuple):
     transforms: str
     digests: Mapping[Split, list[bytes]]
     """Of each image, in the order of the arrays."""
-
-
-class TrainedOn(NamedTuple):
-    """The images that the models of a line were trained on, as far as they are known."""
-
-    digests: set[bytes]
-    unknown: dict[str, str]
-    """The models of the line whose images are not known: their names by their digests."""
 
 
 def read_kept_images(
@@ -68,13 +61,13 @@ def read_kept_images(
     return Kept(description.transforms, digests)
 
 
-def list_training_images(registry: Registry, version: Version, transforms: str | None = None) -> TrainedOn:
+def list_training_images(registry: Registry, version: Version, transforms: str | None = None) -> SeenImages:
     """Return the images that a version and the models of its line were trained on.
 
     With `transforms` they are the images after these, and models of others count as unknown.  Raises NetworkError
     (exit 5).
     """
-    found = TrainedOn(set(), {})
+    found = SeenImages(set(), {})
     ancestors = version.metrics.ancestors or []
     models = [(version.metrics.model_sha256 or version.name, version.name)]
     models += [(ancestor.model_sha256, ancestor.name) for ancestor in ancestors]

@@ -15,7 +15,7 @@ from project import ROOT
 from sklearn.datasets import load_digits
 from small import Small
 
-from flows.api import load, surprise, train
+from flows.api import load, save, surprise, train
 from flows.cli import run
 from flows.core.documents import check_value, read_document
 from flows.core.errors import Exit, UserError
@@ -264,6 +264,44 @@ def test_a_model_in_memory_needs_held_out_images(digits: np.ndarray, tmp_path: P
     assert len(surprise(model, digits[40:42], digits[50:60]).scores) == 2
     with pytest.raises(UserError, match="both halves need images"):
         surprise(model, digits[40:42], digits[50:51])
+
+
+def test_python_gives_no_p_of_images_that_a_model_was_trained_on(
+    digits: np.ndarray, tmp_path: Path, monkeypatch: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = train(digits[:40], steps=2, num_levels=17, device="cpu")
+    some = np.concatenate([digits[38:42], digits[50:51]])  # two of the training images, two others, and one held out
+    for dtype in (np.uint8, np.int64):
+        found = surprise(model, some.astype(dtype), digits[50:247])
+        assert np.isnan(found.p).tolist() == [True, True, False, False, True]
+        assert np.isnan(surprise(model, some, digits[50:247].astype(dtype)).p).tolist() == np.isnan(found.p).tolist()
+    assert "p rests" not in caplog.text
+    assert np.isnan(surprise(model, digits[40:42], digits[51:247]).p).all()  # 98 in one half
+    assert np.isnan(surprise(model, digits[600:602], digits[39:300]).p).all()
+    assert "no p: the model was trained on 1 of the 261 held-out images" in caplog.text
+    later = train(digits[300:340], steps=2, start_from=model, device="cpu")
+    assert np.isnan(surprise(later, digits[[10, 310, 600]], digits[50:247]).p).tolist() == [True, True, False]
+    assert "p rests" not in caplog.text
+    save(later, "later")
+    loaded = load("later", "cpu")
+    assert np.isfinite(surprise(loaded, digits[600:602], digits[50:247]).p).all()
+    assert "p rests on your word that the model saw none of these images" in caplog.text
+    with pytest.raises(ValueError, match="pixels must be 0 to 16"):
+        surprise(model, digits[40:42].astype(np.int64) + 256, digits[50:247])
+
+
+def test_python_knows_the_images_of_a_model_of_this_folder(
+    here: Path, digits: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    digests = np.stack([np.frombuffer(digest_of(image), np.uint8) for image in digits[:60]])
+    np.save("data/images/train_digests.npy", digests)
+    model = load("models/vdm", "cpu")
+    assert np.isnan(surprise(model, digits[[7, 100, 500]]).p).tolist() == [True, True, False]
+    assert "p rests" not in caplog.text
+    (here / "data/images/train_digests.npy").unlink()
+    assert np.isnan(surprise(model, digits[[7, 100, 500]]).p).tolist() == [False, True, False]
+    assert "rests on your word" in caplog.text
 
 
 @pytest.mark.slow
