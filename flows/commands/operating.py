@@ -188,20 +188,20 @@ def prune(
     """Remove refused versions that are not among the newest, and what nothing needs; exit 6 while a run is in progress.
 
     It removes the tags of these versions, the branches of their runs, files in DVC's cache that no other commit needs,
-    worktrees that were left behind, folders that a killed stage left half written (.vdm-*), and reports, fetched models
-    and training states that are 14 days old. On remotes it removes nothing, and a version that origin or the DVC remote
-    lacks stays.
+    worktrees that were left behind, folders that a killed process left half written (.vdm-*), and reports, fetched
+    models and training states that are 14 days old. On remotes it removes nothing, and a version that origin or the DVC
+    remote lacks stays, as do the old output of a command that a power cut interrupted and what is being written now.
     """
     from flows.core.tables import table
     from flows.orchestration.pruning import prune
 
     found = prune(project(), keep=keep, dry_run=dry_run)
-    header = ("what", "would be removed" if dry_run else "removed", "MB")
+    header = ("what", "would be removed" if dry_run else "removed", "MB", "why")
     say_result(found.model_dump(), table(header, list(removals(found))), as_json)
 
 
-def removals(found: "Pruned") -> Iterator[tuple[str, str, str]]:
-    """Yield the lines of the table of `vdmctl prune`: what, which and how large; at the end what stays, and why."""
+def removals(found: "Pruned") -> Iterator[tuple[str, str, str, str]]:
+    """Yield the lines of the table of `vdmctl prune`: what, which, how large and why; at the end what stays."""
     from flows.orchestration.answers import CHAMPIONS, NEWEST
 
     parts = {kind: part for kind, part in found.removed.items() if part.count}
@@ -209,9 +209,9 @@ def removals(found: "Pruned") -> Iterator[tuple[str, str, str]]:
         size = "" if part.bytes is None else f"{part.bytes / 1e6:,.1f}"
         names = "" if kind == "cached_files" else ": " + ", ".join(part.names[:SHOWN])
         more = ", ..." if names and part.count > SHOWN else ""
-        yield kind.replace("_", " "), f"{part.count}{names}{more}", size
+        yield kind.replace("_", " "), f"{part.count}{names}{more}", size, part.reason
     if not parts:
-        yield "nothing", "", ""
+        yield "nothing", "", "", ""
     for name, reason in found.kept.items():
         if reason not in (NEWEST, CHAMPIONS):
-            yield "kept", f"{name}, {reason}", ""
+            yield "kept", name, "", reason

@@ -4,6 +4,7 @@ Errors are OSError with the name of the file, so that callers report them like a
 """
 
 import errno
+import fcntl
 import hashlib
 import os
 import re
@@ -24,6 +25,8 @@ MOST_BYTES = 64 * 2**20
 """The default limit of `read_bounded`, far above the size of any description, report or listing of the project."""
 SCRATCH = ".vdm-"
 """The prefix of the names of temporary files and folders."""
+PREVIOUS = f"{SCRATCH}old-"
+"""The prefix of the name that a folder has while the new one takes its place."""
 
 
 def open_regular(path: Path) -> BufferedReader:
@@ -128,8 +131,32 @@ def save(file: BinaryIO) -> None:
 @contextmanager
 def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
     """Make a folder that exists while the block runs, in `parent` or in the system's temporary folder."""
-    with TemporaryDirectory(prefix=SCRATCH, dir=parent, ignore_cleanup_errors=True) as folder:
+    with TemporaryDirectory(prefix=SCRATCH, dir=parent, ignore_cleanup_errors=True) as folder, in_use(Path(folder)):
         yield Path(folder)
+
+
+@contextmanager
+def in_use(folder: Path) -> Iterator[None]:
+    """Show others that this process writes into a folder, by a lock that the kernel releases when the process ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system may have no locks
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_in_use(folder: Path) -> bool:
+    """Whether a process writes into a temporary folder, or may do so, as one of another user."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return False
+        finally:
+            os.close(descriptor)
+    return True
 
 
 @contextmanager
@@ -155,17 +182,29 @@ def replace_folder(path: Path) -> Iterator[Path]:
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial, previous = name_beside(path), name_beside(path)
+    partial, previous = name_beside(path), path.with_name(PREVIOUS + path.name)
     with name_in_errors(path, partial):
         try:
             partial.mkdir()
-            yield partial
-            with suppress(FileNotFoundError):
+            with in_use(partial):
+                yield partial
+            if os.path.lexists(path):
+                remove(previous)
                 path.rename(previous)
             partial.rename(path)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     remove(previous)
+
+
+def find_unfinished(parent: Path) -> Iterator[tuple[Path, str]]:
+    """Yield the temporary folders in a folder, each with the reason why it must stay, or "" if nothing needs it."""
+    for folder in sorted(parent.glob(f"{SCRATCH}*/")):
+        output = parent / folder.name.removeprefix(PREVIOUS)
+        if output != folder and not output.exists():
+            yield folder, f"may be the only copy of {output.name}"
+        else:
+            yield folder, "a process writes into it" if is_in_use(folder) else ""
 
 
 def contains(folder: Path, path: Path) -> bool:

@@ -170,6 +170,8 @@ class Removed(Document):
     bytes: Count | None
     """On disk; null if they are unknown."""
     names: list[str]
+    reason: str
+    """Why they go."""
 
 
 class Pruned(Document):
@@ -181,4 +183,4 @@ class Pruned(Document):
     removed: dict[str, Removed]
     """By kind."""
     kept: dict[str, str]
-    """The versions that stay, each with the reason."""
+    """The versions and half-written folders that stay, each with the reason."""

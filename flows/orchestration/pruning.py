@@ -1,18 +1,20 @@
 """Remove what an installation no longer needs: `vdmctl prune`.
 
+It is decided first, as a list of things, each of which goes or has a reason to stay; then what goes is removed.
+
 Refused versions that are not among the newest go: their tags, the branches of their runs, and the files in DVC's cache
 that no other commit needs.  The tags that say why they were refused stay, since the evidence of later versions counts
 them (`num_judged`).  Nothing on a remote is deleted.
 """
 
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flows.core import layout
 from flows.core.errors import Exit, UserError
-from flows.core.files import SCRATCH, remove
+from flows.core.files import find_unfinished, remove
 from flows.orchestration import workspace
 from flows.orchestration.answers import CHAMPIONS, NEWEST, Pruned, Removed
 from flows.orchestration.status import size_of
@@ -22,14 +24,39 @@ from flows.registry.project import Project
 from flows.registry.publishing import RUNS
 from flows.registry.versions import FORMER, Registry
 from flows.repository.cache import digests_used_at, list_lacking, list_unused, lock_dvc
-from flows.repository.repository import HEADS, MODEL, REMOTE, TAGS
+from flows.repository.repository import HEADS, MODEL, REMOTE, TAGS, Target
 from flows.repository.tags import CHAMPION, REFUSED
 
 OLD = 14 * 24 * 3600.0
 """Seconds after which what nobody wrote to is abandoned: a weekly schedule had two chances to continue a training."""
 WRITTEN = (layout.IMAGES.parent, layout.TRAINED.parent, layout.REPORTS, layout.DOWNLOADS)
-"""Where a stage that was killed leaves a folder half written."""
+"""Where a stage or a command that was killed leaves a folder half written."""
 BY_AGE = {"reports": layout.RUN_REPORTS, "fetched_models": layout.FETCHED, "training_states": layout.TRAININGS}
+WHY = {
+    "worktrees": "the run has ended",
+    "branches": "of a version that goes",
+    "versions": "refused, and not among the newest",
+    "cached_files": "nothing that stays needs them",
+    "unfinished": "whoever wrote them has ended",
+    "reports": "14 days old, and of no version that stays",
+    "fetched_models": "14 days old",
+    "training_states": "nothing was written for 14 days",
+}
+"""The kinds of things, in the order of the answer, and why one goes."""
+
+
+class Thing(NamedTuple):
+    """Something that may go: its kind, its name, and why it stays, "" if it goes.
+
+    A version and a branch have a `ref` of git, with its digest, all others a `path`.
+    """
+
+    kind: str
+    name: str
+    stays: str = ""
+    path: Path = Path()
+    ref: str = ""
+    digest: str = ""
 
 
 def prune(project: Project, *, keep: int, dry_run: bool) -> Pruned:
@@ -40,71 +67,98 @@ def prune(project: Project, *, keep: int, dry_run: bool) -> Pruned:
     projects may use.  Raises NetworkError (exit 5) when a remote does not answer.  Then nothing is removed.
     """
     project.require_top()
-    root = project.folder.resolve()
-    listed = project.git_lines("worktree", "list", "--porcelain")
-    of_runs = (root / layout.WORKTREES).resolve()
-    others = [Path(line.removeprefix("worktree ")) for line in listed if line.startswith("worktree ")]
-    others = [each for each in others if each != root and not each.is_relative_to(of_runs) and (each / ".dvc").is_dir()]
-    require_idle([root, *others])
-    with ExitStack() as stack:
-        repo = stack.enter_context(lock_dvc(project))
-        stack.enter_context(project.registry_lock())
-        registry, refs = project.registry, project.refs()
-        known = registry.versions
-        kept, used = reasons_to_keep(repo, registry, keep)
-        gone = {version.commit for version in known if version.name not in kept}
-        tags = [TAGS + version.name for version in known if version.name not in kept]
-        branches = [
-            name
-            for name, target in refs.items()
-            if name.startswith(RUNS) and target.commit in gone and f"branch {name}" not in listed
-        ]
-        # The tag of a refusal stays, and keeps no files.
-        needed = {
-            target.commit
-            for name, target in refs.items()
-            if name not in (*tags, *branches) and not (name.startswith(f"{TAGS}{MODEL}#") and target.commit in gone)
-        }
-        for version in known:
-            if version.name in kept and version.commit not in used:
-                used[version.commit] = digests_used_at(
-                    repo, version
-                )  # or refuse: nobody knows what a lost listing needs
-        used = {commit: found for commit, found in used.items() if commit in needed}
-        files = list_unused(
-            repo, root, others, needed - used.keys(), set[str]().union(*used.values()), younger_than=OLD
-        )
-        left = sorted(workspace.left_behind(project))
-        runs = {project.run_of(each.commit) for each in known if each.name in kept}
-        folders = {kind: old_folders(root / place) for kind, place in BY_AGE.items()}
-        folders["reports"] = [folder for folder in folders["reports"] if folder.name not in runs]
-        names = [file.parent.name + file.name for file in files]
-        # A DVC command, which writes there, holds the lock that this one has.
-        unfinished = sorted(path for place in WRITTEN for path in (root / place).glob(f"{SCRATCH}*/"))
-        removed = {
-            "worktrees": part([folder.name for folder in left], sum(map(size_of, left))),
-            "branches": part([name.removeprefix(HEADS) for name in branches]),
-            "versions": part([name.removeprefix(TAGS) for name in tags]),
-            "cached_files": part(names, sum(file.stat().st_size for file in files)),
-            "unfinished": part([str(each.relative_to(root)) for each in unfinished], sum(map(size_of, unfinished))),
-            **{kind: part([each.name for each in old], sum(map(size_of, old))) for kind, old in folders.items()},
-        }
+    others = find_other_worktrees(project)
+    require_idle([project.folder.resolve(), *others])
+    with lock_dvc(project) as repo, project.registry_lock():
+        things = list_things(project, repo, others, keep)
+        gone = [each for each in things if not each.stays]
+        removed = {kind: describe([each for each in gone if each.kind == kind], kind) for kind in WHY}
         if not dry_run:
-            workspace.clear_up(project)
-            # Before their files, since nobody could fetch a version whose files are gone.
-            project.git(
-                "update-ref", "--stdin", stdin=[f"delete {name} {refs[name].digest}" for name in branches + tags]
-            )
-            for file in files:
-                file.unlink(missing_ok=True)
-            for folder in [*unfinished, *(each for old in folders.values() for each in old)]:
-                remove(folder)
+            remove_things(project, gone)
+    kept = {each.name: each.stays for each in things if each.stays}
     return Pruned(dry_run=dry_run, keep=keep, removed=removed, kept=kept)
 
 
-def part(names: list[str], size: int | None = None) -> Removed:
-    """Return what is removed of one kind; the bytes on disk are None if they are unknown."""
-    return Removed(count=len(names), bytes=size, names=names)
+def find_other_worktrees(project: Project) -> list[Path]:
+    """Return the other worktrees of the repository that have DVC, without those of runs."""
+    root = project.folder.resolve()
+    of_runs = (root / layout.WORKTREES).resolve()
+    listed = project.git_lines("worktree", "list", "--porcelain")
+    found = [Path(line.removeprefix("worktree ")) for line in listed if line.startswith("worktree ")]
+    return [each for each in found if each != root and not each.is_relative_to(of_runs) and (each / ".dvc").is_dir()]
+
+
+def list_things(project: Project, repo: Any, others: list[Path], keep: int) -> list[Thing]:
+    """Return what goes, and the versions and half-written folders that stay.  Raises what `prune` raises."""
+    root, registry, refs = project.folder.resolve(), project.registry, project.refs()
+    kept, used = reasons_to_keep(repo, registry, keep)
+    versions = [
+        Thing(
+            "versions", each.name, kept.get(each.name, ""), ref=TAGS + each.name, digest=refs[TAGS + each.name].digest
+        )
+        for each in registry.versions
+    ]
+    gone = {each.commit for each in registry.versions if each.name not in kept}
+    branches = list(find_branches(project, refs, gone))
+    going = {each.ref for each in (*versions, *branches) if not each.stays}
+    # The tag of a refusal stays, and keeps no files.
+    needed = {
+        target.commit
+        for name, target in refs.items()
+        if name not in going and not (name.startswith(f"{TAGS}{MODEL}#") and target.commit in gone)
+    }
+    for version in registry.versions:
+        if version.name in kept and version.commit not in used:
+            used[version.commit] = digests_used_at(repo, version)  # or refuse: nobody knows what a lost listing needs
+    digests = set[str]().union(*(found for commit, found in used.items() if commit in needed))
+    files = list_unused(repo, root, others, needed - used.keys(), digests, younger_than=OLD)
+    reports_kept = {project.run_of(each.commit) for each in registry.versions if each.name in kept}
+    return [
+        *(Thing("worktrees", each.name, path=each) for each in sorted(workspace.left_behind(project))),
+        *branches,
+        *versions,
+        *(Thing("cached_files", each.parent.name + each.name, path=each) for each in files),
+        *(
+            Thing("unfinished", str(folder.relative_to(root)), stays, folder)
+            for place in WRITTEN
+            for folder, stays in find_unfinished(root / place)
+        ),
+        *(
+            Thing(kind, folder.name, path=folder)
+            for kind, place in BY_AGE.items()
+            for folder in old_folders(root / place)
+            if kind != "reports" or folder.name not in reports_kept
+        ),
+    ]
+
+
+def find_branches(project: Project, refs: dict[str, Target], commits: set[str]) -> Iterator[Thing]:
+    """Yield the branches of runs that made these commits, unless they are checked out."""
+    listed = project.git_lines("worktree", "list", "--porcelain")
+    for name, target in refs.items():
+        if name.startswith(RUNS) and target.commit in commits and f"branch {name}" not in listed:
+            yield Thing("branches", name.removeprefix(HEADS), ref=name, digest=target.digest)
+
+
+def describe(things: list[Thing], kind: str) -> Removed:
+    """Return the names of things of one kind, and their bytes on disk, which are unknown of git's branches and tags."""
+    sizes = [size_of(each.path) if each.path.is_dir() else each.path.lstat().st_size for each in things if not each.ref]
+    size = None if kind in ("branches", "versions") else sum(sizes)
+    return Removed(count=len(things), bytes=size, names=[each.name for each in things], reason=WHY[kind])
+
+
+def remove_things(project: Project, things: list[Thing]) -> None:
+    """Remove what was decided to go."""
+    for each in things:
+        if each.kind == "worktrees":
+            workspace.remove_if_ended(project, each.path)
+    # The versions before their files, since nobody could fetch a version whose files are gone.
+    project.git("update-ref", "--stdin", stdin=[f"delete {each.ref} {each.digest}" for each in things if each.ref])
+    for each in things:
+        if each.kind == "cached_files":
+            each.path.unlink(missing_ok=True)
+        elif each.kind in ("unfinished", *BY_AGE):
+            remove(each.path)
 
 
 def require_idle(folders: list[Path]) -> None:

@@ -102,13 +102,16 @@ def new_name(project: Project) -> Iterator[str]:
 
 def clear_up(project: Project) -> list[str]:
     """Remove the worktrees that ended runs left behind, unless a process works in them; return the runs' names."""
-    gone = []
-    for folder in sorted(left_behind(project)):
-        with lock_file(folder.with_suffix(".lock"), Holder(process=os.getpid())) as other:
-            if not other and not find_processes(folder):
-                remove_worktree(project, folder)
-                gone.append(folder.name)
-    return gone
+    return [folder.name for folder in sorted(left_behind(project)) if remove_if_ended(project, folder)]
+
+
+def remove_if_ended(project: Project, folder: Path) -> bool:
+    """Remove the worktree of a run, unless the run or another process works in it; return whether it is gone."""
+    with lock_file(folder.with_suffix(".lock"), Holder(process=os.getpid())) as other:
+        if other or find_processes(folder):
+            return False
+        remove_worktree(project, folder)
+    return True
 
 
 def left_behind(project: Project) -> set[Path]:

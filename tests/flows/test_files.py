@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from project import ROOT
 from flows.core.errors import Exit, UserError, file_problem
 from flows.core.files import (
     contains,
+    find_unfinished,
     inside,
     open_regular,
     parse_json,
@@ -21,6 +23,7 @@ from flows.core.files import (
     replace_file,
     replace_file_last,
     replace_folder,
+    scratch_folder,
     write_whole,
 )
 
@@ -134,6 +137,42 @@ def test_a_writer_that_is_killed_leaves_the_old_file_and_folder(tmp_path: Path) 
     assert names(tmp_path / "folder") == []
     rest = [name for name in names(tmp_path) if name not in ("file", "folder")]
     assert all(name.startswith(".vdm-") for name in rest), "git ignores these"
+    ((_, stays),) = find_unfinished(tmp_path)
+    assert not stays
+
+
+def test_what_a_process_writes_into_is_not_taken_for_unfinished(tmp_path: Path) -> None:
+    write = [sys.executable, "-c", KILLED]
+    with subprocess.Popen(write, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=-1) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"ready\n"
+        ((folder, stays),) = find_unfinished(tmp_path)
+        assert (names(folder), stays) == (["new"], "a process writes into it")
+        process.kill()
+    with scratch_folder(tmp_path) as scratch:
+        assert (scratch, "a process writes into it") in find_unfinished(tmp_path)
+    assert [*find_unfinished(tmp_path)] == [(folder, "")]
+
+
+def test_an_old_folder_stays_until_the_new_one_is_there(tmp_path: Path) -> None:
+    """A power cut between the two renames leaves it as the only one; one after them, as one too many."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/old").touch()
+
+    with pytest.raises(FileNotFoundError), replace_folder(tmp_path / "folder") as new:
+        new.rmdir()  # so that the second rename fails
+    old = tmp_path / ".vdm-old-folder"
+    assert [*find_unfinished(tmp_path)] == [(old, "may be the only copy of folder")]
+    assert names(old) == ["old"]
+    with pytest.raises(OSError, match="full"), replace_folder(tmp_path / "folder"):
+        raise OSError(errno.ENOSPC, "full")
+    assert names(old) == ["old"]
+    shutil.copytree(old, tmp_path / "folder")
+    assert [*find_unfinished(tmp_path)] == [(old, "")]
+    with replace_folder(tmp_path / "folder") as new:
+        (new / "new").touch()
+    assert names(tmp_path) == ["folder"]
+    assert names(tmp_path / "folder") == ["new"]
 
 
 def test_no_name_in_data_leads_out_of_its_folder(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def test_what_the_loop_and_the_registry_answer_has_these_keys(tmp_path: Path) ->
             "training_states",
         ]
     )
-    assert [list(each) for each in pruned["removed"].values()] == [["count", "bytes", "names"]] * 8
+    assert [list(each) for each in pruned["removed"].values()] == [["count", "bytes", "names", "reason"]] * 8
     chain = answer("lineage", "champion")
     assert list(chain) == (
         [
