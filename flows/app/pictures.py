@@ -18,7 +18,7 @@ from flows.core.escaping import visible
 from flows.core.files import scratch_folder
 from flows.core.model import TrainedModel
 from flows.core.params import Data
-from flows.images.folder import ENDINGS
+from flows.images.folder import ENDINGS, open_source
 from flows.images.grids import as_8_bits, png
 from flows.images.image_set import Chosen
 from flows.images.made_to_fit import read_to_fit
@@ -68,13 +68,13 @@ def read_sent(sent: Sequence[Sent], model: TrainedModel, pause: Callable[[], Non
     refused = []
     for one in sent:
         try:
-            with a_file(one) as path:
+            with a_file(one) as path, open_source(path) as listed:
                 if one.fit and path.suffix != ".npy":
-                    read, (fitted,) = read_made_to_fit(path, model, transforms)
+                    read, (fitted,) = read_made_to_fit(listed, model, transforms)
                     changed = fitted.words or None
                 else:
                     require_size(path, transforms, model, small=True, shown=one.name)
-                    read, changed = read_files(path, transforms, most=MOST_IMAGES - len(sources)), None
+                    read, changed = read_files(listed, transforms, most=MOST_IMAGES - len(sources)), None
                     require_fitting(read, one.name, model)
             found.append(read)
             sources += [Sender(one.name, number, changed) for number in range(len(read.array))]

@@ -13,7 +13,7 @@ import numpy as np
 
 from flows.core.errors import Exit, UserError
 from flows.core.files import contains, replace_file, replace_folder, write_whole
-from flows.images.folder import read_folder
+from flows.images.folder import open_source, read_folder
 from flows.images.image_set import (
     FEWEST_COMPARED,
     SPLITS,
@@ -83,13 +83,13 @@ def write_images(data: "Data", *, source: Path | None, out: Path, downloads: Pat
     exit 5 for a missing, damaged or unexpected file, 4 for images that are not levels of one shape, 2 for transforms
     that the images do not allow, 6 for a source that changes meanwhile.
     """
-    with replace_folder(out) as folder, require_unchanged(source):
+    with replace_folder(out) as folder, require_unchanged(source), ExitStack() as stack:
         match data.name:
             case "digits":
                 images = read_digits(data)
             case "image_folder":
                 assert source  # checked with the parameters
-                images = read_folder(source, data)
+                images = read_folder(stack.enter_context(open_source(source)), data)
             case _:
                 images = read_published(data, source, downloads)
         counts = write_set(folder, images, data)

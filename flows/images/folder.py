@@ -4,12 +4,10 @@ import csv
 import logging
 import os
 import shlex
-import shutil
-import weakref
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -17,8 +15,8 @@ from tqdm import tqdm
 
 from flows.core.errors import Exit, FileError, UserError, brief
 from flows.core.escaping import list_names, visible
-from flows.core.files import SCRATCH, contains, read_bounded
-from flows.images.containers import packed_files, unpack
+from flows.core.files import contains, read_bounded, scratch_folder
+from flows.images.containers import PARQUET, ZIP, unpack
 from flows.images.depth import Used
 from flows.images.image_set import chunks
 from flows.images.picture_files import FIRST_FRAME, BadImageError, FileImages, levels, read_images
@@ -39,6 +37,7 @@ CONVERTED_BY = {
     ".jxl": "djxl IN.jxl OUT.png",
     ".svg": "rsvg-convert --width 64 IN.svg --output OUT.png",
     ".arrow": 'python -c \'import datasets as d; d.Dataset.from_file("IN.arrow").to_parquet("OUT.parquet")\'',
+    "metadata.parquet": 'python -c \'import pandas as p; p.read_parquet("IN.parquet").to_csv("OUT.csv", index=False)\'',
     ".tar": "tar --extract --file IN.tar",
     ".tgz": "tar --extract --file IN.tgz",
     ".tar.gz": "tar --extract --file IN.tar.gz",
@@ -55,12 +54,22 @@ MOST_NAMED = 5
 log = logging.getLogger(__name__)
 
 
-def find_images(root: Path, source: Path | None = None) -> tuple[Path, list[str]]:
-    """Return a folder and the names of the images below it, sorted; for a single file, its folder and its name.
+class Found(NamedTuple):
+    """The files in a folder that hold images, sorted."""
+
+    folder: Path
+    names: list[str]
+    are_packed: bool = False
+    """Whether they are a zip file or Parquet files."""
+
+
+def find_images(root: Path, source: Path | None = None) -> Found:
+    """Return the images below a folder, or the Parquet files if there are some; for a single file, its folder and it.
 
     Hidden files and folders are left out, and links to folders are not followed.  Messages name the `source` that was
     unpacked into the folder, if it was.  Raises UserError: exit 5 for a folder that is missing or without images, 4 for
-    a link out of the folder and for an .npz file.  Raises OSError for a folder that cannot be read.
+    a link out of the folder, for images beside Parquet files, and for an .npz file.  Raises OSError for a folder that
+    cannot be read.
     """
     source = source or root
     if source.suffix == ".npz":
@@ -68,10 +77,11 @@ def find_images(root: Path, source: Path | None = None) -> tuple[Path, list[str]
     if root.is_file() and (told := others_in_words([source.name])):
         raise UserError(f"{source}: {told}", Exit.INVALID_DATA)
     if root.is_file():
-        return root.parent, [root.name]
+        return Found(root.parent, [root.name], root.suffix.lower() in (ZIP, PARQUET))
     if not root.is_dir():
         raise UserError(f"{source} does not exist, or is not a folder of images", Exit.MISSING)
     images: list[str] = []
+    tables: list[str] = []
     others: list[str] = []
     for folder, folders, files in os.walk(root, onerror=give_up):
         folders[:] = [name for name in folders if not name.startswith(HIDDEN)]
@@ -85,10 +95,15 @@ def find_images(root: Path, source: Path | None = None) -> tuple[Path, list[str]
         for name in files:
             if name in TABLES:
                 continue
-            found = images if name.lower().endswith(ENDINGS) else others
+            is_table = name.lower().endswith(PARQUET) and not name.lower().endswith((*CONVERTED_BY,))
+            found = images if name.lower().endswith(ENDINGS) else tables if is_table else others
             found.append(name if place == "." else f"{place}/{name}")
     told = others_in_words(others)
-    if not images:
+    if images and tables:
+        reason = f"holds {len(images):,} images and {len(tables):,} Parquet files, such as {list_names(tables[:1])}"
+        advice = "name the folder of the ones as the source, or move the others away"
+        raise UserError(f"{source}: {reason}; {advice}", Exit.INVALID_DATA)
+    if not images and not tables:
         found_instead = f": {told}" if told else ""
         raise UserError(f"{source}: holds no {', '.join(ENDINGS)} files{found_instead}", Exit.MISSING)
     if told:
@@ -97,7 +112,7 @@ def find_images(root: Path, source: Path | None = None) -> tuple[Path, list[str]
     if unknown:
         named = list_names(sorted(unknown)[:3])
         log.warning("%s: %d files are not images, such as %s", visible(source), len(unknown), named)
-    return root, sorted(images)
+    return Found(root, sorted(images or tables), bool(tables))
 
 
 def others_in_words(names: list[str]) -> str:
@@ -114,6 +129,43 @@ def give_up(error: OSError) -> NoReturn:
     raise error
 
 
+class Listed(NamedTuple):
+    """The files of images in a source, a folder or a file."""
+
+    source: Path
+    root: Path
+    """Where the images are: the source, or the folder into which it is unpacked."""
+    folder: Path
+    names: list[str]
+
+    def shown(self, name: str) -> Path:
+        """Return what messages call a file: its path, or its place in the source from which it was unpacked."""
+        return self.source if self.root.is_file() else self.source / name
+
+    def only(self, name: str) -> "Listed":
+        """Return one of the files, as if it was the source."""
+        return Listed(self.shown(name), self.folder / name, self.folder, [name])
+
+
+@contextmanager
+def open_source(source: Path) -> Iterator[Listed]:
+    """Yield the files of images in a source.  What a zip or Parquet file holds is unpacked while the block runs.
+
+    Raises what `find_images` and `flows.images.containers.unpack` raise.
+    """
+    found = find_images(source)
+    if not found.are_packed:
+        yield Listed(source, source, found.folder, found.names)
+        return
+    with scratch_folder() as unpacked:
+        root = unpack([found.folder / name for name in found.names], source, unpacked)
+        inside = find_images(root, source)
+        if inside.are_packed:
+            reason = f"holds Parquet files, such as {list_names(inside.names[:1])}, which are read of a folder"
+            raise UserError(f"{source}: {reason}; unpack it", Exit.INVALID_DATA)
+        yield Listed(source, root, inside.folder, inside.names)
+
+
 class Levels(NamedTuple):
     """Images (n,C,H,W) of a file, uint8 or uint16, its name, and what they were before the background, (n,...)."""
 
@@ -123,13 +175,11 @@ class Levels(NamedTuple):
 
 
 class ImageFiles:
-    """The files of images in a folder, or one file, and what a pass over them finds."""
+    """The files of images in a source, and what a pass over them finds."""
 
-    def __init__(self, source: "Path | ImageFiles", data: "Data | None" = None) -> None:
-        """Find the files, unless they were found; the transforms of `data` may remove differences.
-
-        Raises what `find_images` raises.
-        """
+    def __init__(self, listed: Listed, data: "Data | None" = None) -> None:
+        """The transforms of `data` may remove differences between images."""
+        self.source, self.root, self.folder, self.names = listed
         self.data = data
         self.num_levels = 0
         """K of the files that were read: their levels are 0..K-1."""
@@ -140,18 +190,6 @@ class ImageFiles:
         self.formats: Counter[str] = Counter()
         self.lightness: list[float] = []
         """Of each picture with transparency that was read."""
-        if isinstance(source, Path):
-            self.source = source
-            self.root = source
-            """Where the images are: the source, or a folder into which it is unpacked while this object lives."""
-            if packed := packed_files(source):
-                unpacked = Path(mkdtemp(prefix=SCRATCH))
-                weakref.finalize(self, shutil.rmtree, unpacked, ignore_errors=True)
-                self.root = unpack(packed, unpacked)
-            self.folder, self.names = find_images(self.root, source)
-        else:
-            self.found = source  # so that what it unpacked stays
-            self.source, self.root, self.folder, self.names = source.source, source.root, source.folder, source.names
 
     def read(self) -> Iterator[Levels]:
         """Yield the images of every file, at most ROWS at a time.  Of the transforms, only the background is applied.
@@ -275,12 +313,12 @@ def group_refusals(bad: dict[str, BadImageError]) -> str:
     return "; ".join(texts)
 
 
-def read_folder(found: Path | ImageFiles, data: "Data") -> SourceImages:
-    """Return the images in a folder or in one file, or in the files that were found, in the order of their names.
+def read_folder(listed: Listed, data: "Data") -> SourceImages:
+    """Return the images in the files, in the order of their names.
 
-    Raises what `find_images` and `parts_of` raise, and what `ImageFiles.read` raises when the batches are read.
+    Raises what `parts_of` raises, and what `ImageFiles.read` raises when the batches are read.
     """
-    files = ImageFiles(found, data)
+    files = ImageFiles(listed, data)
     source = files.source
     parts = parts_of(files.root, files.names, source)
     labels, classes = table_labels(files) or class_labels(source, files.names, 1 if parts else 0)

@@ -17,7 +17,7 @@ from flows.core.escaping import visible
 from flows.core.files import open_regular, scratch_folder, write_whole
 from flows.core.params import Data
 from flows.images.download import line_for_name
-from flows.images.folder import ImageFiles
+from flows.images.folder import ImageFiles, Listed, open_source
 from flows.images.image_set import (
     Chosen,
     Description,
@@ -81,36 +81,36 @@ def open_named(
     if split:
         raise UserError(f"{path} is not an image set, so it has no splits; leave out --split", Exit.USAGE)
     data = transforms_of(model) if transformed else None
-    if fit:
-        read, pictures = read_made_to_fit(path, model, data)
-        if words := describe_changes(pictures):
-            log.warning("%s: pictures were changed to fit: %s", visible(path), words)
-    else:
-        try:
-            read = read_files(path, data, model)
-            require_fitting(read, str(path), model)
-        except UserError as error:
-            if not can_be_made_to_fit(path, model, data):
-                raise
-            raise UserError(f"{error}; --fit changes pictures to what the model takes", error.code) from error
+    with open_source(path) as listed:
+        if fit:
+            read, pictures = read_made_to_fit(listed, model, data)
+            if words := describe_changes(pictures):
+                log.warning("%s: pictures were changed to fit: %s", visible(path), words)
+        else:
+            try:
+                read = read_files(listed, data, model)
+                require_fitting(read, str(path), model)
+            except UserError as error:
+                if not can_be_made_to_fit(listed, model, data):
+                    raise
+                raise UserError(f"{error}; --fit changes pictures to what the model takes", error.code) from error
     with store_as_set(read, str(path), model) as images:
         yield Chosen(images, "test", most)
 
 
-def read_made_to_fit(path: Path, model: "TrainedModel", data: Data | None) -> tuple[Read, list[Fitted]]:
-    """Return the images in a folder of pictures and arrays, or in one file, the pictures made to fit, and these.
+def read_made_to_fit(listed: Listed, model: "TrainedModel", data: Data | None) -> tuple[Read, list[Fitted]]:
+    """Return the images in files of pictures and arrays, the pictures made to fit, and these.
 
     Raises what `read_files`, `require_fitting` and `read_to_fit` raise.
     """
-    found = ImageFiles(path)
     parts, files, pictures = list[np.ndarray](), list[str](), list[Fitted]()
-    for name in found.names:
+    for name in listed.names:
         if name.lower().endswith(".npy"):
-            array = read_files(take_one(found, name), data)
-            require_fitting(array, str(name_in_messages(found, name)), model)
+            array = read_files(listed.only(name), data)
+            require_fitting(array, str(listed.shown(name)), model)
             parts.append(array.array)
         else:
-            pictures.append(read_to_fit(found.folder / name, model, data, name_in_messages(found, name)))
+            pictures.append(read_to_fit(listed.folder / name, model, data, listed.shown(name)))
             parts.append(pictures[-1].image[None])
         files += [name] * len(parts[-1])
     # A PNG file shows the levels of these models as they look.
@@ -119,22 +119,10 @@ def read_made_to_fit(path: Path, model: "TrainedModel", data: Data | None) -> tu
     return Read(np.concatenate(parts), model.num_levels, are_pictures, files, transforms), pictures
 
 
-def name_in_messages(files: ImageFiles, name: str) -> Path:
-    """Return what messages call a file: its path, or its place in the zip or Parquet file that it was unpacked from."""
-    return files.source if files.root.is_file() else files.source / name
-
-
-def take_one(files: ImageFiles, name: str) -> ImageFiles:
-    """Return one of the files, as if it was the source."""
-    one = ImageFiles(files)
-    one.source, one.root, one.names = name_in_messages(files, name), files.folder / name, [name]
-    return one
-
-
-def can_be_made_to_fit(path: Path, model: "TrainedModel", data: Data | None) -> bool:
-    """Whether `read_made_to_fit` takes what is in the path."""
+def can_be_made_to_fit(listed: Listed, model: "TrainedModel", data: Data | None) -> bool:
+    """Whether `read_made_to_fit` takes the files."""
     try:
-        read_made_to_fit(path, model, data)
+        read_made_to_fit(listed, model, data)
     except UserError:
         return False
     return True
@@ -180,24 +168,23 @@ def set_in_memory(read: Read, name: str, model: "TrainedModel") -> ImageSet:
 
 
 def read_files(
-    found: Path | ImageFiles, data: Data | None, model: "TrainedModel | None" = None, *, most: int | None = None
+    listed: Listed, data: Data | None, model: "TrainedModel | None" = None, *, most: int | None = None
 ) -> Read:
-    """Return the images in a folder of pictures and arrays, in the order of their names, or in one file.
+    """Return the images in files of pictures and arrays, in the order of their names.
 
     `data` names the transforms, if any.  Raises UserError, which is of exit 2 for more than `most` images, and for a
     picture that `require_size` refuses for the model, if there is one.
     """
-    files = ImageFiles(found, data)
-    path = files.source
+    files = ImageFiles(listed, data)
     if model:
-        for name in files.names:
-            require_size(files.folder / name, data, model, shown=name_in_messages(files, name))
+        for name in listed.names:
+            require_size(listed.folder / name, data, model, shown=listed.shown(name))
     read = list[tuple[str, np.ndarray]]()
     count = 0
     for name, part, _ in files.read():
         count += len(part)
         if most is not None and count > most:  # before transforms make them larger
-            raise FileError(path, f"{most} images at most are taken; leave out the others", Exit.USAGE)
+            raise FileError(listed.source, f"{most} images at most are taken; leave out the others", Exit.USAGE)
         for some in parts(part, data) if data else [slice(None)]:
             read.append((name, transform(part[some], files.num_levels, data) if data else part))
     names = [name for name, part in read for _ in part]

@@ -8,7 +8,6 @@ from flows.core import bounded_yaml, layout
 from flows.core.errors import UserError
 from flows.core.files import parse_json
 from flows.core.params import CHAMPION
-from flows.images.containers import packed_files
 from flows.images.download import line_for_name
 from flows.images.folder import find_images
 from flows.orchestration.answers import Source
@@ -163,22 +162,22 @@ def find_due_now(project: Project) -> Source:
     left_out: int | None = None
     state: SourceState | None = None
     # Of a set without copies, or of files with many pictures, the names do not say what is new.
-    is_listed = source.is_dir() and not parameters["data"].get("without_copies") and not packed_files(source)
+    is_listed = source.is_dir() and not parameters["data"].get("without_copies")
     if newest and source.is_absolute() and is_listed:
         known: dict[str, set[bytes]] = {}
         damaged: set[str] = set()
         with suppress(UserError, ValueError):
             run = Commit(project, newest, "the newest run")
             known, damaged = recorded_files(run), damaged_files(run)
-        names = {str(parse_json(line_for_name(name))): name for name in find_images(source)[1]} if known else {}
-        if known:
+        if known and not (found := find_images(source)).are_packed:
+            names = {str(parse_json(line_for_name(name))): name for name in found.names}
             new = [source / name for said, name in names.items() if said not in known.keys() | damaged]
             left_out = len(damaged & names.keys())
             kept = set[bytes]().union(*(images for name, images in known.items() if name in names))
             added, empty = len(new), sum(path.stat().st_size == 0 for path in new)
             removed = len(set[bytes]().union(*known.values()) - kept)
-        if names.keys() - damaged != known.keys():
-            state = "changed"  # so that files which nobody has read yet are not hashed
+            if names.keys() - damaged != known.keys():
+                state = "changed"  # so that files which nobody has read yet are not hashed
     due = find_due(project, base, parameters, state)
     if newest and due.images == "same":
         added, empty, removed = 0, 0, 0

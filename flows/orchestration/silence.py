@@ -46,8 +46,7 @@ def silences(limits: Silence, found: Status, now: datetime) -> Iterator[str]:
             when = f"ended at {last.ended}" if last else "is not known to the server"
             yield f"the newest run {when}, and silence.run_days of prefect.yaml is {limits.run_days:g}"
     if limits.picture_days is not None and images.source and (source := Path(images.source)).is_dir():
-        folder, names = find_images(source)
-        newest = datetime.fromtimestamp(max((folder / name).stat().st_mtime for name in names), UTC)
+        newest = datetime.fromtimestamp(max((source / name).stat().st_mtime for name in find_images(source).names), UTC)
         if now - newest > timedelta(days=limits.picture_days):
             when = newest.isoformat(timespec="seconds")
             limit = f"silence.picture_days of prefect.yaml is {limits.picture_days:g}"

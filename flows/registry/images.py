@@ -17,7 +17,7 @@ from flows.core.ancestry import SeenImages
 from flows.core.documents import parse
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.evaluation.results import BOTH
-from flows.images.folder import ROWS, ImageFiles
+from flows.images.folder import ROWS, open_source
 from flows.images.image_set import DESCRIPTION, SPLITS, Description, chunks, digests_of, sources_of
 from flows.images.picture_files import BadImageError, levels, read_images
 from flows.images.splitting import digest_of
@@ -122,17 +122,19 @@ def digest_pictures(source: Path) -> tuple[set[bytes], dict[str, str]]:
 
     Raises UserError (exit 5) for a file that is missing or damaged, since nobody can say what it was.
     """
-    files = ImageFiles(source)
     found, others = set[bytes](), dict[str, str]()
-    for name in files.names:
-        try:
-            images = read_images(files.folder / name, background=(0, 0, 0))  # any: the digests are of what lies over it
-            for _, pixels in chunks(images.pixels if images.source is None else images.source, ROWS):
-                found.update(map(digest_of, levels(pixels, images.num_bits)))
-        except BadImageError as error:
-            if error.code is Exit.MISSING:
-                raise UserError(f"{files.folder / name}: {error}", error.code) from error
-            others[name] = str(error)
+    with open_source(source) as listed:
+        for name in listed.names:
+            try:
+                images = read_images(
+                    listed.folder / name, background=(0, 0, 0)
+                )  # any: the digests are of what lies over it
+                for _, pixels in chunks(images.pixels if images.source is None else images.source, ROWS):
+                    found.update(map(digest_of, levels(pixels, images.num_bits)))
+            except BadImageError as error:
+                if error.code is Exit.MISSING:
+                    raise UserError(f"{listed.shown(name)}: {error}", error.code) from error
+                others[name] = str(error)
     return found, others
 
 

@@ -16,7 +16,7 @@ from flows.core.model import TrainedModel
 from flows.core.params import Data, Model, Params
 from flows.images.depth import advice, choose_bits
 from flows.images.download import write_set
-from flows.images.folder import ImageFiles, read_folder
+from flows.images.folder import ImageFiles, Listed, open_source, read_folder
 from flows.images.image_set import FEWEST_COMPARED, SPLITS, ImageSet, digests_of, kind, open_images, spread
 from flows.images.splitting import SourceImages, require_splits, split_of
 from flows.training.choice import Choice, Choices, take_values
@@ -63,12 +63,15 @@ def plan_images(
     """
     from flows.contract.inspection import inspect_images  # which takes time that training on arrays does not need
 
-    files = ImageFiles(source)
-    data = choose_transforms_like(start, preset.data, files) if start else choose_transforms(preset.data, files)
-    if without_copies:
-        data["without_copies"] = Choice(True, "as you said")
     with scratch_folder() as folder:
-        images, data["split_seed"] = divide_well(files, preset.data.model_copy(update=take_values(data)), folder)
+        with open_source(source) as listed:
+            data = (
+                choose_transforms_like(start, preset.data, listed) if start else choose_transforms(preset.data, listed)
+            )
+            if without_copies:
+                data["without_copies"] = Choice(True, "as you said")
+            transforms = preset.data.model_copy(update=take_values(data))
+            images, data["split_seed"] = divide_well(listed, transforms, folder)
         num_images = {split: len(images[split]) for split in SPLITS}
         ours = kind(images.image_shape, images.num_levels)
         if start and ours != (theirs := kind(start.image_shape, start.num_levels)):
@@ -110,7 +113,7 @@ def count_classes(model: Model, images: ImageSet, source: Path, *, asked: bool) 
     return num_classes
 
 
-def choose_transforms(preset: Data, listed: ImageFiles) -> Choices:
+def choose_transforms(preset: Data, listed: Listed) -> Choices:
     """Return the parameters `data` that make the images in the files alike."""
     files = ImageFiles(listed, preset.model_copy(update=OF_ANY_KIND))
     shapes: list[tuple[int, ...]] = []
@@ -157,7 +160,7 @@ def choose_depth(files: ImageFiles) -> Choices:
     return {name: Choice(value, reason) for name, value in choose_bits(used.levels, files.num_levels).items()}
 
 
-def choose_transforms_like(start: TrainedModel, preset: Data, listed: ImageFiles) -> Choices:
+def choose_transforms_like(start: TrainedModel, preset: Data, listed: Listed) -> Choices:
     """Return the parameters `data` that make the images in the files like those of a model.
 
     The `preset` has its transforms if they are known; else they follow from the shape of its images.
@@ -175,31 +178,31 @@ def choose_transforms_like(start: TrainedModel, preset: Data, listed: ImageFiles
     return data
 
 
-def choose_source(listed: ImageFiles) -> Choices:
+def choose_source(listed: Listed) -> Choices:
     """Return the parameters `data` that name the files."""
     return {"name": Choice("image_folder", "yours"), "source": Choice(str(listed.source), "yours")}
 
 
-def divide_well(files: ImageFiles, data: Data, folder: Path) -> tuple[ImageSet, Choice]:
+def divide_well(listed: Listed, data: Data, folder: Path) -> tuple[ImageSet, Choice]:
     """Return the images in the files, written as a set into an empty folder, and the seed of their splits with why.
 
     It is the first seed from `data.split_seed` on with which each split has enough images.  Raises UserError (exit 4)
     if none has.
     """
-    place, divisible = folder / "images", read_folder(files, data)
+    place, divisible = folder / "images", read_folder(listed, data)
     place.mkdir()
     counts = write_set(place, divisible, data)
     seed = find_seed(place, counts, divisible, data)
     if seed != data.split_seed:
-        place, divisible = folder / "again", read_folder(files, data)
+        place, divisible = folder / "again", read_folder(listed, data)
         place.mkdir()
         counts = write_set(place, divisible, data.model_copy(update={"split_seed": seed}))
     if counts["test"] < FEWEST_COMPARED:
         reason = f"{counts['test']} test images, but samples are compared with at least {FEWEST_COMPARED}"
-        raise UserError(f"{files.source}: {reason}; add images", Exit.INVALID_DATA)
+        raise UserError(f"{listed.source}: {reason}; add images", Exit.INVALID_DATA)
     require_splits(divisible, counts, data)
     few = f"{data.split_seed} gives a split too few of {sum(counts.values())} images"
-    return open_images(place, str(files.source)), Choice(seed, few)
+    return open_images(place, str(listed.source)), Choice(seed, few)
 
 
 def find_seed(written: Path, counts: Counter[Split], source: SourceImages, data: Data) -> int:

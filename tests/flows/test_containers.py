@@ -2,7 +2,9 @@
 
 import io
 import json
+import re
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from pyarrow import parquet
 
 from flows.core.errors import Exit, UserError
 from flows.core.params_file import read_params
+from flows.images.containers import unpack
 from flows.images.image_set import ImageSet
 from flows.images.picture_files import read_images
 from flows.training.planning_images import plan_images
@@ -36,6 +39,20 @@ def classed(tmp_path: Path) -> ImageSet:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content(number))
     return load(tmp_path / "folder/set")
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the system's temporary folder, which is empty."""
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    return folder
+
+
+def write_parquet(path: Path, numbers: Iterable[int]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pa.table({"image": [{"bytes": content(number), "path": None} for number in numbers]}), path)
 
 
 def require_equal(first: ImageSet, second: ImageSet) -> None:
@@ -168,13 +185,12 @@ def test_a_preset_for_a_zip_unpacks_it_once_and_says_once_what_it_does_not_read(
         for number in range(100):
             archive.writestr(f"{number}.png", content(number))
     unpacked: list[Path] = []
-    extract = zipfile.ZipFile.extractall
 
-    def extractall(archive: zipfile.ZipFile, out: Path) -> None:
+    def unpack_and_count(files: list[Path], source: Path, out: Path) -> Path:
         unpacked.append(out)
-        extract(archive, out)
+        return unpack(files, source, out)
 
-    monkeypatch.setattr(zipfile.ZipFile, "extractall", extractall)
+    monkeypatch.setattr("flows.images.folder.unpack", unpack_and_count)
     preset = read_params(ROOT / "presets/digits.yaml")
     found = plan_images(preset, tmp_path / "set.zip", None, classes=False)
     assert sum(found.num_images.values()) == 100
@@ -212,3 +228,143 @@ def test_parquet_with_splits_and_without_pictures(tmp_path: Path) -> None:
     (tmp_path / "text.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"text\.parquet: damaged"):
         load(tmp_path / "text.parquet")
+
+
+def test_parquet_of_one_name_in_the_folders_of_the_splits(tmp_path: Path) -> None:
+    """Hugging Face converts every set to this layout."""
+    write_parquet(tmp_path / "hub/default/train/0000.parquet", range(6))
+    write_parquet(tmp_path / "hub/default/test/0000.parquet", range(6, 9))
+    for number in range(9):
+        path = tmp_path / f"plain/{'train' if number < 6 else 'test'}/{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content(number))
+    images = load(tmp_path / "hub")
+    assert [len(images[split]) for split in images.splits] == [6, 3]
+    assert images.data_sha256 == load(tmp_path / "plain").data_sha256
+
+
+def test_parquet_of_one_name_in_other_folders_and_of_one_split_is_divided_as_a_folder(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "one/a/0000.parquet", range(4))
+    write_parquet(tmp_path / "one/b/0000.parquet", range(4, 12))
+    write_parquet(tmp_path / "two/train-00000-of-00002.parquet", range(4))
+    write_parquet(tmp_path / "two/train-00001-of-00002.parquet", range(4, 12))
+    write_parquet(tmp_path / "train.parquet", range(12))
+    for number in range(12):
+        (tmp_path / "plain").mkdir(exist_ok=True)
+        (tmp_path / f"plain/{number:02}.png").write_bytes(content(number))
+    expected = load(tmp_path / "plain").data_sha256
+    assert [load(tmp_path / source).data_sha256 for source in ("one", "two", "train.parquet")] == [expected] * 3
+
+
+def test_parquet_beside_pictures(classed: ImageSet, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "folder/set"
+    write_parquet(folder / ".cache/old.parquet", range(3))
+    parquet.write_table(pa.table({"file_name": NAMES}), folder / "metadata.parquet")
+    require_equal(load(folder), classed)
+    assert "1 file is metadata.parquet, not read; convert by `python" in caplog.text
+    write_parquet(folder / "data/a.parquet", range(3))
+    with pytest.raises(
+        UserError, match=r'holds 20 images and 1 Parquet files, such as "data/a\.parquet"; name'
+    ) as both:
+        load(folder)
+    assert both.value.code is Exit.INVALID_DATA
+
+
+def test_parquet_that_a_link_leads_to(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "elsewhere/a.parquet", range(3))
+    write_parquet(tmp_path / "set/b.parquet", range(3, 12))
+    (tmp_path / "set/a.parquet").symlink_to(tmp_path / "elsewhere/a.parquet")
+    with pytest.raises(UserError, match=r"set/a\.parquet: a link that leads out of .*/set; `cp -rL") as out:
+        load(tmp_path / "set")
+    assert out.value.code is Exit.INVALID_DATA
+
+
+def test_a_damaged_parquet_is_named_and_nothing_stays_of_the_others(tmp_path: Path, scratch: Path) -> None:
+    write_parquet(tmp_path / "set/a.parquet", range(5))
+    write_parquet(tmp_path / "set/b.parquet", range(5, 10))
+    path = tmp_path / "set/b.parquet"
+    whole = path.read_bytes()
+    for damaged in (b"", b"PAR1", whole[:-9], whole[:60] + bytes(200) + whole[260:], b"PAR1" + whole[-40:]):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=rf"^{path}: damaged") as refused:
+            load(tmp_path / "set")
+        assert refused.value.code is Exit.MISSING
+        assert not [*scratch.iterdir()]
+    path.write_bytes(whole)
+    load(tmp_path / "set")
+    assert not [*scratch.iterdir()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [0, 100_000])
+def test_a_parquet_that_grows_without_end_is_refused(
+    size: int, tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dictionary of one value says nothing of the size of its rows."""
+    monkeypatch.setattr("flows.images.containers.ALWAYS_ROOM", 2**26)
+    numbers = pa.array(np.zeros(300_000, np.int32))
+    table = pa.table({"image": pa.DictionaryArray.from_arrays(numbers, pa.array([bytes(size)]))})
+    parquet.write_table(table, tmp_path / "set.parquet")
+    assert (tmp_path / "set.parquet").stat().st_size < 6000
+    with pytest.raises(UserError, match=r"set\.parquet: it grows to more than 0\.1 GiB, 200 times its size") as bomb:
+        load(tmp_path / "set.parquet")
+    assert bomb.value.code is Exit.INVALID_DATA
+    assert not [*scratch.iterdir()]
+
+
+def zipped(path: Path, *entries: tuple[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for number in range(9):
+            archive.writestr(f"{number}.png", content(number))
+        for name, data in entries:
+            archive.writestr(zipfile.ZipInfo(name), data, method)
+    return path
+
+
+def cut_inside(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    start = data.index(b"last.bmp") + 8
+    data[start + 20 : start + 60] = b"\xff" * 40
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damage_inside_a_zip_is_named_and_nothing_stays(method: int, tmp_path: Path, scratch: Path) -> None:
+    path = zipped(tmp_path / "set.zip", ("last.bmp", noise(900).tobytes()), method=method)
+    cut_inside(path)
+    with pytest.raises(UserError, match=rf"^{path}: damaged") as refused:
+        load(path)
+    assert refused.value.code is Exit.MISSING
+    assert not [*scratch.iterdir()]
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize(
+    ("entries", "reason", "code"),
+    [
+        ([("", b"")], "damaged, or not as it is read: an entry has no name", Exit.MISSING),
+        ([("..", b"")], "damaged, or not as it is read: an entry has no name", Exit.MISSING),
+        ([("a.png", b""), ("a.png", b"1")], "damaged, or not as it is read: it holds a.png twice", Exit.MISSING),
+        ([("a.png", b""), ("../a.png", b"")], "damaged, or not as it is read: it holds ../a.png twice", Exit.MISSING),
+        ([("a", b""), ("a/b.png", b"")], "cannot be unpacked: Not a directory", Exit.MISSING),
+        ([("x" * 300, b"")], "cannot be unpacked: File name too long", Exit.MISSING),
+        pytest.param([("a.png", bytes(2**28))], "it grows to more than", Exit.INVALID_DATA, marks=pytest.mark.slow),
+    ],
+)
+def test_a_zip_with_odd_entries_is_refused(
+    entries: list[tuple[str, bytes]], reason: str, code: Exit, tmp_path: Path, scratch: Path
+) -> None:
+    path = zipped(tmp_path / "set.zip", *entries)
+    with pytest.raises(UserError, match=f"^{re.escape(f'{path}: {reason}')}") as refused:
+        load(path)
+    assert refused.value.code is code
+    assert not [*scratch.iterdir()]
+
+
+def test_parquet_inside_a_zip_is_to_be_unpacked(tmp_path: Path, scratch: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", range(3))
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        archive.write(tmp_path / "a.parquet", "a.parquet")
+    with pytest.raises(UserError, match=r'^[^:]*/set\.zip: holds Parquet files, such as "a\.parquet", which are read'):
+        load(tmp_path / "set.zip")
+    assert not [*scratch.iterdir()]

@@ -10,12 +10,14 @@ import json
 import os
 import random
 import signal
+import zipfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from conftest import TINY
@@ -23,6 +25,7 @@ from fuzzing import damaged
 from pictures import load
 from PIL import Image
 from project import ROOT
+from pyarrow import parquet
 
 from flows.core.errors import CheckpointError, UserError
 from flows.core.model import config_sha256, open_model, save_model
@@ -71,9 +74,9 @@ def read_foreign(content: bytes, path: Path) -> None:
     import_checkpoint(path, "google-vdm", out=path.with_name("out"), image_size=(8, 8), num_levels=256, averaged=True)
 
 
-def picture(name: str, mode: str = "RGB") -> bytes:
+def picture(name: str, mode: str = "RGB", seed: int = 0) -> bytes:
     stream = io.BytesIO()
-    pixels = np.random.default_rng(0).integers(0, 255, (9, 8, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(seed).integers(0, 255, (9, 8, 3), dtype=np.uint8)
     Image.fromarray(pixels).convert(mode).save(stream, name)
     return stream.getvalue()
 
@@ -86,6 +89,27 @@ def read_picture(content: bytes, path: Path) -> None:
         Image.fromarray(np.full((9, 8, 3), number, np.uint8)).save(folder / f"{number}.png")
     (folder / path.name).write_bytes(content)
     load(folder)
+
+
+def parquet_file() -> bytes:
+    file = io.BytesIO()
+    rows = [{"bytes": picture("PNG", seed=number), "path": str(number)} for number in range(4)]
+    parquet.write_table(pa.table({"image": rows, "label": ["a", "b", "a", "b"]}), file)
+    return file.getvalue()
+
+
+def zip_file(method: int) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as archive:
+        for number in range(4):
+            archive.writestr(f"set/{number}.png", picture("PNG", seed=number))
+        archive.writestr("set/labels.csv", "file,label\n0.png,a\n1.png,b\n2.png,a\n3.png,b\n")
+    return file.getvalue()
+
+
+def read_container(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
+    load(path)
 
 
 READERS = {
@@ -102,6 +126,11 @@ READERS = {
     "google.flax": Reader(lambda: [(ORACLES / "google_scalar_T0.flax").read_bytes()], read_foreign),
     "picture.png": Reader(lambda: [picture("PNG"), picture("PNG", "L")], read_picture),
     "picture.jpg": Reader(lambda: [picture("JPEG")], read_picture),
+    "set.parquet": Reader(lambda: [parquet_file()], read_container),
+    "set.zip": Reader(
+        lambda: [zip_file(each) for each in (zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)],
+        read_container,
+    ),
 }
 
 

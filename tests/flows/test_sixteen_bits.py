@@ -24,7 +24,7 @@ from flows.core.model import save_model
 from flows.core.params_file import read_params
 from flows.images.as_png import measure_png
 from flows.images.depth import advice, choose_bits
-from flows.images.folder import ImageFiles
+from flows.images.folder import open_source
 from flows.images.grids import Stretch, eight_bit, stretch_of
 from flows.images.image_set import ImageSet, open_images, save_images
 from flows.images.transforms import transform
@@ -101,7 +101,8 @@ def test_fewer_bits_than_stored_are_found_and_named(
     assert choose_bits(np.unique(pictures), 2**16) == parameters
     failed = found_in(load(folder, num_bits=None)).failed("critical")
     assert all(f"data.{name}: {value}" in failed[0].words for name, value in parameters.items()), failed[0].words
-    proposed = choose_transforms(settings(folder, num_bits=None), ImageFiles(folder))
+    with open_source(folder) as listed:
+        proposed = choose_transforms(settings(folder, num_bits=None), listed)
     assert {name: proposed[name].value for name in parameters} == parameters
     images = load(folder, **{"num_bits": None} | parameters)
     assert images.num_levels == num_levels

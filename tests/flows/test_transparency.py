@@ -13,6 +13,7 @@ from small import Small, training_json
 
 from flows.cli import run
 from flows.core.errors import Exit, UserError
+from flows.images.folder import open_source
 from flows.images.picture_files import BadImageError, read_images
 from flows.images.user_files import read_files
 
@@ -198,7 +199,8 @@ def test_given_pictures_get_what_the_card_says(tmp_path: Path) -> None:
     Image.fromarray(noise(20, 12, 4)).save(given / "tall.png")
     Image.fromarray(noise(20, 12)).save(given / "plain.png")
     declared = settings(tmp_path, background="#fafafa", gray_as_rgb=True, crop="center", resize=[8, 8])
-    read = read_files(given, declared)
+    with open_source(given) as listed:
+        read = read_files(listed, declared)
     assert read.array.shape == (8, 3, 8, 8)
     assert read.transforms == (
         "transparency laid over #fafafa, in 8 bits, gray as RGB, cropped to the middle square,"
@@ -206,7 +208,8 @@ def test_given_pictures_get_what_the_card_says(tmp_path: Path) -> None:
     )
     crop = noise(20, 12)[4:16]
     Image.fromarray(crop).save(tmp_path / "crop.png")
-    alone = read_files(tmp_path / "crop.png", settings(tmp_path, gray_as_rgb=True, resize=[8, 8]))
+    with open_source(tmp_path / "crop.png") as listed:
+        alone = read_files(listed, settings(tmp_path, gray_as_rgb=True, resize=[8, 8]))
     assert np.array_equal(read.array[read.names.index("plain.png")], alone.array[0])
 
 
