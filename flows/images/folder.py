@@ -7,6 +7,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -50,6 +51,8 @@ HIDDEN = (".", "__MACOSX")
 """How the names begin that are left out; macOS writes `._*` and `__MACOSX` beside the files that it packs."""
 ROWS = 1000
 MOST_NAMED = 5
+MOST_LABEL = 255
+"""Characters of a label in a table, as of the name of a folder."""
 
 log = logging.getLogger(__name__)
 
@@ -366,7 +369,7 @@ def table_labels(files: ImageFiles) -> tuple[dict[str, int], list[str]] | None:
     for table in tables:
         shown = files.source / table.relative_to(files.root)
         try:
-            lines = csv.DictReader(read_bounded(table).decode("utf-8-sig").splitlines())
+            lines = csv.DictReader(StringIO(read_bounded(table).decode("utf-8-sig"), newline=""))
             columns = lines.fieldnames or []
             file, label = (next((each for each in columns if each.lower() in known), None)
                            for known in (FILE_COLUMNS, LABEL_COLUMNS))  # fmt: skip
@@ -387,7 +390,12 @@ def table_labels(files: ImageFiles) -> tuple[dict[str, int], list[str]] | None:
         text = "%s: %d labels are of files that are not there, such as %s"
         log.warning(text, visible(files.source), len(gone), list_names(sorted(gone)[:3]))
     found = {stated[name] for name in files.names}
-    classes = sorted(found, key=int if all(label.isdecimal() for label in found) else None)  # 10 after 9
+    if (longest := max(map(len, found))) > MOST_LABEL:
+        reason = f"a label in {tables[0].name} has {longest:,} characters, and {MOST_LABEL} are the most"
+        raise UserError(f"{files.source}: {reason}; shorten it, or close its quotation mark", Exit.INVALID_DATA)
+    classes = sorted(found)
+    if all(label.isdecimal() for label in found):
+        classes.sort(key=int)  # 10 after 9
     numbers = {label: number for number, label in enumerate(classes)}
     return {name: numbers[stated[name]] for name in files.names}, [visible(label) for label in classes]
 

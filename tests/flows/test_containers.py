@@ -1,5 +1,6 @@
 """Formats beside PNG, tables of labels, and containers give the set that a folder gives; the others are named."""
 
+import csv
 import io
 import json
 import re
@@ -16,6 +17,7 @@ from project import ROOT
 from pyarrow import parquet
 
 from flows.core.errors import Exit, UserError
+from flows.core.escaping import visible
 from flows.core.params_file import read_params
 from flows.images.containers import unpack
 from flows.images.image_set import ImageSet
@@ -136,6 +138,55 @@ def test_labels_that_are_numbers_keep_their_order(tmp_path: Path) -> None:
     images = load(tmp_path / "set")
     assert images.class_names == ["0", "9", "10"]
     assert np.asarray(images.labels("test")).tolist() == [2, 1, 0]
+
+
+ODD_LABELS = ["a\nb", "a", "b", "a\u2028b", "a\x0bb", "a\r\nb", 'a"b', "a,b", "a\rb", " "]
+
+
+@pytest.mark.parametrize("kind", ["table", "parquet"])
+def test_labels_keep_every_character(kind: str, tmp_path: Path) -> None:
+    if kind == "table":
+        (tmp_path / "set").mkdir()
+        with (tmp_path / "set/labels.csv").open("w", newline="", encoding="utf-8") as file:
+            lines = csv.writer(file)
+            lines.writerow(("file", "label"))
+            for number in range(20):
+                (tmp_path / f"set/{number:02}.png").write_bytes(content(number))
+                lines.writerow((f"{number:02}.png", ODD_LABELS[number // 2]))
+    else:
+        (tmp_path / "set").mkdir()
+        rows = {"image": [content(number) for number in range(20)], "label": [*np.repeat(ODD_LABELS, 2)]}
+        parquet.write_table(pa.table(rows), tmp_path / "set/a.parquet")
+    images = load(tmp_path / "set")
+    expected = sorted(ODD_LABELS)
+    assert images.class_names == [visible(label) for label in expected]
+    found = {
+        image.tobytes(): expected[label]
+        for split in images.splits
+        for image, label in zip(images[split], np.asarray(images.labels(split)).tolist(), strict=True)
+    }
+    assert found == {noise(6, 5, seed=number).tobytes(): ODD_LABELS[number // 2] for number in range(20)}
+
+
+@pytest.mark.parametrize("label", ["9" * 5000, 'a"b\n' * 100, "x" * 256])
+def test_a_label_that_is_too_long_is_refused(label: str, tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/1.png").write_bytes(content(1))
+    doubled = label.replace('"', '""')
+    (tmp_path / "set/labels.csv").write_text(f'file,label\n1.png,"{doubled}"\n')
+    with pytest.raises(UserError, match=r"set: a label in labels\.csv has [0-9,]+ characters, and 255 are") as refused:
+        load(tmp_path / "set")
+    assert refused.value.code is Exit.INVALID_DATA
+
+
+def test_the_order_of_labels_of_one_number_is_that_of_their_digits(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    for number in range(8):
+        (tmp_path / f"set/{number}.png").write_bytes(content(number))
+    written = ["1", "01", "001", "0001", "10", "2", "02", "3"]
+    lines = [f"{number}.png,{label}\n" for number, label in enumerate(written)]
+    (tmp_path / "set/labels.csv").write_text("file,label\n" + "".join(lines))
+    assert load(tmp_path / "set").class_names == ["0001", "001", "01", "1", "02", "2", "3", "10"]
 
 
 @pytest.mark.parametrize("inside", ["", "animals/"])
