@@ -24,7 +24,7 @@ from flows.core.errors import Exit, UserError, brief
 from flows.core.params import CHAMPION
 from flows.evaluation.results import BoundMetrics, bits
 from flows.orchestration.due import Due, find_due, list_results, say_nothing_to_do
-from flows.orchestration.outcome import Drifted, Outcome
+from flows.orchestration.outcome import Outcome, failed
 from flows.orchestration.releasing import fetch_published, publish_all, release, release_anew
 from flows.orchestration.runs import INTERRUPTED
 from flows.orchestration.silence import is_source_gone
@@ -81,7 +81,7 @@ def train_vdm(
         return Completed(name=outcome.state, message=str(outcome))
     except EXPECTED as error:
         reason = to_user_error(error)
-        outcome = Outcome("Drifted" if isinstance(error, Drifted) else "Failed", reason=str(reason))
+        outcome = failed(reason)
         return Failed(name=outcome.state, message=str(outcome), data=reason)
     except STOPPING:
         if is_cancelled():

@@ -1,9 +1,12 @@
 """What came of a run, and the sentence that says it."""
 
+import re
 from typing import Literal, NamedTuple
 
 from flows.core.errors import UserError
+from flows.core.files import SCRATCH
 from flows.orchestration.arrivals import Arrivals
+from flows.orchestration.workspace import RUN_NAME
 from flows.registry.evidence import WAIT, Evidence
 from flows.registry.versions import Version
 
@@ -59,3 +62,13 @@ class Outcome(NamedTuple):
         return "; ".join(
             part for part in (said, images, self.damaged, self.odd, self.without_source, self.costs) if part
         )
+
+
+def failed(error: UserError) -> Outcome:
+    """Return the outcome of a run that failed.
+
+    Messages are gathered by its text, so the same failure of two runs has one: it says RUN for the run's name, which
+    paths and branches have.  Nor does it name temporary files.
+    """
+    reason = re.sub(rf"{re.escape(SCRATCH)}(?!old-)\w+", f"{SCRATCH}*", RUN_NAME.sub("RUN", str(error)))
+    return Outcome("Drifted" if isinstance(error, Drifted) else "Failed", reason=reason)

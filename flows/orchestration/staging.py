@@ -60,9 +60,7 @@ def keep_findings(run: Run, error: UserError) -> UserError:
     docs = artifacts.show_data_docs(run.folder, run.reports)
     if error.code is not Exit.INVALID_DATA:
         return error
-    # The error names no run, since messages about the same failure are gathered by its text.
-    get_run_logger().error("kept as %s", docs.relative_to(run.main.folder))
-    return UserError(f"{error}, kept in the newest folder of {layout.RUN_REPORTS}", error.code)
+    return UserError(f"{error}, kept as {docs.relative_to(run.main.folder)}", error.code)
 
 
 class RunStage(NamedTuple):

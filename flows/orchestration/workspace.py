@@ -7,6 +7,7 @@ is removed when the run ends well, or else when the next run starts, if no proce
 
 import hashlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,9 @@ from flows.process.locks import Holder, lock_file
 from flows.registry.project import Project
 from flows.repository.cache import share_cache
 from flows.repository.repository import MODEL
+
+RUN_NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")
+"""What `new_name` makes."""
 
 
 class Instructions(NamedTuple):

@@ -400,7 +400,7 @@ def test_a_run_whose_images_are_not_valid_names_the_page_that_outlives_its_folde
         run_stage(STAGES["validate"], run)
     kept = ".vdm/reports/small/data_docs/index.html"
     assert (str(error.value), error.value.code) == (
-        f"{reason}, kept in the newest folder of .vdm/reports",
+        f"{reason}, kept as {kept}",
         Exit.INVALID_DATA,
     )
     assert Path(kept).is_file()

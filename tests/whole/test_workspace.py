@@ -3,6 +3,7 @@
 import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,11 @@ from project import Sandbox
 
 from flows.core import layout
 from flows.core.errors import Exit, UserError
+from flows.core.files import name_beside
+from flows.evaluation.odd import OddBatch, Surprise
+from flows.orchestration.checking import judge_odd
+from flows.orchestration.outcome import failed
+from flows.orchestration.streaming import EXPECTED, to_user_error
 from flows.orchestration.workspace import Instructions, Run, clear_up, compose_params, workspace
 from flows.registry.project import Project
 
@@ -33,6 +39,34 @@ def test_overrides_and_the_committed_file_are_checked(plain: Sandbox) -> None:
     with pytest.raises(UserError, match=r"params.yaml of commit HEAD: promote.confidence: .* got 2") as raised:
         compose_params(Project(plain.folder), "HEAD")
     assert raised.value.code is Exit.USAGE
+
+
+def test_the_same_failure_of_two_runs_has_one_text(plain: Sandbox) -> None:
+    """Messages about failures are gathered by it."""
+    batch = OddBatch(num_images=20, num_odd=18, expected_odd=0.2, most_odd=2, p=1e-9)
+    found = Surprise.model_construct(batch=batch, images=[], model="vdm@v1.0.0")
+    project, params = Project(plain.folder), plain.git("show", "HEAD:params.yaml")
+    said = []
+    for _ in range(2):
+        with workspace(project, params, "HEAD") as run:
+            page = run.reports.relative_to(project.folder) / "odd.html"
+            scratch = name_beside(run.folder / "data/images/train.npy")
+            for fails in (
+                partial(run.ask, "fetch", "nowhere"),
+                partial(run.ask, "push", "origin", run.branch),
+                partial(getattr, run, "images"),
+                partial(judge_odd, found, 0.5, page),
+                partial(scratch.read_bytes),
+            ):
+                with pytest.raises(EXPECTED) as raised:
+                    fails()
+                error = to_user_error(raised.value)
+                assert run.name in str(error)
+                said.append(str(failed(error)))
+    half = len(said) // 2
+    assert said[:half] == said[half:]
+    assert said[3].endswith("; look at .vdm/reports/RUN/odd.html, remove them or raise the limit")
+    assert said[4].endswith("/.vdm/worktrees/RUN/data/images/.vdm-*: No such file or directory")
 
 
 def test_an_override_changes_its_line_alone(plain: Sandbox) -> None:
