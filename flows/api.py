@@ -25,7 +25,6 @@ from flows.core.card import CARD, card
 from flows.core.errors import Exit, UserError
 from flows.core.files import replace_folder, write_whole
 from flows.core.model import CONFIG, DescribedVDM, TrainedModel, copy_model, model_in_memory
-from flows.core.networks import remember
 from flows.evaluation.calibration import Calibration, calibration_with
 from flows.evaluation.surprise import Compared, compare_with_held_out
 from flows.images.image_set import dtype_of
@@ -56,9 +55,7 @@ def load(model: str | Path, device: str = "auto", *, network: nn.Module | None =
     `device` is cpu, cuda, cuda:N, or auto: CUDA if torch finds it.  Nothing in the folder is run.  A model that was
     trained with a network of your own needs one, `network`, made with the same arguments.  Raises UserError.
     """
-    if network is not None:
-        remember(network)
-    return Project().model(str(model), device).vdm
+    return Project().model(str(model), device, network).vdm
 
 
 def save(model: VDM, folder: str | Path, *, overwrite: bool = False) -> None:
@@ -124,6 +121,8 @@ def train(
     if start and (images.shape[1:] != start.image_shape or num_levels not in (None, start.num_levels)):
         ours, theirs = (images.shape[1:], num_levels), (start.image_shape, start.num_levels)
         raise ValueError(f"images must have the shape and the levels of start_from, {theirs}, got {ours}")
+    if start and network is not None:
+        raise ValueError("start_from has a network already, which is trained on; leave out `network`")
     num_levels = levels_of(images, start.num_levels if start else num_levels)
     num_classes = (start.num_classes or 0) if start else None
     classes = None if labels is None else classes_of(labels, len(images), num_classes)

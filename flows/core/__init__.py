@@ -10,7 +10,8 @@ documents     JSON files and parsed YAML as typed models
 bounded_yaml  YAML whose size and depth are bounded
 files         reading regular files of bounded size, writing whole files and folders, paths that come from data
 model         a trained model, opened from its folder
-networks      networks of the user's own, found by their names
+network_code  the code of networks of the user's own, by their names
+networks      networks of the user's own, made of their code or given by hand
 ancestry      the models from which a training began, as documents
 card          the card of a model, made of what its folder says
 judgement     what the figures of a model mean, in words

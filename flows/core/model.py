@@ -11,8 +11,8 @@ is saved.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,26 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch import nn
 
 from flows.core.ancestry import Ancestor, SeenImages
 from flows.core.documents import Count, Document, Number, Sha256, explain, parse, read_document
 from flows.core.errors import CheckpointError, Exit, UserError, brief
-from flows.core.files import MOST_BYTES, read_bounded, replace_file_last, write_whole
-from flows.core.networks import new_vdm
+from flows.core.files import (
+    MOST_BYTES,
+    contains,
+    open_regular,
+    parse_json,
+    read_bounded,
+    replace_file_last,
+    write_whole,
+)
+from flows.core.network_code import HERE, NetworkCode
+from flows.core.networks import NetworkSource, at_most, new_vdm
 from flows.core.params import Model, Section
 from vdm.choices import ScheduleKind, TrainingImages
 from vdm.model import VDM
+from vdm.network import OwnNetwork
 
 WEIGHTS, CONFIG, TRAINING = "weights.safetensors", "config.json", "training.json"
 MOST_CONFIG_BYTES = 2**20
@@ -147,17 +158,21 @@ class TrainedModel:
     Processes that share work get the path and open it again, on the CPU: that is how this object is pickled.
     """
 
-    def __init__(self, description: ModelDescription, vdm: DescribedVDM, opened: Path | None = None) -> None:
+    def __init__(
+        self, description: ModelDescription, vdm: DescribedVDM, opened: Path | None = None, source: NetworkSource = HERE
+    ) -> None:
         self.description = description
         self.vdm = vdm
         self.opened = opened
         """The folder from which it was opened; None for a model in memory."""
+        self.source = source
+        """Of what a network of the user's own was made."""
         self.name = vdm.name
         self.sha256 = hashlib.sha256(vdm.config.encode()).hexdigest()
         """Of config.json, which covers the model since it contains the digest of the weights."""
 
-    def __reduce__(self) -> tuple[Any, tuple[Path, str, str]]:
-        return open_model, (self.folder, "cpu", self.name)
+    def __reduce__(self) -> tuple[Any, tuple[Path, str, str, NetworkSource]]:
+        return open_model, (self.folder, "cpu", self.name, self.source)
 
     @property
     def folder(self) -> Path:
@@ -211,6 +226,12 @@ class TrainedModel:
         return self
 
     @property
+    def own_network(self) -> nn.Module | None:
+        """A network of the user's own; None for that of the paper."""
+        network = self.vdm.network
+        return network.network if isinstance(network, OwnNetwork) else None
+
+    @property
     def training(self) -> Training | None:
         """On what it was trained, and how; None if that is not known, as of an imported model."""
         return self.vdm.of_training
@@ -221,18 +242,30 @@ class TrainedModel:
         return self.training.parameters if self.training else {}
 
 
-def open_model(folder: Path, device: torch.device | str = "cpu", name: str | None = None) -> TrainedModel:
+def open_model(
+    folder: Path, device: torch.device | str = "cpu", name: str | None = None, source: NetworkSource = HERE
+) -> TrainedModel:
     """Return the model in `folder`, in evaluation mode on `device`.  No pickle is read.  `name` is for messages.
 
-    Raises UserError: exit 5 if a file is missing or damaged, 2 if the device has too little memory for the parameters.
+    A network of the user's own is made of `source`, once its weights are known to be whole.
+
+    Raises UserError: exit 5 if a file is missing or damaged, 2 if the device has too little memory for the parameters,
+    or without the network of which the model is.
     """
     description, _ = read_config(folder)
-    device = torch.device(device)
+    device, own = torch.device(device), "network" in description.model
+    if not own and isinstance(source, nn.Module):
+        raise UserError(f"{folder} has the network of this package, so `network` cannot take its place", Exit.USAGE)
+    if isinstance(source, NetworkCode) and own and contains(folder, source.folder):
+        reason = f"the code of its network lies in the folder itself, {source.folder}, and is not run"
+        raise UserError(f"{folder}: {reason}; read it, and work in a folder of your own", Exit.USAGE)
     try:
-        # Shapes without values: nothing is allocated yet.  What other networks compute for themselves would be lost.
-        with nullcontext() if "network" in description.model else torch.device("meta"):
-            vdm = new_vdm(DescribedVDM, description.model)
-        count = sum(p.numel() for p in vdm.parameters())
+        if own:  # what it computes for itself would be lost without values, so it is made last
+            num_tensors, count = count_tensors(folder / WEIGHTS)
+        else:  # shapes without values: nothing is allocated yet
+            with torch.device("meta"):
+                vdm = new_vdm(DescribedVDM, description.model, source)
+            count = sum(p.numel() for p in vdm.parameters())
         require_room(str(folder), count, device)
         weights = read_bytes(folder / WEIGHTS, MOST_WEIGHT_BYTES * count + MOST_HEADER_BYTES)
         if hashlib.sha256(weights).hexdigest() != description.weights_sha256:
@@ -242,6 +275,9 @@ def open_model(folder: Path, device: torch.device | str = "cpu", name: str | Non
             name: tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
             for name, tensor in load(weights).items()
         }
+        if own:
+            with at_most(num_tensors, count):
+                vdm = new_vdm(DescribedVDM, description.model, source)
         vdm.load_state_dict(tensors, assign=True)
     except (SafetensorError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: weights and {CONFIG} do not describe one model: {brief(error)}") from error
@@ -253,7 +289,21 @@ def open_model(folder: Path, device: torch.device | str = "cpu", name: str | Non
     vdm.of_training = (
         read_document(Training, training, "restore the file", MOST_CONFIG_BYTES) if training.exists() else None
     )
-    return TrainedModel(description, vdm.eval().to(device), folder)
+    return TrainedModel(description, vdm.eval().to(device), folder, source)
+
+
+def count_tensors(weights: Path) -> tuple[int, int]:
+    """Return how many tensors a file of weights has, and how many numbers, as its header says.
+
+    Raises CheckpointError if it cannot be read; ValueError, TypeError or LookupError for another header.
+    """
+    try:
+        with open_regular(weights) as file:
+            header = file.read(min(int.from_bytes(file.read(8), "little"), MOST_HEADER_BYTES))
+    except OSError as error:
+        raise CheckpointError(f"{weights}: {error.strerror}; {ADVICE}") from error
+    shapes = [each["shape"] for name, each in dict(parse_json(header)).items() if name != "__metadata__"]
+    return len(shapes), sum(map(math.prod, shapes))
 
 
 def model_in_memory(vdm: VDM) -> TrainedModel:

@@ -10,6 +10,8 @@ from flows.registry.versions import VERSION_NAME, Registry, Version, open_regist
 from flows.repository.repository import Repository
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from flows.contract.findings import Verdict
     from flows.core.model import TrainedModel
     from flows.core.params import Params
@@ -95,15 +97,19 @@ class Project(Repository):
             raise UserError(f"{model}: {reason}; `vdmctl models` lists the versions", Exit.MISSING)
         return Path(model)
 
-    def model(self, model: str | None = None, device: str = "cpu") -> "TrainedModel":
+    def model(
+        self, model: str | None = None, device: str = "cpu", network: "nn.Module | None" = None
+    ) -> "TrainedModel":
         """Return the model that a text names, by default models/vdm, opened on the device.  A version is fetched.
 
-        Raises UserError: exit 5 if the folder or the version is missing or damaged, 2 for a device that is missing.
+        A `network` that is given by hand takes the place of what its code would make.  Raises UserError: exit 5 if the
+        folder or the version is missing or damaged, 2 for a device that is missing.
         """
         from flows.core.device import find_device  # torch takes a second
         from flows.core.model import open_model
+        from flows.core.network_code import HERE
 
-        return open_model(self.model_folder(model), find_device(device), model)
+        return open_model(self.model_folder(model), find_device(device), model, HERE if network is None else network)
 
     def results(self, model: "str | TrainedModel | None" = None) -> "Results":
         """Return the results of a model, by its name or opened already; by default those in the folder's outputs.

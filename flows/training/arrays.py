@@ -12,7 +12,8 @@ from torch import nn
 
 from flows.core.device import find_device, set_backend
 from flows.core.model import DescribedVDM, TrainedModel, arguments_of, describe_network
-from flows.core.networks import new_vdm, remember
+from flows.core.network_code import HERE
+from flows.core.networks import NetworkSource, new_vdm
 from flows.core.params import Params, Train
 from flows.core.params_file import PACKAGED, parse_params, read_preset
 from flows.process.streams import bar_of_steps
@@ -53,25 +54,30 @@ def train_on(
     texts = [AUTOMATIC, *([compose_continuation(start)] if start else [])]
     params = parse_params(read_preset(preset, PACKAGED, *texts), preset)
     if network is not None:
-        model = params.model.model_copy(update={"network": remember(network), "options": {}})
+        name = f"{type(network).__module__}:{type(network).__qualname__}"
+        model = params.model.model_copy(update={"network": name, "options": {}})
         train = params.train.model_copy(update={"optimizer": "adamw", "learning_rate": RATE_OF_ADAMW})
         params = params.model_copy(update={"model": model, "train": train})
     if params.model.classes is not None and labels is None:
         which = "the model from which training starts" if start else f"the preset {preset}"
         raise ValueError(f"{which} has classes; give `labels`, the class of each image")
     config = start.description.model if start else arguments(params, images, num_levels, labels)
+    own = start.own_network if start else network
+    source: NetworkSource = HERE if own is None else own
     alone = {"device": device, "num_devices": 1, "validate_every_steps": None, "keep": "last"}
     train = params.train.model_copy(update=alone | changes)
     most = (count_enough_steps(start) if start else None) or sys.maxsize
     if steps is None:
         assert minutes is not None
-        train, steps = size_for_seconds(train, config, 60 * minutes, began)
+        train, steps = size_for_seconds(train, config, source, 60 * minutes, began)
         steps = min(steps, most)
     suiting = take_values(choose_for_steps(train, steps))
     settings = resolve(train.model_copy(update=suiting | {"steps": steps}), where)
     set_backend(training=True)
     try:
-        trainer = build(config, settings, torch.from_numpy(images).to(where), None, labels=labels, start=start)
+        trainer = build(
+            config, settings, torch.from_numpy(images).to(where), None, labels=labels, start=start, source=source
+        )
         with bar_of_steps("training", steps) as shown:
             while not trainer.finished:
                 if trainer.done == UNUSUAL_STEPS:
@@ -88,7 +94,7 @@ def train_on(
                 shown.update()
     finally:
         set_backend()
-    vdm = new_vdm(DescribedVDM, config)  # not the trainer's, which may be compiled
+    vdm = new_vdm(DescribedVDM, config, source)  # not the trainer's, which may be compiled
     vdm.load_state_dict(trainer.averaged.state_dict())
     ancestors = start.line if start else []
     names = {"class_names": start.class_names} if start and start.class_names else {}
@@ -102,12 +108,14 @@ def arguments(params: Params, images: np.ndarray, num_levels: int, labels: np.nd
     return arguments_of(params.model.model_copy(update=suiting | {"classes": classes}), images.shape[1:], num_levels)
 
 
-def size_for_seconds(train: Train, config: dict[str, Any], seconds: float, began: float) -> tuple[Train, int]:
+def size_for_seconds(
+    train: Train, config: dict[str, Any], source: NetworkSource, seconds: float, began: float
+) -> tuple[Train, int]:
     """Return the parameters with the size of a batch, and the steps until so many seconds after `began`.
 
     Steps are measured first, and `LEAST_STEPS` follow in any case.  Raises ValueError if so many take longer.
     """
-    measure = partial(time_steps, config, seconds=min(MEASURED_SECONDS, SHARE_MEASURED * seconds))
+    measure = partial(time_steps, config, seconds=min(MEASURED_SECONDS, SHARE_MEASURED * seconds), source=source)
     size, _, step = find_pace(train, seconds, measure)
     if LEAST_STEPS * step > seconds:
         raise ValueError(f"{seconds / 60:g} minutes are too few: a step takes {step:.2g} s; give more minutes")

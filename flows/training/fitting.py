@@ -28,7 +28,8 @@ from flows.core.model import (
     require_room,
     save_model,
 )
-from flows.core.networks import new_vdm
+from flows.core.network_code import HERE
+from flows.core.networks import NetworkSource, new_vdm
 from flows.images.grids import grid, png
 from flows.images.image_set import SPLITS, ImageSet, about_classes, number_of_classes
 from flows.process.ending import handle_stop
@@ -236,11 +237,13 @@ def build(
     labels: np.ndarray | None = None,
     *,
     start: TrainedModel | None = None,
+    source: NetworkSource = HERE,
 ) -> Trainer:
     """Return the training before its first step, on the device of the images or, batch by batch, on another one.
 
-    It begins with the weights of `start`, or with random ones.  Raises UserError (exit 2) if images and parameters do
-    not fit, or if the device has not enough memory free to train the weights.
+    It begins with the weights of `start`, or with random ones; a network of the user's own is made of `source`.  Raises
+    UserError (exit 2) if images and parameters do not fit, or if the device has not enough memory free to train the
+    weights.
     """
     device = bring_to or images.device
     try:
@@ -248,7 +251,7 @@ def build(
             require_room("model", count_parameters(**config), device, bytes_each=BYTES_OF_A_WEIGHT)
         torch.manual_seed(settings.seed)
         classes = None if labels is None else torch.from_numpy(labels).to(device)
-        vdm = new_vdm(VDM, config)
+        vdm = new_vdm(VDM, config, source)
         num_parameters = sum(p.numel() for p in vdm.parameters())
         if start:
             vdm.load_state_dict(start.vdm.state_dict())

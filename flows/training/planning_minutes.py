@@ -12,6 +12,8 @@ import torch
 
 from flows.core.device import find_device
 from flows.core.errors import Exit, UserError
+from flows.core.network_code import HERE
+from flows.core.networks import NetworkSource
 from flows.core.params import Params, Train
 from flows.images.image_set import FEWEST_COMPARED
 from flows.process.locks import claim
@@ -141,7 +143,9 @@ def measure_steps(config: dict[str, Any], train: Train) -> tuple[float, float]:
     return first, step
 
 
-def time_steps(config: dict[str, Any], train: Train, seconds: float) -> tuple[float, float]:
+def time_steps(
+    config: dict[str, Any], train: Train, seconds: float, source: NetworkSource = HERE
+) -> tuple[float, float]:
     """Return the seconds of the first step and the median of the later ones, in one process of the training.
 
     `config` are the arguments of the model.  Later steps are measured for so many seconds, and at least three.
@@ -150,7 +154,7 @@ def time_steps(config: dict[str, Any], train: Train, seconds: float) -> tuple[fl
     with process_group(device):
         shape = train.batch_size, *config["image_shape"]
         images = torch.randint(config["num_levels"], shape, dtype=torch.int32, device=device)
-        trainer = build(config, resolve(train, device), images, None)
+        trainer = build(config, resolve(train, device), images, None, source=source)
         times = [time.monotonic()]
         while len(times) < 5 or not any_process(times[-1] - times[1] > seconds):
             trainer.step()

@@ -157,7 +157,7 @@ def test_minutes_are_spent_and_the_learning_rate_falls_over_all_of_them(
     monkeypatch: pytest.MonkeyPatch, digits: np.ndarray
 ) -> None:
     """Here a step is said to take 0.1 s, which leaves 60 s for 600 steps."""
-    monkeypatch.setattr("flows.training.arrays.time_steps", lambda *_, seconds: (0.1, 0.1))
+    monkeypatch.setattr("flows.training.arrays.time_steps", lambda *_, seconds, source: (0.1, 0.1))
     trained = []
 
     def build(config: dict[str, Any], settings: TrainingSettings, *_: Any, **__: Any) -> None:
@@ -180,7 +180,7 @@ def test_steps_that_are_faster_than_those_measured_are_more(
     monkeypatch: pytest.MonkeyPatch, digits: np.ndarray
 ) -> None:
     """Ten steps of 0.1 s would take the second; here they take a tenth of it."""
-    monkeypatch.setattr("flows.training.arrays.time_steps", lambda *_, seconds: (0.1, 0.1))
+    monkeypatch.setattr("flows.training.arrays.time_steps", lambda *_, seconds, source: (0.1, 0.1))
     began = time.monotonic()
     train(digits[:64], minutes=1.01 / 60, num_levels=17, device="cpu")
     assert time.monotonic() - began > 0.9

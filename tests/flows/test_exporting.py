@@ -17,13 +17,14 @@ from small import Small
 
 from flows import api
 from flows.cli import run
-from flows.core import layout, networks
+from flows.core import layout
 from flows.core.ancestry import Ancestor
 from flows.core.errors import Exit
 from flows.core.model import WEIGHTS, TrainedModel, open_model, save_model
+from flows.core.network_code import HERE
+from flows.core.networks import new_vdm
 from flows.evaluation.exporting import export, name_on_hub
 from flows.images.image_set import open_images
-from networks.dit import DiT
 from vdm.model import VDM
 
 CLASSES = ROOT / "pretrained/digits_classes"
@@ -135,7 +136,7 @@ def test_a_model_that_began_from_images_of_another_licence_has_no_licence_by_its
 
 
 def test_the_card_says_which_network_is_not_in_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(networks, "IN_MEMORY", {})
+    monkeypatch.chdir(ROOT)
     arguments = {
         "image_shape": (1, 8, 8),
         "num_levels": 17,
@@ -143,8 +144,8 @@ def test_the_card_says_which_network_is_not_in_the_folder(tmp_path: Path, monkey
         "gamma_0": -9.0,
         "gamma_1": 5.0,
     }
-    own = {"network": networks.remember(DiT(1, (8, 8), width=16, layers=1)), "options": {}}
-    save_model(tmp_path / "model", networks.new_vdm(VDM, arguments | own), arguments | own)
+    own = {"network": "networks.dit:DiT", "options": {"channels": 1, "size": [8, 8], "width": 16, "layers": 1}}
+    save_model(tmp_path / "model", new_vdm(VDM, arguments | own, HERE), arguments | own)
     export(open_model(tmp_path / "model"), None, tmp_path / "out")
     assert "Its network is `networks.dit:DiT`, whose code is not in this folder" in parts(tmp_path / "out")[1]
 

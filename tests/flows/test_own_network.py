@@ -1,33 +1,66 @@
 """Networks of the user's own: in Python, as docs/python.md shows, and in the pipeline."""
 
+import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import TINY
 from project import ROOT
 from small import Small
 from torch import nn
 
 from flows.api import classify, evaluate, load, save, train
 from flows.cli import run
-from flows.core import networks
 from flows.core.errors import Exit, UserError
-from flows.core.model import read_config
+from flows.core.model import config_sha256, open_model, read_config, save_model
+from flows.core.network_code import HERE
+from flows.core.networks import NetworkSource, new_vdm
 from flows.core.params_file import parse_params
 from networks.dit import DiT
 from vdm.model import VDM
 
 PROGRAMS = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL)
+CODE = {
+    "__init__": "",
+    "parts": """from torch import nn
+
+class Scale(nn.Module):
+    def forward(self, x):
+        return 0.5 * x
+""",
+    "mine": """import pathlib
+from .parts import Scale
+from subprocess import run
+from torch import nn
+from torch.nn import Conv2d
+
+def function():
+    run(["touch", "ran"])
+
+class Other:
+    pass
+
+class Net(nn.Module):
+    def __init__(self, layers=2, power=1.0, width=1, touch=None):
+        super().__init__()
+        if touch:
+            pathlib.Path(touch).touch()
+        self.layers = nn.ModuleList(Conv2d(width, width, 1) for _ in range(layers))
+        self.scale = Scale()
+        self.power = power
+
+    def forward(self, z_t, gamma_t):
+        for layer in self.layers:
+            z_t = layer(z_t)
+        return self.scale(z_t) ** self.power
+""",
+}
 BOUND = {"image_shape": (1, 8, 8), "num_levels": 17, "schedule": "learned_linear", "gamma_0": -9.0, "gamma_1": 5.0}
-
-
-@pytest.fixture(autouse=True)
-def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget the networks that other tests gave by hand."""
-    monkeypatch.setattr(networks, "IN_MEMORY", {})
 
 
 def program(name: str) -> str:
@@ -59,7 +92,6 @@ def test_a_model_with_classes_is_loaded_with_its_network_only(
     model = train(digits[:60], labels, steps=2, num_levels=17, network=DiT(1, (8, 8), width=16, layers=1, classes=3))
     assert classify(model, digits[:2], times_per_image=2).best.shape == (2,)
     save(model, "mine")
-    networks.IN_MEMORY.clear()
     refusal = r"there is no network networks\.dit:DiT, .* put its file into networks/, or in Python give `load`"
     with pytest.raises(UserError, match=refusal) as raised:
         load("mine")
@@ -69,6 +101,136 @@ def test_a_model_with_classes_is_loaded_with_its_network_only(
     np.testing.assert_array_equal(evaluate(again, digits[:5], times_per_image=1).bpd, bpd)
     continued = train(digits[:60], labels, steps=1, start_from=again)
     assert not torch.equal(continued.state_dict()["network.network.place"], again.state_dict()["network.network.place"])
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a model of a network in networks/ of the working directory."""
+    monkeypatch.chdir(tmp_path)
+    write_code()
+    return own_model(Path("model"), "networks.mine:Net", {"layers": 2, "power": 1.0})
+
+
+def write_code(**changed: str) -> None:
+    """Write networks/, with a class that imports its parts, and what no model may call."""
+    for name, text in (CODE | changed).items():
+        Path("networks", f"{name}.py").parent.mkdir(exist_ok=True)
+        Path("networks", f"{name}.py").write_text(text)
+
+
+def own_model(folder: Path, network: str, options: dict[str, Any], source: NetworkSource = HERE) -> Path:
+    """Save a model of a network of one's own, with the weights that it is made with."""
+    config = BOUND | {"network": network, "options": options}
+    save_model(folder, new_vdm(VDM, config, source), config)
+    return folder
+
+
+def rename(folder: Path, network: str, options: dict[str, Any]) -> None:
+    """Let a model name another network, with a digest that says so."""
+    described = json.loads((folder / "config.json").read_text())
+    described["model"] |= {"network": network, "options": options}
+    described["model_sha256"] = config_sha256(described["model"])
+    (folder / "config.json").write_text(json.dumps(described))
+
+
+@pytest.mark.parametrize(
+    ("network", "options", "reason"),
+    [
+        ("networks.mine:run", {"args": ["touch", "ran"]}, "mine.py defines no torch.nn.Module run"),
+        ("networks.mine:function", {}, "defines no torch.nn.Module function"),
+        ("networks.mine:Scale", {}, "defines no torch.nn.Module Scale"),
+        ("networks.mine:Conv2d", {"in_channels": 1}, "defines no torch.nn.Module Conv2d"),
+        ("networks.mine:Other", {}, "defines no torch.nn.Module Other"),
+        ("networks.mine:Missing", {}, "defines no torch.nn.Module Missing"),
+        ("networks.mine:Net", {"layers": 3}, "weights and config.json do not describe one model"),
+        ("networks.mine:Net", {"depth": 2}, "cannot be made with model.options: "),
+        ("networks.mine:Net", {"layers": 10**7}, "it becomes far larger than the 6 tensors of its weights"),
+        ("networks.mine:Net", {"width": 2 * 10**4}, "it becomes far larger than the 6 tensors of its weights"),
+        ("networks.mine:Net.forward", {}, "there is no network networks.mine:Net.forward"),
+        ("networks.nothing:Net", {}, "there is no network networks.nothing:Net"),
+        ("networks/mine:Net", {}, "there is no network networks/mine:Net"),
+        ("networks...elsewhere:Net", {}, "there is no network networks...elsewhere:Net"),
+        ("subprocess:run", {"args": ["touch", "ran"]}, "there is no network subprocess:run"),
+    ],
+)
+def test_a_model_from_elsewhere_makes_nothing_but_a_module_of_networks(
+    network: str, options: dict[str, Any], reason: str, mine: Path
+) -> None:
+    Path("elsewhere.py").write_text(CODE["mine"].replace("from .parts", "from networks.parts"))
+    rename(mine, network, options)
+    with pytest.raises(UserError, match=re.escape(reason)):
+        open_model(mine)
+    assert not Path("ran").exists()
+
+
+def test_a_network_is_made_only_for_weights_that_are_whole(mine: Path) -> None:
+    rename(mine, "networks.mine:Net", {"layers": 2, "touch": "ran"})
+    open_model(mine)
+    assert Path("ran").exists()
+    Path("ran").unlink()
+    content = bytearray((mine / "weights.safetensors").read_bytes())
+    content[-10] ^= 1
+    for damaged in (content, content[:100], b"", b"\xff" * 8, b"\x02" + bytes(7) + b"[]"):
+        (mine / "weights.safetensors").write_bytes(damaged)
+        with pytest.raises(UserError) as raised:
+            open_model(mine)
+        assert raised.value.code is Exit.MISSING
+    assert not Path("ran").exists()
+
+
+def test_a_model_folder_brings_no_code(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.move("networks", mine)
+    with pytest.raises(UserError, match=r"there is no network networks\.mine:Net"):
+        open_model(mine)
+    monkeypatch.chdir(mine)
+    with pytest.raises(UserError, match="the code of its network lies in the folder itself, networks, and is not run"):
+        open_model(Path())
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("from networks.parts import Scale", "mine.py:2: write `from .FILE import NAME`"),
+        ("import os, networks.parts", "mine.py:2: write `from .FILE import NAME`"),
+        ("from ...outside import Scale", "cannot be imported: attempted relative import beyond"),
+        ("from .missing import Scale", "cannot be imported: No module named"),
+        ("def", "mine.py: invalid syntax"),
+    ],
+)
+def test_imports_of_networks_are_relative(line: str, reason: str, mine: Path) -> None:
+    write_code(mine=CODE["mine"].replace("from .parts import Scale", line))
+    with pytest.raises(UserError, match=re.escape(reason)) as raised:
+        open_model(mine)
+    assert raised.value.code is Exit.USAGE
+
+
+def test_an_edit_within_the_second_is_seen(mine: Path) -> None:
+    first = open_model(mine).own_network
+    write_code(parts=CODE["parts"].replace("0.5", "0.6"))
+    second = open_model(mine).own_network
+    z_t = torch.ones(1, 1, 8, 8)
+    assert not torch.equal(first(z_t, torch.zeros(1)), second(z_t, torch.zeros(1)))
+
+
+def test_a_network_given_by_hand_leaves_the_saved_options(mine: Path, digits: np.ndarray) -> None:
+    z_t, gamma_t = torch.ones(1, 1, 8, 8), torch.zeros(1)
+    saved = load(mine)
+    by_hand = load(mine, network=HERE.of("networks.mine:Net").module().Net(layers=2, power=3.0))
+    after = load(mine)
+    given, first, last = (vdm.network(z_t, gamma_t) for vdm in (by_hand, saved, after))
+    assert torch.equal(first, last)
+    assert not torch.equal(first, given)
+    continued = train(digits[:20], steps=1, start_from=by_hand)
+    assert (continued.network.network.power, by_hand.network.network.power) == (3.0, 3.0)
+
+
+def test_a_network_is_not_ignored(mine: Path, tmp_path: Path, digits: np.ndarray) -> None:
+    save_model(tmp_path / "ordinary", VDM(**TINY), TINY)
+    with pytest.raises(UserError, match="has the network of this package, so `network` cannot take its place"):
+        load("ordinary", network=Cut())
+    for start in (load("ordinary"), load(mine)):
+        with pytest.raises(ValueError, match="start_from has a network already"):
+            train(digits[:20], steps=1, start_from=start, network=Cut())
 
 
 def test_a_network_is_told_what_is_wrong_with_it() -> None:
