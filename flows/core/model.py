@@ -11,6 +11,7 @@ is saved.
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,6 +42,8 @@ from flows.core.params import Model, Section
 from vdm.choices import ScheduleKind, TrainingImages
 from vdm.model import VDM
 from vdm.network import OwnNetwork
+
+log = logging.getLogger(__name__)
 
 WEIGHTS, CONFIG, TRAINING = "weights.safetensors", "config.json", "training.json"
 MOST_CONFIG_BYTES = 2**20
@@ -91,6 +94,8 @@ class ModelDescription(Document):
     """Of the arguments alone; that of the whole model is `TrainedModel.sha256`."""
     weights_sha256: Sha256
     fitted_to: TrainingImages | None = None
+    network_sha256: Sha256 | None = None
+    """Of the code of a network of the user's own, as the training ran it; None if it is not known."""
     inputs_sha256: Sha256 | None = None
     """Of everything that the training was given; see `inputs_sha256`."""
     ancestors: list[Ancestor] | None = None
@@ -256,9 +261,14 @@ def open_model(
     device, own = torch.device(device), "network" in description.model
     if not own and isinstance(source, nn.Module):
         raise UserError(f"{folder} has the network of this package, so `network` cannot take its place", Exit.USAGE)
-    if isinstance(source, NetworkCode) and own and contains(folder, source.folder):
-        reason = f"the code of its network lies in the folder itself, {source.folder}, and is not run"
-        raise UserError(f"{folder}: {reason}; read it, and work in a folder of your own", Exit.USAGE)
+    if isinstance(source, NetworkCode) and own:
+        if contains(folder, source.folder):
+            reason = f"the code of its network lies in the folder itself, {source.folder}, and is not run"
+            raise UserError(f"{folder}: {reason}; read it, and work in a folder of your own", Exit.USAGE)
+        network = description.model["network"]
+        if description.network_sha256 not in (None, source.of(network).sha256):
+            other = "%s was trained with other code of %s than %s has now, so its figures are not those of that model"
+            log.warning(other, name or folder, network, source.name)
     try:
         if own:  # what it computes for itself would be lost without values, so it is made last
             num_tensors, count = count_tensors(folder / WEIGHTS)
@@ -317,7 +327,8 @@ def model_in_memory(vdm: VDM) -> TrainedModel:
     if hashlib.sha256(weights_of(vdm)).hexdigest() == model.description.weights_sha256:
         return model
     names = {} if model.class_names is None else {"class_names": model.class_names}
-    return describe_network(vdm, model.description.model, ancestors=model.line, **names)
+    code = model.description.network_sha256
+    return describe_network(vdm, model.description.model, ancestors=model.line, network=code, **names)
 
 
 def describe_network(vdm: DescribedVDM, config: dict[str, Any], **stated: Any) -> TrainedModel:
@@ -375,14 +386,16 @@ def describe_weights(
     config: dict[str, Any],
     *,
     fitted_to: TrainingImages | None = None,
+    network: str | None = None,
     inputs: str | None = None,
     ancestors: Sequence[Ancestor] = (),
     **classes: Any,
 ) -> str:
     """Return the content of config.json for a file of weights, and the arguments of its model.
 
-    `fitted_to` are the images that the model was trained on, and `inputs` is the digest of all inputs of the training;
-    both are None if they are not known.  `ancestors` is the line of the model from which the training began.
+    `fitted_to` are the images that the model was trained on, `network` is the digest of the code of a network of the
+    user's own, and `inputs` that of all inputs of the training; each is None if it is not known.  `ancestors` is the
+    line of the model from which the training began.
     `classes` are keys about the classes.
     """
     description: dict[str, Any] = {
@@ -392,6 +405,8 @@ def describe_weights(
     }
     if fitted_to:
         description["fitted_to"] = fitted_to
+    if network:
+        description["network_sha256"] = network
     if inputs:
         description["inputs_sha256"] = inputs
     if ancestors:

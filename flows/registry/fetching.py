@@ -4,14 +4,18 @@ The digests come from dvc.lock at the version's commit.  Cache and remote are th
 configured in an old commit may be gone.
 """
 
+import logging
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
 
 from flows.core import layout
 from flows.core.documents import Document, Sha256, read_document
 from flows.core.errors import Exit, UserError
-from flows.core.files import file_sha256, scratch_folder
+from flows.core.files import file_sha256, inside, scratch_folder, write_whole
+from flows.core.network_code import HERE, NetworkCode
 from flows.images.image_set import ImageSet, open_images
 from flows.registry.versions import Version
 from flows.repository.cache import repair_advice
@@ -19,13 +23,26 @@ from flows.repository.files import DamagedVersionError, get
 from flows.repository.repository import Repository
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
     from flows.core.model import TrainedModel
 
 
+log = logging.getLogger(__name__)
+
+
 class Described(Document):
-    """What config.json of a model says about its weights; `flows.core.model`, which reads more, loads torch."""
+    """What config.json says about weights and code; `flows.core.model`, which reads more, loads torch."""
 
     weights_sha256: Sha256
+    model: dict[str, Any] = Field(default_factory=dict)
+    network_sha256: Sha256 | None = None
+
+    @property
+    def network(self) -> str | None:
+        """The name of a network of the user's own."""
+        return self.model.get("network")
 
 
 def fetch(repository: Repository, version: Version) -> Path:
@@ -43,11 +60,56 @@ def fetch(repository: Repository, version: Version) -> Path:
     return folder
 
 
-def fetch_model(repository: Repository, version: Version) -> "TrainedModel":
-    """Fetch the version's model, and open it.  Raises what `fetch` and `flows.core.model.open_model` raise."""
+def fetch_model(
+    repository: Repository,
+    version: Version,
+    device: "torch.device | str" = "cpu",
+    name: str | None = None,
+    network: "nn.Module | None" = None,
+) -> "TrainedModel":
+    """Fetch the version's model, and open it; `name` is for messages.
+
+    The code of a network of the user's own is that of the version's commit, unless `network` is given by hand.  Raises
+    what `fetch` and `flows.core.model.open_model` raise.
+    """
     from flows.core.model import open_model  # torch takes a second
 
-    return open_model(fetch(repository, version), name=version.name)
+    folder = fetch(repository, version)
+    own = read_described(folder).network
+    source = HERE if network is None else network
+    if own and network is None:
+        source = fetch_code(repository, version)
+        with suppress(UserError):  # it may be no more
+            if NetworkCode(repository.folder / layout.NETWORKS).of(own).sha256 != source.of(own).sha256:
+                log.info("%s: %s has other code here now; that of its commit is used", version.name, own)
+    return open_model(folder, device, name or version.name, source)
+
+
+def fetch_code(repository: Repository, version: Version) -> NetworkCode:
+    """Put networks/ of the version's commit into `.vdm/models/<digest>`, and return it.  Raises UserError (exit 5)."""
+    (digest,) = repository.objects(version.commit, [str(layout.NETWORKS)])
+    folder = repository.folder / layout.FETCHED / digest
+    code = NetworkCode(folder, f"{layout.NETWORKS}/ of {version.name}")
+    if folder.is_dir() or not digest.isalnum():  # without such a folder git says that it is missing
+        return code
+    listed = repository.git("ls-tree", "-r", "-z", "--name-only", f"{version.commit}:{layout.NETWORKS}").decode()
+    names = [name for name in listed.split("\0") if name.endswith(".py") and name.isprintable()]
+    contents = repository.contents([f"{digest}:{name}" for name in names])
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with scratch_folder(folder.parent) as scratch:
+        for name in names:
+            write_whole(inside(scratch / digest, name), contents[f"{digest}:{name}"] or b"")
+        move_whole(scratch / digest, folder)
+    return code
+
+
+def move_whole(made: Path, folder: Path) -> None:
+    """Put a folder in its place, unless another process has done so meanwhile."""
+    try:
+        made.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
 
 
 def fetch_images(repository: Repository, version: Version) -> ImageSet:
@@ -77,11 +139,7 @@ def fetch_folder(repository: Repository, version: Version, path: str) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with repository.at(version).files() as files, scratch_folder(folder.parent) as scratch:
         get(files, path, digest, scratch)
-        try:
-            (scratch / path).rename(folder)
-        except OSError:
-            if not folder.is_dir():  # another process may have fetched it meanwhile
-                raise
+        move_whole(scratch / path, folder)
     return folder
 
 
@@ -105,11 +163,16 @@ def require_model(folder: Path, version: Version) -> None:
     if not config.is_file() or file_sha256(config) != expected:
         raise DamagedVersionError(f"{folder} is not the model of {version.name}")
     try:
-        described = read_document(Described, config)
+        described = read_described(folder)
     except UserError as error:
         raise DamagedVersionError(str(error)) from error
     if not weights.is_file() or file_sha256(weights) != described.weights_sha256:
         raise DamagedVersionError(f"{folder}: its weights are damaged or missing")
+
+
+def read_described(folder: Path) -> Described:
+    """Return what config.json of a model says.  Raises UserError (exit 5) if it is missing or damaged."""
+    return read_document(Described, folder / "config.json")
 
 
 def require_digest(version: Version, key: str) -> str:

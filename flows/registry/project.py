@@ -107,9 +107,14 @@ class Project(Repository):
         """
         from flows.core.device import find_device  # torch takes a second
         from flows.core.model import open_model
-        from flows.core.network_code import HERE
+        from flows.core.network_code import NetworkCode
+        from flows.registry.fetching import fetch_model
 
-        return open_model(self.model_folder(model), find_device(device), model, HERE if network is None else network)
+        found = find_device(device)
+        if model is not None and (version := self.version(model)):
+            return fetch_model(self, version, found, model, network)
+        source = NetworkCode(self.folder / layout.NETWORKS) if network is None else network
+        return open_model(self.model_folder(model), found, model, source)
 
     def results(self, model: "str | TrainedModel | None" = None) -> "Results":
         """Return the results of a model, by its name or opened already; by default those in the folder's outputs.

@@ -10,6 +10,7 @@ keys.
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from flows.core.documents import read_document
 from flows.core.errors import UserError
 from flows.core.files import scratch_folder
 from flows.images.image_set import open_images
-from flows.registry.fetching import require_digest, require_model
+from flows.registry.fetching import Described, fetch_code, read_described, require_digest, require_model
 from flows.registry.versions import Registry, Version
 from flows.repository.commit import Commit
 from flows.repository.files import DamagedVersionError, get
@@ -90,7 +91,22 @@ def verify(repository: Repository, version: Version) -> list[Verified]:
                 checks.append(check(f"{output} sha256", action))
             else:
                 checks.append(Verified(str(output), "dvc.lock does not list it"))
+        with suppress(UserError):  # a check above says that config.json is missing or damaged
+            described = read_described(model)
+            if described.network and described.network_sha256:
+                checks.append(check(described.network, partial(require_code, repository, version, described)))
     return checks
+
+
+def require_code(repository: Repository, version: Version, described: Described) -> None:
+    """Raise DamagedVersionError unless the commit has the code with which the version's network was trained."""
+    assert described.network is not None
+    try:
+        found = fetch_code(repository, version).of(described.network).sha256
+    except UserError as error:
+        raise DamagedVersionError(str(error)) from error
+    if found != described.network_sha256:
+        raise DamagedVersionError(f"the model was trained with other code than {layout.NETWORKS}/ has at its commit")
 
 
 def require_sound(repository: Repository, version: Version) -> None:

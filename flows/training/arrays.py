@@ -98,7 +98,8 @@ def train_on(
     vdm.load_state_dict(trainer.averaged.state_dict())
     ancestors = start.line if start else []
     names = {"class_names": start.class_names} if start and start.class_names else {}
-    return describe_network(vdm.to(where).eval(), config, ancestors=ancestors, **names).vdm
+    code = start.description.network_sha256 if start else None
+    return describe_network(vdm.to(where).eval(), config, ancestors=ancestors, network=code, **names).vdm
 
 
 def arguments(params: Params, images: np.ndarray, num_levels: int, labels: np.ndarray | None) -> dict[str, Any]:

@@ -155,7 +155,8 @@ def train_here(
         stated = about_classes(images) if config.get("classes") else {}
         settings = resolve(train, device)
         begins = {"start": start.sha256} if start else {}
-        digest = run_digest(config, train, settings, device, images.data_sha256, **begins, **stated)
+        coded = {"network": HERE.of(config["network"]).sha256} if "network" in config else {}
+        digest = run_digest(config, train, settings, device, images.data_sha256, **begins, **coded, **stated)
         states = States(trainings / digest, keep=train.keep_checkpoints)
         if len(set(gather(states.folder.name))) > 1:
             autos = "what train.precision: auto and train.compile: auto mean on them"
@@ -186,7 +187,7 @@ def train_here(
         take_steps(trainer, states, curves, train, lambda: bool(signals))
         if is_first():
             ancestors = start.line if start else []
-            write_model(trainer, config, train, images.data_sha256, out, ancestors=ancestors, **stated)
+            write_model(trainer, config, train, images.data_sha256, out, ancestors=ancestors, **coded, **stated)
             states.finish(read_config(out)[1])
 
 
@@ -254,7 +255,11 @@ def build(
         vdm = new_vdm(VDM, config, source)
         num_parameters = sum(p.numel() for p in vdm.parameters())
         if start:
-            vdm.load_state_dict(start.vdm.state_dict())
+            try:
+                vdm.load_state_dict(start.vdm.state_dict())
+            except RuntimeError as error:  # the arguments are alike, so it is the code that changed
+                reason = f"the weights of {start.name} do not fit {config.get('network', 'the network')} as it is here"
+                raise UserError(f"train.start_from: {reason}; null begins anew", Exit.USAGE) from error
         trainer = Trainer(vdm.to(device), images, settings, validation, classes, from_host=bool(bring_to))
     except ValueError as error:
         raise UserError(f"parameters `model` and `train`: {error}", Exit.USAGE) from error

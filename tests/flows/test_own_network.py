@@ -16,13 +16,16 @@ from torch import nn
 
 from flows.api import classify, evaluate, load, save, train
 from flows.cli import run
+from flows.core import layout
 from flows.core.errors import Exit, UserError
-from flows.core.model import config_sha256, open_model, read_config, save_model
+from flows.core.model import config_sha256, model_in_memory, open_model, read_config, save_model
 from flows.core.network_code import HERE
-from flows.core.networks import NetworkSource, new_vdm
+from flows.core.networks import new_vdm
 from flows.core.params_file import parse_params
+from flows.training.fitting import build
 from networks.dit import DiT
 from vdm.model import VDM
+from vdm.training.settings import TrainingSettings
 
 PROGRAMS = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL)
 CODE = {
@@ -118,10 +121,10 @@ def write_code(**changed: str) -> None:
         Path("networks", f"{name}.py").write_text(text)
 
 
-def own_model(folder: Path, network: str, options: dict[str, Any], source: NetworkSource = HERE) -> Path:
+def own_model(folder: Path, name: str, options: dict[str, Any], **stated: Any) -> Path:
     """Save a model of a network of one's own, with the weights that it is made with."""
-    config = BOUND | {"network": network, "options": options}
-    save_model(folder, new_vdm(VDM, config, source), config)
+    config = BOUND | {"network": name, "options": options}
+    save_model(folder, new_vdm(VDM, config, HERE), config, **stated)
     return folder
 
 
@@ -204,6 +207,67 @@ def test_imports_of_networks_are_relative(line: str, reason: str, mine: Path) ->
     assert raised.value.code is Exit.USAGE
 
 
+def test_a_model_says_that_the_code_here_is_another(mine: Path, caplog: pytest.LogCaptureFixture) -> None:
+    open_model(mine)
+    assert not caplog.text  # the digest of its code is not known
+    model = own_model(Path("later"), "networks.mine:Net", {}, network=HERE.of("networks.mine:Net").sha256)
+    write_code(unrelated="import torch\n", dit="")
+    open_model(model)
+    assert not caplog.text
+    write_code(parts=CODE["parts"].replace("0.5", "0.6"))
+    opened = open_model(model, name="vdm@v1.2.0")
+    (line,) = caplog.messages
+    assert line.startswith("vdm@v1.2.0 was trained with other code of networks.mine:Net than networks/ has now")
+    with torch.no_grad():
+        next(opened.vdm.parameters()).add_(1)
+    changed = model_in_memory(opened.vdm)
+    assert changed.description.network_sha256 == opened.description.network_sha256
+
+
+def test_a_training_does_not_go_on_with_other_code(
+    small: Small, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    write_code()
+    name_network("networks.mine:Net", "{layers: 2}", steps=4)
+    found = []
+    for each in ("0.5", "0.6", "0.5"):
+        write_code(parts=CODE["parts"].replace("0.5", each))
+        assert run(["train"]) == Exit.DONE, capsys.readouterr().err
+        found.append(read_config(Path("models/trained"))[0])
+    first, edited, again = found
+    assert first.network_sha256 == again.network_sha256 == HERE.of("networks.mine:Net").sha256
+    assert edited.network_sha256 != first.network_sha256
+    assert edited.weights_sha256 != first.weights_sha256 == again.weights_sha256
+    assert len([*layout.TRAININGS.iterdir()]) == 2
+
+
+def test_a_model_of_other_code_is_no_start_if_its_weights_do_not_fit(mine: Path, digits: np.ndarray) -> None:
+    start = open_model(mine, name="vdm@v1.2.0")
+    config, images = start.description.model, torch.from_numpy(digits[:20])
+    settings = TrainingSettings(steps=1, batch_size=4, optimizer="adamw")
+    build(config, settings, images, None, start=start)
+    write_code(mine=CODE["mine"].replace("range(layers)", "range(layers + 1)"))
+    with pytest.raises(UserError, match=r"the weights of vdm@v1\.2\.0 do not fit networks\.mine:Net as it is here"):
+        build(config, settings, images, None, start=start)
+
+
+def name_network(network: str, options: str, **train: object) -> None:
+    """Let params.yaml name a network, and change parameters `train`."""
+    params = Path("params.yaml")
+    text = params.read_text()
+    for old, new in {
+        "network: null": f"network: {network}",
+        "options: {}": f"options: {options}",
+        "optimizer: muon": "optimizer: adamw",
+        "learning_rate: 1e-2": "learning_rate: 1e-3",
+    }.items():
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    for name, value in train.items():
+        text = re.sub(rf"(?m)^(  {name}:).*", rf"\1 {value}", text)
+    params.write_text(text)
+
+
 def test_an_edit_within_the_second_is_seen(mine: Path) -> None:
     first = open_model(mine).own_network
     write_code(parts=CODE["parts"].replace("0.5", "0.6"))
@@ -252,17 +316,9 @@ def test_a_network_in_the_pipeline_is_trained_evaluated_and_drawn_from(
     small: Small, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(ROOT / "networks", "networks", ignore=shutil.ignore_patterns("__pycache__"))
+    name_network("networks.dit:DiT", "{channels: 1, size: [8, 8], width: 16, layers: 1}")
     params = Path("params.yaml")
     text = params.read_text()
-    for old, new in (
-        ("network: null", "network: networks.dit:DiT"),
-        ("options: {}", "options: {channels: 1, size: [8, 8], width: 16, layers: 1}"),
-        ("optimizer: muon", "optimizer: adamw"),
-        ("learning_rate: 1e-2", "learning_rate: 1e-3"),
-    ):
-        assert text.count(old) == 1
-        text = text.replace(old, new)
-    params.write_text(text)
     for command in (["train"], ["register"], ["evaluate"], ["sample"]):
         assert run(command) == Exit.DONE, capsys.readouterr().err
     config = read_config(Path("models/vdm"))[0].model

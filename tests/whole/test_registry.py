@@ -12,6 +12,7 @@ from typing import Any
 
 import gto.tag
 import pytest
+from conftest import TINY
 from forge import METRICS, Forge, champion, crown, refuse
 from project import Sandbox, cached, metrics_at, one_line, run_vdmctl
 from results import sample_metrics
@@ -20,6 +21,9 @@ from ruamel.yaml import YAML
 from flows.commands.registry import distance
 from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError
+from flows.core.model import save_model
+from flows.core.network_code import NetworkCode
+from flows.core.networks import new_vdm
 from flows.evaluation.results import SampleMetrics
 from flows.registry.costs import Costs
 from flows.registry.fetching import fetch, fetch_files, fetch_images
@@ -29,6 +33,7 @@ from flows.registry.verification import reproduction, require_sound, verify
 from flows.registry.versions import add_version, open_registry
 from flows.repository.files import DamagedVersionError
 from flows.repository.tags import Tag, numbers_of, reign
+from vdm.model import VDM
 
 pytestmark = pytest.mark.timeout(1800)  # the versions of `registry` are trained when the first test asks for them
 
@@ -272,6 +277,69 @@ def test_a_version_is_evaluated_from_the_remote_when_the_cache_is_gone(copied: S
     compared = json.loads(copied.vdmctl("compare", "v1.0.0", "v1.2.0", "--json").stdout)
     assert {model["data_sha256"] for model in compared["models"]} == {metrics_at(copied, "vdm@v1.2.0")["data_sha256"]}
     assert copied.git("status", "--porcelain", "--", ".vdm", "reports") == ""
+
+
+OWN = """import torch
+from torch import nn
+from .parts import Scale
+
+class Net(nn.Module):
+    def __init__(self, factor=1.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.scale = Scale()
+        self.factor = factor
+
+    def forward(self, z_t, gamma_t):
+        return self.scale(self.factor * self.weight * z_t)
+"""
+PARTS = "from torch import nn\n\nclass Scale(nn.Module):\n    def forward(self, x):\n        return 0.5 * x\n"
+
+
+def own_version(forge: Forge, number: str, **changed: str) -> str:
+    """Return a version whose network is in networks/ at its commit, with these changes of its files."""
+    for name, text in ({"__init__": "", "mine": OWN, "parts": PARTS} | changed).items():
+        forge.write(f"networks/{name}.py", text)
+    config = {key: TINY[key] for key in ("image_shape", "num_levels", "schedule", "gamma_0", "gamma_1")}
+    config |= {"network": "networks.mine:Net", "options": {}}
+    code = NetworkCode(forge.root / "networks")
+    vdm, digest = new_vdm(VDM, config, code), code.of("networks.mine:Net").sha256
+    save_model(forge.files / "models/vdm", vdm, config, network=digest, fitted_to="train")
+    return forge.version(number)
+
+
+def test_a_version_is_judged_with_the_code_of_its_commit(forge: Forge) -> None:
+    own_version(forge, "v2.0.0")
+    assert forge.vdmctl("promote", "v2.0.0").returncode == Exit.DONE
+    alone = json.loads(forge.vdmctl("evaluate", "v2.0.0", "--json").stdout)["bpd"]
+    another = OWN.replace("torch.ones(1)", "torch.ones(2)").replace("self.weight *", "self.weight.mean() *")
+    own_version(forge, "v2.1.0", parts=PARTS.replace("0.5", "0.9"), mine=another)
+    judged = forge.vdmctl("promote", "v2.1.0", "--json")
+    champion, challenger = json.loads(judged.stdout)["test_comparison"]["models"]
+    assert champion["bpd"] == alone != challenger["bpd"]
+    assert "vdm@v2.0.0: networks.mine:Net has other code here now; that of its commit is used" in judged.stderr
+    assert "vdm@v2.1.0: networks.mine:Net has other code" not in judged.stderr
+    shutil.rmtree(forge.root / "networks")
+    for number in ("v2.0.0", "v2.1.0"):
+        assert forge.vdmctl("verify", number).returncode == Exit.DONE
+        again = forge.vdmctl("evaluate", number, "--json")
+        expected = {"v2.0.0": champion, "v2.1.0": challenger}[number]["bpd"]
+        assert json.loads(again.stdout)["bpd"] == expected, again.stderr
+
+
+def test_verify_names_a_network_that_was_trained_with_other_code(forge: Forge) -> None:
+    own_version(forge, "v2.0.0")
+    forge.write("networks/parts.py", PARTS.replace("0.5", "0.9"))  # after the training, committed with its results
+    edited = forge.version("v2.1.0")
+    for command in ("verify", "promote"):
+        refused = forge.vdmctl(command, edited)
+        assert refused.returncode == Exit.MISSING
+        reason = "networks.mine:Net: the model was trained with other code than networks/ has at its commit"
+        assert reason in refused.stderr
+    assert "was trained with other code of networks.mine:Net" in forge.vdmctl("evaluate", edited).stderr
+    forge.git("rm", "-r", "--quiet", "networks")
+    lost = forge.vdmctl("verify", forge.version("v2.2.0"))
+    assert "there is no network networks.mine:Net, which the model needs, in networks/ of vdm@v2.2.0" in lost.stderr
 
 
 def test_a_fetched_model_is_reused_and_never_trusted_blindly(forge: Forge) -> None:
