@@ -73,10 +73,10 @@ def set_of(num_levels: int, **splits: np.ndarray) -> ImageSet:
     return ImageSet(Path(), "x", description, splits)
 
 
-def claiming(width: int, height: int) -> bytes:
-    """Return a WebP file of 34 bytes whose picture is said to have this size."""
+def claiming(width: int, height: int, mode: str = "RGB") -> bytes:
+    """Return a WebP file of some 34 bytes whose picture is said to have this size."""
     content = BytesIO()
-    Image.new("RGB", (1, 1)).save(content, "webp", lossless=True)
+    Image.new(mode, (1, 1)).save(content, "webp", lossless=True)
     data = bytearray(content.getvalue())
     size = int.from_bytes(data[21:25], "little") & ~0xFFFFFFF | (height - 1) << 14 | width - 1
     data[21:25] = size.to_bytes(4, "little")

@@ -181,7 +181,7 @@ class About(Document):
     samplers: dict[str, str]
     """By their names, their titles."""
     limits: dict[str, Count]
-    """The most that a request may ask: `images`, `steps`, `pictures`, `times`, `bytes`."""
+    """The most that a request may ask: `images`, `steps`, `pictures`, `times`, `bytes`, `pixels` of all pictures."""
 
 
 class Example(Document):

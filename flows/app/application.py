@@ -34,6 +34,7 @@ from flows.app.questions import (
 from flows.app.queue import Queue
 from flows.app.replies import answer_errors, streamed, whole
 from flows.core.params import Evaluate, Sample
+from flows.images.made_to_fit import MOST_PIXELS
 from flows.report.page import page
 from vdm.samplers import SAMPLERS, sampler_name
 
@@ -45,6 +46,7 @@ LIMITS = {
     "pictures": MOST_PICTURES,
     "times": MOST_TIMES,
     "bytes": MOST_BODY_BYTES,
+    "pixels": MOST_PIXELS,
 }
 # Of a report, which runs no script and has its styles and pictures inside.
 REPORT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; frame-ancestors 'self'"

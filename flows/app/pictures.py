@@ -21,8 +21,10 @@ from flows.core.params import Data
 from flows.images.folder import ENDINGS, open_source
 from flows.images.grids import as_8_bits, png
 from flows.images.image_set import Chosen
-from flows.images.made_to_fit import read_to_fit
+from flows.images.made_to_fit import MOST_PIXELS, read_to_fit, takes_pictures
+from flows.images.picture_files import read_size
 from flows.images.user_files import (
+    LARGE,
     Read,
     read_files,
     read_made_to_fit,
@@ -57,12 +59,28 @@ class NothingFits(UserError):
         self.refused = refused
 
 
+class Allowance:
+    """The pixels that the pictures of a request may still have, which bounds the time and the memory of decoding."""
+
+    def __init__(self) -> None:
+        self.left = MOST_PIXELS
+
+    def take(self, path: Path) -> None:
+        """Take the pixels of a picture that is about to be decoded.  Raises UserError (exit 4) if too few are left."""
+        size = read_size(path)
+        if size and size.cost > self.left:
+            reason = f"the pictures of a request have at most {MOST_PIXELS:,} pixels together"
+            advice = "those with transparency count twice; send it alone, or make it smaller"
+            raise UserError(f"{reason}, and {advice}", Exit.INVALID_DATA)
+        self.left -= size.cost if size else 0
+
+
 def read_sent(sent: Sequence[Sent], model: TrainedModel, pause: Callable[[], None]) -> Fitting:
     """Return the images, transformed as the model's card says; pause after each file.
 
     Raises NothingFits, and UserError (exit 5) for a card that is damaged.
     """
-    transforms = transforms_of(model)
+    transforms, allowance = transforms_of(model), Allowance()
     found: list[Read] = []
     sources: list[Sender] = []
     refused = []
@@ -70,16 +88,18 @@ def read_sent(sent: Sequence[Sent], model: TrainedModel, pause: Callable[[], Non
         try:
             with a_file(one) as path, open_source(path) as listed:
                 if one.fit and path.suffix != ".npy":
+                    allowance.take(path)
                     read, (fitted,) = read_made_to_fit(listed, model, transforms)
                     changed = fitted.words or None
                 else:
                     require_size(path, transforms, model, small=True, shown=one.name)
+                    allowance.take(path)
                     read, changed = read_files(listed, transforms, most=MOST_IMAGES - len(sources)), None
                     require_fitting(read, one.name, model)
             found.append(read)
             sources += [Sender(one.name, number, changed) for number in range(len(read.array))]
         except UserError as error:
-            fit = None if one.fit else what_fits(one, model, transforms)
+            fit = None if one.fit else what_fits(one, model, transforms, allowance)
             refused.append(Refused(name=one.name, error=str(error), fit=fit))
         pause()
     if not found:
@@ -90,10 +110,21 @@ def read_sent(sent: Sequence[Sent], model: TrainedModel, pause: Callable[[], Non
     return Fitting(Chosen(set_in_memory(read, "what was sent", model), "test"), sources, refused)
 
 
-def what_fits(sent: Sent, model: TrainedModel, transforms: Data | None) -> Literal["shades", "size"] | None:
-    """Return what would make a picture fit; None if nothing would."""
+def what_fits(
+    sent: Sent, model: TrainedModel, transforms: Data | None, allowance: Allowance
+) -> Literal["shades", "size"] | None:
+    """Return what would make a picture fit, of a large one by its header; None if nothing would."""
     try:
         with a_file(sent) as path:
+            size = read_size(path)
+            if (
+                size
+                and size.num_pixels >= LARGE
+                and size.cost <= MOST_PIXELS
+                and not (transforms and transforms.resize)
+            ):
+                return "size" if takes_pictures(model) else None
+            allowance.take(path)
             return "size" if read_to_fit(path, model, transforms).is_resized else "shades"
     except UserError:
         return None

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from flows.app.answers import Classes, ClassifiedImage, Drawn, Frame, ScoredImage, Scores
-from flows.app.pictures import Fitting, a_file, npy_base64, png_base64, read_sent
+from flows.app.pictures import Allowance, Fitting, a_file, npy_base64, png_base64, read_sent
 from flows.app.questions import MOST_TIMES, HowToDraw, ToClassify, ToFillIn, ToSample, ToScore
 from flows.core.documents import Document
 from flows.core.errors import Exit, UserError
@@ -49,16 +49,20 @@ def draw_sample(model: TrainedModel, settings: Sample, asked: ToSample, _: Pause
 
 def draw_filled_in(model: TrainedModel, settings: Sample, asked: ToFillIn, pause: Pause) -> Work:
     """Fill in the pixels of a picture where its mask is bright."""
+    allowance = Allowance()
     with a_file(asked.picture) as path:
         stated = transforms_of(model)
         if asked.picture.fit:
+            allowance.take(path)
             known = torch.from_numpy(read_to_fit(path, model, stated).image.astype(np.int64))
         else:
             require_size(path, None, model, small=True, shown=asked.picture.name)
+            allowance.take(path)
             known = read_known(path, model.vdm, stated)
     pause()
     with a_file(asked.mask) as path:
         require_size(path, None, model, small=True, shown=asked.mask.name)
+        allowance.take(path)
         missing = read_mask(path, model.vdm)
     yield from draw_frames(Drawing(model, apply_options(model, settings, asked, asked.num_images), known, missing))
 

@@ -5,20 +5,17 @@ or RGB.  Its middle, in the proportions of the model's images, is resized.  The 
 each shade becomes the nearest of the model's levels.  Arrays hold levels, and are never changed to fit.
 """
 
-import warnings
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from flows.core.errors import Exit, FileError
 from flows.core.params import Data
 from flows.images.grids import eight_bit
-from flows.images.picture_files import FORMATS, BadImageError, FileImages, levels, read_images
+from flows.images.picture_files import BadImageError, FileImages, levels, read_images, read_size
 from flows.images.transforms import drop_low_bits, gray, levels_left, resize, transform
 
 if TYPE_CHECKING:
@@ -58,14 +55,8 @@ def read_to_fit(path: Path, model: "TrainedModel", data: Data | None, shown: Pat
 
 def require_small(path: Path) -> None:
     """Raise BadImageError for a picture of more pixels than `MOST_PIXELS`, before they are read."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        # The reader says why a picture cannot be read.
-        unreadable = suppress(Image.DecompressionBombError, OSError, ValueError, SyntaxError)
-        with unreadable, Image.open(path, formats=FORMATS) as picture:
-            if picture.width * picture.height > MOST_PIXELS:
-                size = f"{picture.width}x{picture.height} pixels"
-                raise BadImageError("too large", "make smaller", detail=size)
+    if (size := read_size(path)) and size.num_pixels > MOST_PIXELS:
+        raise BadImageError("too large", "make smaller", detail=f"{size.width}x{size.height} pixels")
 
 
 def takes_pictures(model: "TrainedModel") -> bool:

@@ -25,6 +25,10 @@ Colour = tuple[int, int, int]
 """Red, green and blue, 0 to 255."""
 
 
+STRIP = 2**20
+"""Pixels that are laid over a background at a time."""
+
+
 class BadImageError(Exception):
     """A file that cannot be used: what such files are, what to do with them, and what this one has of its own.
 
@@ -48,6 +52,35 @@ class FileImages(NamedTuple):
     """Of a picture with transparency, the mean gray level of what it shows, 0 to 255."""
     source: np.ndarray | None = None
     """Of a picture with transparency, its colours and its opacity, (1,C+1,H,W)."""
+
+
+class PictureSize(NamedTuple):
+    """What the header of a picture says."""
+
+    width: int
+    height: int
+    has_transparency: bool
+
+    @property
+    def num_pixels(self) -> int:
+        """The pixels of the picture."""
+        return self.width * self.height
+
+    @property
+    def cost(self) -> int:
+        """The pixels without transparency that take as much time and memory to read."""
+        return self.num_pixels * (2 if self.has_transparency else 1)
+
+
+def read_size(path: Path) -> PictureSize | None:
+    """Return what the header of a picture says, without decoding it; None for what is no picture."""
+    try:
+        with warnings.catch_warnings(), open_regular(path) as file:
+            warnings.simplefilter("ignore")
+            with Image.open(file, formats=FORMATS) as image:
+                return PictureSize(*image.size, image.has_transparency_data)
+    except Exception:  # damaged bytes make Pillow raise almost anything, and its reader says what
+        return None
 
 
 def read_images(path: Path, background: Colour | None = None) -> FileImages:
@@ -114,7 +147,8 @@ def read_picture(path: Path, background: Colour | None) -> FileImages:
         found = format_of(image, file)
         ImageOps.exif_transpose(image, in_place=True)
         if image.has_transparency_data:
-            colours, alpha = apart(image, stored)
+            source = apart(image, stored)
+            colours, alpha = source[..., :-1], source[..., -1]
             if background is None and alpha.min() < 255:
                 shown_as = 'white, black or "#rrggbb"'
                 advice = f"set data.background ({shown_as}), or lay them over a colour and save them without alpha"
@@ -123,10 +157,9 @@ def read_picture(path: Path, background: Colour | None) -> FileImages:
             if background is None and "16" in stored:
                 raise refuse_picture(image, stored)
             if alpha.min() < 255 and background is not None:
-                pixels = laid_over(colours, alpha, background).transpose(2, 0, 1)
-                lightness = float(np.average(colours.mean(2), weights=alpha + 1e-9))
-                source = np.concatenate([colours, alpha[..., None]], axis=2).transpose(2, 0, 1)
-                return FileImages(pixels[None], 8, found, lightness, source[None])
+                pixels, lightness = lay_over(colours, alpha, background)
+                both = pixels.transpose(2, 0, 1)[None], source.transpose(2, 0, 1)[None]
+                return FileImages(both[0], 8, found, lightness, both[1])
             pixels = colours
         elif image.mode == "P":
             pixels = np.asarray(image.convert("RGB"))
@@ -138,8 +171,8 @@ def read_picture(path: Path, background: Colour | None) -> FileImages:
     return FileImages(pixels[None], num_bits, found)
 
 
-def apart(image: Image.Image, stored: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the colours (H,W,1) or (H,W,3) and the opacity (H,W) of a picture with transparency, uint8.
+def apart(image: Image.Image, stored: str) -> np.ndarray:
+    """Return the colours and the opacity of a picture with transparency, (H,W,2) or (H,W,4) of uint8.
 
     Of pixels of 16 bits these are the upper 8.  Raises BadImageError if a transparent colour of 16 bits is named.
     """
@@ -148,16 +181,27 @@ def apart(image: Image.Image, stored: str) -> tuple[np.ndarray, np.ndarray]:
         raise refuse_picture(image, stored)
     if stored in ("L;2", "L;4"):  # Pillow scales the levels, but not the level that is transparent
         image.info["transparency"] *= 255 // (2 ** BITS[stored] - 1)
-    pixels = np.asarray(image.convert("RGBA"))
     is_gray = stored.startswith("LA") or image.mode in ("1", "L", "LA")
-    return pixels[..., : 1 if is_gray else 3], pixels[..., 3]
+    pixels = np.asarray(image if image.mode == "RGBA" else image.convert("RGBA"))
+    return pixels[..., :: 3 if is_gray else 1]
 
 
-def laid_over(colours: np.ndarray, alpha: np.ndarray, background: Colour) -> np.ndarray:
-    """Return the colours (H,W,1) or (H,W,3) over the background, rounded; gray ones are RGB if that is not gray."""
+def lay_over(colours: np.ndarray, alpha: np.ndarray, background: Colour) -> tuple[np.ndarray, float]:
+    """Return the colours (H,W,1) or (H,W,3) over the background, rounded, and the mean gray level of what they show.
+
+    Gray ones are RGB if the background is not gray.
+    """
     is_gray = colours.shape[2] == 1 and len({*background}) == 1
-    under, opacity = np.array(background[:1] if is_gray else background, np.uint32), alpha[..., None].astype(np.uint32)
-    return np.asarray((colours * opacity + under * (255 - opacity) + 127) // 255, np.uint8)
+    under = np.array(background[:1] if is_gray else background, np.uint16)
+    pixels = np.empty((*alpha.shape, 1 if is_gray else 3), np.uint8)
+    shown = weight = 0.0
+    rows = max(1, STRIP // alpha.shape[1])
+    for some in (slice(first, first + rows) for first in range(0, len(alpha), rows)):
+        opacity = alpha[some, :, None].astype(np.uint16)
+        pixels[some] = (colours[some] * opacity + under * (255 - opacity) + 127) // 255
+        weights = alpha[some] + 1e-9
+        shown, weight = shown + (colours[some].mean(2) * weights).sum(), weight + weights.sum()
+    return pixels, float(shown / weight)
 
 
 def refuse_picture(image: Image.Image, stored: str) -> BadImageError:

@@ -2,19 +2,17 @@
 
 import logging
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from flows.core.documents import check_value
 from flows.core.errors import Exit, FileError, UserError
 from flows.core.escaping import visible
-from flows.core.files import open_regular, scratch_folder, write_whole
+from flows.core.files import scratch_folder, write_whole
 from flows.core.params import Data
 from flows.images.download import line_for_name
 from flows.images.folder import ImageFiles, Listed, open_source
@@ -30,7 +28,7 @@ from flows.images.image_set import (
     save_images,
 )
 from flows.images.made_to_fit import Fitted, describe_changes, read_to_fit, require_small
-from flows.images.picture_files import FORMATS, BadImageError
+from flows.images.picture_files import BadImageError, read_size
 from flows.images.transforms import describe_transforms, levels_left, parts, shape_of, transform
 from vdm.choices import Split
 
@@ -203,19 +201,16 @@ def require_size(
     those that `flows.images.made_to_fit.require_small` refuses (4).  What is no picture is left to its reader.
     Messages call the path `shown`, if that is given.
     """
-    shown = shown or path
-    try:
-        with warnings.catch_warnings(), open_regular(path) as file:
-            warnings.simplefilter("ignore")
-            if small:
-                require_small(path)
-            with Image.open(file, formats=FORMATS) as image:
-                width, height = image.size
-    except BadImageError as error:
-        raise FileError(shown, str(error), error.code) from error
-    except Exception:  # damaged bytes make Pillow raise almost anything
+    shown, size = shown or path, read_size(path)
+    if not size:
         return
-    if width * height < LARGE or (data and data.resize):
+    width, height, _ = size
+    if small:
+        try:
+            require_small(path)
+        except BadImageError as error:
+            raise FileError(shown, str(error), error.code) from error
+    if size.num_pixels < LARGE or (data and data.resize):
         return
     turned = [(height, width), (width, height)]  # as EXIF may say
     sizes = [shape_of((1, *size), data)[1:] if data else size for size in turned]

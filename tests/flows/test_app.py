@@ -232,6 +232,26 @@ def test_the_model_says_what_it_is_and_the_schedule_of_the_interface_is_whole(ap
     assert paths.keys() == {"/health", "/model", "/examples", "/report", "/sample", "/fill-in", "/score", "/classify"}
 
 
+def test_a_request_has_an_allowance_of_pixels(app: App, digits: np.ndarray) -> None:
+    """A photograph of 24 megapixels goes in, and small files of large pictures are not decoded one after the other."""
+    photograph = png(np.full((4000, 6000), 7, np.uint8), "photograph.png") | {"fit": True}
+    small = npy(digits[0, 0], "small.npy")
+    found = app.post("/score", pictures=[photograph, photograph | {"name": "again.png"}, small], times=2)
+    assert [each["name"] for each in found["images"]] == ["photograph.png", "small.npy"]
+    (again,) = found["refused"]
+    assert (again["name"], again["fit"]) == ("again.png", None)
+    assert again["error"].startswith("again.png: the pictures of a request have at most 33,554,432 pixels together")
+    clear = sent("clear.webp", claiming(5792, 5792, "RGBA"))
+    begin = time.process_time()
+    for changes in ({"fit": True}, {}):
+        found = app.post("/score", pictures=[clear | changes] * 63 + [small], times=2)
+        assert len(found["refused"]) == 63
+    filled = app.client.post("/fill-in", json={"picture": clear | {"fit": True}, "mask": npy(MASK)})
+    assert filled.status_code == 422
+    assert "clear.webp: the pictures of a request have at most" in filled.text
+    assert time.process_time() - begin < 3, "decoding one takes a second"
+
+
 def digit(**changes: Any) -> dict[str, Any]:
     return {"pictures": [npy(np.zeros((8, 8), np.uint8))]} | changes
 

@@ -6,6 +6,7 @@ import { counted } from "./dom.js";
 import { encoded } from "./pictures.js";
 
 const MOST_PICTURES = 8;
+const PHOTOGRAPH = 2 ** 17;
 
 /** Return the files as the server takes them, each under a name of its own, and those that cannot be read. */
 export async function readFiles(files) {
@@ -80,13 +81,14 @@ function* batches(pictures, limits, take) {
       take({ images: [], refused: [{ name: picture.name, error: `larger than ${megabytes} MB` }] }, []);
       continue;
     }
-    const isArray = /\.npy$/i.test(picture.name);  // which may hold as many images as a request may
-    if (batch.length && (isArray || batch.length === Math.min(MOST_PICTURES, limits.pictures) || size + length > most)) {
+    // An array may hold as many images as a request may, and a photograph that is made to fit as many pixels.
+    const isAlone = /\.npy$/i.test(picture.name) || (picture.fit && length > PHOTOGRAPH);
+    if (batch.length && (isAlone || batch.length === Math.min(MOST_PICTURES, limits.pictures) || size + length > most)) {
       yield batch;
       [batch, size] = [[], 0];
     }
     batch.push(picture);
-    size = isArray ? most : size + length;
+    size = isAlone ? most : size + length;
   }
   if (batch.length) yield batch;
 }
