@@ -7,7 +7,6 @@ work         scores, drawings and classes, step by step, so that a request can b
 queue        the requests that wait for the device, which takes one at a time
 replies      how work becomes an answer, whole or line by line, and errors become one line
 champion     which model answers, and the change to a new champion between two requests
-guard        who may ask: password, host, origin, size
 application  the routes
 metrics      the figures for Prometheus
 listening    the address, the server, and its end

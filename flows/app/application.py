@@ -17,11 +17,9 @@ from starlette.staticfiles import StaticFiles
 from flows.app import work
 from flows.app.answers import About, Classes, Drawn, Examples, Health, Problem, Scores
 from flows.app.champion import Following
-from flows.app.guard import Guard
 from flows.app.metrics import Counting, Figures
 from flows.app.pictures import example
 from flows.app.questions import (
-    MOST_BODY_BYTES,
     MOST_IMAGES,
     MOST_PICTURES,
     MOST_STEPS,
@@ -35,6 +33,7 @@ from flows.app.queue import Queue
 from flows.app.replies import answer_errors, streamed, whole
 from flows.core.params import Evaluate, Sample
 from flows.images.made_to_fit import MOST_PIXELS
+from flows.process.guard import MOST_BODY_BYTES, Guard
 from flows.report.page import page
 from vdm.samplers import SAMPLERS, sampler_name
 
@@ -162,7 +161,7 @@ def application(
             raise HTTPException(HTTPStatus.NOT_FOUND, served.problem or "the results are still being read")
         async with writing_report:  # once for all who ask
             if served.report is None:
-                served.report = (await asyncio.to_thread(page, results)).html
+                served.report = (await asyncio.to_thread(page, results)).html.encode()
         return HTMLResponse(served.report, headers={"Content-Security-Policy": REPORT_POLICY})
 
     @app.post("/sample", response_model=Drawn, responses=STREAMED)

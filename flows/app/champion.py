@@ -53,7 +53,7 @@ class Served:
         self.problem: str | None = None
         self.judgement: list[str] = []
         """What the results mean, in words."""
-        self.report: str | None = None
+        self.report: bytes | None = None
         """The report page, once somebody has asked for it."""
 
     def read_results(self, project: Project) -> None:

@@ -10,50 +10,21 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from flows.app.queue import Queue
 from flows.core.errors import Exit, UserError
 from flows.process.addresses import is_loopback, reachable_host
+from flows.process.answering import configure_server, listen_at
 from flows.process.apps import announce
 from flows.process.ending import handle_stop
 from flows.process.streams import say_on_stderr
 
 PASSWORD = "VDM_APP_AUTH_STRING"
-SILENT_SECONDS = 5.0
-"""How long a connection may take to ask something, or what follows an answer."""
 STOP_SECONDS = 5
 """How long answers that are being sent may take when the app is stopped."""
+MOST_FILES = 65_536
 LAST_SECONDS = 1.0
 """How long the work on the device may take to stop after the last answer."""
-MOST_FILES = 65_536
-MOST_CONNECTIONS, OTHER_FILES = 4096, 128
-"""How many connections are taken, and how many open files are kept for other things."""
-
-
-class Impatient(H11Protocol):
-    """HTTP for connections that ask something soon, and again soon after an answer: else they are closed.
-
-    So is one that goes on sending the body of a request that was answered without it.
-    """
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if len(self.connections) > min(MOST_CONNECTIONS, files - OTHER_FILES):
-            transport.abort()
-        self.waiting = self.loop.call_later(SILENT_SECONDS, self.close_unless_asked, None)
-
-    def on_response_complete(self) -> None:
-        answered = self.cycle
-        super().on_response_complete()  # which may begin with the next request
-        self.waiting.cancel()
-        self.waiting = self.loop.call_later(SILENT_SECONDS, self.close_unless_asked, answered)
-
-    def close_unless_asked(self, answered: RequestResponseCycle | None) -> None:
-        """Close the connection if no request has begun since that one."""
-        if self.cycle is answered:
-            self.transport.close()
 
 
 def require_password(host: str) -> str | None:
@@ -72,8 +43,7 @@ def require_password(host: str) -> str | None:
 def open_socket(host: str, port: int) -> socket.socket:
     """Return a socket that listens at the address.  Raises UserError (exit 2) if that cannot be."""
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=1024)
+        return listen_at(host, port)
     except OSError as error:
         reason = f"{error.strerror or error}; --port picks another port, --host another address"
         raise UserError(f"the app cannot listen at {host}, port {port}: {reason}", Exit.USAGE) from error
@@ -115,19 +85,8 @@ class AppServer(uvicorn.Server):
 
 def server_of(app: FastAPI, queue: Queue) -> AppServer:
     """Return the server of the app, which logs no request."""
-    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # requests that are no HTTP are no news
-    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # nor are pictures that are damaged
-    config = uvicorn.Config(
-        app,
-        http=Impatient,
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=STOP_SECONDS,
-    )
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # pictures that are damaged are no news
+    config = configure_server(app, lifespan="on", timeout_graceful_shutdown=STOP_SECONDS)
     return AppServer(config, queue)
 
 

@@ -7,12 +7,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from flows.process.guard import MOST_BODY_BYTES
 from vdm.samplers import SamplerName
 
-MOST_BODY_BYTES = 8 * 2**20
-"""Of a request's body."""
-MOST_RECEIVED = 8 * MOST_BODY_BYTES
-"""Of all bodies that are being received."""
 MOST_IMAGES, MOST_STEPS, MOST_PICTURES, MOST_TIMES = 256, 1000, 64, 1024
 
 Seed = Annotated[int, Field(ge=0, le=10**12)]

@@ -13,12 +13,12 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from flows.app.answers import Frame
-from flows.app.guard import RETRY, refuse
 from flows.app.pictures import NothingFits
 from flows.app.queue import Begin, Queue, QueueIsFull
 from flows.core.documents import Document
 from flows.core.errors import Exit, UserError, brief, file_problem
 from flows.core.escaping import visible
+from flows.process.guard import RETRY, refuse
 
 STOPPED = "the app is being stopped"
 GIVEN_UP = 499

@@ -1,25 +1,41 @@
-"""The figures of the loop for Prometheus, on loopback beside `vdmctl serve`: read when somebody asks for them."""
+"""The figures of the loop for Prometheus, on loopback beside `vdmctl serve`: read when somebody asks for them.
+
+One scrape reads at a time, in the thread that answers, and others get what it read if they come within a second.
+"""
 
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime
+from threading import Thread
+from time import monotonic
 
+import uvicorn
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.sorting import FlowRunSort
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from flows.core.errors import Exit, UserError, file_problem
 from flows.orchestration.runs import OF_FLOW
 from flows.orchestration.server import LOOPBACK, connect
+from flows.orchestration.tasks import STAGE
+from flows.process.answering import configure_server, listen_at
+from flows.process.guard import Guard
 from flows.registry.costs import Costs
 from flows.registry.project import Project
 
 MOST_RUNS = 200
 """Of how many runs the states are counted."""
+KNOWN_SECONDS = 1.0
+"""How long figures answer that were read."""
 
 
 def start_metrics(project: Project, url: str, port: int) -> None:
@@ -29,10 +45,17 @@ def start_metrics(project: Project, url: str, port: int) -> None:
     """
     registry = CollectorRegistry()
     registry.register(Loop(project, url))
+
+    async def metrics(request: Request) -> Response:
+        encode, kind = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(registry), media_type=kind)
+
     try:
-        start_http_server(port, LOOPBACK, registry)
+        at = listen_at(LOOPBACK, port)
     except OSError as error:
         raise UserError(f"--metrics-port {port}: {file_problem(error)}; choose another", Exit.USAGE) from error
+    server = uvicorn.Server(configure_server(Guard(Starlette(routes=[Route("/metrics", metrics)]))))
+    Thread(target=server.run, args=([at],), daemon=True).start()
 
 
 class Loop(Collector):
@@ -40,12 +63,21 @@ class Loop(Collector):
 
     def __init__(self, project: Project, url: str) -> None:
         self.project, self.url = project, url
+        self.figures: list[Metric] = []
+        self.known_until = 0.0
 
     def describe(self) -> Iterable[Metric]:
         """Return nothing, so that nothing is read before the first scrape."""
         return []
 
-    def collect(self) -> Iterator[Metric]:
+    def collect(self) -> list[Metric]:
+        """Return every figure that can be read, as it is or was within the last second."""
+        if monotonic() > self.known_until:
+            self.figures = list(self.read())
+            self.known_until = monotonic() + KNOWN_SECONDS
+        return self.figures
+
+    def read(self) -> Iterator[Metric]:
         """Yield every figure that can be read."""
         free = shutil.disk_usage(self.project.folder).free
         yield GaugeMetricFamily("vdm_disk_free_bytes", "Free bytes on the disk of the project.", free)
@@ -85,7 +117,8 @@ class Loop(Collector):
             chosen = FlowRunFilter(id=FlowRunFilterId(any_=[started[max(started)]]))
             stages = GaugeMetricFamily("vdm_stage_seconds", "Seconds of the newest run's stages.", labels=["stage"])
             for task in client.read_task_runs(flow_run_filter=chosen):
-                stages.add_metric([task.name], task.total_run_time.total_seconds())
+                if STAGE in task.tags:
+                    stages.add_metric([task.name], task.estimated_run_time.total_seconds())
             yield stages
 
 

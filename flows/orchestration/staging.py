@@ -19,7 +19,7 @@ from flows.orchestration.checking import check_drift, compare_images, find_odd
 from flows.orchestration.due import Due
 from flows.orchestration.outcome import Outcome
 from flows.orchestration.streaming import stream
-from flows.orchestration.tasks import RunTask
+from flows.orchestration.tasks import STAGE, RunTask
 from flows.orchestration.workspace import Run
 from flows.registry.costs import DRIVER, count_costs
 from flows.repository import stages
@@ -115,6 +115,7 @@ def run_stage(stage: RunStage, run: Run) -> None:
     timed = reproduce.with_options(
         name=stage.name,
         task_run_name=stage.name,
+        tags={STAGE},
         timeout_seconds=3600 * stage.hours if stage.hours else None,
         retries=2 + int(seconds / BUSY_SECONDS),
         retry_condition_fn=while_busy(time.monotonic() + seconds),

@@ -12,6 +12,8 @@ from prefect.cache_policies import NO_CACHE
 from flows.core.errors import Exit, NetworkError, UserError
 
 P = ParamSpec("P")
+STAGE = "stage"
+"""The tag of the tasks that are stages."""
 
 
 class RunTask(Generic[P]):

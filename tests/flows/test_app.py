@@ -38,11 +38,10 @@ from small import Small
 from starlette.datastructures import Headers
 
 from flows.api import evaluate, fill_in, load, sample, surprise
-from flows.app import champion, guard, listening
+from flows.app import champion, listening
 from flows.app import queue as waiting
 from flows.app.champion import Following, Served
 from flows.app.listening import PASSWORD, open_socket, require_password
-from flows.app.questions import MOST_BODY_BYTES
 from flows.cli import run
 from flows.commands.app import device_for
 from flows.core.card import card
@@ -51,7 +50,9 @@ from flows.core.model import TrainedModel, open_model, save_model
 from flows.core.params_file import read_params
 from flows.images.image_set import open_images, save_images, spread
 from flows.orchestration import status
+from flows.process import answering, guard
 from flows.process.apps import apps_of
+from flows.process.guard import MOST_BODY_BYTES
 from flows.process.locks import claim
 from flows.registry.fetching import fetch_model
 from flows.registry.project import Project
@@ -349,6 +350,13 @@ def test_bad_json_costs_one_line(app: App, body: bytes, status: int) -> None:
     assert "\n" not in response.json()["error"]
 
 
+@pytest.mark.parametrize("path", ["/", "/health", "/metrics", "/model", "/page/app.js"])
+def test_a_head_is_answered_like_a_get_without_the_body(app: App, path: str) -> None:
+    whole, head = app.client.get(path), app.client.head(path)
+    assert (head.status_code, head.content) == (whole.status_code, b"")
+    assert head.headers["content-type"] == whole.headers["content-type"]
+
+
 def test_a_body_without_a_length_is_bounded_too(app: App) -> None:
     parts = (bytes(2**20) for _ in range(2 + MOST_BODY_BYTES // 2**20))
     response = app.client.post("/score", content=parts, headers={"Content-Type": "application/json"})
@@ -445,7 +453,7 @@ HEAD = b"Host: localhost\r\n"
 )
 def test_a_connection_that_does_not_go_on_is_closed(app: App, monkeypatch: pytest.MonkeyPatch, later: bytes) -> None:
     """A second head that does not end, and bodies that nobody reads, as after 404 and 413."""
-    monkeypatch.setattr(listening, "SILENT_SECONDS", 0.2)
+    monkeypatch.setattr(answering, "SILENT_SECONDS", 0.2)
     with talking(app) as asking:
         asking.sendall(b"GET /health HTTP/1.1\r\n" + HEAD + b"\r\n")
         assert asking.recv(9999).startswith(b"HTTP/1.1 200 ")
@@ -458,7 +466,7 @@ def test_a_connection_that_does_not_go_on_is_closed(app: App, monkeypatch: pytes
 
 def test_connections_are_bounded(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
     app.client.get("/health")
-    monkeypatch.setattr(listening, "MOST_CONNECTIONS", 2)  # that of the client, and another
+    monkeypatch.setattr(answering, "MOST_CONNECTIONS", 2)  # that of the client, and another
     with talking(app) as first:
         with talking(app) as second, suppress(ConnectionResetError):
             assert second.recv(1) == b""

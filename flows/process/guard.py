@@ -1,8 +1,8 @@
-"""Who may ask, and how much: nothing of a request is trusted.
+"""Who may ask a program of the project over HTTP, and how much: nothing of a request is trusted.
 
-A web page that a visitor of this machine has open must not use the app.  Its requests have a foreign Origin; if it
-rebinds its own name to the app's address, they have a foreign Host.  An address cannot be rebound, so with a password
-every address may be named, and names that were allowed.
+A web page that a visitor of this machine has open must not use the program.  Its requests have a foreign Origin; if it
+rebinds its own name to the program's address, they have a foreign Host.  An address cannot be rebound, so with a
+password every address may be named, and names that were allowed.
 """
 
 import asyncio
@@ -15,21 +15,26 @@ from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
 
-from fastapi import HTTPException
+from fastapi import HTTPException  # Starlette's would be a 400 while FastAPI reads a body
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from flows.app.questions import MOST_BODY_BYTES, MOST_RECEIVED
 from flows.process.addresses import is_address, is_loopback
 
+MOST_BODY_BYTES = 8 * 2**20
+"""Of a request's body."""
+MOST_RECEIVED = 8 * MOST_BODY_BYTES
+"""Of all bodies that are being received."""
+PART_BYTES = 2**16
+"""Of an answer, between which is looked whether its client reads: so much more may be unsent."""
 BODY_SECONDS = 60.0
 """How long a request's body may take."""
 GUESS_SECONDS = 1.0
 """How long the answer to a wrong password takes."""
 RETRY = {"Retry-After": "5"}
 OPEN = {"/health"}
-"""What is answered without the password, for whoever watches the app."""
+"""What is answered without the password, for whoever watches the program."""
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'self'; "
     "base-uri 'none'; form-action 'none'",
@@ -43,7 +48,8 @@ HEADERS = {
 class Guard:
     """Passes on what may be asked, with at most `MOST_BODY_BYTES` of a body; answers anything else with one line.
 
-    `password` is USER:PASSWORD; `names` are those under which the app is reached with it, besides its addresses.
+    `password` is USER:PASSWORD; `names` are those under which the app is reached with it, besides its addresses.  A
+    HEAD is answered like a GET, without the body, which the server leaves out.
     """
 
     def __init__(self, app: ASGIApp, password: str | None = None, names: Collection[str] = ()) -> None:
@@ -62,7 +68,11 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
-            await send(message)
+            rest = memoryview(message.get("body", b""))
+            while len(rest) > PART_BYTES:
+                await send({**message, "body": bytes(rest[:PART_BYTES]), "more_body": True})
+                rest = rest[PART_BYTES:]
+            await send({**message, "body": bytes(rest)} if "body" in message else message)
 
         headers = Headers(scope=scope)
         if refusal := self.refusal(scope["path"], headers):
@@ -72,7 +82,8 @@ class Guard:
             return
         body = Body(receive, headers, self.received)
         try:
-            await self.app(scope, body.receive, with_headers)
+            asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+            await self.app(asked, body.receive, with_headers)
         finally:
             body.end()
 
