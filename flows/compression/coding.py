@@ -14,6 +14,7 @@ a damaged file or computes other means than the encoder.
 
 import hashlib
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -35,6 +36,8 @@ from vdm.codec import CELLS, Codec, Tick, decode_plainly, encode_plainly
 
 MAGIC, VERSION = b"VDMZ", 3
 MODEL_BYTES, WORD_BYTES = 4, WORD_BITS // 8
+MOST_THREADS = 64
+"""So many a file may ask for on a machine of fewer processors."""
 START_BYTES = len(MAGIC) + 1 + MODEL_BYTES + 1
 
 
@@ -213,12 +216,15 @@ def new_coding(
 def coding_of(content: bytes, name: str, model: TrainedModel) -> Coding:
     """Return the coding that decodes a file of this content and name with the model.
 
-    Raises UserError if the header is damaged (exit 5) or names another model (exit 2).
+    Raises UserError if the header is damaged or asks for too many threads (exit 5), or names another model (exit 2).
     """
     header, digest, end = unpack_header(content, name)
     if not model.sha256.startswith(digest):
         reason = f"encoded with the model {digest}..., and {model.name} is {model.sha256[:16]}..."
         raise UserError(f"{name}: {reason}; name its model", Exit.USAGE)
+    if header.threads > max(MOST_THREADS, cores := os.cpu_count() or 1):
+        reason = f"encoded with {header.threads:,} threads, and this machine has {cores:,} processors"
+        raise UserError(f"{name}: {reason}; decode it on the machine that made it", Exit.MISSING)
     return Coding(model, header, content[:end])
 
 

@@ -57,6 +57,7 @@ NonNegative = Annotated[int, Field(ge=0, le=10**12)]
 BatchSize = Annotated[int, Field(ge=1, le=10**6)]
 Timesteps = Annotated[int, Field(ge=1, le=100_000)]  # float32 does not separate the noise levels of more
 Share = Annotated[float, Field(ge=0, le=1)]
+MOST_SURPRISE_LEVELS = 64  # a picture needs twice as many evaluations of the network
 Gamma = Annotated[float, Field(ge=-60, le=60)]
 Source = Annotated[str, Field(min_length=1), AfterValidator(local_path)]
 Device = Annotated[str, AfterValidator(device_name)]
@@ -263,7 +264,7 @@ class Evaluate(Shared):
     class_images: NonNegative | None
     class_times: Annotated[int, Field(ge=2, le=10**6)]  # one time has no known error
     surprise_images: Annotated[int, Field(ge=2, le=10**6)]
-    surprise_levels: Annotated[int, Field(ge=1, le=1000)]
+    surprise_levels: Annotated[int, Field(ge=1, le=MOST_SURPRISE_LEVELS)]
 
 
 class Ode(Computation):

@@ -9,12 +9,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from flows.core.device import find_device
-from flows.core.documents import Count, Document, Figure, Number, Sha256
+from flows.core.documents import Document, Number, Sha256, finite_or_none
 from flows.core.errors import Exit, UserError
 from flows.core.model import TrainedModel
+from flows.core.params import MOST_SURPRISE_LEVELS, NonNegative
 from flows.evaluation.results import BOTH
 from flows.images.image_set import Chosen, ImageSet
 from flows.images.splitting import DIGEST_BYTES, digest_of
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
     from flows.core.params import Evaluate
 
 CALIBRATION = "calibration.json"
+LARGEST_FEATURE = 1e6
+"""Above every logarithm, and every statistic of images of 65,536 levels."""
+Feature = Annotated[
+    Annotated[Number, Field(ge=-LARGEST_FEATURE, le=LARGEST_FEATURE)] | None, BeforeValidator(finite_or_none)
+]
 Digest = Annotated[str, Field(pattern=rf"^[0-9a-f]{{{2 * DIGEST_BYTES}}}$")]
 
 
@@ -38,12 +44,12 @@ class Calibration(Document):
     split: Split
     held_out: bool
     """Whether the model was not fitted to these images.  If it was, scores have an order, and no p."""
-    seed: Count
-    gamma: Annotated[list[Number], Field(min_length=1)]
+    seed: NonNegative
+    gamma: Annotated[list[Number], Field(min_length=1, max_length=MOST_SURPRISE_LEVELS)]
     """The noise levels."""
     digests: list[Digest]
     """Of the images.  The half with the smaller ones is the first."""
-    features: list[list[Figure]]
+    features: list[list[Feature]]
     """Of each image the losses and the norms at the noise levels, as logarithms, and `vdm.surprise.STATISTICS`."""
 
     @model_validator(mode="after")

@@ -194,6 +194,17 @@ def test_another_model_another_version_and_another_file_are_named() -> None:
         assert raised.value.code == code
 
 
+def test_a_file_that_asks_for_many_threads_starts_none() -> None:
+    whole = content()
+    header, _, end = unpack_header(whole, "x")
+    many = pack_header(header.model_copy(update={"threads": 1024}), "0" * 64)
+    changed = many[:5] + whole[5:9] + many[9:] + whole[end:]
+    before, threads = torch.get_num_threads(), len([*Path("/proc/self/task").iterdir()])
+    with pytest.raises(UserError, match=r"encoded with 1,024 threads, and this machine has .*; decode it on the machi"):
+        read(changed)
+    assert (torch.get_num_threads(), len([*Path("/proc/self/task").iterdir()])) == (before, threads)
+
+
 def test_a_machine_that_computes_other_means_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, original = content(), Codec.backward_mean
     monkeypatch.setattr(Codec, "backward_mean", lambda self, *given: original(self, *given) * 1.01)

@@ -205,6 +205,13 @@ def test_a_model_without_kept_images_says_how_to_get_them(small: Small, capsys: 
         ({"digests": document["digests"][1:]}, "9 digests and features of 10 images"),
         ({"gamma": document["gamma"][1:]}, "an image has not 2 x 3 + 7 features"),
         ({"features": [[None] * 15] * 10}, "no image can be compared"),
+        ({"features": [[1e308] * 13] * 10}, r"features.0.0: Input should be less than or equal to 1000000"),
+        ({"features": [[-1e308] * 13] * 10}, "features.0.0: Input should be greater than or equal to -1000000"),
+        ({"gamma": [0.0] * 4000}, "gamma: List should have at most 64 items"),
+        ({"seed": 2**70}, "seed: Input should be less than or equal to 1000000000000"),
+        ({"seed": "1"}, "seed: Input should be a valid integer"),
+        ({"held_out": None}, "held_out: Input should be a valid boolean"),
+        ({"digests": [*document["digests"][:9], ""]}, "digests.9: String should match pattern"),
     ):
         kept.write_text(json.dumps(document | damage))
         assert run(["surprise", "data/images", "models/imported"]) == Exit.MISSING
