@@ -18,6 +18,7 @@ from flows.app.application import Settings, application
 from flows.app.champion import Following
 from flows.app.listening import open_socket, server_of
 from flows.app.queue import Queue
+from flows.commands.app import MOST_EVALUATIONS
 from flows.commands.arguments import override
 from flows.core.model import TrainedModel, open_model
 from flows.core.params_file import read_params
@@ -62,6 +63,7 @@ def run_app(
     password: str | None = None,
     names: Collection[str] = (),
     sampling: dict[str, Any] | None = None,
+    most_evaluations: int = MOST_EVALUATIONS,
     **following: bool,
 ) -> Iterator[App]:
     """Yield an app of a model, by default of the digits with classes, which few steps and times make quick."""
@@ -71,7 +73,9 @@ def run_app(
     model = model or open_model(DIGITS, name="pretrained/digits_classes")
     followed = Following(Project(root), model, version, sample, **{"follows": False, "share": False, **following})
     queue = Queue(model.device)
-    server = server_of(application(followed, Settings(evaluate, sample), queue, password, names), queue)
+    server = server_of(
+        application(followed, Settings(evaluate, sample, most_evaluations), queue, password, names), queue
+    )
     with open_socket("127.0.0.1", 0) as at:
         thread = Thread(target=server.run, args=([at],))
         thread.start()

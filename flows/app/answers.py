@@ -181,7 +181,8 @@ class About(Document):
     samplers: dict[str, str]
     """By their names, their titles."""
     limits: dict[str, Count]
-    """The most that a request may ask: `images`, `steps`, `pictures`, `times`, `bytes`, `pixels` of all pictures."""
+    """The most that a request may ask: `images`, `steps`, `pictures`, `times`, `bytes`, `pixels` of all pictures,
+    `evaluations` of the network."""
 
 
 class Example(Document):

@@ -81,6 +81,8 @@ class Settings(NamedTuple):
 
     evaluate: Evaluate
     sample: Sample
+    most_evaluations: int
+    """Of the network, for a request."""
 
 
 def application(
@@ -97,6 +99,7 @@ def application(
         with suppress(asyncio.CancelledError):
             await looking
 
+    most, limits = settings.most_evaluations, LIMITS | {"evaluations": settings.most_evaluations}
     writing_report = asyncio.Lock()
     figures = Figures(following, queue)
     app = FastAPI(
@@ -144,7 +147,7 @@ def application(
         evaluated = served.own(settings.evaluate) if following.have_results.is_set() else None
         left_out = defaults(settings.sample, evaluated)
         titles = {name: sampler.title for name, sampler in SAMPLERS.items()}
-        return served.about(defaults=left_out, samplers=titles, limits=LIMITS)
+        return served.about(defaults=left_out, samplers=titles, limits=limits)
 
     @app.get("/examples")
     async def examples() -> Examples:
@@ -167,13 +170,13 @@ def application(
     @app.post("/sample", response_model=Drawn, responses=STREAMED)
     async def sample(asked: ToSample, request: Request) -> Response:
         """Draw images.  Image i of a seed is the same picture, however many are drawn."""
-        begin = partial(work.draw_sample, following.served.model, settings.sample, asked)
+        begin = partial(work.draw_sample, following.served.model, settings.sample, most, asked)
         return await (streamed(queue, begin) if asked.stream else whole(queue, request, begin))
 
     @app.post("/fill-in", response_model=Drawn, responses=STREAMED)
     async def fill_in(asked: ToFillIn, request: Request) -> Response:
         """Fill in a picture where its mask is bright: an approximation, ten times slower than drawing."""
-        begin = partial(work.draw_filled_in, following.served.model, settings.sample, asked)
+        begin = partial(work.draw_filled_in, following.served.model, settings.sample, most, asked)
         return await (streamed(queue, begin) if asked.stream else whole(queue, request, begin))
 
     @app.post("/score", response_model=Scores, responses=NOT_DONE)
@@ -182,7 +185,9 @@ def application(
         await following.have_results.wait()
         served = following.served
         evaluated = served.own(settings.evaluate)
-        return await whole(queue, request, partial(work.score, served.model, evaluated, asked, served.calibration))
+        return await whole(
+            queue, request, partial(work.score, served.model, evaluated, most, asked, served.calibration)
+        )
 
     @app.post("/classify", response_model=Classes, responses=NOT_DONE)
     async def classify(asked: ToClassify, request: Request) -> Response:
@@ -190,7 +195,7 @@ def application(
         await following.have_results.wait()
         served = following.served
         return await whole(
-            queue, request, partial(work.classify_pictures, served.model, served.own(settings.evaluate), asked)
+            queue, request, partial(work.classify_pictures, served.model, served.own(settings.evaluate), most, asked)
         )
 
     paths = frozenset(str(route.path) for route in app.routes if hasattr(route, "path"))

@@ -41,13 +41,21 @@ Pause = Callable[[], None]
 Work = Generator[Document]
 
 
-def draw_sample(model: TrainedModel, settings: Sample, asked: ToSample, _: Pause) -> Work:
+def require_few(evaluations: int, most: int) -> None:
+    """Raise UserError (exit 2) if a request takes more evaluations of the network than it may."""
+    if evaluations > most:
+        advice = "ask for less at once, or start the app with another --most-evaluations"
+        reason = f"this takes {evaluations:,} evaluations of the network, and a request may take {most:,}"
+        raise UserError(f"{reason}; {advice}", Exit.USAGE)
+
+
+def draw_sample(model: TrainedModel, settings: Sample, most: int, asked: ToSample, _: Pause) -> Work:
     """Draw images."""
     solver = SAMPLERS[asked.sampler].settings if asked.sampler else {}
-    yield from draw_frames(Drawing(model, apply_options(model, settings, asked, asked.num_images, **solver)))
+    yield from draw_frames(Drawing(model, apply_options(model, settings, asked, asked.num_images, **solver)), most)
 
 
-def draw_filled_in(model: TrainedModel, settings: Sample, asked: ToFillIn, pause: Pause) -> Work:
+def draw_filled_in(model: TrainedModel, settings: Sample, most: int, asked: ToFillIn, pause: Pause) -> Work:
     """Fill in the pixels of a picture where its mask is bright."""
     allowance = Allowance()
     with a_file(asked.picture) as path:
@@ -64,7 +72,8 @@ def draw_filled_in(model: TrainedModel, settings: Sample, asked: ToFillIn, pause
         require_size(path, None, model, small=True, shown=asked.mask.name)
         allowance.take(path)
         missing = read_mask(path, model.vdm)
-    yield from draw_frames(Drawing(model, apply_options(model, settings, asked, asked.num_images), known, missing))
+    drawing = Drawing(model, apply_options(model, settings, asked, asked.num_images), known, missing)
+    yield from draw_frames(drawing, most)
 
 
 def apply_options(model: TrainedModel, settings: Sample, asked: HowToDraw, num_images: int, **solver: Any) -> Sample:
@@ -80,8 +89,12 @@ def apply_options(model: TrainedModel, settings: Sample, asked: HowToDraw, num_i
     return settings.model_copy(update=given | {"classes": classes, "num_images": num_images})
 
 
-def draw_frames(drawing: Drawing) -> Work:
-    """Yield a frame after each step, and at last the images.  Raises UserError (exit 5) for a model that draws none."""
+def draw_frames(drawing: Drawing, most: int) -> Work:
+    """Yield a frame after each step, and at last the images.
+
+    Raises UserError: exit 5 for a model that draws none, 2 for more than `most` evaluations of the network.
+    """
+    require_few(drawing.num_evaluations, most)
     model, settings, begin = drawing.model, drawing.settings, perf_counter()
     vdm, solver = model.vdm, drawing.solver
     batches = drawing.batches(range(settings.num_images))
@@ -133,15 +146,16 @@ def make_pause(pause: Pause) -> Advance:
 
 
 def score(
-    model: TrainedModel, settings: Evaluate, asked: ToScore, calibration: Calibration | None, pause: Pause
+    model: TrainedModel, settings: Evaluate, most: int, asked: ToScore, calibration: Calibration | None, pause: Pause
 ) -> Work:
     """Evaluate the bound of p(x) of each picture, as if it were alone, and compare it with held-out images, if any.
 
-    Raises what `read_sent` raises.
+    Raises what `read_sent` and `require_few` raise.
     """
     given: dict[str, Any] = {"times_per_image": asked.times, "seed": asked.seed}
     settings = settings.model_copy(update={name: value for name, value in given.items() if value is not None})
     sent = read_sent(asked.pictures, model, pause)
+    require_few(len(sent.images) * settings.times_per_image, most)
     (found,) = terms(model, sent.images, settings, [None], alone=True, progress=make_pause(pause))
     size = settings.batch_size
     odd = [
@@ -205,18 +219,20 @@ def png_bpd(image: np.ndarray, num_levels: int) -> float:
     return 8 * len(png(as_8_bits(image, num_levels)[0])) / image.size
 
 
-def classify_pictures(model: TrainedModel, settings: Evaluate, asked: ToClassify, pause: Pause) -> Work:
+def classify_pictures(model: TrainedModel, settings: Evaluate, most: int, asked: ToClassify, pause: Pause) -> Work:
     """Classify each picture, as if it were alone, at `MOST_TIMES` noise levels at most.
 
-    Raises what `read_sent` raises, and UserError (exit 2) for a model without classes.
+    Raises what `read_sent` and `require_few` raise, and UserError (exit 2) for a model without classes.
     """
     if model.num_classes is None:
         raise UserError(f"{model.name} has no classes", Exit.USAGE)
     given: dict[str, Any] = {"class_times": asked.times, "seed": asked.seed}
     settings = settings.model_copy(update={name: value for name, value in given.items() if value is not None})
     sent = read_sent(asked.pictures, model, pause)
-    options: dict[str, Any] = {"until_sure": asked.until_sure, "most_times": MOST_TIMES, "progress": make_pause(pause)}
-    result = classify(settings, model, sent.images, **options)
+    at_each_level = len(sent.images) * model.num_classes
+    require_few(at_each_level * settings.class_times, most)
+    options: dict[str, Any] = {"until_sure": asked.until_sure, "most_times": min(MOST_TIMES, most // at_each_level)}
+    result = classify(settings, model, sent.images, progress=make_pause(pause), **options)
     margins = zip(result.margin, result.margin_standard_error, strict=True)
     yield Classes(
         model=model.name,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from flows.registry.versions import Version
 
 PORT = 4210
+MOST_EVALUATIONS = 100_000
 DEVICE_HELP = "auto, cpu, cuda or cuda:N. auto is the GPU, unless a training has it."
 
 commands = typer.Typer()
@@ -29,6 +30,9 @@ def app(
         list[str] | None,
         typer.Option(help="A name by which browsers reach the app with its password, such as a proxy's; repeatable."),
     ] = None,
+    most_evaluations: Annotated[
+        int, typer.Option(min=1, help="Evaluations of the network that a request may take, each of one image.")
+    ] = MOST_EVALUATIONS,
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
     share: Annotated[
         bool, typer.Option("--share", help="Look for new champions at origin, too, as workers publish them.")
@@ -62,7 +66,7 @@ def app(
         from flows.app.queue import Queue
 
         given = {"device": chosen}
-        settings = Settings(override(params.evaluate, given), override(params.sample, given))
+        settings = Settings(override(params.evaluate, given), override(params.sample, given), most_evaluations)
         following = Following(project(), opened, version, settings.sample, follows=follows, share=share)
         queue, names = Queue(opened.device), [host, gethostname(), *(allow_host or [])]
         served = application(following, settings, queue, password, names)

@@ -39,6 +39,13 @@ class Drawing(NamedTuple):
         solver = Solver(precision=find_precision(self.settings.precision, self.model.device), **chosen)
         return solver if self.known is None else solver._replace(order=1, eta=1.0)  # as `fill_in` takes its steps
 
+    @property
+    def num_evaluations(self) -> int:
+        """The evaluations of the network that all images take."""
+        settings, repeats = self.settings, 1 if self.known is None else REPEATS
+        each = 2 if settings.classes and settings.guidance != 1 else 1
+        return settings.num_images * settings.num_timesteps * repeats * each
+
     def steps(self, indices: range) -> Iterator[Step]:
         """Yield the steps from noise to the images with these indices."""
         vdm, seed = self.model.vdm, self.settings.seed
