@@ -30,11 +30,12 @@ from benchmarks import explained, new_parser, positive, show
 from flows import api
 from flows.core import layout
 from flows.core.model import TrainedModel
+from flows.dossier.calibration import calibration_of
+from flows.dossier.opening import dossier_of
 from flows.evaluation.calibration import Calibration
 from flows.evaluation.surprise import Compared, compare_with_held_out
 from flows.images.grids import as_8_bits, png
 from flows.images.image_set import open_images, spread
-from flows.registry.calibration import calibration_of
 from flows.registry.project import Project
 from vdm.evaluation import evaluate
 
@@ -117,7 +118,7 @@ def mnist(count: int) -> np.ndarray | None:
 def sets(chosen: argparse.Namespace) -> Row:
     """Return the figures of every set, and those of the p-values."""
     model = Project().model(chosen.model)
-    calibration, test = calibration_of(Project(), model), np.array(open_images(chosen.images)["test"])
+    calibration, test = calibration_of(dossier_of(Project(), model)), np.array(open_images(chosen.images)["test"])
     order = np.random.default_rng(0).permutation(len(test))
     usual, changed, rng = test[order[: chosen.tested]], test[order[-chosen.count :]], np.random.default_rng(1)
     begin = time.perf_counter(), time.process_time()

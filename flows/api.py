@@ -234,11 +234,12 @@ def surprise(model: VDM, images: np.ndarray, held_out: np.ndarray | None = None,
     known = model_in_memory(model)
     if held_out is None and known.name == DescribedVDM.name:
         raise ValueError("this model is in memory alone; give `held_out`, images on which it was not trained")
-    from flows.registry.calibration import calibration_of, images_seen_by  # half a second, which others do not need
+    from flows.dossier.calibration import calibration_of, images_seen_by  # half a second, which others do not need
+    from flows.dossier.opening import dossier_of
 
     transforms = known.training.transforms if known.training else "none"
     if held_out is None:
-        calibration = calibration_of(Project(), known)
+        calibration = calibration_of(dossier_of(Project(), known))
         seen = images_seen_by(Project(), known, transforms, calibration.data_sha256)
     else:
         seen = images_seen_by(Project(), known, transforms)

@@ -40,6 +40,7 @@ from flows.registry.fetching import fetch
 from flows.registry.project import Project
 from flows.registry.publishing import require_remotes
 from flows.registry.verification import require_sound
+from flows.registry.versions import open_registry
 from flows.repository import sources, stages
 from flows.repository.files import DamagedVersionError
 
@@ -150,7 +151,7 @@ def name_champion(project: Project, params: str) -> str:
     document = bounded_yaml.load(params)
     if document["train"].get("start_from") != CHAMPION:
         return params
-    champion = project.registry.champion
+    champion = open_registry(project).champion
     document["train"]["start_from"] = champion.name if champion else None
     start = (
         f"continues from the champion {champion.name}" if champion else "begins from noise: there is no champion yet"
@@ -196,7 +197,7 @@ def check_champion(run: Run) -> None:
     Another folder may still know what DVC's remote has lost.  Raises UserError (exit 5).
     """
     try:
-        if champion := run.registry.champion:
+        if champion := open_registry(run).champion:
             require_sound(run, champion)
             fetch(run, champion)
     except UserError as error:

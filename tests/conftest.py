@@ -23,11 +23,10 @@ from filelock import FileLock
 from pictures import noise
 from PIL import Image
 from project import IDENTITY, Sandbox
-from results import write_results
+from results import Files, write_results
 
 from flows.registry.project import Project
 from flows.registry.versions import add_version
-from flows.report.results import Files
 from vdm.model import VDM
 
 if TYPE_CHECKING:  # they import TINY from here

@@ -1,8 +1,11 @@
 """Make the files with results of a small model, for tests of pages that show them."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,15 +13,83 @@ from PIL import Image
 
 from flows.core import layout
 from flows.core.model import TrainedModel, open_model, read_config, save_model
+from flows.dossier.dossier import Dossier
+from flows.dossier.origin import Origin
+from flows.dossier.places import Outputs
 from flows.images.image_set import ImageSet, open_images, save_images
-from flows.registry.results import OUTPUTS
-from flows.report.origin import Origin
-from flows.report.results import Files
 from vdm.model import VDM
 
 PARAMETERS = {"data": {"name": "digits"}, "train": {"betas": [0.9, 0.99], "batch_size": 12, "keep": "best"}}
 ORIGIN = Origin("models/vdm", PARAMETERS, {}, ["make repro"])
 BPD = np.linspace(1, 3, 40)
+
+
+class Files(NamedTuple):
+    """Where the results of a model are; None for one that is left out."""
+
+    metrics: Path
+    per_image: Path | None = None
+    noise_levels: Path | None = None
+    curves: Path | None = None
+    findings: Path | None = None
+    samples: Path | None = None
+    sample_metrics: Path | None = None
+    neighbours: Path | None = None
+    denoising: Path | None = None
+
+
+OUTPUTS = Files(
+    metrics=layout.METRICS,
+    per_image=layout.PER_IMAGE,
+    noise_levels=layout.NOISE_LEVELS,
+    curves=layout.CURVES,
+    findings=layout.FINDINGS,
+    samples=layout.SAMPLES_ARRAY,
+    sample_metrics=layout.SAMPLE_METRICS,
+    neighbours=layout.NEIGHBOURS,
+    denoising=layout.DENOISING,
+)
+
+
+class Chosen(Outputs):
+    """Outputs at chosen places, with images and a model that are open already."""
+
+    def __init__(self, files: Files, origin: Origin, images: ImageSet | None, model: TrainedModel | None) -> None:
+        super().__init__(Path(), dict)
+        self.files, self.stated, self.opened = dict(zip(OUTPUTS, files, strict=True)), origin, (images, model)
+
+    @contextmanager
+    def file(self, name: Path) -> Iterator[Path | None]:
+        """Yield where a result is."""
+        found = self.files[name]
+        yield found if found and found.exists() else None
+
+    def origin(self) -> Origin:
+        """Return what was stated."""
+        return self.stated
+
+    def images(self) -> ImageSet | None:
+        """Return the opened images."""
+        return self.opened[0]
+
+    def model(self) -> TrainedModel | None:
+        """Return the opened model."""
+        return self.opened[1]
+
+
+def read_results(files: Files, origin: Origin, images: ImageSet | None, model: TrainedModel | None) -> Dossier:
+    """Return the dossier of a model, with everything read."""
+    found = Dossier(Chosen(files, origin, images, model))
+    found.read_all()
+    return found
+
+
+def changed(dossier: Dossier, **values: object) -> Dossier:
+    """Return a copy of a dossier that was read, with other values."""
+    other = copy(dossier)
+    for name, value in values.items():
+        setattr(other, name, value)
+    return other
 
 
 def write_results(folder: Path, digits: np.ndarray, **description: Any) -> Files:

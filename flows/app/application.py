@@ -160,11 +160,11 @@ def application(
     async def report() -> Response:
         """The report page about the model."""
         served = following.served
-        if not (results := served.results):
+        if not (dossier := served.dossier):
             raise HTTPException(HTTPStatus.NOT_FOUND, served.problem or "the results are still being read")
         async with writing_report:  # once for all who ask
             if served.report is None:
-                served.report = (await asyncio.to_thread(page, results)).html.encode()
+                served.report = (await asyncio.to_thread(page, dossier)).html.encode()
         return HTMLResponse(served.report, headers={"Content-Security-Policy": REPORT_POLICY})
 
     @app.post("/sample", response_model=Drawn, responses=STREAMED)

@@ -19,16 +19,17 @@ from flows.core.card import card
 from flows.core.errors import Exit, UserError, brief, file_problem
 from flows.core.model import TrainedModel
 from flows.core.params import Evaluate, Sample
+from flows.dossier.calibration import calibration_of
+from flows.dossier.dossier import Dossier
+from flows.dossier.opening import dossier_of
 from flows.evaluation.calibration import Calibration
 from flows.images.image_set import dtype_of, load_array, spread
-from flows.registry.calibration import calibration_of
 from flows.registry.fetching import fetch_model
 from flows.registry.lineage import trace_lineage
 from flows.registry.project import Project
 from flows.registry.publishing import fetch_tags
 from flows.registry.versions import Version
 from flows.report.page import judge_results, png_of
-from flows.report.results import Results
 from flows.repository.tags import CHAMPION
 from flows.sampling.drawing import Drawing
 from vdm.sampling import decode
@@ -47,7 +48,8 @@ class Served:
         self.card = card(model, model.training, model.name) if model.training else None
         self.lineage = trace_lineage(project.registry, version).model_dump(exclude_unset=True) if version else None
         self.shipped = find_examples(model)
-        self.results: Results | None = None
+        self.dossier: Dossier | None = None
+        """Its results, once they were read."""
         self.calibration: Calibration | None = None
         """The features of held-out images, with which pictures are compared."""
         self.problem: str | None = None
@@ -58,15 +60,16 @@ class Served:
 
     def read_results(self, project: Project) -> None:
         """Read the results of the model, which takes seconds; what is wrong with them is their `problem`."""
+        dossier = dossier_of(project, self.model)
         with suppress(UserError):
-            calibration = calibration_of(project, self.model)
+            calibration = calibration_of(dossier)
             if len(calibration.reference.scores):  # which fails for features that cannot be compared
                 self.calibration = calibration
         try:
-            results = project.results(self.model)
-            ours = results.metrics.model_sha256 == self.model.sha256
-            self.judgement = [remark.text for remark in judge_results(results, png_of(results))] if ours else []
-            self.results = results if ours else None
+            dossier.read_all()
+            ours = dossier.model is not None
+            self.judgement = [remark.text for remark in judge_results(dossier, png_of(dossier))] if ours else []
+            self.dossier = dossier if ours else None
             self.problem = None if ours else "the results are of another model"
         except Exception as error:  # the model answers without its results
             self.problem = file_problem(error) if isinstance(error, OSError) else brief(error)
@@ -76,7 +79,7 @@ class Served:
         """A few test images (N,C,H,W), to try the model with; none where none are known."""
         if self.shipped is not None:
             return self.shipped
-        images = self.results.images if self.results else None
+        images = self.dossier.images if self.dossier else None
         return (
             spread(images["test"], MOST_EXAMPLES)
             if images
@@ -88,9 +91,9 @@ class Served:
 
         Its test images were evaluated so: at other noise levels a picture would have another place among them.
         """
-        if not self.results:
+        if not self.dossier:
             return settings
-        metrics = self.results.metrics
+        metrics = self.dossier.metrics
         found = {"times_per_image": metrics.times_per_image, "num_timesteps": metrics.num_timesteps}
         found |= {} if metrics.seed is None else {"seed": metrics.seed}
         found |= {"class_times": metrics.classes.class_times} if metrics.classes else {}
@@ -98,7 +101,7 @@ class Served:
 
     def about(self, **more: object) -> About:
         """Return what is known about the model."""
-        model, results, t = self.model, self.results, torch.linspace(0, 1, 101)
+        model, dossier, t = self.model, self.dossier, torch.linspace(0, 1, 101)
         with torch.inference_mode():
             gamma = model.vdm.schedule(t.to(model.device)).cpu()
         return About.model_validate(
@@ -113,11 +116,11 @@ class Served:
                 "card": self.card,
                 "lineage": self.lineage,
                 "judgement": self.judgement,
-                "figures": results and results.metrics,
-                "samples": results and results.sample_metrics,
+                "figures": dossier and dossier.metrics,
+                "samples": dossier and dossier.sample_metrics,
                 "problem": self.problem,
                 "schedule": NoiseSchedule(t=t.tolist(), gamma=gamma.tolist()),
-                "report": results is not None,
+                "report": dossier is not None,
                 "num_calibrated": len(self.calibration.reference.scores) if self.calibration else None,
                 "device": str(model.device),
                 **more,
@@ -186,14 +189,15 @@ class Following:
 
     def change(self) -> None:
         """Change to the champion, if it is another version.  Raises what hinders it."""
-        registry, present = self.project.registry, self.served.version
+        project, present = Project(self.project.folder), self.served.version
+        registry = project.registry
         tag = registry.champion_tag
         if tag is None or (present and tag.commit == present.commit):
             return
         version = registry.resolve(CHAMPION)
-        served = Served(self.project, fetch_model(self.project, version).on(self.device), version)
+        served = Served(project, fetch_model(project, version).on(self.device), version)
         require_drawing(served.model, self.settings)
-        served.read_results(self.project)  # which may fetch images, for its report
+        served.read_results(project)  # which may fetch images, for its report
         self.served = served
         log.info("%s answers from now on", version.name)
 

@@ -1,5 +1,6 @@
 """What commands share: their class, the project, MODEL, --json, and options that replace parameters."""
 
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -37,8 +38,9 @@ class Command(TyperCommand):
         return super().parse_args(ctx, args)
 
 
+@cache
 def project() -> "Project":
-    """Return the project in the current folder."""
+    """Return the project in the current folder, one for a command, which so reads the tags of the registry once."""
     from flows.registry.project import Project  # 0.1 s, which `--help` does not need
 
     return Project()

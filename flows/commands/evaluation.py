@@ -18,7 +18,6 @@ from vdm.choices import Given, Split
 
 if TYPE_CHECKING:
     from flows.core.model import TrainedModel
-    from flows.evaluation.results import Metrics, SampleMetrics
     from flows.images.image_set import Chosen
 
 commands = typer.Typer()
@@ -257,9 +256,10 @@ def surprise(
     """
     settings = project().params.evaluate
     from flows.commands.summary import describe_surprise
+    from flows.dossier.calibration import calibration_of, images_seen_by
+    from flows.dossier.opening import dossier_of
     from flows.evaluation.surprise import surprise
     from flows.images.user_files import open_named
-    from flows.registry.calibration import calibration_of, images_seen_by
     from flows.report.odd import write_odd
     from flows.repository.lock_file import require_no_outputs
 
@@ -279,7 +279,7 @@ def surprise(
             labelled = unlikely_labels(settings, compared, chosen)
         say_result(labelled.model_dump(), describe_labels(labelled), as_json)
         return
-    calibration = calibration_of(project(), compared)
+    calibration = calibration_of(dossier_of(project(), compared))
     with open_named(images, split, compared, num_images, fit=fit) as chosen:
         transforms = chosen.set.description.transforms
         seen = images_seen_by(project(), compared, transforms, calibration.data_sha256)
@@ -310,31 +310,16 @@ def compare(
         raise UserError(f"--confidence must lie between 0 and 1, got {confidence}", Exit.USAGE)
     settings = override(project().params.evaluate, {"given": given} if given else {})
     from flows.commands.summary import show
+    from flows.dossier.opening import dossier_of
     from flows.evaluation.bound import compare
     from flows.evaluation.results import common_figures
     from flows.images.image_set import Chosen, open_images
 
     models = project().model(first), project().model(second)
     chosen = Chosen(open_images(images), split) if images else images_for(split, first, second)
-    samples = common_figures(*map(sample_metrics, models))
+    samples = common_figures(*(dossier_of(project(), model).sample_metrics for model in models))
     compared = compare(settings, *models, chosen, confidence=confidence)
     show(compared.model_copy(update={"samples": samples}), as_json)
-
-
-def sample_metrics(model: "TrainedModel") -> "SampleMetrics | None":
-    """Return the quality of the samples of a version, or of the model in a folder; None if it was not measured.
-
-    That of a folder's model is measured on the last samples in the working tree, if this model drew them.
-    """
-    from flows.core.documents import read_document
-    from flows.evaluation.results import SampleMetrics
-
-    if version := project().version(model.name):
-        return version.samples
-    if not layout.SAMPLE_METRICS.exists():
-        return None
-    measured = read_document(SampleMetrics, layout.SAMPLE_METRICS, "run `vdmctl sample`")
-    return measured if measured.model_sha256 == model.sha256 else None
 
 
 def images_for(split: Split, *models: str | None, most: int | None = None) -> "Chosen":
@@ -412,15 +397,17 @@ def export(
     """
     if out.exists():
         raise UserError(f"{out} exists; name another folder, or remove it first", Exit.USAGE)
+    from flows.dossier.calibration import calibration_of
+    from flows.dossier.opening import dossier_of
     from flows.evaluation.exporting import export
-    from flows.registry.calibration import calibration_of
     from flows.repository.lock_file import require_no_outputs
 
     require_no_outputs(project(), out)
     exported = project().model(model)
-    metrics, calibration = metrics_of(exported), None
+    known, calibration = dossier_of(project(), exported), None
+    metrics = known.figures
     with suppress(UserError):  # there is none of an older model
-        calibration = calibration_of(project(), exported)
+        calibration = calibration_of(known)
     stated = export(exported, metrics, out, calibration=calibration, licence=licence)
     if not metrics:
         log.warning("the card has no figures, since no evaluation of this model is known")
@@ -428,16 +415,3 @@ def export(
         log.warning("the card states no licence, since that of the images has no name on the Hub; see --licence")
     upload = f"hf upload USER/{shlex.quote(out.name)} {shlex.quote(str(out))} ."
     say(f"{out}: {exported.name} for the Hugging Face Hub, licence {stated}; `{upload}` uploads it")
-
-
-def metrics_of(model: "TrainedModel") -> "Metrics | None":
-    """Return the figures of a version, or of a model in a folder: those in it, or the working tree's; None without."""
-    from flows.core.documents import read_document
-    from flows.evaluation.results import Metrics
-
-    if version := project().version(model.name):
-        return version.metrics if version.metrics.model_sha256 == model.sha256 else None
-    for path in (model.folder / layout.METRICS.relative_to(layout.REPORTS), layout.METRICS):
-        if path.exists() and (found := read_document(Metrics, path)).model_sha256 == model.sha256:
-            return found
-    return None

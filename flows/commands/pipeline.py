@@ -199,13 +199,11 @@ def report(
 
 def run_report() -> None:
     """Run the stage, which replaces its output and its charts."""
-    from flows.registry.results import OUTPUTS
-    from flows.report.origin import origin_here
+    from flows.dossier.places import Outputs
     from flows.report.page import report
-    from flows.report.results import find_image_set, find_model
 
-    origin, model = origin_here(layout.REGISTERED, project().shown_params), find_model(layout.REGISTERED)
-    report(origin, OUTPUTS, find_image_set(layout.IMAGES), model, out=layout.PAGE, pictures=layout.PICTURES)
+    here = project()
+    report(Outputs(here.folder, lambda: here.shown_params), out=layout.PAGE, pictures=layout.PICTURES)
 
 
 def write_page(models: list[str], out: Path, *, force: bool) -> None:
@@ -214,13 +212,14 @@ def write_page(models: list[str], out: Path, *, force: bool) -> None:
     Raises UserError: exit 2 if the file exists and `force` is not set, or if it lies in an output of the pipeline, 5 if
     results are missing or damaged; OSError that names `out`.
     """
+    from flows.dossier.opening import open_dossier
     from flows.report.page import page
     from flows.repository.lock_file import require_no_outputs
 
     require_no_outputs(project(), out)
     if out.exists() and not force:
         raise UserError(f"{out} exists; --force overwrites it", Exit.USAGE)
-    found = [project().results(name) for name in models] or [project().results()]
+    found = [open_dossier(project(), name) for name in models] or [open_dossier(project())]
     write_whole(out, page(*found).html)
 
 

@@ -8,7 +8,7 @@ from typer.core import TyperGroup
 
 from flows.commands import app as app_commands
 from flows.commands import compression, evaluation, operating, pipeline, registry, sampling
-from flows.commands.arguments import Command
+from flows.commands.arguments import Command, project
 from flows.process.streams import say
 
 
@@ -58,7 +58,8 @@ def root(
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Hold the options of vdmctl itself.  Its help is that of `app`."""
+    """Begin a command, with a project of its own.  The help is that of `app`."""
+    project.cache_clear()
 
 
 GROUPS = {

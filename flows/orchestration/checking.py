@@ -19,6 +19,7 @@ from flows.orchestration.streaming import stream
 from flows.orchestration.tasks import step, step_over_network
 from flows.orchestration.workspace import Run
 from flows.registry.fetching import fetch_files
+from flows.registry.versions import open_registry
 from flows.repository.commit import Commit
 
 NEW_IMAGES = "NewImages"
@@ -80,7 +81,7 @@ def findings_of_champion(run: Run) -> Path | None:
     1.0.0, is left out with a warning.  Raises UserError (exit 5).
     """
     images = read_document(Verdict, run.folder / layout.FINDINGS).data_sha256
-    champion = run.main.registry.champion
+    champion = open_registry(run.main).champion
     if champion is None or champion.metrics.data_sha256 == images:
         return None
     path = str(layout.FINDINGS)
@@ -101,7 +102,7 @@ def find_odd(run: Run, newest: Commit) -> State[str]:
     """
     folder, logger = run.folder, get_run_logger()
     try:
-        champion = run.main.registry.champion
+        champion = open_registry(run.main).champion
         if champion is None:
             raise UserError("there is no champion", Exit.MISSING)
         write_new_images(run.images, newest, MOST_NEW, folder / layout.NEW_IMAGES)

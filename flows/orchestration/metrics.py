@@ -31,6 +31,7 @@ from flows.process.answering import configure_server, listen_at
 from flows.process.guard import Guard
 from flows.registry.costs import Costs
 from flows.registry.project import Project
+from flows.registry.versions import open_registry
 
 MOST_RUNS = 200
 """Of how many runs the states are counted."""
@@ -87,7 +88,7 @@ class Loop(Collector):
         yield GaugeMetricFamily("vdm_server_answers", "1 if the Prefect server answers.", bool(server))
         yield from server
         try:
-            registry = self.project.registry
+            registry = open_registry(self.project)
             champion = registry.champion
         except UserError:
             return

@@ -22,7 +22,7 @@ from flows.process.groups import find_processes
 from flows.process.locks import folder_of_devices, list_held_locks
 from flows.registry.project import Project
 from flows.registry.publishing import RUNS
-from flows.registry.versions import FORMER, Registry
+from flows.registry.versions import FORMER, Registry, open_registry
 from flows.repository.cache import digests_used_at, list_lacking, list_unused, lock_dvc
 from flows.repository.repository import HEADS, MODEL, REMOTE, TAGS, Target
 from flows.repository.tags import CHAMPION, REFUSED
@@ -90,7 +90,7 @@ def find_other_worktrees(project: Project) -> list[Path]:
 
 def list_things(project: Project, repo: Any, others: list[Path], keep: int) -> list[Thing]:
     """Return what goes, and the versions and half-written folders that stay.  Raises what `prune` raises."""
-    root, registry, refs = project.folder.resolve(), project.registry, project.refs()
+    root, registry, refs = project.folder.resolve(), open_registry(project), project.refs()
     kept, used = reasons_to_keep(repo, registry, keep)
     versions = [
         Thing(

@@ -20,7 +20,7 @@ from flows.registry import publishing
 from flows.registry.costs import count_costs
 from flows.registry.evidence import Evidence
 from flows.registry.project import Project
-from flows.registry.versions import add_version
+from flows.registry.versions import add_version, open_registry
 from flows.repository.stages import push_run_cache
 
 
@@ -67,7 +67,7 @@ def fetch_published(project: Project) -> list[str]:
 
 def release(run: Run, made: str) -> Release:
     """Make a commit a version, and the champion if it is better."""
-    registry = run.main.registry
+    registry = open_registry(run.main)
     known = [version for version in registry.versions if version.commit == made]
     version = known[-1] if known else add_version(run.main, made, subject(run.main, made))
     before = registry.champion

@@ -7,8 +7,6 @@ costs         what a run costs, counted while it runs
 lineage       a version's data, parameters, code and outputs
 fetching      a version's model and images, from git, DVC's cache or its remote
 images        which images a version and those before it were trained on
-calibration   with what a model compares pictures, and which it was trained on
-results       what was measured of a version, a model folder, or the project's own outputs
 verification  recomputes every digest of a version; whether the outputs are those of a commit
 promotion     compares challenger and champion; rolls back
 publishing    pushes files, then tags and branches in one step; fetches those of other machines

@@ -10,7 +10,7 @@ from flows.registry.versions import Registry, Version, ancestry
 from flows.repository.tags import CHAMPION
 
 
-class Place(Document):
+class Digest(Document):
     """A file or a folder, and its digest."""
 
     path: str
@@ -18,7 +18,7 @@ class Place(Document):
     """That of a folder ends in `.dir`."""
 
 
-class TrainedOn(Place):
+class TrainedOn(Digest):
     """The images that a version was trained on."""
 
     sha256: Sha256 | None
@@ -56,12 +56,12 @@ class Lineage(Document):
     commit: str
     parameters: dict[str, Any]
     """Those of its commit, by section."""
-    source: Place | None
+    source: Digest | None
     """Null for images that came from elsewhere."""
     data: TrainedOn
     ancestors: list[KnownAncestor]
     """The models from which its training and theirs began, the nearest first."""
-    findings: Place
+    findings: Digest
     code: dict[str, str]
     """Md5 by path."""
     outputs: dict[str, str]
@@ -85,7 +85,7 @@ def trace_lineage(registry: Registry, version: Version) -> Lineage:
         stages=list(version.stages),
         commit=version.commit,
         parameters=lock.parameters,
-        source=Place(path=lock.source[0], md5=lock.source[1]) if lock.source else None,
+        source=Digest(path=lock.source[0], md5=lock.source[1]) if lock.source else None,
         data=TrainedOn(path=images, md5=lock.outputs.get(images), sha256=metrics.data_sha256, licence=metrics.licence),
         ancestors=[
             KnownAncestor(
@@ -97,7 +97,7 @@ def trace_lineage(registry: Registry, version: Version) -> Lineage:
             )
             for ancestor, found in zip(metrics.ancestors or [], known, strict=True)
         ],
-        findings=Place(path=findings, md5=lock.outputs.get(findings)),
+        findings=Digest(path=findings, md5=lock.outputs.get(findings)),
         code=lock.code,
         outputs=lock.outputs,
         metrics=metrics,

@@ -1,5 +1,6 @@
 """A project: one folder with parameters, versions, images, models and results."""
 
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from flows.core.model import TrainedModel
     from flows.core.params import Params
     from flows.images.image_set import ImageSet
-    from flows.report.results import Results
 
 SECTIONS = ("data", "contract", "model", "train", "evaluate", "features", "sample", "quality")
 """The sections of params.yaml that the report shows."""
@@ -25,7 +25,7 @@ SECTIONS = ("data", "contract", "model", "train", "evaluate", "features", "sampl
 class Project(Repository):
     """A project's folder, opened once at the door and passed along; the worktree of a run is one, too.
 
-    Nothing is kept of what may change: each property reads anew.
+    Its registry is that of the moment when it was first asked for; what else may change is read anew.
     """
 
     @classmethod
@@ -51,9 +51,9 @@ class Project(Repository):
         """The folder with the worktrees of runs."""
         return self.folder / layout.WORKTREES
 
-    @property
+    @cached_property
     def registry(self) -> Registry:
-        """The versions of this moment.  Raises UserError: exit 5 outside a git repository, 2 below its top."""
+        """The versions.  Raises UserError: exit 5 outside a git repository, 2 below its top."""
         return open_registry(self)
 
     @property
@@ -72,7 +72,7 @@ class Project(Repository):
 
     def is_undecided(self, commit: str) -> bool:
         """Whether a run of this project was killed before its model, at a commit, was promoted or refused."""
-        return self.is_own(commit) and not self.registry.is_decided(commit)
+        return self.is_own(commit) and not open_registry(self).is_decided(commit)
 
     def version(self, model: str) -> Version | None:
         """Return the version that a text names, as `champion` does; None for the path of a folder, as `./champion`."""
@@ -115,20 +115,3 @@ class Project(Repository):
             return fetch_model(self, version, found, model, network)
         source = NetworkCode(self.folder / layout.NETWORKS) if network is None else network
         return open_model(self.model_folder(model), found, model, source)
-
-    def results(self, model: "str | TrainedModel | None" = None) -> "Results":
-        """Return the results of a model, by its name or opened already; by default those in the folder's outputs.
-
-        Raises UserError (exit 5) if one is missing or damaged, or cannot be fetched.
-        """
-        from flows.registry import results  # pandas takes half a second
-
-        if model is None:
-            return results.read_output_results(self)
-        name, opened = (model, None) if isinstance(model, str) else (model.name, model)
-        version = self.version(name)
-        return (
-            results.read_version_results(self, version, opened)
-            if version
-            else results.read_folder_results(self, Path(name), opened)
-        )

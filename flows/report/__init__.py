@@ -1,7 +1,5 @@
 """From the results of one model or two to one HTML page that needs no network, no script and no other file.
 
-results   the files with results, and what they say
-origin    where the results in the working tree come from
 words     how good the samples are, in words
 charts    curves and histograms as SVG
 pictures  images and grids of images as PNG in the page

@@ -148,7 +148,7 @@ def draw_growth(axes: "Axes", models: Tables) -> None:
 
 
 class ChartKind(NamedTuple):
-    """A chart that the page has: its table in `Results`, its title, what it shows in words, and what draws it.
+    """A chart that the page has: its table in `Dossier`, its title, what it shows in words, and what draws it.
 
     `text` stands below it, and `missing` in its place.
     """

@@ -15,39 +15,30 @@ from markupsafe import Markup
 from flows.core.escaping import visible
 from flows.core.files import replace_file_last, replace_folder, write_whole
 from flows.core.judgement import Accuracy, Cost, Quality, Remark, judgement
+from flows.dossier.dossier import Dossier
+from flows.dossier.places import Outputs
 from flows.evaluation.figures import QUALITY, TERMS
 from flows.images.as_png import InPng, measure_png
 from flows.images.image_set import SPLITS, ImageSet, spread
 from flows.report import charts
 from flows.report.charts import Chart, shorten_name
-from flows.report.origin import Origin
 from flows.report.pictures import Picture, data_uri, grids, tile
-from flows.report.results import Files, Results, description, read_results
 from flows.report.words import cautions, compare_parameters, latex, may_copy, measures, sampler, value
 
 if TYPE_CHECKING:
-    from flows.core.model import TrainedModel
     from vdm.evaluation import PairedDifference
 
 CONFIDENCE = 0.95
 MOST_EXTREMES, MOST_NEIGHBOURS, MOST_SHOWN, MOST_CLASSES = 8, 8, 10, 20
 
 
-def report(
-    origin: Origin,
-    files: Files,
-    images: ImageSet | None,
-    model: "TrainedModel | None",
-    *,
-    out: Path,
-    pictures: Path,
-) -> None:
-    """Write the page about the results in `files` to `out`, and its charts into the folder `pictures`, or else neither.
+def report(outputs: Outputs, *, out: Path, pictures: Path) -> None:
+    """Write the page about the pipeline's outputs to `out`, and its charts into the folder `pictures`, or else neither.
 
     Raises UserError (exit 5) for a result that is damaged, and without metrics; OSError that names the file that cannot
     be written.
     """
-    made = page(read_results(files, origin, images, model))
+    made = page(Dossier(outputs))
     with replace_file_last(out, made.html), replace_folder(pictures) as folder:
         for chart in made.charts:
             write_whole(folder / f"{chart.name}.svg", chart.svg)
@@ -67,7 +58,7 @@ class Shown(NamedTuple):
     caption: str
 
 
-def page(first: Results, second: Results | None = None) -> Page:
+def page(first: Dossier, second: Dossier | None = None) -> Page:
     """Return the page about one model, or the one that compares two."""
     models = [first] if second is None else [first, second]
     names = [one.origin.name for one in models]
@@ -94,84 +85,89 @@ def page(first: Results, second: Results | None = None) -> Page:
     return Page(html, drawn)
 
 
-def view(name: str, results: Results) -> dict[str, Any]:
-    """Return what the page shows of a model, next to its results."""
-    expectations = sorted(results.findings.expectations if results.findings else [], key=lambda one: one.success)
+def view(name: str, dossier: Dossier) -> dict[str, Any]:
+    """Return what the page shows of a model, next to its dossier."""
+    expectations = sorted(dossier.findings.expectations if dossier.findings else [], key=lambda one: one.success)
     broken = [one for one in expectations if not one.success]
-    png = png_of(results)
+    png = png_of(dossier)
     return {
         "name": name,
-        "results": results,
-        "about": description(results.images),
-        "uniform": math.log2(results.images.num_levels) if results.images else None,
-        "extremes": extremes(results),
-        "classified": describe_classification(results),
-        "facts": list(facts(results, png)),
-        "judgement": judge_results(results, png),
-        "guess": guess(results),
+        "dossier": dossier,
+        "about": describe_set(dossier.images),
+        "uniform": math.log2(dossier.images.num_levels) if dossier.images else None,
+        "extremes": extremes(dossier),
+        "classified": describe_classification(dossier),
+        "facts": list(facts(dossier, png)),
+        "judgement": judge_results(dossier, png),
+        "guess": guess(dossier),
         "png": png,
-        "strip_width": int.from_bytes(results.denoising[16:20]) if results.denoising else 0,
-        "grids": grids(results),
-        "classes": classes(results),
-        "copies": results.sample_metrics is not None and may_copy(results.sample_metrics),
-        "sampler": sampler(results.sample_metrics.sampler) if results.sample_metrics else "",
-        "neighbours": neighbours(results),
+        "strip_width": int.from_bytes(dossier.denoising[16:20]) if dossier.denoising else 0,
+        "grids": grids(dossier),
+        "classes": classes(dossier),
+        "copies": dossier.sample_metrics is not None and may_copy(dossier.sample_metrics),
+        "sampler": sampler(dossier.sample_metrics.sampler) if dossier.sample_metrics else "",
+        "neighbours": neighbours(dossier),
         "expectations": expectations,
-        "offences": [(one, [row_of(results, row) for row in one.rows[:MOST_SHOWN]]) for one in broken],
-        "alike": alike(results),
-        "lineage": list_digests(results),
+        "offences": [(one, [row_of(dossier, row) for row in one.rows[:MOST_SHOWN]]) for one in broken],
+        "alike": alike(dossier),
+        "lineage": list_digests(dossier),
     }
 
 
-def extremes(results: Results) -> list[tuple[str, list[Shown]]]:
+def describe_set(images: ImageSet | None) -> dict[str, Any]:
+    """Return the set's description, sorted, without the keys that the pipeline does not know."""
+    return dict(sorted(images.description.stated.items())) if images else {}
+
+
+def extremes(dossier: Dossier) -> list[tuple[str, list[Shown]]]:
     """Return the images with the fewest and those with the most bits/dim; [] if images or figures are missing."""
-    if results.per_image is None or results.images is None:
+    if dossier.per_image is None or dossier.images is None:
         return []
-    split = results.metrics.split
-    order = results.per_image.dropna(subset=["bpd"]).sort_values("bpd", kind="stable")
+    split = dossier.metrics.split
+    order = dossier.per_image.dropna(subset=["bpd"]).sort_values("bpd", kind="stable")
     rows = [(int(row.image), f"{row.bpd:.3f}") for row in order.itertuples()]
     size = min(MOST_EXTREMES, len(rows) // 2)
     return [
-        (title, [Shown(image_of(results, split, number, f"{split} image {number}"), bpd) for number, bpd in found])
+        (title, [Shown(image_of(dossier, split, number, f"{split} image {number}"), bpd) for number, bpd in found])
         for title, found in (("Easiest", rows[:size]), ("Hardest", rows[::-1][:size]))
     ]
 
 
-def describe_classification(results: Results) -> dict[str, Any]:
+def describe_classification(dossier: Dossier) -> dict[str, Any]:
     """Return the confusion matrix of a model with few classes, and the images it is least sure of; {} without these."""
-    of, table = results.metrics.classes, results.per_image
+    of, table = dossier.metrics.classes, dossier.per_image
     if of is None or table is None or not {"label", "best", "margin"} <= set(table):
         return {}
     known = table.dropna(subset=["best"]).astype({"label": int, "best": int})
-    names = name_classes(results)
+    names = name_classes(dossier)
     names = names + [str(number) for number in range(len(names), of.num_classes)]
     counts = known.value_counts(["label", "best"])
     rows = [[counts.get((label, best), 0) for best in range(len(names))] for label in range(len(names))]
     unsure = []
     for row in known.nsmallest(MOST_EXTREMES, "margin").itertuples():
-        name = f"{results.metrics.split} image {row.image:g}"
+        name = f"{dossier.metrics.split} image {row.image:g}"
         found = "found" if row.label == row.best else f"taken for {names[row.best]}"
         caption = f"{names[row.label]}, {found}: {row.margin:.2f}"
-        unsure.append(Shown(image_of(results, results.metrics.split, int(row.image), name), caption))
+        unsure.append(Shown(image_of(dossier, dossier.metrics.split, int(row.image), name), caption))
     return {"names": names, "confusion": rows if of.num_classes <= MOST_CLASSES else [], "unsure": unsure}
 
 
-def name_classes(results: Results) -> list[str]:
+def name_classes(dossier: Dossier) -> list[str]:
     """Return the names of the classes by number, as the images or the model state them; [] if they state none."""
-    of_model = results.model.class_names if results.model else None
-    return list(description(results.images).get("class_names") or of_model or [])
+    of_model = dossier.model.class_names if dossier.model else None
+    return list(describe_set(dossier.images).get("class_names") or of_model or [])
 
 
-def classes(results: Results) -> list[tuple[str, int, float, float | None]]:
+def classes(dossier: Dossier) -> list[tuple[str, int, float, float | None]]:
     """Return each class with the number of its images and their mean bits/dim with its standard error, worst first.
 
     One image has no error.  [] without labels or figures, and for one label.
     """
-    table, labels = results.per_image, results.labels
+    table, labels = dossier.per_image, dossier.labels
     if table is None or labels is None or table["image"].max() >= len(labels):
         return []
     by_label = table["bpd"].groupby(labels[table["image"].astype(int)]).agg(["count", "mean", "sem"])
-    names, rows = name_classes(results), by_label.sort_values("mean", ascending=False).itertuples(name=None)
+    names, rows = name_classes(dossier), by_label.sort_values("mean", ascending=False).itertuples(name=None)
     found = [
         (names[label] if label < len(names) else f"class {label}", number, bpd, None if number == 1 else error)
         for label, number, bpd, error in rows
@@ -179,58 +175,58 @@ def classes(results: Results) -> list[tuple[str, int, float, float | None]]:
     return found if len(found) > 1 else []
 
 
-def neighbours(results: Results) -> list[tuple[Shown, Shown, float]]:
+def neighbours(dossier: Dossier) -> list[tuple[Shown, Shown, float]]:
     """Return the samples that are nearest to a training image, with that image and the distance per dimension."""
-    if results.neighbours is None or results.samples is None or results.images is None:
+    if dossier.neighbours is None or dossier.samples is None or dossier.images is None:
         return []
-    levels, shown = results.images.num_levels, []
-    for row in results.neighbours[:MOST_NEIGHBOURS].itertuples():
+    levels, shown = dossier.images.num_levels, []
+    for row in dossier.neighbours[:MOST_NEIGHBOURS].itertuples():
         sample, number = int(row.sample), int(row.train_image)
-        left = Shown(tile(results.samples[sample], levels, f"sample {sample}"), f"sample {sample}")
-        right = Shown(image_of(results, "train", number, f"training image {number}"), f"train {number}")
+        left = Shown(tile(dossier.samples[sample], levels, f"sample {sample}"), f"sample {sample}")
+        right = Shown(image_of(dossier, "train", number, f"training image {number}"), f"train {number}")
         shown.append((left, right, float(row.distance)))
     return shown
 
 
-def alike(results: Results) -> list[tuple[Shown, Shown, str]]:
+def alike(dossier: Dossier) -> list[tuple[Shown, Shown, str]]:
     """Return the pairs of images of two splits that look most alike, and how alike they are."""
-    compared = results.findings.alike if results.findings else []
+    compared = dossier.findings.alike if dossier.findings else []
     pairs = sorted((pair for splits in compared for pair in splits.pairs), key=lambda pair: pair["by_chance"])
     return [
         (
-            row_of(results, pair),
-            row_of(results, pair, "of_"),
+            row_of(dossier, pair),
+            row_of(dossier, pair, "of_"),
             f"{pair['moved']}, distance {pair['distance']}, {pair['by_chance']} as close by chance",
         )
         for pair in pairs[:MOST_SHOWN]
     ]
 
 
-def row_of(results: Results, row: dict[str, Any], prefix: str = "") -> Shown:
+def row_of(dossier: Dossier, row: dict[str, Any], prefix: str = "") -> Shown:
     """Return the image that a row names, if it names one, and the row's values in words."""
     split, number = row.get(f"{prefix}split"), row.get(f"{prefix}image")
     if split not in SPLITS or not isinstance(number, int):
         return Shown(None, ", ".join(f"{key} {value(item)}" for key, item in row.items()))
     name, file = f"{split} image {number}", row.get(f"{prefix}file")
-    return Shown(image_of(results, str(split), number, name), f"{name}, {value(file)}" if file else name)
+    return Shown(image_of(dossier, str(split), number, name), f"{name}, {value(file)}" if file else name)
 
 
-def image_of(results: Results, split: str, number: int, name: str) -> Picture | None:
+def image_of(dossier: Dossier, split: str, number: int, name: str) -> Picture | None:
     """Return an image of a split; None if the split does not have it, since the row is about another set."""
-    images = results.images[split] if results.images and split in SPLITS else ()
-    return tile(images[number], results.images.num_levels, name) if results.images and number < len(images) else None
+    images = dossier.images[split] if dossier.images and split in SPLITS else ()
+    return tile(images[number], dossier.images.num_levels, name) if dossier.images and number < len(images) else None
 
 
-def list_digests(results: Results) -> dict[str, Any]:
+def list_digests(dossier: Dossier) -> dict[str, Any]:
     """Return what the model was made from, as digests, after the tags and the commit if it is a version."""
-    metrics = results.metrics
+    metrics = dossier.metrics
     requirements = metrics.environment.requirements_sha256 if metrics.environment else None
     line = {
         f"{'started' if number == 0 else 'before that'} from {each.name}, sha256": each.model_sha256
         for number, each in enumerate(metrics.ancestors or [])
     }
     return {
-        **results.origin.lineage,
+        **dossier.origin.lineage,
         "model, sha256": metrics.model_sha256,
         **line,
         "images, sha256": metrics.data_sha256,
@@ -238,7 +234,7 @@ def list_digests(results: Results) -> dict[str, Any]:
     }
 
 
-def pair_results(first: Results, second: Results) -> "PairedDifference | str":
+def pair_results(first: Dossier, second: Dossier) -> "PairedDifference | str":
     """Return the paired difference of the images of two models, or the reason why they cannot be paired."""
     if first.per_image is None or second.per_image is None:
         return "one of them has no figures for each image"
@@ -286,28 +282,28 @@ def figure(number: float | None, error: float | None = None, form: str = ".4f") 
     return Markup(shown if error is None else f"{shown}&nbsp;± {figure(error)}")
 
 
-def png_of(results: Results) -> InPng | None:
+def png_of(dossier: Dossier) -> InPng | None:
     """Return what the evaluated images take in a PNG; None if they are not here."""
-    metrics = results.metrics
-    if not results.images or metrics.split == "other":
+    metrics = dossier.metrics
+    if not dossier.images or metrics.split == "other":
         return None
-    return measure_png(spread(results.images[metrics.split], metrics.num_images))
+    return measure_png(spread(dossier.images[metrics.split], metrics.num_images))
 
 
-def judge_results(results: Results, png: InPng | None) -> list[Remark]:
+def judge_results(dossier: Dossier, png: InPng | None) -> list[Remark]:
     """Return what the figures mean, in words.  `png` is what the evaluated images take in a PNG, if they are here."""
-    metrics, of, drawn = results.metrics, results.metrics.classes, results.sample_metrics
-    levels = results.images.num_levels if results.images else results.model.num_levels if results.model else None
+    metrics, of, drawn = dossier.metrics, dossier.metrics.classes, dossier.sample_metrics
+    levels = dossier.images.num_levels if dossier.images else dossier.model.num_levels if dossier.model else None
     cost = Cost(
         metrics.bpd,
         f"{metrics.num_images:,} {metrics.split} images",
         num_levels=levels,
         png_bpd=png.bpd if png else None,
-        epochs=epochs(results),
+        epochs=epochs(dossier),
         gap=metrics.generalisation_gap_bpd,
         gap_error=metrics.generalisation_gap_standard_error,
     )
-    accuracy, quality, chance = None, None, guess(results)
+    accuracy, quality, chance = None, None, guess(dossier)
     if of and chance and of.accuracy is not None:
         accuracy = Accuracy(of.accuracy, of.accuracy_standard_error, chance)
     found = drawn.frechet if drawn else None
@@ -317,28 +313,28 @@ def judge_results(results: Results, png: InPng | None) -> list[Remark]:
     return judgement(cost, accuracy, quality, may_copy=drawn is not None and may_copy(drawn))
 
 
-def guess(results: Results) -> float | None:
+def guess(dossier: Dossier) -> float | None:
     """Return how often a guess finds the class: always the most frequent one, or any, if the labels are not here."""
-    if not (of := results.metrics.classes):
+    if not (of := dossier.metrics.classes):
         return None
-    if results.labels is None or not of.num_classified:
+    if dossier.labels is None or not of.num_classified:
         return 1 / of.num_classes
-    _, counts = np.unique(spread(results.labels, of.num_classified), return_counts=True)
+    _, counts = np.unique(spread(dossier.labels, of.num_classified), return_counts=True)
     return float(counts.max() / counts.sum())
 
 
-def epochs(results: Results) -> float | None:
+def epochs(dossier: Dossier) -> float | None:
     """Return how often the training saw every image, as far as its log, its parameters and the metrics say it."""
-    batch_size = results.origin.parameters.get("train", {}).get("batch_size")
-    count = len(results.images["train"]) if results.images else results.metrics.num_train
-    if results.curves is None or not count or not isinstance(batch_size, int):
+    batch_size = dossier.origin.parameters.get("train", {}).get("batch_size")
+    count = len(dossier.images["train"]) if dossier.images else dossier.metrics.num_train
+    if dossier.curves is None or not count or not isinstance(batch_size, int):
         return None
-    return int(results.curves["step"].iloc[-1]) * batch_size / count
+    return int(dossier.curves["step"].iloc[-1]) * batch_size / count
 
 
-def facts(results: Results, png: InPng | None) -> Iterator[tuple[str, str]]:
+def facts(dossier: Dossier, png: InPng | None) -> Iterator[tuple[str, str]]:
     """Yield the names of the facts that are known, with their values in words."""
-    origin, metrics, curves, model = results.origin, results.metrics, results.curves, results.model
+    origin, metrics, curves, model = dossier.origin, dossier.metrics, dossier.curves, dossier.model
     if model:
         yield "Parameters", f"{model.num_parameters:,}"
         ends, initial = (model.schedule[name].iloc[[0, -1]] for name in ("gamma", "initial"))
@@ -348,7 +344,7 @@ def facts(results: Results, png: InPng | None) -> Iterator[tuple[str, str]]:
         train, validated = origin.parameters.get("train", {}), curves.get("validation_bpd")
         steps, batch_size = int(curves["step"].iloc[-1]), train.get("batch_size")
         taken = f"{steps:,} steps"
-        if (number := epochs(results)) is not None:
+        if (number := epochs(dossier)) is not None:
             taken += f" of {batch_size:,} images, {number:.1f} epochs"
         if train.get("keep") == "best" and validated is not None and validated.notna().any():
             taken += f"; weights of step {int(curves['step'][validated.idxmin()]):,}, the best on the validation images"
@@ -357,7 +353,7 @@ def facts(results: Results, png: InPng | None) -> Iterator[tuple[str, str]]:
         yield "Started from", metrics.ancestors[0].name
     if png:
         yield f"{png.words[0].upper()}{png.words[1:]} in one PNG", f"{png.bpd:.4f} bits/dim"
-    if results.findings:
-        yield "Data contract", results.findings.words
+    if dossier.findings:
+        yield "Data contract", dossier.findings.words
     if metrics.environment:
         yield "Evaluated on", f"{metrics.environment.processor}, torch {metrics.environment.torch}"

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 from markupsafe import Markup
 
+from flows.dossier.dossier import Dossier
 from flows.images.grids import Stretch, png, shades, stretch_of, transparent_grid
 from flows.images.image_set import spread
-from flows.report.results import Results
 
 GRID, TILE = 448, 64
 """Widths in pixels that a grid and a single image may take in the page; smaller ones are enlarged by a whole factor."""
@@ -34,12 +34,12 @@ class Grids(NamedTuple):
     """Which levels are black and white, above 256 levels."""
 
 
-def grids(results: Results) -> Grids | None:
+def grids(dossier: Dossier) -> Grids | None:
     """Return samples and test images as grids; None without samples, or if nothing says how many levels they have."""
-    known, drawn = results.images or results.model, results.samples
+    known, drawn = dossier.images or dossier.model, dossier.samples
     if known is None or drawn is None:
         return None
-    real = results.images["test"] if results.images else drawn[:0]
+    real = dossier.images["test"] if dossier.images else drawn[:0]
     size = min(columns_of(drawn.shape[3]) ** 2, len(drawn), len(real) or len(drawn))
     stretch = stretch_of(spread(real, size) if len(real) else drawn[:size], known.num_levels)
     samples = arrange(drawn[:size], known.num_levels, f"{size} samples of the model", stretch)

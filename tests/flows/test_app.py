@@ -34,6 +34,7 @@ from pictures import claiming
 from PIL import Image
 from project import ROOT
 from prometheus_client.parser import text_string_to_metric_families
+from results import changed
 from small import Small
 from starlette.datastructures import Headers
 
@@ -48,6 +49,8 @@ from flows.core.card import card
 from flows.core.errors import Exit, UserError
 from flows.core.model import TrainedModel, open_model, save_model
 from flows.core.params_file import read_params
+from flows.dossier.dossier import Dossier
+from flows.dossier.opening import dossier_of
 from flows.images.image_set import open_images, save_images, spread
 from flows.orchestration import status
 from flows.process import answering, guard
@@ -58,7 +61,6 @@ from flows.registry.fetching import fetch_model
 from flows.registry.project import Project
 from flows.registry.publishing import fetch_tags
 from flows.registry.versions import Version
-from flows.report.results import Results
 from vdm.model import VDM
 from vdm.sampling import Solver
 
@@ -81,7 +83,7 @@ def locks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def app(locks: Path) -> Iterator[App]:
     with run_app() as app:
-        while app.following.served.results is None:
+        while app.following.served.dossier is None:
             assert not app.following.served.problem
             time.sleep(0.05)
         yield app
@@ -206,8 +208,8 @@ def test_examples_are_test_images_that_can_be_asked_for(app: App, digits: np.nda
     served = Served(ROOT, opened, None)
     assert served.examples.shape == (0, 1, 8, 8)
     save_images(tmp_path / "images", {"train": digits[:20], "test": digits[20:50]}, {"name": "few", "num_levels": 17})
-    assert app.following.served.results
-    served.results = app.following.served.results._replace(images=open_images(tmp_path / "images"))
+    assert app.following.served.dossier
+    served.dossier = changed(app.following.served.dossier, images=open_images(tmp_path / "images"))
     np.testing.assert_array_equal(served.examples, spread(digits[20:50], 10))
     np.save(model / "examples.npy", np.full((1, 1, 8, 8), 17, np.uint8))
     with pytest.raises(UserError, match=r"examples\.npy: damaged: no images of the model; remove it"):
@@ -683,7 +685,7 @@ def test_files_may_vanish_and_none_is_changed(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     with run_app(open_model(tmp_path / "model"), root=tmp_path / "here") as app:
-        while not app.following.served.results:
+        while not app.following.served.dossier:
             time.sleep(0.05)
         shutil.rmtree(tmp_path / "model")
         app.post("/sample", num_images=1)
@@ -759,12 +761,11 @@ def test_the_results_of_a_champion_are_read_before_it_answers(forge: Forge, monk
     monkeypatch.chdir(forge.root)
     found, answering = following(forge, crowned(forge, "v1.0.0")), list[str]()
 
-    class Asked(Project):
-        def results(self, model: str | TrainedModel | None = None) -> Results:
-            answering.append(found.served.model.name)
-            return super().results(model)
+    def asked(project: Project, trained: TrainedModel) -> Dossier:
+        answering.append(found.served.model.name)
+        return dossier_of(project, trained)
 
-    monkeypatch.setattr(found, "project", Asked(forge.root))
+    monkeypatch.setattr(champion, "dossier_of", asked)
     crown(forge.project, "v1.1.0")
     found.look()
     assert (answering, found.served.model.name) == (["vdm@v1.0.0"], "vdm@v1.1.0")

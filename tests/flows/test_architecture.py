@@ -50,13 +50,14 @@ ROOMS = {
     "evaluation": "core process images training",
     "sampling": "core process images contract training evaluation",
     "compression": "core process images evaluation",
-    "report": "core process images contract evaluation",
     "repository": "core process",
-    "registry": "core process images contract evaluation report repository",
-    "orchestration": "core process images contract evaluation report registry repository",
-    "app": "core process images evaluation sampling report registry repository",
-    "commands": "core process images contract training evaluation sampling compression report registry repository"
-    " orchestration app",
+    "registry": "core process images contract evaluation repository",
+    "dossier": "core images contract evaluation repository registry",
+    "report": "core process images contract evaluation dossier",
+    "orchestration": "core process images contract evaluation repository registry report",
+    "app": "core process images evaluation sampling repository registry dossier report",
+    "commands": "core process images contract training evaluation sampling compression repository registry dossier"
+    " report orchestration app",
 }
 DOORS = {"api", "cli", "train_vdm"}
 STAGES = {
@@ -256,7 +257,7 @@ def test_the_pages_are_part_of_the_package() -> None:
             "from flows.cli import run; assert run(['--help']) == 0",
             "torch prefect great_expectations dvc numpy pandas rich",
         ),
-        ("import flows.registry.results", "torch scipy prefect"),
+        ("import flows.dossier.opening", "torch scipy prefect"),
         ("import flows.registry.project", "torch prefect great_expectations dvc numpy"),
         ("import flows.api", "prefect great_expectations dvc pandas sklearn matplotlib torchvision PIL tqdm.auto"),
     ],

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import TINY
 from PIL import Image
-from results import ORIGIN
+from results import ORIGIN, Files, changed, read_results
 from small import Small
 from test_evaluate_command import printed
 
@@ -26,7 +26,6 @@ from flows.evaluation.classes import classify, losses_of_classes
 from flows.images.grids import eight_bit
 from flows.images.image_set import Chosen, about_classes, open_images, spread
 from flows.report.page import page, pair_results
-from flows.report.results import Files, read_results
 from flows.sampling.measuring import quality_by_class
 from vdm.model import VDM
 
@@ -131,9 +130,8 @@ def test_evaluation_tells_what_the_classes_are_worth_and_finds_them(
         assert f'<th scope="row">{name}</th>{cells}' in shown
     hardest = int(table["margin"].argmin())
     assert f'alt="test image {hardest}"' in shown
-    assert pair_results(results, results._replace(metrics=results.metrics.model_copy(update={"given": "nothing"}))) == (
-        "they differ in given: class and nothing"
-    )
+    other = changed(results, metrics=results.metrics.model_copy(update={"given": "nothing"}))
+    assert pair_results(results, other) == "they differ in given: class and nothing"
     swept = printed(capsys, "evaluate", MODEL, "--num-timesteps", "1,2")["sweep"]
     assert [(each["given"], each["classes"]["accuracy"]) for each in swept] == [("class", None)] * 2
 

@@ -19,23 +19,37 @@ from conftest import TINY
 from documents import Document, words
 from PIL import Image
 from project import ROOT
-from results import BPD, ORIGIN, findings, metrics, opened, part, sample_metrics, write_results
+from results import (
+    BPD,
+    ORIGIN,
+    OUTPUTS,
+    Chosen,
+    Files,
+    changed,
+    findings,
+    metrics,
+    opened,
+    part,
+    read_results,
+    sample_metrics,
+    write_results,
+)
 from ruamel.yaml import YAML
 
 from flows.contract.findings import Findings, Result
 from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.core.model import open_model, save_model
+from flows.dossier.dossier import Dossier
+from flows.dossier.origin import origin_here
+from flows.dossier.places import Outputs
 from flows.evaluation.results import BoundMetrics, ClassFigures, SampleMetrics
 from flows.images.as_png import InPng, measure_png
 from flows.images.grids import shades
 from flows.images.image_set import spread
-from flows.registry.results import OUTPUTS
 from flows.report import charts, markdown
-from flows.report.origin import origin_here
 from flows.report.page import Page, alike, classes, extremes, guess, judge_results, page, pair_results, png_of, report
 from flows.report.pictures import arrange, grids
-from flows.report.results import Files, disagreements, find_image_set, find_model, read_results
 from flows.report.words import cautions, latex
 from vdm.model import VDM
 
@@ -55,7 +69,7 @@ VERSIONS = pd.DataFrame(
 
 
 def test_the_page_of_a_version_shows_all_versions_over_their_training_images(files: Files, tmp_path: Path) -> None:
-    made = page(read_results(files, ORIGIN, *opened(tmp_path))._replace(versions=VERSIONS))
+    made = page(changed(read_results(files, ORIGIN, *opened(tmp_path)), versions=VERSIONS))
     (chart,) = [chart for chart in made.charts if chart.name == "growth"]
     assert [name in chart.svg for name in VERSIONS["version"]] == [True, True, False]
     assert "training images</text>" in chart.svg
@@ -222,7 +236,7 @@ def test_classes_have_their_names(files: Files, tmp_path: Path, digits: np.ndarr
     results = read_results(files, ORIGIN, *opened(tmp_path))
     assert results.model
     assert sorted(name for name, *_ in classes(results)) == ["class 0", "class 1"]
-    of_model = results._replace(model=results.model._replace(class_names=["even", "odd"]))
+    of_model = changed(results, model=results.model._replace(class_names=["even", "odd"]))
     assert sorted(name for name, *_ in classes(of_model)) == ["even", "odd"]
     named = write_results(tmp_path / "named", digits, class_names=["Ankle boot", "Bag"])
     of_images = read_results(named, ORIGIN, *opened(tmp_path / "named"))
@@ -250,13 +264,16 @@ def test_results_that_do_not_belong_together_are_named(files: Files, tmp_path: P
     assert "The image set is not the one that was evaluated, so no images are shown." in text
     assert "What the contract found is about other images than the metrics." in text
     assert "The quality of samples was measured with another model or other images" in text
-    data = "b" * 64
-    other = BoundMetrics(**metrics(data) | {"model_sha256": "c" * 64})
-    assert len(list(disagreements(other, data, None, SampleMetrics(**sample_metrics(data))))) == 1
+    files.metrics.write_text(
+        files.metrics.read_text().replace(open_model(tmp_path / layout.REGISTERED).sha256, "c" * 64)
+    )
+    (of_samples, of_model) = read_results(files, ORIGIN, *opened(tmp_path)).notes
+    assert of_samples == "The quality of samples was measured with another model or other images than the metrics."
     save_model(tmp_path / "model", VDM(**TINY), TINY)
-    results = read_results(files, ORIGIN, None, open_model(tmp_path / "model"))
+    results = read_results(files._replace(sample_metrics=None), ORIGIN, None, open_model(tmp_path / "model"))
     assert results.schedule is None
-    assert results.notes == ["The model is not the one that was evaluated, so its noise schedule is left out."]
+    assert results.notes == [of_model]
+    assert of_model == "The model is not the one that was evaluated, so its noise schedule is left out."
 
 
 @pytest.mark.parametrize(
@@ -279,7 +296,7 @@ def test_a_damaged_file_is_one_line(name: str, content: str, reason: str, files:
     path = folders[name] / content if name in folders else getattr(files, name)
     path.write_bytes(content.encode("latin-1"))
     with pytest.raises(UserError) as error:
-        read_results(files, ORIGIN, find_image_set(folders["images"]), find_model(folders["model"]))
+        Dossier(Outputs(tmp_path, dict)).read_all()
     assert error.value.code == Exit.MISSING
     assert str(error.value).startswith(str(path))
     assert reason in str(error.value)
@@ -295,7 +312,7 @@ def test_figures_that_are_not_finite_are_left_out_of_charts(files: Files, tmp_pa
     files.per_image.write_text("image,bpd\n" + "".join(f"{i},{'nan' if i else 'inf'}\n" for i in range(40)))
     files.noise_levels.write_text("t,gamma,diffusion_bpd,standard_error\n0.5,nan,1e300,nan\n")
     files.curves.write_text("step,bpd\n1,nan\n")
-    made = page(read_results(files, ORIGIN, *opened(tmp_path))._replace(versions=VERSIONS.assign(bpd=np.nan)))
+    made = page(changed(read_results(files, ORIGIN, *opened(tmp_path)), versions=VERSIONS.assign(bpd=np.nan)))
     assert "not finite bits/dim on 40 test images" in words(Document(made.html).text)
     assert len(made.charts) == len(charts.CHARTS)
 
@@ -327,7 +344,8 @@ def test_the_stage_writes_page_and_charts_that_stand_alone(files: Files, tmp_pat
     places = {"out": tmp_path / "out/report.html", "pictures": tmp_path / "out/pictures"}
     places["pictures"].mkdir(parents=True)
     (places["pictures"] / "old.svg").write_text("old")
-    report(origin_here(Path("models/vdm"), {"train": {"betas": [0.9, 0.99]}}), files, *opened(tmp_path), **places)
+    origin = origin_here(Path("models/vdm"), {"train": {"betas": [0.9, 0.99]}})
+    report(Chosen(files, origin, *opened(tmp_path)), **places)
     text = places["out"].read_text()
     assert "betas" in text
     assert "vdmctl evaluate models/vdm" in text
@@ -394,7 +412,7 @@ def test_a_browser_without_a_network_shows_everything(
         long = "W" * 300
         files = classified(write_results(tmp_path, digits, title=long, split=long, class_names=NAMES))
         results = read_results(files, ORIGIN._replace(name=long), *opened(tmp_path))
-        made = page(results, results._replace(origin=ORIGIN))
+        made = page(results, changed(results, origin=ORIGIN))
     (tmp_path / "page.html").write_text(HARNESS.replace("PAGE", json.dumps(made.html).replace("</", "<\\/")))
     offline = ["--host-resolver-rules=MAP * ~NOTFOUND", "--proxy-server=127.0.0.1:9", "--disable-background-networking"]
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--enable-logging=stderr"]
@@ -455,7 +473,7 @@ def test_the_schedule_is_the_models_and_not_that_of_the_times_of_the_evaluation(
 def test_the_png_has_the_evaluated_images(files: Files, tmp_path: Path) -> None:
     results = read_results(files, ORIGIN, *opened(tmp_path))
     assert results.images
-    few = results._replace(metrics=results.metrics.model_copy(update={"num_images": 4}))
+    few = changed(results, metrics=results.metrics.model_copy(update={"num_images": 4}))
     assert png_of(few) == measure_png(spread(results.images["test"], 4))
 
 
@@ -467,15 +485,15 @@ def test_the_page_says_first_what_the_figures_mean(files: Files, tmp_path: Path)
         (png.bpd - 0.01, "Better than PNG by"),
         (png.bpd + 0.01, "Worse than PNG: train longer than 6 epoch"),
     ):
-        found = results._replace(metrics=results.metrics.model_copy(update={"bpd": bpd}))
+        found = changed(results, metrics=results.metrics.model_copy(update={"bpd": bpd}))
         said = [remark.text for remark in judge_results(found, png)]
         assert said[0].startswith(first)
         assert said[-1].startswith(quality)
     classes = {"num_classes": 10, "without": part(2.1, 40), "gain_bpd": 0.1, "gain_standard_error": 0.01}
     classes |= {"num_classified": 40, "class_times": 4, "accuracy": 0.75}
-    found = results._replace(metrics=results.metrics.model_copy(update={"classes": ClassFigures(**classes)}))
+    found = changed(results, metrics=results.metrics.model_copy(update={"classes": ClassFigures(**classes)}))
     assert guess(found) == 0.5  # there are two labels, each of every second image
-    assert guess(found._replace(labels=None)) == 0.1
+    assert guess(changed(found, labels=None)) == 0.1
     assert "It finds the class of 75% of the images, where a guess finds 50%." in [
         one.text for one in judge_results(found, png)
     ]
@@ -595,7 +613,7 @@ def test_figures_that_are_not_paired_are_not_subtracted(files: Files, tmp_path: 
     first = read_results(files, ORIGIN, *opened(tmp_path))
     settings = {"seed": 1, "times_per_image": 3, "num_timesteps": 100, "data_sha256": "b" * 64, "split": "train"}
     for field, value in (settings | {"precision": "bfloat16", "num_images": 7}).items():
-        second = first._replace(metrics=first.metrics.model_copy(update={field: value}))
+        second = changed(first, metrics=first.metrics.model_copy(update={field: value}))
         assert pair_results(first, second) == f"they differ in {field}: {getattr(first.metrics, field)} and {value}"
 
 

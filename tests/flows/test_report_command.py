@@ -15,8 +15,8 @@ from project import ROOT, run_vdmctl
 from results import write_results
 from small import training_json
 
+from flows.core import layout
 from flows.core.model import save_model
-from flows.registry.results import OUTPUTS
 from vdm.model import VDM
 
 Vdmctl = Callable[..., subprocess.CompletedProcess[str]]
@@ -53,12 +53,12 @@ def test_a_model_folder_has_results_of_its_own(vdmctl: Vdmctl, tmp_path: Path, t
     """They are those that `vdmctl evaluate --out` wrote; without them, those of the same model in the workspace."""
     model = tmp_path / "my model"
     save_model(model, tiny_model(), TINY)
-    for place in (OUTPUTS.noise_levels, OUTPUTS.per_image):  # the charts take most of a page's time
+    for place in (layout.NOISE_LEVELS, layout.PER_IMAGE):  # the charts take most of a page's time
         (tmp_path / str(place)).unlink()
     result = vdmctl("my model", "--out", "page.html")
     advice = "run `vdmctl evaluate 'my model' --out 'my model/evaluation'`"
     assert (result.returncode, result.stderr) == (5, f"vdmctl: my model: not evaluated yet; {advice}\n")
-    written = json.loads((tmp_path / OUTPUTS.metrics).read_text())
+    written = json.loads((tmp_path / layout.METRICS).read_text())
     own_metrics = model / "evaluation/metrics.json"
     own_metrics.parent.mkdir()
     own_metrics.write_text(json.dumps(written))
@@ -73,7 +73,7 @@ def test_a_model_folder_has_results_of_its_own(vdmctl: Vdmctl, tmp_path: Path, t
     assert "There is no training log" in text
     assert "width 8" in text
     assert "vdmctl evaluate 'my model' --out 'my model/evaluation'" in text
-    (tmp_path / OUTPUTS.metrics).write_text(json.dumps(written | {"model_sha256": own}))
+    (tmp_path / layout.METRICS).write_text(json.dumps(written | {"model_sha256": own}))
     own_metrics.unlink()
     assert vdmctl("my model", "my model", "--out", "two.html").returncode == 0
     text = words(Document((tmp_path / "two.html").read_text()).text)
@@ -150,14 +150,14 @@ def test_the_parameters_of_the_lock_are_shown_only_if_its_stages_made_the_result
     recorded: bool, vdmctl: Vdmctl, tmp_path: Path
 ) -> None:
     """`vdmctl evaluate` without DVC takes those of params.yaml.  A page without the model says so."""
-    md5 = hashlib.md5((tmp_path / OUTPUTS.metrics).read_bytes()).hexdigest() if recorded else "0" * 32
+    md5 = hashlib.md5((tmp_path / layout.METRICS).read_bytes()).hexdigest() if recorded else "0" * 32
     stage = {
         "cmd": "vdmctl evaluate",
         "params": {"params.yaml": {"evaluate": {"batch_size": 98765}}},
-        "outs": [{"path": str(OUTPUTS.metrics), "hash": "md5", "md5": md5}],
+        "outs": [{"path": str(layout.METRICS), "hash": "md5", "md5": md5}],
     }
     (tmp_path / "dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": {"evaluate": stage}}))
-    for place in (OUTPUTS.curves, OUTPUTS.noise_levels, OUTPUTS.per_image):  # the charts take most of a page's time
+    for place in (layout.CURVES, layout.NOISE_LEVELS, layout.PER_IMAGE):  # the charts take most of a page's time
         (tmp_path / str(place)).unlink()
     shutil.rmtree(tmp_path / "models/vdm")
     result = vdmctl("--out", "page.html")

@@ -21,6 +21,7 @@ from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.core.params import Promote
 from flows.core.params_file import read_params
+from flows.dossier.versions import VersionPlace
 from flows.evaluation.results import BoundMetrics
 from flows.images.image_set import ImageSet, open_images, save_images
 from flows.orchestration.status import registry as registry_now
@@ -32,7 +33,6 @@ from flows.registry.fetching import fetch_images
 from flows.registry.images import Kept
 from flows.registry.project import Project
 from flows.registry.promotion import add_figures, approve, challenge, decide, hold, limits_of, promote, rollback
-from flows.registry.results import undecided
 from flows.registry.versions import add_version, assign
 from flows.repository.tags import CHAMPION, REFUSED
 from vdm.choices import Split
@@ -487,7 +487,7 @@ def test_a_roll_back_that_is_held_lets_winners_wait_until_a_person_releases_it(f
     assert registry_now(forge.opened).waiting == "vdm@v1.2.0"
     waits = "vdm@v1.2.0 waits for a person: `vdmctl promote --approve vdm@v1.2.0` makes it the champion."
     is_held = "Promotions are held: wrong labels; `vdmctl promote --release` ends this."
-    pages = {name: [*undecided(forge.opened, forge.resolve(name))] for name in ("v1.1.0", "v1.2.0")}
+    pages = {name: VersionPlace(forge.opened, forge.resolve(name)).notes() for name in ("v1.1.0", "v1.2.0")}
     assert pages == {"v1.1.0": [is_held], "v1.2.0": [waits, is_held]}
     assert forge.opened.registry.is_decided(str(winner.challenger_commit))
     released = hold(forge.opened, None)

@@ -24,6 +24,7 @@ from flows.core.errors import Exit, NetworkError, UserError
 from flows.core.model import save_model
 from flows.core.network_code import NetworkCode
 from flows.core.networks import new_vdm
+from flows.dossier.opening import open_dossier
 from flows.evaluation.results import SampleMetrics
 from flows.registry.costs import Costs
 from flows.registry.fetching import fetch, fetch_files, fetch_images
@@ -414,7 +415,7 @@ def test_a_damaged_file_is_named_wherever_it_is_read(forge: Forge) -> None:
 
 def test_a_damaged_result_of_a_version_is_named_by_its_path_in_the_project(forge: Forge) -> None:
     with pytest.raises(UserError, match=rf"^vdm@v1\.0\.0: {re.escape(METRICS)}: damaged: prior_bpd: ") as error:
-        forge.opened.results("v1.0.0")
+        open_dossier(forge.opened, "v1.0.0").read_all()
     assert error.value.code is Exit.MISSING
 
 
