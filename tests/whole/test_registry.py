@@ -314,7 +314,7 @@ def test_a_version_is_judged_with_the_code_of_its_commit(forge: Forge) -> None:
     assert forge.vdmctl("promote", "v2.0.0").returncode == Exit.DONE
     alone = json.loads(forge.vdmctl("evaluate", "v2.0.0", "--json").stdout)["bpd"]
     another = OWN.replace("torch.ones(1)", "torch.ones(2)").replace("self.weight *", "self.weight.mean() *")
-    own_version(forge, "v2.1.0", parts=PARTS.replace("0.5", "0.9"), mine=another)
+    own_version(forge, "v2.1.0", parts=PARTS.replace("0.5", "0.875"), mine=another)
     judged = forge.vdmctl("promote", "v2.1.0", "--json")
     champion, challenger = json.loads(judged.stdout)["test_comparison"]["models"]
     assert champion["bpd"] == alone != challenger["bpd"]
