@@ -9,6 +9,7 @@ large: its mean is lower by 3.24 standard errors.  The columns with `_t` are tho
 
 The second table is about challengers in a row: how often one of 20 equal ones is promoted by the same images, whose
 differences from the champion they all share, by the margin that promote.min_improvement_bpd asks, in standard errors.
+The third is what no interval can see: how often none of the images is one of a share that became far worse.
 """
 
 import math
@@ -25,48 +26,47 @@ CONFIDENCE = 0.95
 COUNTS = (10, 30, 100, 300)
 BETTER = 3.24
 IN_A_ROW = 20
+MARGIN = 0.2
+"""In standard errors: with it, one of 20 equal challengers is promoted about as often as the evidence says."""
+SHARES, SEEN = (0.01, 0.02, 0.05), (10, 30, 89, 90, 144, 300)
 Row = dict[str, Any]
+Draw = Callable[[np.random.Generator, np.ndarray], np.ndarray]
 
 
-def normal(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+def normal(rng: np.random.Generator, values: np.ndarray) -> np.ndarray:
     """Return differences without a tail."""
-    return rng.normal(size=shape)
+    return values
 
 
-def lognormal(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+def lognormal(rng: np.random.Generator, values: np.ndarray) -> np.ndarray:
     """Return differences with a long tail: few images become far worse, and the others a little better."""
-    return (rng.lognormal(size=shape) - math.exp(0.5)) / math.sqrt((math.e - 1) * math.e)
+    return (np.exp(values) - math.exp(0.5)) / math.sqrt((math.e - 1) * math.e)
 
 
-def shifted(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-    """Return normal differences, of which 5% are worse by three standard deviations."""
-    return mixed(rng, shape, 3)
+def worse(share: float, by: float) -> Draw:
+    """Return how to draw differences of which a share is worse by so many standard deviations."""
+
+    def draw(rng: np.random.Generator, values: np.ndarray) -> np.ndarray:
+        moved = rng.random(values.shape) < share
+        return (values + by * (moved - share)) / math.sqrt(1 + by**2 * share * (1 - share))
+
+    return draw
 
 
-def far_shifted(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-    """Return normal differences, of which 5% are worse by ten standard deviations."""
-    return mixed(rng, shape, 10)
-
-
-def mixed(rng: np.random.Generator, shape: tuple[int, int], worse: float) -> np.ndarray:
-    """Return normal differences, of which 5% are worse by so many standard deviations, of mean 0 and deviation 1."""
-    share = 0.05
-    moved = rng.random(shape) < share
-    return (rng.normal(size=shape) + worse * (moved - share)) / math.sqrt(1 + worse**2 * share * (1 - share))
-
-
-def identical(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+def identical(rng: np.random.Generator, values: np.ndarray) -> np.ndarray:
     """Return no differences, as of one model and itself."""
-    return np.zeros(shape)
+    return np.zeros(values.shape)
 
 
-KINDS: dict[str, Callable[[np.random.Generator, tuple[int, int]], np.ndarray]] = {
+KINDS: dict[str, Draw] = {
     "normal": normal,
     "lognormal": lognormal,
-    "5% worse by 3 deviations": shifted,
-    "5% worse by 10 deviations": far_shifted,
+    "5% worse by 3 deviations": worse(0.05, 3),
+    "5% worse by 10 deviations": worse(0.05, 10),
+    "2% worse by 30 deviations": worse(0.02, 30),
     "identical": identical,
 }
+"""How to make differences of mean 0 and deviation 1 from values that are standard normal."""
 
 
 def main() -> None:
@@ -77,6 +77,7 @@ def main() -> None:
         "comparisons": chosen.comparisons,
         "rows": [*rows(chosen.comparisons)],
         "in_a_row": [*challengers_in_a_row(chosen.comparisons)],
+        "missed": [{"images": count, **{f"{share:.0%}": (1 - share) ** count for share in SHARES}} for count in SEEN],
     }
     show(figures, as_json=chosen.json)
 
@@ -85,7 +86,8 @@ def rows(comparisons: int) -> Iterator[Row]:
     """Yield the rates of promotions of every kind of differences and number of images."""
     for name, draw in KINDS.items():
         for count in COUNTS:
-            differences = draw(np.random.default_rng(0), (comparisons, count))
+            rng = np.random.default_rng(0)
+            differences = draw(rng, rng.normal(size=(comparisons, count)))
             better = differences - (BETTER / math.sqrt(count) if differences.any() else 0)
             row: Row = {"differences": name, "images": count}
             for key, found in (("equal", differences), ("better", better)):
@@ -106,15 +108,23 @@ def by_students_t(differences: np.ndarray) -> np.ndarray:
     return np.asarray(differences.mean(axis=1) + half < 0)
 
 
-def challengers_in_a_row(comparisons: int, count: int = 100) -> Iterator[Row]:
-    """Yield how often one of equal challengers is promoted, by the margin in standard errors of a difference."""
-    rng = np.random.default_rng(0)
-    for margin in (0.0, 0.2, 0.5, 1.0):
-        promoted = 0
-        for _ in range(comparisons):
-            champion, *challengers = rng.normal(size=(1 + IN_A_ROW, count)) / math.sqrt(2)
-            promoted += any(is_promoted(each - champion, margin / math.sqrt(count)) for each in challengers)
-        yield {"challengers": IN_A_ROW, "margin": margin, "one_is_promoted": promoted / comparisons}
+def challengers_in_a_row(comparisons: int) -> Iterator[Row]:
+    """Yield how often one of equal challengers is promoted, by differences, images and margin in standard errors."""
+    for margin in (0.0, MARGIN, 0.5, 1.0):
+        yield count_promoted(comparisons, "normal", 100, margin)
+    for name in KINDS:
+        for count in (30, 90, 300) if name != "identical" else ():
+            yield count_promoted(comparisons, name, count, MARGIN)
+
+
+def count_promoted(comparisons: int, name: str, count: int, margin: float) -> Row:
+    """Return how often one of IN_A_ROW equal challengers is promoted, all compared with one champion."""
+    rng, promoted = np.random.default_rng(0), 0
+    for _ in range(comparisons):
+        champion, *challengers = rng.normal(size=(1 + IN_A_ROW, count)) / math.sqrt(2)
+        differences = KINDS[name](rng, np.array(challengers) - champion)
+        promoted += any(is_promoted(each, margin / math.sqrt(count)) for each in differences)
+    return {"differences": name, "images": count, "margin": margin, "one_is_promoted": promoted / comparisons}
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ TINY_PARAMS = {
     "  steps: 600": "  steps: 5",
     "validate_every_steps: 500": "validate_every_steps: 10",
     "validation_times: 8": "validation_times: 2",
+    "approval: few_images": "approval: null",
 }
 
 

@@ -89,7 +89,7 @@ class Served:
     def own(self, settings: Evaluate) -> Evaluate:
         """Return the settings with those of the model's own evaluation, if they are known.
 
-        Its test images were evaluated so: at other noise levels a picture would have another place among them.
+        Its test images were evaluated so, and a picture's bits/dim are comparable with theirs.
         """
         if not self.dossier:
             return settings

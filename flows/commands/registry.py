@@ -148,8 +148,8 @@ def promote(
 
     Both are evaluated on the same validation images, times and noise.  The confidence interval of their difference
     must show an improvement of more than promote.min_improvement_bpd.  If there is no champion, a version with correct
-    digests and finite bits/dim becomes the champion.  A winner waits, also with exit 3, if promote.approval is `person`
-    or the champion is held.
+    digests and finite bits/dim becomes the champion.  A winner waits, also with exit 3, if the champion is held,
+    promote.approval is `person`, or it is `few_images` and fewer than 90 images judged the winner.
     """
     if sum(map(bool, (model, approve, hold, release))) > 1:
         raise UserError("promote takes one of MODEL, --approve, --hold and --release", Exit.USAGE)
@@ -171,7 +171,7 @@ def promote(
         if as_json:
             say_json(evidence.model_dump(exclude_unset=True))
     if not as_json:
-        say(f"{evidence.tag}: {evidence.reason}")
+        say("\n".join([f"{evidence.tag}: {evidence.reason}", *(evidence.limits or [])]))
 
 
 @commands.command()

@@ -285,7 +285,7 @@ class Promote(Section):
     min_improvement_bpd: Annotated[float, Field(ge=0)]
     confidence: Annotated[float, Field(gt=0, lt=1)]
     max_frechet: Annotated[float, Field(gt=0)] | None
-    approval: Literal["person"] | None
+    approval: Literal["person", "few_images"] | None
 
 
 class Sample(Shared):

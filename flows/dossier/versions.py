@@ -15,10 +15,12 @@ from flows.core.files import scratch_folder
 from flows.dossier.origin import Origin, restore_commands
 from flows.dossier.places import RESULTS
 from flows.images.image_set import ImageSet
+from flows.registry.evidence import HOLD, PROMOTE, RELEASE, ROLL_BACK, evidence_of
 from flows.registry.fetching import fetch_files, fetch_images, fetch_model
-from flows.registry.lineage import Lineage, trace_lineage
+from flows.registry.lineage import Lineage, Promotion, trace_lineage
 from flows.registry.versions import Registry, Version
 from flows.repository.files import DamagedVersionError
+from flows.repository.tags import CHAMPION, REFUSED, WAITING
 
 if TYPE_CHECKING:
     from flows.core.model import TrainedModel
@@ -79,9 +81,7 @@ class VersionPlace:
         """Return the tags, the commit and the parameters of the version, and how to make it again."""
         chain = self.lineage
         rows = {"version": chain.version, "registered": chain.created, "commit": chain.commit}
-        promotions = {
-            f"{'withdrawn' if '!' in each.tag else 'promoted'}, {each.tag}": each.created for each in chain.promotions
-        }
+        decisions = {f"{describe_decision(each)}, {each.tag}": each.created for each in chain.promotions}
         commands = [
             f"git checkout {chain.version}",
             *restore_commands(chain.parameters),
@@ -89,7 +89,7 @@ class VersionPlace:
             f"vdmctl verify {chain.version}    # recomputes every digest",
             f"vdmctl evaluate {chain.version}  # the likelihood alone",
         ]
-        return Origin(chain.version, chain.parameters, rows | promotions, commands)
+        return Origin(chain.version, chain.parameters, rows | decisions, commands)
 
     def images(self) -> ImageSet | None:
         """Return the version's images, if it has any.  Raises UserError (exit 5) if they cannot be had."""
@@ -106,14 +106,28 @@ class VersionPlace:
         return table_versions(self.project.registry)
 
     def notes(self) -> list[str]:
-        """Return sentences about a version that waits for a person, and about a champion that is held."""
+        """Return sentences about a version that waits, a champion that is held, and what its judges cannot see."""
         found, registry = [], self.project.registry
         name = self.version.name
         if registry.waiting_tag and registry.waiting_tag.commit == self.version.commit:
             found.append(f"{name} waits for a person: `vdmctl promote --approve {name}` makes it the champion.")
         if registry.hold:
             found.append(f"Promotions are held: {registry.hold}; `vdmctl promote --release` ends this.")
+        decided = [tag for tag in registry.tags if tag.stage in (CHAMPION, REFUSED, WAITING)]
+        said = (evidence_of(tag.message) for tag in reversed(decided) if tag.commit == self.version.commit)
+        compared = next((each for each in said if each and each.comparison and each.limits), None)
+        if compared and compared.comparison:
+            judges = f"{compared.comparison.num_images:,} {compared.split} images"
+            found.append(f"{name} was judged by {judges}. {' '.join(compared.limits or ())}")
         return found
+
+
+def describe_decision(made: Promotion) -> str:
+    """Return what a tag of a champion did with its version."""
+    if "!" in made.tag:
+        return "withdrawn"
+    decision = made.evidence.decision if made.evidence.model_fields_set else PROMOTE  # by hand
+    return {ROLL_BACK: "champion again", HOLD: "held", RELEASE: "released"}.get(decision, "promoted")
 
 
 def table_versions(registry: Registry) -> pd.DataFrame:

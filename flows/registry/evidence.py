@@ -60,7 +60,7 @@ class Evidence(Document):
     frechet_high: Number | None = None
     """The upper end of its confidence interval, which must not be above the limit."""
     approval: str | None = None
-    """`person` if a winner waits for one."""
+    """`promote.approval`: `person` if every winner waits for one, `few_images` if one that few images judged."""
     approved_by: str | None = None
     """Who approved the challenger, by the identity of git."""
     approved_at: str | None = None

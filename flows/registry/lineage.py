@@ -38,12 +38,12 @@ class KnownAncestor(Document):
 
 
 class Promotion(Document):
-    """A tag that made the version the champion, or took this back."""
+    """A tag that made the version the champion, took this back, or held or released the champion."""
 
     tag: str
     created: str
     evidence: Evidence
-    """Empty if the tag was made by hand."""
+    """What its `decision` was, and why; empty if the tag was made by hand."""
 
 
 class Lineage(Document):

@@ -43,10 +43,12 @@ if TYPE_CHECKING:
 FEWEST_DECIDING = 10
 """Images that neither model saw."""
 PROMOTED_OF_EQUAL = 0.13
-"""About how often one of 20 equal challengers in a row is promoted.
+"""About how often one of 20 equal challengers in a row is promoted, if the differences are normal.
 
 `benchmarks.judging` finds 0.19 without a margin, and 0.07 if the margin is half of a standard error.
 """
+HARMED, MOST_MISSED = 0.05, 0.01
+"""A share of harmed images, and the probability above which a draw without one of them is too likely: below 90."""
 
 log = logging.getLogger(__name__)
 
@@ -222,10 +224,32 @@ def decide(evidence: Evidence) -> tuple[str, str]:
         if evidence.frechet_high > evidence.max_frechet:
             found = f"the Frechet distance of its samples is {evidence.frechet.of_samples}"
             return REFUSE, f"{reason}; but {found}, so up to {evidence.frechet_high:.4g}, and {limit}"
-    if decision == PROMOTE and (evidence.hold or evidence.approval):
-        why = f"the champion is held: {evidence.hold}" if evidence.hold else "promote.approval is person"
+    if decision == PROMOTE and (why := explain_waiting(evidence)):
         return WAIT, f"{reason}; it waits, since {why}; `vdmctl promote --approve {evidence.challenger}` promotes it"
     return decision, reason
+
+
+def explain_waiting(evidence: Evidence) -> str:
+    """Return why a winner waits for a person, "" if it does not."""
+    if evidence.hold:
+        return f"the champion is held: {evidence.hold}"
+    if evidence.approval == "person":
+        return "promote.approval is person"
+    if evidence.approval and evidence.comparison and chance_to_miss(evidence.comparison.num_images) > MOST_MISSED:
+        return f"promote.approval is {evidence.approval}, and {describe_missed(evidence.comparison.num_images)}"
+    return ""
+
+
+def chance_to_miss(num_images: int) -> float:
+    """Return the probability that none of so many images is among the HARMED: no interval of theirs can see these."""
+    return float((1 - HARMED) ** num_images)
+
+
+def describe_missed(num_images: int) -> str:
+    """Return what so many images cannot see."""
+    missed = chance_to_miss(num_images)
+    share = f"{missed:.1%}" if missed >= 0.001 else "less than 0.1%"
+    return f"if {HARMED:.0%} of pictures were much worse, {num_images:,} images would miss that in {share} of cases"
 
 
 def judge(evidence: Evidence) -> tuple[str, str]:
@@ -279,14 +303,16 @@ def judge(evidence: Evidence) -> tuple[str, str]:
 def limits_of(evidence: Evidence) -> list[str]:
     """Return what a comparison with the champion cannot show, in sentences."""
     assert evidence.comparison
-    share = 3 / max(evidence.comparison.num_images, 3)
+    num_images = evidence.comparison.num_images
     said = [
-        f"Harm in fewer than {share:.1%} of the images may be in none of those that decided, and then no test sees it."
+        f"Harm in fewer than {3 / max(num_images, 3):.1%} of the images may be in none of those that decided, and then"
+        f" no test sees it: {describe_missed(num_images)}."
     ]
     if evidence.num_judged:
         said.append(
             f"These images have judged {evidence.num_judged} challengers, for which nothing is corrected: of 20 equal"
-            f" challengers in a row one is promoted with a probability of about {PROMOTED_OF_EQUAL}."
+            f" challengers in a row one is promoted with a probability of about {PROMOTED_OF_EQUAL} if the differences"
+            " are normal, and maybe with a far higher one if few images are far worse."
         )
     said.append(
         "A better model is no better recipe: after a tiny training, another one by another seed is truly better in 38"

@@ -22,7 +22,7 @@ from flows.core.errors import Exit, NetworkError, UserError
 from flows.core.params import Promote
 from flows.core.params_file import read_params
 from flows.dossier.versions import VersionPlace
-from flows.evaluation.results import BoundMetrics
+from flows.evaluation.results import BoundMetrics, Comparison
 from flows.images.image_set import ImageSet, open_images, save_images
 from flows.orchestration.status import registry as registry_now
 from flows.process.ending import STOP, handle_stop, stop_at_once
@@ -180,6 +180,13 @@ FRECHET = {
     "held_out_standard_error": 0.01,
 }
 UNDECIDED = comparison(interval=[-0.2, 0.1])
+
+
+def compared_on(num_images: int) -> Comparison:
+    """Return a comparison by so many images, of which the challenger is better."""
+    return comparison().model_copy(update={"num_images": num_images})
+
+
 KNOWN = {"split": "validation", "champion_saw": 5, "challenger_saw": 0, "num_decided": 12}
 
 
@@ -242,6 +249,17 @@ KNOWN = {"split": "validation", "champion_saw": 5, "challenger_saw": 0, "num_dec
             "vdm@v1.1.0 was fitted to the validation images (train.images), so they cannot judge it; `gto assign vdm",
         ),
         (FIRST | {"challenger_fitted_to": "train_and_validation"}, "promote", "is the first champion"),
+        (FIRST | {"approval": "few_images"}, "promote", "is the first champion"),
+        (KNOWN | {"approval": "few_images"}, "promote", "improves by more than 0.01"),
+        (
+            {"comparison": compared_on(89), "approval": "few_images"},
+            "wait",
+            "; it waits, since promote.approval is few_images, and if 5% of pictures were much worse, 89 images would"
+            " miss that in 1.0% of cases; `vdmctl promote --approve vdm@v1.1.0` promotes it",
+        ),
+        ({"comparison": compared_on(90), "approval": "few_images"}, "promote", "improves by more than 0.01"),
+        ({"comparison": compared_on(10)}, "promote", "improves by more than 0.01"),
+        ({"comparison": compared_on(10), "approval": "few_images", "hold": "why"}, "wait", "champion is held: why"),
         (FIRST | {"approval": "person"}, "wait", "`vdmctl promote --approve vdm@v1.1.0` promotes it"),
         ({"comparison": UNDECIDED, "approval": "person"}, "refuse", "is not shown to improve"),
         ({"max_frechet": 0.5, "frechet": FRECHET, "frechet_high": 0.48}, "promote", "improves by more than 0.01"),
@@ -264,8 +282,11 @@ def test_the_evidence_says_what_it_cannot_show() -> None:
     judged = limits_of(Evidence.model_validate(BASE | {"num_judged": 21}))
     assert [said.partition(" ")[0] for said in judged] == ["Harm", "These", "A"]
     assert "fewer than 0.8% of the images" in judged[0]
+    assert "if 5% of pictures were much worse, 359 images would miss that in less than 0.1% of cases." in judged[0]
+    few = limits_of(Evidence.model_validate(BASE | {"comparison": compared_on(30)}))
+    assert "30 images would miss that in 21.5% of cases." in few[0]
     assert "have judged 21 challengers" in judged[1]
-    assert "of 20 equal challengers in a row one is promoted with a probability of about 0.13" in judged[1]
+    assert "one is promoted with a probability of about 0.13 if the differences are normal, and maybe" in judged[1]
     assert "by another seed is truly better in 38 of 100 cases" in judged[2]
     assert limits_of(Evidence.model_validate(BASE)) == [judged[0], judged[2]]  # test images decided
 
@@ -498,6 +519,24 @@ def test_a_roll_back_that_is_held_lets_winners_wait_until_a_person_releases_it(f
         hold(forge.opened, None)
     promote(forge.opened, judged(forge, "v1.2.0"))
     assert champion(forge.project) == "vdm@v1.2.0"
+    made = VersionPlace(forge.opened, forge.resolve("v1.0.0")).origin().lineage
+    decisions = ["promoted, vdm#champion#1", "champion again, vdm#champion#3", "released, vdm#champion#5"]
+    assert [*made][-3:] == decisions
+    hold(forge.opened, "wrong labels")
+    made = VersionPlace(forge.opened, forge.resolve("v1.2.0")).origin().lineage
+    assert [*made][-2:] == ["promoted, vdm#champion#6", "held, vdm#champion#7"]
+
+
+def test_the_page_says_what_the_images_that_judged_a_version_cannot_see(forge: Forge) -> None:
+    crown(forge.project, "v1.0.0")
+    assert VersionPlace(forge.opened, forge.resolve("v1.0.0")).notes() == []
+    winner = judged(forge, "v1.1.0", split="validation", num_judged=2)
+    promote(forge.opened, winner.model_copy(update={"limits": limits_of(winner)}))
+    hold(forge.opened, "wrong labels")
+    held, said = VersionPlace(forge.opened, forge.resolve("v1.1.0")).notes()
+    assert held.startswith("Promotions are held: wrong labels")
+    assert said.startswith("vdm@v1.1.0 was judged by 359 validation images. Harm in fewer than 0.8% of the images")
+    assert "of about 0.13 if the differences are normal" in said
 
 
 def test_a_second_roll_back_keeps_the_hold_of_the_first(forge: Forge) -> None:
