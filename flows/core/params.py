@@ -347,6 +347,11 @@ class Params(Section):
             raise ValueError(f"data.source must be a path as DVC reads it; write {Path(self.data.source).expanduser()}")
         if self.model.network and (self.train.augmentation or self.train.optimizer == "muon"):
             raise ValueError("model.network is for train.augmentation: [] and train.optimizer: adamw")
+        if self.model.network and self.train.activation_checkpointing:
+            reason = (
+                "is for the blocks of this package's network; in that of model.network, torch.utils.checkpoint does it"
+            )
+            raise ValueError(f"train.activation_checkpointing {reason}")
         if self.model.options and not self.model.network:
             raise ValueError("model.options are those of model.network, which is null")
         if self.train.augmentation and not self.model.augmentation_input:

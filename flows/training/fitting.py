@@ -111,7 +111,9 @@ def train(
         if not out_of_memory(error):
             raise
         reason = f"out of memory with train.batch_size {settings.batch_size}"
-        advice = "raise train.accumulation to a divisor of it, or set train.activation_checkpointing: true"
+        advice = "raise train.accumulation to a divisor of it"
+        if not model.network:
+            advice += ", or set train.activation_checkpointing: true"
         raise UserError(f"{reason}; {advice}", Exit.USAGE) from error
 
 

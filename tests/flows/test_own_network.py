@@ -335,6 +335,11 @@ def test_a_network_in_the_pipeline_is_trained_evaluated_and_drawn_from(
     ("old", "new", "message"),
     [
         ("network: null", "network: networks.dit:DiT", "for train.augmentation: [] and train.optimizer: adamw"),
+        (
+            "activation_checkpointing: false",
+            "activation_checkpointing: true",
+            "train.activation_checkpointing is for the blocks of this package's network",
+        ),
         ("options: {}", "options: {width: 8}", "model.options are those of model.network, which is null"),
         ("network: null", "network: networks/dit.py", "model.network: string should match pattern"),
     ],
@@ -342,6 +347,9 @@ def test_a_network_in_the_pipeline_is_trained_evaluated_and_drawn_from(
 def test_parameters_that_contradict_each_other_are_refused(old: str, new: str, message: str) -> None:
     text = (ROOT / "presets/digits.yaml").read_text()
     assert old in text
+    if "checkpointing" in old:
+        text = text.replace("network: null", "network: networks.dit:DiT").replace("optimizer: muon", "optimizer: adamw")
+        text = re.sub(r"augmentation: \[.*\]", "augmentation: []", text)
     with pytest.raises(UserError, match=re.escape(message)):
         parse_params(text.replace(old, new), "params.yaml")
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from project import ROOT
+from torch import nn
 from trainings import SETTINGS, fit, same_bits, start
 
 from flows.core.params_file import read_params
@@ -20,6 +21,7 @@ from flows.training.fitting import resolve
 from flows.training.states import load_state, save_state
 from vdm.choices import Compile, ScheduleKind
 from vdm.errors import TrainingDiverged
+from vdm.evaluation import evaluate
 from vdm.model import VDM
 from vdm.training import log as training_log
 from vdm.training.batches import Batch
@@ -174,6 +176,67 @@ def test_a_step_stopped_between_its_micro_batches_leaves_no_trace(
         trainer.step()
     assert same_bits(trainer.averaged.state_dict(), whole.averaged.state_dict())
     assert [record[:-1] for record in trainer.records] == [record[:-1] for record in whole.records]
+
+
+class Normed(nn.Module):
+    """A small network with running statistics, a count, and a mask with infinities."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.SiLU(), nn.Conv2d(16, 1, 1))
+        self.mask: torch.Tensor
+        self.register_buffer("mask", torch.full((2,), -math.inf), persistent=False)
+
+    def forward(self, z_t: torch.Tensor, gamma_t: torch.Tensor) -> torch.Tensor:
+        sines = (8 * math.pi * z_t).sin(), (8 * math.pi * z_t).cos()
+        return z_t + self.layers(torch.cat([z_t, *sines], dim=1)) + self.mask.exp().sum()
+
+
+def normed_model() -> VDM:
+    torch.manual_seed(0)
+    ends = {"schedule": "fixed_linear", "gamma_0": -7.0, "gamma_1": 5.0}
+    return VDM(image_shape=(1, 8, 8), num_levels=17, network=Normed(), **ends)
+
+
+def test_running_statistics_are_averaged_like_the_weights(digits: np.ndarray) -> None:
+    decay = 0.8
+    trainer = start(normed_model(), digits[:200], **SETTINGS | {"steps": 5, "ema_decay": decay})
+    seen = []
+    while trainer.done < 5:
+        trainer.step()
+        seen.append({name: value.clone() for name, value in trainer.model.named_buffers()})
+    shares = decay ** np.arange(4, -1, -1)
+    for name, value in trainer.averaged.named_buffers():
+        expected = seen[-1][name]
+        if "running" in name:
+            weighted = [share * each[name] for share, each in zip(shares / shares.sum(), seen, strict=True)]
+            expected = torch.stack(weighted).sum(0)
+        torch.testing.assert_close(value, expected)
+
+
+def test_a_network_with_running_statistics_is_as_good_as_in_training(digits: np.ndarray) -> None:
+    settings = {"steps": 150, "batch_size": 64, "learning_rate": 1e-2, "log_every": 50, "ema_decay": 0.9}
+    trainer = fit(normed_model(), digits[:400], **SETTINGS | settings)
+    options = {"times_per_image": 8, "num_timesteps": None, "batch_size": 400, "seed": 0}
+    bpd = evaluate(trainer.averaged, digits[:100], **options).bpd.mean()
+    assert bpd == pytest.approx(trainer.records[-1].bpd, rel=0.1)  # with statistics of 0 and 1 it is far above
+
+
+def test_a_stopped_step_of_a_network_with_running_statistics_leaves_no_trace(
+    digits: np.ndarray, tmp_path: Path
+) -> None:
+    settings = SETTINGS | {"steps": 4, "accumulation": 4}
+    whole = fit(normed_model(), digits[:50], **settings)
+    trainer = start(normed_model(), digits[:50], **settings)
+    trainer.step()
+    answer = iter([False, False, True])
+    assert trainer.step(lambda: next(answer)) is None
+    save_state(tmp_path / "state", trainer.state())
+    again = start(normed_model(), digits[:50], **settings)
+    again.load_state(load_state(tmp_path / "state"))
+    while again.done < 4:
+        again.step()
+    assert same_bits(again.averaged.state_dict(), whole.averaged.state_dict())
 
 
 @pytest.mark.parametrize("part", ["conv_out", "middle_1.norm_1"])

@@ -118,3 +118,18 @@ def move_average(averages: Weights, weights: Weights, decay: float, step: int) -
     count `decay ** (step - k)`.  Without the correction the first weights would count far more in a short run.
     """
     torch._foreach_lerp_(averages, weights, (1 - decay) / (1 - decay**step))
+
+
+@torch.no_grad()
+def move_buffers(averages: Iterable[Tensor], latest: Iterable[Tensor], decay: float, step: int) -> None:
+    """Move the buffers of the averaged model, in place, as `move_average` moves its weights.
+
+    So running statistics, as of BatchNorm, are nearly those of the averaged weights.  Counts, and masks with
+    infinities, are taken as they are.
+    """
+    for average, value in zip(averages, latest, strict=True):
+        moved = value
+        if value.is_floating_point():
+            moved = torch.lerp(average, value, (1 - decay) / (1 - decay**step))
+            moved = torch.where(moved.isfinite(), moved, value)
+        average.copy_(moved)

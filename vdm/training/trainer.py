@@ -28,7 +28,7 @@ from vdm.network import AttentionBlock, ResidualBlock
 from vdm.prefetch import prefetch
 from vdm.training.batches import Batch, augment, batch_indices, draw_batch, gather
 from vdm.training.log import TrainingLog, TrainingRecord
-from vdm.training.optimizer import learning_rate_factor, move_average, optimizers
+from vdm.training.optimizer import learning_rate_factor, move_average, move_buffers, optimizers
 from vdm.training.processes import process
 from vdm.training.settings import TrainingSettings
 from vdm.training.validation import Validation
@@ -134,8 +134,11 @@ class Trainer:
     def update(self, stop: Callable[[], bool]) -> bool:
         """Update the weights, and return whether that was done: not if `stop` returns true between micro-batches."""
         self.model.zero_grad(self.drop_gradients)  # of an interrupted step, or of the caller
+        before = [buffer.clone() for buffer in self.model.buffers()]
         losses = self.accumulate_gradients(self.draw(), stop)
         if losses is None:
+            for buffer, value in zip(self.model.buffers(), before, strict=True):
+                buffer.copy_(value)
             return False
         self.average_over_processes(losses)
         gradient_norm = torch.nn.utils.clip_grad_norm_(self.on_bound, self.settings.max_gradient_norm or math.inf)
@@ -148,6 +151,7 @@ class Trainer:
         # Not `update_parameters`: on CUDA it waits for the card, to which it copies its number of updates.
         averages, weights = self.average.module.parameters(), self.model.parameters()
         move_average([*averages], [*weights], self.settings.ema_decay, self.done)
+        move_buffers(self.average.module.buffers(), self.model.buffers(), self.settings.ema_decay, self.done)
         self.log.add(torch.cat([bits_per_dim(losses, self.model.num_dims), gradient_norm[None]]))
         return True
 
@@ -210,7 +214,7 @@ class Trainer:
         return pixels
 
     def average_over_processes(self, losses: Tensor) -> None:
-        """Average the losses (3,) and the gradients over the processes."""
+        """Average the losses (3,) and the gradients over the processes, which take the buffers of the first one."""
         if not distributed.is_initialized():
             return
         values = [losses, *(p.grad for p in self.model.parameters() if p.grad is not None)]
@@ -223,6 +227,8 @@ class Trainer:
         means = sums.split([value.numel() for value in values])
         for value, mean in zip(values, means, strict=True):
             value.copy_(mean.view_as(value))
+        for buffer in filter(torch.is_floating_point, self.model.buffers()):  # statistics of each process's share
+            distributed.broadcast(buffer, src=0)
 
     def state(self) -> dict[str, Any]:
         """Return everything that the next step depends on, as tensors and plain values, without the lines of the log.
