@@ -148,6 +148,18 @@ def list_dependencies(repository: Repository, commit: str, stage: str) -> list[s
     return [str(path) for path in graph.get("stages", {}).get(stage, {}).get("deps", [])]
 
 
+class FileChanges(NamedTuple):
+    """How many files of a folder the newest run did not read, or that it read are gone; None where nobody knows."""
+
+    added: int | None = None
+    empty: int | None = None
+    """Of those that were added."""
+    removed: int | None = None
+    """Images, of which a file may have several."""
+    damaged: int | None = None
+    """Left out by the newest run."""
+
+
 def find_due_now(project: Project) -> Source:
     """Return what a run of the newest commit would find, and count files if the source is a folder.
 
@@ -156,38 +168,41 @@ def find_due_now(project: Project) -> Source:
     base = project.git_text("rev-parse", "HEAD").strip()
     parameters = bounded_yaml.parse(compose_params(project, base))
     source, newest = Path(str(parameters["data"]["source"])), next(iter(list_results(project)), None)
-    added: int | None = None
-    empty: int | None = None
-    removed: int | None = None
-    left_out: int | None = None
-    state: SourceState | None = None
-    # Of a set without copies, or of files with many pictures, the names do not say what is new.
+    changes, state = FileChanges(), None
+    # Of a set without copies, the names do not say what is new.
     is_listed = source.is_dir() and not parameters["data"].get("without_copies")
     if newest and source.is_absolute() and is_listed:
-        known: dict[str, set[bytes]] = {}
-        damaged: set[str] = set()
-        with suppress(UserError, ValueError):
-            run = Commit(project, newest, "the newest run")
-            known, damaged = recorded_files(run), damaged_files(run)
-        if known and not (found := find_images(source)).are_packed:
-            names = {str(parse_json(line_for_name(name))): name for name in found.names}
-            new = [source / name for said, name in names.items() if said not in known.keys() | damaged]
-            left_out = len(damaged & names.keys())
-            kept = set[bytes]().union(*(images for name, images in known.items() if name in names))
-            added, empty = len(new), sum(path.stat().st_size == 0 for path in new)
-            removed = len(set[bytes]().union(*known.values()) - kept)
-            if names.keys() - damaged != known.keys():
-                state = "changed"  # so that files which nobody has read yet are not hashed
+        changes, state = count_changes(Commit(project, newest, "the newest run"), source)
     due = find_due(project, base, parameters, state)
     if newest and due.images == "same":
-        added, empty, removed = 0, 0, 0
+        changes = FileChanges(added=0, empty=0, removed=0, damaged=changes.damaged)
     return Source(
         source=str(source),
         state=due.images,
         due=str(due),
-        added=added,
-        empty=empty,
-        removed=removed,
-        damaged=left_out,
         since=project.name_of(newest) if newest else None,
+        **changes._asdict(),
     )
+
+
+def count_changes(newest: Commit, source: Path) -> tuple[FileChanges, SourceState | None]:
+    """Return how the files of a folder differ from those of the newest run by their names, and "changed" if they do.
+
+    None in place of it leaves the look at their contents to `find_due`.
+    """
+    known: dict[str, set[bytes]] = {}
+    with suppress(UserError, ValueError):  # DVC's cache here lacks the run's files
+        known, damaged = recorded_files(newest), damaged_files(newest)
+    if not known or (found := find_images(source)).are_packed:  # files with many pictures
+        return FileChanges(), None
+    names = {str(parse_json(line_for_name(name))): name for name in found.names}
+    new = [source / name for said, name in names.items() if said not in known.keys() | damaged]
+    kept = set[bytes]().union(*(images for name, images in known.items() if name in names))
+    changes = FileChanges(
+        added=len(new),
+        empty=sum(path.stat().st_size == 0 for path in new),
+        removed=len(set[bytes]().union(*known.values()) - kept),
+        damaged=len(damaged & names.keys()),
+    )
+    # Files which nobody has read yet are not hashed.
+    return changes, None if names.keys() - damaged == known.keys() else "changed"

@@ -206,4 +206,5 @@ def test_a_champion_that_cannot_be_verified_is_a_problem(monkeypatch: pytest.Mon
         (UserError("gone", Exit.MISSING), "the champion does not verify: gone"),
     ):
         monkeypatch.setattr("flows.registry.project.open_registry", Mock(side_effect=error))
+        operating.project.cache_clear()
         assert operating.champion_problems() == [line]
