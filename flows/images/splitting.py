@@ -65,6 +65,12 @@ def digest_of(image: np.ndarray) -> bytes:
     return hashlib.sha256(np.ascontiguousarray(image).data).digest()[:DIGEST_BYTES]
 
 
+def possible_digests(image: np.ndarray) -> set[bytes]:
+    """Return the digests that an image of levels may have in a set: `data.stored_bits` says whether it is uint8."""
+    types = [np.uint8, np.uint16] if image.max() < 256 else [np.uint16]
+    return {digest_of(image.astype(each)) for each in types}
+
+
 def place(digest: bytes, what: Split, seed: int) -> float:
     """Return a number in [0, 1) that depends on the image, on the split that is drawn and on the seed alone."""
     drawn = hashlib.blake2b(digest, digest_size=8, key=f"{what} {seed}".encode()).digest()

@@ -20,7 +20,7 @@ from flows.evaluation.results import BOTH
 from flows.images.folder import ROWS, open_source
 from flows.images.image_set import DESCRIPTION, SPLITS, Description, chunks, digests_of, sources_of
 from flows.images.picture_files import BadImageError, levels, read_images
-from flows.images.splitting import digest_of
+from flows.images.splitting import possible_digests
 from flows.registry.versions import Registry, Version, ancestry
 from flows.repository.files import read_content
 from flows.repository.repository import Repository
@@ -130,7 +130,7 @@ def digest_pictures(source: Path) -> tuple[set[bytes], dict[str, str]]:
                     listed.folder / name, background=(0, 0, 0)
                 )  # any: the digests are of what lies over it
                 for _, pixels in chunks(images.pixels if images.source is None else images.source, ROWS):
-                    found.update(map(digest_of, levels(pixels, images.num_bits)))
+                    found.update(*map(possible_digests, levels(pixels, images.num_bits)))
             except BadImageError as error:
                 if error.code is Exit.MISSING:
                     raise UserError(f"{listed.shown(name)}: {error}", error.code) from error

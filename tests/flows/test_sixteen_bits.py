@@ -26,8 +26,9 @@ from flows.images.as_png import measure_png
 from flows.images.depth import advice, choose_bits
 from flows.images.folder import open_source
 from flows.images.grids import Stretch, eight_bit, stretch_of
-from flows.images.image_set import ImageSet, open_images, save_images
+from flows.images.image_set import ImageSet, digests_of, open_images, save_images, sources_of
 from flows.images.transforms import transform
+from flows.registry.images import digest_pictures
 from flows.sampling.request import read_known, write_drawn
 from flows.training.planning_images import choose_for_levels, choose_transforms, estimate_noise
 from vdm.model import VDM
@@ -75,6 +76,31 @@ def test_nothing_is_shifted_unasked(ending: str, tmp_path: Path, caplog: pytest.
     assert {image.tobytes() for image in found} == {picture.tobytes() for picture in pictures}
     lowest, highest, used = pictures.min(), pictures.max(), len(np.unique(pictures))
     assert f"levels {lowest:,} to {highest:,} of 65,536 ({used:,} of them)" in caplog.text
+
+
+@pytest.mark.parametrize("ending", ["png", "npy", "int64"])
+@pytest.mark.parametrize(
+    ("most", "transforms"),
+    [(200, {"stored_bits": 8}), (15, {"stored_bits": 4}), (200, {"stored_bits": 12}), (200, {}), (4000, {})],
+)
+@pytest.mark.parametrize("pad", [0, 1])
+def test_a_picture_is_found_in_a_set_whatever_type_its_levels_have_there(
+    most: int, transforms: dict[str, Any], pad: int, ending: str, tmp_path: Path
+) -> None:
+    pictures = np.random.default_rng(0).integers(0, most + 1, (20, 8, 8)).astype(np.uint16)
+    if ending == "png":
+        source = save_pictures(tmp_path / "pictures", pictures)
+    else:
+        source = tmp_path / "pictures.npy"
+        np.save(source, pictures[:, None])
+    images = load(source, num_bits=None, pad=pad, **transforms)
+    place = sources_of if pad else digests_of
+    known = {bytes(row) for split in images.splits for row in np.load(place(images.folder, split))}
+    if ending == "int64" and most < 256:  # as nobody's set has it, but as somebody may send it
+        np.save(source, pictures[:, None].astype(np.int64))
+    found, others = digest_pictures(source)
+    assert known <= found
+    assert not others
 
 
 def test_a_shift_that_was_asked_for_says_what_it_leaves(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
