@@ -23,8 +23,18 @@ from flows.compression.coding import coding_of, new_coding
 from flows.core.ancestry import SeenImages
 from flows.core.card import CARD, card
 from flows.core.errors import Exit, UserError
+from flows.core.escaping import list_names
 from flows.core.files import replace_folder, write_whole
-from flows.core.model import CONFIG, DescribedVDM, TrainedModel, copy_model, model_in_memory
+from flows.core.model import (
+    CONFIG,
+    TRAINING,
+    WEIGHTS,
+    DescribedVDM,
+    TrainedModel,
+    copy_model,
+    model_in_memory,
+    read_config,
+)
 from flows.evaluation.calibration import Calibration, calibration_with
 from flows.evaluation.surprise import Compared, compare_with_held_out
 from flows.images.image_set import dtype_of
@@ -61,21 +71,33 @@ def load(model: str | Path, device: str = "auto", *, network: nn.Module | None =
 def save(model: VDM, folder: str | Path, *, overwrite: bool = False) -> None:
     """Write a model of `train` or `load` into a new folder, which `load` and `vdmctl` read: wholly, or not at all.
 
-    With `overwrite`, the folder of another model is replaced.  A loaded model keeps what is known of its training, with
-    the licence of its images.  Raises UserError if the folder exists, OSError that names what cannot be written, and
-    TypeError for a network that neither function made.
+    With `overwrite`, the folder of another model is replaced, if it holds nothing else.  A loaded model keeps what is
+    known of its training, with the licence of its images.  Raises UserError if the folder exists, OSError that names
+    what cannot be written, and TypeError for a network that neither function made.
     """
     folder = Path(folder)
     known = model_in_memory(model)
     if folder.exists() and not overwrite:
         advice = "save the model, which is still in memory, into another folder, or with overwrite=True"
         raise UserError(f"{folder} exists; {advice}", Exit.USAGE)
-    if folder.exists() and not (folder / CONFIG).is_file():
-        raise UserError(f"{folder} is no model, so it is not overwritten; name another folder", Exit.USAGE)
+    if folder.exists():
+        require_saved_model(folder)
     with replace_folder(folder) as empty:
         copy_model(empty, known)
         if known.training:
             write_whole(empty / CARD, card(known, known.training, str(folder)))
+
+
+def require_saved_model(folder: Path) -> None:
+    """Raise UserError (exit 2) unless a folder is a model, and holds only files that `save` writes."""
+    try:
+        read_config(folder)
+    except UserError as error:
+        raise UserError(f"{folder} is no model, so it is not overwritten; name another folder", Exit.USAGE) from error
+    written = {WEIGHTS, CONFIG, TRAINING, CARD}
+    if others := [path.name for path in folder.iterdir() if path.name not in written or not path.is_file()]:
+        reason = f"{folder} is not overwritten, since it holds more than a model: {list_names(sorted(others))}"
+        raise UserError(f"{reason}; name another folder", Exit.USAGE)
 
 
 def train(

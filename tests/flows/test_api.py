@@ -150,6 +150,18 @@ def test_a_training_lowers_the_bound_and_only_save_writes(
     assert same_bits(load("models/mine", device="cpu").state_dict(), short.state_dict())
     with pytest.raises(UserError, match="models is no model, so it is not overwritten; name another folder"):
         save(short, "models", overwrite=True)
+    other = Path("thesis")
+    other.mkdir()
+    (other / "config.json").write_text("{}")  # of another program
+    with pytest.raises(UserError, match="thesis is no model, so it is not overwritten; name another folder"):
+        save(short, other, overwrite=True)
+    Path("models/mine/notes").mkdir()
+    Path("models/mine/metrics.json").write_text("{}")
+    reason = "models/mine is not overwritten, since it holds more than a model: .metrics.json., .notes.; name another"
+    with pytest.raises(UserError, match=reason):
+        save(short, "models/mine", overwrite=True)
+    assert (other / "config.json").exists()
+    assert Path("models/mine/notes").exists()
 
 
 @pytest.mark.slow
