@@ -280,14 +280,16 @@ def open_model(
         weights = read_bytes(folder / WEIGHTS, MOST_WEIGHT_BYTES * count + MOST_HEADER_BYTES)
         if hashlib.sha256(weights).hexdigest() != description.weights_sha256:
             raise CheckpointError(f"{folder / WEIGHTS}: sha256 differs from the one in {CONFIG}; restore the file")
-        # Copied, since the tensors of a file are not aligned in memory as those of a new model.
-        tensors = {
-            name: tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
-            for name, tensor in load(weights).items()
-        }
+        tensors, kinds = load(weights), {}
         if own:
             with at_most(num_tensors, count):
                 vdm = new_vdm(DescribedVDM, description.model, source)
+            kinds = {name: each.dtype for name, each in vdm.state_dict().items() if each.is_floating_point()}
+        # Copied, since the tensors of a file are not aligned in memory as those of a new model.
+        tensors = {
+            name: each.to(kinds.get(name, torch.float32) if each.is_floating_point() else each.dtype, copy=True)
+            for name, each in tensors.items()
+        }
         vdm.load_state_dict(tensors, assign=True)
     except (SafetensorError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: weights and {CONFIG} do not describe one model: {brief(error)}") from error

@@ -288,6 +288,24 @@ def test_a_network_given_by_hand_leaves_the_saved_options(mine: Path, digits: np
     assert (continued.network.network.power, by_hand.network.network.power) == (3.0, 3.0)
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+def test_a_network_keeps_the_types_of_its_tensors(dtype: str, mine: Path) -> None:
+    buffer = f"""
+class Typed(Net):
+    def __init__(self):
+        super().__init__(layers=1)
+        import torch
+        self.register_buffer("table", torch.full((3,), 0.1, dtype=torch.{dtype}))
+"""
+    write_code(mine=CODE["mine"] + buffer)
+    folder = own_model(Path("typed"), "networks.mine:Typed", {})
+    model = load(folder)
+    assert model.state_dict()["network.network.table"].dtype is getattr(torch, dtype)
+    assert model_in_memory(model).sha256 == open_model(folder).sha256
+    assert run(["export", str(folder), "--out", "exported"]) == 0
+    assert open_model(Path("exported")).sha256 == open_model(folder).sha256
+
+
 def test_a_network_is_not_ignored(mine: Path, tmp_path: Path, digits: np.ndarray) -> None:
     save_model(tmp_path / "ordinary", VDM(**TINY), TINY)
     with pytest.raises(UserError, match="has the network of this package, so `network` cannot take its place"):
