@@ -411,6 +411,7 @@ def test_only_a_damaged_champion_is_a_reason_to_roll_back(tmp_path: Path, monkey
         (DamagedVersionError("vdm@v1.0.0 does not verify: models/vdm: differs", Exit.MISSING), True),
         (NetworkError("the remote does not answer"), False),
     ):
+        monkeypatch.setattr("flows.train_vdm.open_registry", Mock())
         monkeypatch.setattr("flows.train_vdm.require_sound", Mock(side_effect=error))
         with pytest.raises(type(error), match=str(error)) as raised:
             check_champion.task.fn(Mock())
