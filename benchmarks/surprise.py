@@ -36,7 +36,7 @@ from flows.evaluation.calibration import Calibration
 from flows.evaluation.surprise import Compared, compare_with_held_out
 from flows.images.grids import as_8_bits, png
 from flows.images.image_set import open_images, spread
-from flows.registry.project import Project
+from flows.project.project import Project
 from vdm.evaluation import evaluate
 
 BATCH = 200

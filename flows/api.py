@@ -39,7 +39,7 @@ from flows.evaluation.calibration import Calibration, calibration_with
 from flows.evaluation.surprise import Compared, compare_with_held_out
 from flows.images.image_set import dtype_of
 from flows.images.splitting import digest_of
-from flows.registry.project import Project
+from flows.project.project import Project
 from flows.sampling.drawing import REPEATS
 from vdm import evaluation, sampling
 from vdm.classification import Classified, class_losses, classify_alone

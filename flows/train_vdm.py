@@ -35,9 +35,9 @@ from flows.orchestration.workspace import Instructions, Run, clear_up, compose_p
 from flows.process.ending import fail
 from flows.process.groups import settle
 from flows.process.lifeline import end_with_parent, end_with_starters, hold_what_starts
+from flows.project.project import Project
 from flows.registry.costs import known_costs
 from flows.registry.fetching import fetch
-from flows.registry.project import Project
 from flows.registry.publishing import require_remotes
 from flows.registry.verification import require_sound
 from flows.registry.versions import open_registry

@@ -22,7 +22,7 @@ from flows.commands.app import MOST_EVALUATIONS
 from flows.commands.arguments import override
 from flows.core.model import TrainedModel, open_model
 from flows.core.params_file import read_params
-from flows.registry.project import Project
+from flows.project.project import Project
 from flows.registry.versions import Version
 
 DIGITS = ROOT / "pretrained/digits_classes"

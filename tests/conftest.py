@@ -25,7 +25,7 @@ from PIL import Image
 from project import IDENTITY, Sandbox
 from results import Files, write_results
 
-from flows.registry.project import Project
+from flows.project.project import Project
 from flows.registry.versions import add_version
 from vdm.model import VDM
 

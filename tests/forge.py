@@ -18,8 +18,8 @@ from flows.core.model import save_model
 from flows.evaluation.results import Comparison, ModelFigures
 from flows.images.image_set import digests_of, open_images, save_images, write_array
 from flows.images.splitting import digest_of
+from flows.project.project import Project
 from flows.registry.evidence import PROMOTE, REFUSE, Evidence
-from flows.registry.project import Project
 from flows.registry.versions import Version, assign
 from flows.repository.tags import CHAMPION, REFUSED
 from vdm.model import VDM

@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 
 from flows.api import compress, evaluate
 from flows.core import layout
-from flows.registry.project import Project
+from flows.project.project import Project
 from flows.registry.versions import add_version
 from flows.training import fitting
 

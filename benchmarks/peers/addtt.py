@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.peers import Model, Peer, importable
-from flows.evaluation.importing import import_checkpoint
+from flows.exchange.importing import import_checkpoint
 
 
 class Addtt(Peer):

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any, ClassVar
 
-from flows.evaluation.importing import import_checkpoint
+from flows.exchange.importing import import_checkpoint
 
 SCRIPT = Path(__file__).with_name("google_jax.py")
 

@@ -24,9 +24,9 @@ from flows.dossier.dossier import Dossier
 from flows.dossier.opening import dossier_of
 from flows.evaluation.calibration import Calibration
 from flows.images.image_set import dtype_of, load_array, spread
+from flows.project.project import Project
 from flows.registry.fetching import fetch_model
 from flows.registry.lineage import trace_lineage
-from flows.registry.project import Project
 from flows.registry.publishing import fetch_tags
 from flows.registry.versions import Version
 from flows.report.page import judge_results, png_of

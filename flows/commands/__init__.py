@@ -3,6 +3,7 @@
 vdmctl       the whole command line and its help
 pipeline     the stages up to `register`, the report and the presets
 evaluation   the stage `evaluate`, and other likelihoods and comparisons
+exchange     a model of another implementation, a model for the Hub
 sampling     the stages `features` and `sample`, and other samples
 compression  images to compressed files and back
 app          a model that answers in a browser

@@ -10,7 +10,7 @@ from flows.core.errors import Exit, UserError
 
 if TYPE_CHECKING:
     from flows.core.params import Section
-    from flows.registry.project import Project
+    from flows.project.project import Project
 
 MODEL_HELP = "A model folder, a version (vdm@v1.2.0) or `champion`."
 ModelArgument = Annotated[str | None, typer.Argument(help=MODEL_HELP, show_default="models/vdm")]
@@ -41,7 +41,7 @@ class Command(TyperCommand):
 @cache
 def project() -> "Project":
     """Return the project in the current folder, one for a command, which so reads the tags of the registry once."""
-    from flows.registry.project import Project  # 0.1 s, which `--help` does not need
+    from flows.project.project import Project  # 0.1 s, which `--help` does not need
 
     return Project()
 

@@ -7,7 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from flows.commands import app as app_commands
-from flows.commands import compression, evaluation, operating, pipeline, registry, sampling
+from flows.commands import compression, evaluation, exchange, operating, pipeline, registry, sampling
 from flows.commands.arguments import Command, project
 from flows.process.streams import say
 
@@ -67,6 +67,7 @@ GROUPS = {
     "Evaluation": evaluation.commands,
     "Samples": sampling.commands,
     "Compression": compression.commands,
+    "Exchange": exchange.commands,
     "App": app_commands.commands,
     "Registry": registry.commands,
     "Retraining loop": operating.commands,

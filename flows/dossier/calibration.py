@@ -12,8 +12,8 @@ from flows.dossier.dossier import Dossier
 from flows.evaluation.calibration import Calibration
 from flows.evaluation.results import BOTH
 from flows.images.image_set import open_images
+from flows.project.project import Project
 from flows.registry.images import list_training_images
-from flows.registry.project import Project
 from vdm.choices import Split
 
 

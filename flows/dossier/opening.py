@@ -13,7 +13,7 @@ from flows.core.errors import Exit, UserError
 from flows.dossier.dossier import Dossier
 from flows.dossier.places import ModelFolder, Outputs
 from flows.dossier.versions import VersionPlace
-from flows.registry.project import Project
+from flows.project.project import Project
 from flows.repository.lock_file import lock_here, output_at
 
 if TYPE_CHECKING:

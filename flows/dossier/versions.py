@@ -24,7 +24,7 @@ from flows.repository.tags import CHAMPION, REFUSED, WAITING
 
 if TYPE_CHECKING:
     from flows.core.model import TrainedModel
-    from flows.registry.project import Project
+    from flows.project.project import Project
 
 
 class VersionPlace:

@@ -1,4 +1,4 @@
-"""From a model and images to figures; models of other implementations, and models for others.
+"""From a model and images to figures.
 
 terms        the one evaluation: the terms of the bound of every image
 bound        the stage: the variational bound as metrics, and the paired comparison of two models
@@ -10,6 +10,4 @@ odd          odd images and unlikely labels, as documents
 ode          the likelihood of the probability-flow ODE
 results      the figures that evaluations leave, as documents
 figures      each figure in words: name, meaning, unit, source
-importing    checkpoints of other implementations as model folders
-exporting    a model as a repository of the Hugging Face Hub
 """

@@ -13,7 +13,7 @@ from flows.images.folder import find_images
 from flows.orchestration.answers import Source
 from flows.orchestration.arrivals import damaged_files, recorded_files
 from flows.orchestration.workspace import compose_params
-from flows.registry.project import Project
+from flows.project.project import Project
 from flows.registry.versions import VERSION_NAME
 from flows.repository.commit import Commit
 from flows.repository.repository import MODEL, Repository

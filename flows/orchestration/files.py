@@ -14,7 +14,7 @@ from flows.core import layout
 from flows.core.documents import Document, DocumentType, explain
 from flows.core.errors import Exit, UserError, brief, file_problem
 from flows.core.files import read_bounded
-from flows.registry.project import Project
+from flows.project.project import Project
 
 WITH_BLOCK = ("send-notification", "call-webhook")
 """The types of actions that use a block."""

@@ -29,8 +29,8 @@ from flows.orchestration.server import LOOPBACK, connect
 from flows.orchestration.tasks import STAGE
 from flows.process.answering import configure_server, listen_at
 from flows.process.guard import Guard
+from flows.project.project import Project
 from flows.registry.costs import Costs
-from flows.registry.project import Project
 from flows.registry.versions import open_registry
 
 MOST_RUNS = 200

@@ -20,7 +20,7 @@ from flows.orchestration.answers import CHAMPIONS, NEWEST, Pruned, Removed
 from flows.orchestration.status import size_of
 from flows.process.groups import find_processes
 from flows.process.locks import folder_of_devices, list_held_locks
-from flows.registry.project import Project
+from flows.project.project import Project
 from flows.registry.publishing import RUNS
 from flows.registry.versions import FORMER, Registry, open_registry
 from flows.repository.cache import digests_used_at, list_lacking, list_unused, lock_dvc

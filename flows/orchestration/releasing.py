@@ -16,10 +16,10 @@ from flows.orchestration.outcome import Release
 from flows.orchestration.streaming import stream
 from flows.orchestration.tasks import step_over_network
 from flows.orchestration.workspace import Run, workspace
+from flows.project.project import Project
 from flows.registry import publishing
 from flows.registry.costs import count_costs
 from flows.registry.evidence import Evidence
-from flows.registry.project import Project
 from flows.registry.versions import add_version, open_registry
 from flows.repository.stages import push_run_cache
 

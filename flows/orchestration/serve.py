@@ -41,8 +41,8 @@ from flows.process.ending import STOP
 from flows.process.groups import search_path, signal_with_parent, stop_group
 from flows.process.lifeline import hold_what_starts
 from flows.process.streams import say_on_stderr
+from flows.project.project import Project
 from flows.registry.costs import DRIVER
-from flows.registry.project import Project
 
 STOP_SECONDS = 30.0
 """How long each signal may take to end server or worker."""

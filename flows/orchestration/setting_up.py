@@ -19,7 +19,7 @@ from flows.core.errors import Exit, UserError, brief
 from flows.orchestration.files import read_automations, read_deployments
 from flows.orchestration.runs import CONTINUED, FLOW, INTERRUPTED, OF_FLOW
 from flows.process.streams import say_on_stderr
-from flows.registry.project import Project
+from flows.project.project import Project
 
 POOL = "vdm"
 ENDS = (

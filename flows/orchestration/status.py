@@ -27,7 +27,7 @@ from flows.orchestration.answers import (
 )
 from flows.process.apps import apps_of
 from flows.process.locks import folder_of_devices, list_held_locks
-from flows.registry.project import Project
+from flows.project.project import Project
 from flows.registry.versions import ANSWER_SECONDS, Registry
 from flows.repository.repository import MODEL, REMOTE
 from flows.repository.tags import REFUSED, numbers_of

@@ -22,7 +22,7 @@ from flows.core.errors import Exit, UserError
 from flows.core.params_file import WHOLE, compose, parse_params
 from flows.process.groups import find_processes
 from flows.process.locks import Holder, lock_file
-from flows.registry.project import Project
+from flows.project.project import Project
 from flows.repository.cache import share_cache
 from flows.repository.repository import MODEL
 

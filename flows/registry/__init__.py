@@ -1,6 +1,5 @@
-"""Versions of models in git, and the project that has them: read, fetch, verify, compare, promote, publish.
+"""Versions of models in git: read, fetch, verify, compare, promote, publish.
 
-project       a project's folder: parameters, images, models, versions, results; it is opened once and passed along
 versions      versions, champions and refusals, which are GTO's tags
 evidence      why a version became the champion, or was refused
 costs         what a run costs, counted while it runs

@@ -57,8 +57,8 @@ from flows.process import answering, guard
 from flows.process.apps import apps_of
 from flows.process.guard import MOST_BODY_BYTES
 from flows.process.locks import claim
+from flows.project.project import Project
 from flows.registry.fetching import fetch_model
-from flows.registry.project import Project
 from flows.registry.publishing import fetch_tags
 from flows.registry.versions import Version
 from vdm.model import VDM

@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 
 from flows.commands.vdmctl import app
 from flows.core import layout, params
-from flows.registry.project import SECTIONS, Project
+from flows.project.project import SECTIONS, Project
 from flows.repository.stages import stage_names
 
 DVC = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
@@ -52,12 +52,14 @@ ROOMS = {
     "compression": "core process images evaluation",
     "repository": "core process",
     "registry": "core process images contract evaluation repository",
-    "dossier": "core images contract evaluation repository registry",
+    "project": "core images contract repository registry",
+    "dossier": "core images contract evaluation repository registry project",
+    "exchange": "core evaluation",
     "report": "core process images contract evaluation dossier",
-    "orchestration": "core process images contract evaluation repository registry report",
-    "app": "core process images evaluation sampling repository registry dossier report",
-    "commands": "core process images contract training evaluation sampling compression repository registry dossier"
-    " report orchestration app",
+    "orchestration": "core process images contract evaluation repository registry project report",
+    "app": "core process images evaluation sampling repository registry project dossier report",
+    "commands": "core process images contract training evaluation sampling compression repository registry project"
+    " dossier exchange report orchestration app",
 }
 DOORS = {"api", "cli", "train_vdm"}
 STAGES = {
@@ -258,7 +260,7 @@ def test_the_pages_are_part_of_the_package() -> None:
             "torch prefect great_expectations dvc numpy pandas rich",
         ),
         ("import flows.dossier.opening", "torch scipy prefect"),
-        ("import flows.registry.project", "torch prefect great_expectations dvc numpy"),
+        ("import flows.project.project", "torch prefect great_expectations dvc numpy"),
         ("import flows.api", "prefect great_expectations dvc pandas sklearn matplotlib torchvision PIL tqdm.auto"),
     ],
 )

@@ -18,8 +18,8 @@ from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.dossier import versions as of_versions
 from flows.dossier.opening import dossier_of, open_dossier
+from flows.project.project import Project
 from flows.registry import versions
-from flows.registry.project import Project
 from flows.repository.commit import Commit
 
 

@@ -23,7 +23,7 @@ from flows.core.errors import Exit
 from flows.core.model import WEIGHTS, TrainedModel, open_model, save_model
 from flows.core.network_code import HERE
 from flows.core.networks import new_vdm
-from flows.evaluation.exporting import export, name_on_hub
+from flows.exchange.exporting import export, name_on_hub
 from flows.images.image_set import open_images
 from vdm.model import VDM
 

@@ -30,7 +30,7 @@ from pyarrow import parquet
 from flows.core.errors import CheckpointError, UserError
 from flows.core.model import config_sha256, open_model, save_model
 from flows.core.params_file import parse_params
-from flows.evaluation.importing import import_checkpoint
+from flows.exchange.importing import import_checkpoint
 from vdm.model import VDM
 
 INPUTS = int(os.environ.get("VDM_FUZZ", "50"))

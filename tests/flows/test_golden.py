@@ -13,7 +13,7 @@ from flows.api import decompress, evaluate
 from flows.core import layout
 from flows.core.model import open_model
 from flows.core.params_file import WHOLE, read_preset
-from flows.registry.project import Project
+from flows.project.project import Project
 from flows.repository.lock_file import lock_here
 from flows.training import fitting
 

@@ -76,7 +76,7 @@ def test_the_keys_of_objects_that_are_no_documents(
     registry = Mock(
         costs={}, versions=[VERSION], tags=[Tag(VERSION.name, VERSION.commit)], resolve=lambda name: VERSION
     )
-    monkeypatch.setattr("flows.registry.project.open_registry", lambda root: registry)
+    monkeypatch.setattr("flows.project.project.open_registry", lambda root: registry)
     monkeypatch.setattr("flows.registry.verification.verify", lambda root, version: [Verified("models/vdm", "")])
     monkeypatch.setattr("flows.registry.verification.reproduction", lambda root: Reproduction(True, "equal", []))
     require_named("models", keys_in(printed(capsys, "models")))

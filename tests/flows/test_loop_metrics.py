@@ -26,8 +26,8 @@ from flows.orchestration.metrics import KNOWN_SECONDS, start_metrics
 from flows.orchestration.server import configure
 from flows.orchestration.tasks import STAGE
 from flows.process import answering
+from flows.project.project import Project
 from flows.registry.costs import Costs
-from flows.registry.project import Project
 
 pytestmark = [pytest.mark.slow, pytest.mark.processes]
 

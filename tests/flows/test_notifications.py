@@ -29,7 +29,7 @@ from flows.orchestration.outcome import DRIFTED
 from flows.orchestration.runs import INTERRUPTED
 from flows.orchestration.setting_up import ENDS, automate, deploy, make_pool, refuse_unknown_parameters, silent_runs
 from flows.orchestration.status import wrong_files
-from flows.registry.project import Project
+from flows.project.project import Project
 from flows.train_vdm import train_vdm
 
 MINUTE = timedelta(minutes=1)

@@ -43,10 +43,10 @@ from flows.orchestration.streaming import EXPECTED, failure, stream, to_user_err
 from flows.orchestration.tasks import RunTask
 from flows.orchestration.workspace import Instructions, Run, compose_params, workspace
 from flows.process.ending import handle_stop
+from flows.project.project import Project
 from flows.registry.costs import Costs, count_costs, known_costs
 from flows.registry.evidence import WAIT, Evidence
 from flows.registry.fetching import fetch
-from flows.registry.project import Project
 from flows.registry.promotion import add_conditions
 from flows.registry.verification import require_sound
 from flows.registry.versions import Version

@@ -28,7 +28,7 @@ from flows.orchestration.server import (
 )
 from flows.orchestration.status import devices, server
 from flows.process.addresses import is_loopback
-from flows.registry.project import Project
+from flows.project.project import Project
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ from flows.orchestration.files import Silence
 from flows.orchestration.silence import silences
 from flows.orchestration.status import describe_ending, devices, is_dropped, problems, registry, status, worktrees
 from flows.process.locks import Holder, lock_file
-from flows.registry.project import Project
+from flows.project.project import Project
 
 WELL: dict[str, Any] = {
     "deployments": ["train-vdm"],
@@ -205,6 +205,6 @@ def test_a_champion_that_cannot_be_verified_is_a_problem(monkeypatch: pytest.Mon
         (NetworkError("no answer"), "the champion cannot be verified now: no answer"),
         (UserError("gone", Exit.MISSING), "the champion does not verify: gone"),
     ):
-        monkeypatch.setattr("flows.registry.project.open_registry", Mock(side_effect=error))
+        monkeypatch.setattr("flows.project.project.open_registry", Mock(side_effect=error))
         operating.project.cache_clear()
         assert operating.champion_problems() == [line]

@@ -10,7 +10,7 @@ from flows.core import bounded_yaml
 from flows.core.errors import Exit, NetworkError
 from flows.orchestration.due import find_due
 from flows.orchestration.workspace import compose_params, workspace
-from flows.registry.project import Project
+from flows.project.project import Project
 from flows.repository.sources import update_import
 
 

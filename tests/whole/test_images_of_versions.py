@@ -17,10 +17,10 @@ from flows.core.params_file import read_params
 from flows.evaluation.results import BOTH
 from flows.images.image_set import open_images
 from flows.images.splitting import digest_of
+from flows.project.project import Project
 from flows.registry import promotion
 from flows.registry.evidence import REFUSE, Evidence
 from flows.registry.images import Kept, list_training_images, read_kept_images
-from flows.registry.project import Project
 from flows.registry.promotion import add_figures, decide
 from flows.registry.versions import Version, add_version, ancestry, assign
 from flows.repository.repository import Repository

@@ -33,7 +33,7 @@ from sklearn.datasets import load_digits
 from stories import cancel, goes_on, train
 
 from flows.core.errors import Exit
-from flows.registry.project import Project
+from flows.project.project import Project
 from flows.repository.stages import stage_names
 
 # Only a machine that is busy with other things needs as long.

@@ -27,11 +27,11 @@ from flows.images.image_set import ImageSet, open_images, save_images
 from flows.orchestration.status import registry as registry_now
 from flows.process.ending import STOP, handle_stop, stop_at_once
 from flows.process.locks import holder_of
+from flows.project.project import Project
 from flows.registry import promotion
 from flows.registry.evidence import PROMOTE, REFUSE, WAIT, Evidence, evidence_of
 from flows.registry.fetching import fetch_images
 from flows.registry.images import Kept
-from flows.registry.project import Project
 from flows.registry.promotion import add_figures, approve, challenge, decide, hold, limits_of, promote, rollback
 from flows.registry.versions import add_version, assign
 from flows.repository.tags import CHAMPION, REFUSED

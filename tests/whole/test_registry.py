@@ -26,10 +26,10 @@ from flows.core.network_code import NetworkCode
 from flows.core.networks import new_vdm
 from flows.dossier.opening import open_dossier
 from flows.evaluation.results import SampleMetrics
+from flows.project.project import Project
 from flows.registry.costs import Costs
 from flows.registry.fetching import fetch, fetch_files, fetch_images
 from flows.registry.lineage import trace_lineage
-from flows.registry.project import Project
 from flows.registry.verification import reproduction, require_sound, verify
 from flows.registry.versions import add_version, open_registry
 from flows.repository.files import DamagedVersionError

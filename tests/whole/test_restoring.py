@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.orchestration.workspace import Instructions, Run, compose_params, workspace
-from flows.registry.project import Project
+from flows.project.project import Project
 from flows.repository import stages
 from flows.repository.commit import Commit
 from flows.repository.sources import check_out_source, is_tracked, update_import

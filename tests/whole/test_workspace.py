@@ -18,7 +18,7 @@ from flows.orchestration.checking import judge_odd
 from flows.orchestration.outcome import failed
 from flows.orchestration.streaming import EXPECTED, to_user_error
 from flows.orchestration.workspace import Instructions, Run, clear_up, compose_params, workspace
-from flows.registry.project import Project
+from flows.project.project import Project
 
 
 def test_overrides_and_the_committed_file_are_checked(plain: Sandbox) -> None:

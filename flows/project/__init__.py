@@ -1,0 +1,4 @@
+"""A project's folder: parameters, images, models, versions and results.
+
+project  the folder, opened once at the door and passed along
+"""
