@@ -65,6 +65,30 @@ def png(pixels: np.ndarray, bits: int, colour: int = 0, size: tuple[int, int] | 
     return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", head) + part(b"IDAT", zlib.compress(raw)) + part(b"IEND", b"")
 
 
+def tiff(pixels: np.ndarray, bits: int, *, white_is_zero: bool = False, order: str = "<") -> bytes:
+    """Return an uncompressed gray TIFF file of `bits` a level; `order` is that of its bytes, < or >."""
+    stored = 2**bits - 1 - pixels.astype(int) if white_is_zero else pixels.astype(int)
+    wide = np.unpackbits(stored.astype(">u2").view(np.uint8).reshape(*pixels.shape, 2), axis=-1)[..., 16 - bits :]
+    packed = np.packbits(wide.reshape(len(pixels), -1), axis=1)
+    rows = stored.astype(f"{order}u2").tobytes() if bits == 16 else packed.tobytes()
+    height, width = pixels.shape
+    short, long = 3, 4
+    tags = [
+        (256, long, width),
+        (257, long, height),
+        (258, short, bits),
+        (259, short, 1),
+        (262, short, not white_is_zero),
+    ]
+    tags += [(273, long, 8), (277, short, 1), (278, long, height), (279, long, len(rows))]
+    content = struct.pack(f"{order}H", len(tags))
+    for tag, kind, value in tags:
+        form = f"{order}HHIHH" if kind == short else f"{order}HHII"
+        content += struct.pack(form, tag, kind, 1, int(value), *([0] if kind == short else []))
+    rows += b"\0" * (len(rows) % 2)
+    return struct.pack(f"{order}2sHI", b"II" if order == "<" else b"MM", 42, 8 + len(rows)) + rows + content + bytes(4)
+
+
 def set_of(num_levels: int, **splits: np.ndarray) -> ImageSet:
     """Return an image set of arrays (N,C,H,W) by split that lie in no folder."""
     counts = {f"num_{split}": len(images) for split, images in splits.items()}

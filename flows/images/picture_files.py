@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
 from flows.core.errors import Exit, brief
 from flows.core.files import open_regular
@@ -16,11 +17,14 @@ from flows.images.image_set import map_array
 
 FORMATS = ["PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP"]
 FIRST_FRAME = "GIF (first frame)"
-BITS = {"1": 1, "L;2": 2, "L;4": 4, "L": 8, "RGB": 8, "I;16": 16, "I;16B": 16}
-"""Bits per level by Pillow's name for how a file stores its pixels.
+BITS = {"1": 1, "L;2": 2, "L;4": 4, "L": 8, "RGB": 8, "I;16": 16, "I;16B": 16, "I;16N": 16}
+BITS |= {"1;I": 1, "L;2I": 2, "L;4I": 4, "L;I": 8}
+"""Bits per level by Pillow's name for how a file stores its pixels; of those with I at the end, 0 is white.
 
 The other ways in which pixels may be stored are palettes and, of 8 and 16 bits, gray levels and RGB beside alpha.
 """
+WHITE_IS_ZERO = 0
+"""What a TIFF file says of levels of which 0 is white."""
 Colour = tuple[int, int, int]
 """Red, green and blue, 0 to 255."""
 
@@ -145,6 +149,9 @@ def read_picture(path: Path, background: Colour | None) -> FileImages:
         if stored not in BITS and image.mode not in ("LA", "P", "PA", "RGBA"):
             raise refuse_picture(image, stored)
         found = format_of(image, file)
+        # Pillow turns levels of which 0 is white, but not those of 16 bits.
+        of_white = isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == WHITE_IS_ZERO
+        is_negative = of_white and BITS.get(stored) == 16
         ImageOps.exif_transpose(image, in_place=True)
         if image.has_transparency_data:
             source = apart(image, stored)
@@ -164,9 +171,11 @@ def read_picture(path: Path, background: Colour | None) -> FileImages:
         elif image.mode == "P":
             pixels = np.asarray(image.convert("RGB"))
         else:
-            pixels = np.asarray(image.convert("L") if stored == "1" else image)
+            pixels = np.asarray(image.convert("L") if image.mode == "1" else image)
     if (num_bits := BITS.get(stored, 8)) < 8:
         pixels = pixels // np.uint8(255 // (2**num_bits - 1))  # Pillow scales these levels to 0..255
+    if is_negative:
+        pixels = np.uint16(2**16 - 1) - pixels
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     return FileImages(pixels[None], num_bits, found)
 

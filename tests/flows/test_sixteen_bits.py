@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
-from pictures import load, settings
+from pictures import load, settings, tiff
 from PIL import Image
 from project import ROOT
 
@@ -27,6 +27,7 @@ from flows.images.depth import advice, choose_bits
 from flows.images.folder import open_source
 from flows.images.grids import Stretch, eight_bit, stretch_of
 from flows.images.image_set import ImageSet, digests_of, open_images, save_images, sources_of
+from flows.images.picture_files import read_images
 from flows.images.transforms import transform
 from flows.registry.images import digest_pictures
 from flows.sampling.request import read_known, write_drawn
@@ -76,6 +77,38 @@ def test_nothing_is_shifted_unasked(ending: str, tmp_path: Path, caplog: pytest.
     assert {image.tobytes() for image in found} == {picture.tobytes() for picture in pictures}
     lowest, highest, used = pictures.min(), pictures.max(), len(np.unique(pictures))
     assert f"levels {lowest:,} to {highest:,} of 65,536 ({used:,} of them)" in caplog.text
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits", "zstd"])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("white_is_zero", [False, True])
+def test_a_compressed_tiff_has_the_levels_of_a_plain_one(
+    white_is_zero: bool, order: str, compression: str, tmp_path: Path
+) -> None:
+    levels = scenes(1, 60_000, side=20)[0]
+    stored = 2**16 - 1 - levels if white_is_zero else levels  # Pillow writes these as they are
+    picture = Image.fromarray(stored.astype(f"{order}u2"))
+    picture.save(tmp_path / "0.tif", compression=compression, tiffinfo={262: 0 if white_is_zero else 1})
+    assert np.array_equal(read_images(tmp_path / "0.tif").pixels[0, 0], levels)
+
+
+@pytest.mark.parametrize(
+    ("order", "bits"), [*(("<", bits) for bits in (1, 2, 4, 8, 16)), *((">", bits) for bits in (1, 2, 4, 8))]
+)
+def test_a_tiff_of_which_0_is_white_is_the_one_of_which_0_is_black(bits: int, order: str, tmp_path: Path) -> None:
+    levels = np.random.default_rng(0).integers(0, 2**bits, (5, 7))
+    for name, white_is_zero in (("black", False), ("white", True)):
+        (tmp_path / name).write_bytes(tiff(levels, bits, white_is_zero=white_is_zero, order=order))
+        found = read_images(tmp_path / name)
+        assert (found.num_bits, found.pixels[0, 0].tolist()) == (bits, levels.tolist())
+
+
+@pytest.mark.parametrize("compression", ["group3", "group4"])
+@pytest.mark.parametrize("photometric", [0, 1])
+def test_a_fax_of_1_bit_is_read(photometric: int, compression: str, tmp_path: Path) -> None:
+    levels = np.random.default_rng(0).random((20, 31)) < 0.3
+    Image.fromarray(levels).save(tmp_path / "0.tif", compression=compression, tiffinfo={262: photometric})
+    assert np.array_equal(read_images(tmp_path / "0.tif").pixels[0, 0], levels)
 
 
 @pytest.mark.parametrize("ending", ["png", "npy", "int64"])
