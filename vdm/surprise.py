@@ -51,6 +51,8 @@ sigma/alpha = exp(gamma/2), and x reaches from -1 to 1.
 """
 
 
+MOST_COUNTS = 2**20
+"""Numbers of pixels by image and level in memory at a time."""
 PRECISION = 1e-5
 """Of a feature: of its size, and of 1.  The losses are logarithms in float32, and features are kept with six digits."""
 
@@ -147,21 +149,27 @@ def pixel_statistics(pixels: Tensor, num_levels: int) -> Tensor:
     """Return `STATISTICS` of images (B,C,H,W): (B,7) float64."""
     levels = pixels.double()
     flat, (height, width) = levels.flatten(1), levels.shape[2:]
-    place = torch.arange(len(flat), device=flat.device)[:, None] * num_levels
-    counts = torch.bincount((pixels.long().flatten(1) + place).flatten(), minlength=len(flat) * num_levels)
-    shares = counts.reshape(-1, num_levels) / flat.shape[1]
     # Of a black image the centre is the middle.
     weights = (levels + 1e-9).sum(1)
     weights = weights / weights.sum((1, 2), keepdim=True)
     columns = [
         flat.mean(1),
         flat.std(1, correction=0),
-        torch.special.entr(shares.double()).sum(1),
+        torch.cat([level_entropy(some, num_levels) for some in pixels.split(max(1, MOST_COUNTS // num_levels))]),
         *(levels.diff(dim=axis).abs().flatten(1).sum(1) / flat.shape[1] for axis in (2, 3)),
         weights.sum(2) @ torch.arange(height, dtype=torch.float64, device=flat.device),
         weights.sum(1) @ torch.arange(width, dtype=torch.float64, device=flat.device),
     ]
     return torch.stack(columns, dim=1)
+
+
+def level_entropy(pixels: Tensor, num_levels: int) -> Tensor:
+    """Return the entropy of the shares of the levels in images (B,C,H,W): (B,) nats, float64."""
+    flat = pixels.flatten(1).long()
+    place = torch.arange(len(flat), device=flat.device)[:, None] * num_levels
+    counts = torch.bincount((flat + place).flatten(), minlength=len(flat) * num_levels)
+    shares = counts.reshape(-1, num_levels) / flat.shape[1]
+    return torch.special.entr(shares.double()).sum(1)
 
 
 @torch.inference_mode()

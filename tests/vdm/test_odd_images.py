@@ -13,7 +13,17 @@ from vdm.discretization import pixels_to_x
 from vdm.evaluation import evaluate, image_noise
 from vdm.model import VDM
 from vdm.schedule import alpha, sigma
-from vdm.surprise import STATISTICS, bound_of, expected_count, image_features, middle_levels, p_of_batch, reference
+from vdm.surprise import (
+    STATISTICS,
+    bound_of,
+    expected_count,
+    image_features,
+    level_entropy,
+    middle_levels,
+    p_of_batch,
+    pixel_statistics,
+    reference,
+)
 
 SETTINGS = {"levels": 4, "seed": 3, "batch_size": 5}
 
@@ -160,3 +170,13 @@ def test_a_batch_of_images_that_are_each_a_little_odd_is_found() -> None:
     assert p_of_batch(rng.normal(0.5, 1, 200), calibrated) < 1e-6
     assert p_of_batch(rng.normal(0, 1, 200), calibrated) > 0.01
     assert p_of_batch(rng.normal(-1, 1, 200), calibrated) > 0.9
+
+
+def test_statistics_of_many_levels_take_the_memory_of_few() -> None:
+    """The entropy of all images at once is the oracle: it needs a number for each image and level, 64 MiB here."""
+    pixels = torch.randint(0, 2**16, (128, 1, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint16)
+    with torch.profiler.profile(profile_memory=True) as seen:
+        found = pixel_statistics(pixels, 2**16)
+    assert max(event.self_cpu_memory_usage for event in seen.events()) <= 2**24
+    at_once = level_entropy(pixels, 2**16)
+    assert torch.allclose(found[:, STATISTICS.index("variety")], at_once, rtol=0, atol=1e-12)
