@@ -32,7 +32,7 @@ def is_source_gone() -> bool:
 def silences(limits: Silence, found: Status, now: datetime) -> Iterator[str]:
     """Yield a line for a source that is gone, and for a newest run and a newest picture that are older than allowed.
 
-    `found` is what `vdmctl status` found.
+    `found` is what `vdmctl status` found.  Raises UserError for a source that holds no pictures, if they should come.
     """
     server, images = found.server, found.images
     online = [worker.name for worker in server.workers if worker.status == "ONLINE"]
@@ -45,8 +45,10 @@ def silences(limits: Silence, found: Status, now: datetime) -> Iterator[str]:
         if ended is None or now - ended > timedelta(days=limits.run_days):
             when = f"ended at {last.ended}" if last else "is not known to the server"
             yield f"the newest run {when}, and silence.run_days of prefect.yaml is {limits.run_days:g}"
-    if limits.picture_days is not None and images.source and (source := Path(images.source)).is_dir():
-        newest = datetime.fromtimestamp(max((source / name).stat().st_mtime for name in find_images(source).names), UTC)
+    if limits.picture_days is not None and images.source and (source := Path(images.source)).exists():
+        listed = find_images(source)
+        written = max((listed.folder / name).stat().st_mtime for name in listed.names)
+        newest = datetime.fromtimestamp(written, UTC)
         if now - newest > timedelta(days=limits.picture_days):
             when = newest.isoformat(timespec="seconds")
             limit = f"silence.picture_days of prefect.yaml is {limits.picture_days:g}"

@@ -188,6 +188,28 @@ def test_what_no_longer_comes_is_a_problem(tmp_path: Path) -> None:
     assert said_of(Silence(run_days=8), state="same")[0].startswith("the newest run is not known to the server")
 
 
+@pytest.mark.parametrize("source", ["folder/0.png", "folder/a/0.parquet", "pictures.zip", "pictures.npy", "0.parquet"])
+def test_the_age_of_pictures_is_that_of_whatever_contains_them(source: str, tmp_path: Path) -> None:
+    now = datetime(2026, 1, 10, tzinfo=UTC)
+    file = tmp_path / source
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
+    os.utime(file, (now.timestamp() - 3 * 86400,) * 2)
+    named = tmp_path / source.split("/")[0]
+    found = found_with(WELL, images={"source": str(named), "state": "same"})
+    assert list(silences(Silence(picture_days=4), found, now)) == []
+    (said,) = silences(Silence(picture_days=2), found, now)
+    assert said.startswith(f"{named}: its newest picture is of 2026-01-07T00:00:00+00:00")
+
+
+def test_a_source_that_holds_no_pictures_any_more_is_a_problem_if_they_should_come(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    found = found_with(WELL, images={"source": str(tmp_path), "state": "same"})
+    assert list(silences(Silence(), found, datetime.now(UTC))) == []
+    with pytest.raises(UserError, match="holds no"):
+        list(silences(Silence(picture_days=2), found, datetime.now(UTC)))
+
+
 def test_what_is_in_use_is_what_has_a_held_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VDM_LOCK_DIR", str(tmp_path))
     folder = tmp_path / layout.WORKTREES
