@@ -169,7 +169,8 @@ def level_entropy(pixels: Tensor, num_levels: int) -> Tensor:
     place = torch.arange(len(flat), device=flat.device)[:, None] * num_levels
     counts = torch.bincount((flat + place).flatten(), minlength=len(flat) * num_levels)
     shares = counts.reshape(-1, num_levels) / flat.shape[1]
-    return torch.special.entr(shares.double()).sum(1)
+    entropy: Tensor = torch.special.entr(shares.double()).sum(1)
+    return entropy
 
 
 @torch.inference_mode()

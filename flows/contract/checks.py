@@ -114,8 +114,8 @@ def list_checks(
     num_cells = len(splits) * num_levels
     shape = "x".join(map(str, images.image_shape))
     # Transforms, few levels and lossy files explain what would otherwise be an error.
-    smooth = WARNING if "resized" in images.description.transforms or num_levels <= FEW_LEVELS else ERROR
-    lossy = WARNING if has_lossy_files(images) else ERROR
+    smooth = WARNING if images.description.is_resized or num_levels <= FEW_LEVELS else ERROR
+    lossy = WARNING if images.description.is_lossy else ERROR
     drift = WARNING if settings.on_drift == "warn" else ERROR
     parts = [
         f"{count:,} of {second} were searched for in {first}" for (first, second), count in (searched or {}).items()
@@ -169,7 +169,7 @@ def list_checks(
         Check("splits", "jpeg_grid", lambda known, split: known.facts[split].jpeg_grid,
               Limit(settings.max_jpeg_grid, "value", usual=0.3), lossy,
               "images did not go through JPEG (how much they lie on its grid)", "what JPEG rounded away costs no bits"),
-        Check("splits", "lossy_files", lambda known, split: has_lossy_files(known.images), expect_never(), WARNING,
+        Check("splits", "lossy_files", lambda known, split: known.images.description.is_lossy, expect_never(), WARNING,
               "no image comes from a lossy file, whose pixels are the decoder's", "what was lost costs no bits"),
         *([Check("splits", "empty_low_bits", lambda known, split: shift_of(np.flatnonzero(known.histogram)),
                  expect_value(0),
@@ -210,12 +210,6 @@ def list_checks(
         remarks["unused"] = EXPECTED_UNUSED
     checks = [check._replace(meaning=check.meaning + remarks.get(check.column, "")) for check in checks]
     return [check._replace(measure=never_flag) if check.column in unjudged else check for check in checks]
-
-
-def has_lossy_files(images: ImageSet) -> bool:
-    """Return whether the description of the set says that files were compressed with loss."""
-    formats = images.description.formats
-    return "JPEG" in formats or "lossy" in formats
 
 
 def never_flag(known: Measurements, split: Split) -> bool:

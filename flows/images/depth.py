@@ -1,5 +1,7 @@
 """Which levels pictures of more than 8 bits have, and what suits them: 10 or 12 bits are often stored in 16."""
 
+from collections.abc import Collection
+
 import numpy as np
 
 MOST = 2**16
@@ -48,10 +50,15 @@ def choose_bits(levels: np.ndarray, num_levels: int) -> dict[str, int]:
     return found | ({"num_bits": min(bits, needed) - empty} if empty else {})
 
 
+def reason_for(chosen: Collection[str], levels: np.ndarray) -> str:
+    """Return why these parameters were chosen for the levels, in words."""
+    reasons = [f"the highest level is {levels[-1]:,}"] if "stored_bits" in chosen else []
+    reasons += [f"all levels are multiples of {2 ** shift_of(levels)}"] if "num_bits" in chosen else []
+    return " and ".join(reasons)
+
+
 def advice(levels: np.ndarray, num_levels: int) -> str:
     """Return which parameters suit pictures with these levels, and why; "" if none is needed."""
-    found = choose_bits(levels, num_levels)
-    reasons = [f"the highest level is {levels[-1]:,}"] if "stored_bits" in found else []
-    reasons += [f"all levels are multiples of {2 ** shift_of(levels)}"] if "num_bits" in found else []
-    parameters = " and ".join(f"data.{name}: {value}" for name, value in found.items())
-    return f"{' and '.join(reasons)}: {parameters} loses nothing" if found else ""
+    chosen = choose_bits(levels, num_levels)
+    parameters = " and ".join(f"data.{name}: {value}" for name, value in chosen.items())
+    return f"{reason_for(chosen, levels)}: {parameters} loses nothing" if chosen else ""

@@ -28,7 +28,7 @@ from flows.images.image_set import (
 )
 from flows.images.publishers import read_digits, read_published
 from flows.images.splitting import DIGEST_BYTES, SourceImages, digest_of, require_splits, split_of
-from flows.images.transforms import describe_transforms, levels_left, parts, transform
+from flows.images.transforms import describe_transforms, levels_left, list_transforms, parts, transform
 from vdm.choices import Split
 
 if TYPE_CHECKING:
@@ -105,6 +105,8 @@ def write_set(folder: Path, source: SourceImages, data: "Data") -> Counter[Split
     shapes = write_splits(folder, source, data)
     levels = source.origin["num_levels"]
     source.origin.update(num_levels=levels_left(levels, data.num_bits), transforms=describe_transforms(levels, data))
+    if steps := list_transforms(levels, data):
+        source.origin["transformed"] = [*steps]
     write_description(folder, shapes, source.origin | {"name": data.name})
     return Counter({split: shapes[split][0] for split in SPLITS if split in shapes})
 

@@ -19,7 +19,7 @@ from flows.core.escaping import list_names, visible
 from flows.core.files import contains, read_bounded, scratch_folder
 from flows.images.containers import PARQUET, ZIP, unpack
 from flows.images.depth import Used
-from flows.images.image_set import chunks
+from flows.images.image_set import LOSSY, chunks
 from flows.images.picture_files import FIRST_FRAME, BadImageError, FileImages, levels, read_images
 from flows.images.splitting import Part, SourceImages, division, part_of, parts_of
 from flows.images.transforms import shape_of
@@ -342,6 +342,7 @@ def read_folder(listed: Listed, data: "Data") -> SourceImages:
             yield Part(images, files.num_levels, label, name, parts.get(part_of(name)), sources)
         formats = ", ".join(f"{count} {name}" for name, count in sorted(files.formats.items()))
         origin.update(formats=formats, num_levels=files.num_levels)
+        origin["lossy_files"] = sum(files.formats[each] for each in LOSSY)
         if files.damaged:
             origin["damaged"] = files.damaged
             origin["split"] += f"; {describe_damaged(files.damaged)}"

@@ -34,6 +34,10 @@ DESCRIPTION = "dataset.json"
 MOST_CHUNK_BYTES = 2**25
 COMPUTED = ("array_sha256", "data_sha256", "labels_sha256")
 """What another process need not compute again."""
+Transform = Literal["background", "grayscale", "gray_as_rgb", "crop", "resize", "pad", "num_bits"]
+"""A change of the source's pixels, by the parameter `data` that asks for it."""
+LOSSY = frozenset({"JPEG", "lossy WEBP", "lossy TIFF"})
+"""The formats of files that may have lost detail; see `flows.images.picture_files.format_of`."""
 # The quality of samples cannot be estimated with fewer samples and test images.
 FEWEST_COMPARED = 10
 
@@ -55,9 +59,13 @@ class Description(Document):
     homepage: str = ""
     licence: str = ""
     formats: str = ""
+    lossy_files: Count | None = None
+    """How many of the source's files may have lost detail; None in a set that states formats alone."""
     split: str = ""
     transforms: str = "none"
     """The transforms of the source's pixels, in words."""
+    transformed: list[Transform] | None = None
+    """The same by their parameters; None in a set that states words alone."""
     class_names: list[str] | None = None
     damaged: list[str] | None = None
     """The damaged files of the source that were left out."""
@@ -68,6 +76,20 @@ class Description(Document):
     def splits(self) -> list[Split]:
         """The splits of the set: all three, or two if it has no validation images."""
         return [split for split in SPLITS if split != "validation" or self.num_validation]
+
+    @property
+    def is_resized(self) -> bool:
+        """Whether the pixels of the source were resized."""
+        if self.transformed is None:
+            return any(step.startswith("resized ") for step in self.transforms.split(", "))
+        return "resize" in self.transformed
+
+    @property
+    def is_lossy(self) -> bool:
+        """Whether files of the source may have lost detail."""
+        if self.lossy_files is None:
+            return not LOSSY.isdisjoint(count.partition(" ")[2] for count in self.formats.split(", "))
+        return self.lossy_files > 0
 
     @property
     def stated(self) -> dict[str, Any]:

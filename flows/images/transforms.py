@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flows.core.errors import Exit, UserError
-from flows.images.image_set import rows_per_chunk
+from flows.images.image_set import Transform, rows_per_chunk
 
 if TYPE_CHECKING:
     from flows.core.params import Data
@@ -120,16 +120,21 @@ def levels_left(num_levels: int, num_bits: int | None) -> int:
     return ((num_levels - 1) >> lost_bits(num_levels, num_bits)) + 1
 
 
+def list_transforms(num_levels: int, data: "Data") -> dict[Transform, str]:
+    """Return the transforms in words, by their parameter and in their order."""
+    bits = (num_levels - 1).bit_length()
+    steps: dict[Transform, str] = {
+        "background": f"transparency laid over {data.background_hex}, in 8 bits" if data.background else "",
+        "grayscale": "grayscale (ITU-R 601, rounded)" if data.grayscale else "",
+        "gray_as_rgb": "gray as RGB" if data.gray_as_rgb else "",
+        "crop": "cropped to the middle square" if data.crop else "",
+        "resize": f"resized to {data.resize[0]}x{data.resize[1]} (bicubic, antialiased)" if data.resize else "",
+        "pad": f"padded by {data.pad}" if data.pad else "",
+        "num_bits": f"{bits} bits shifted to {data.num_bits}" if lost_bits(num_levels, data.num_bits) else "",
+    }
+    return {name: words for name, words in steps.items() if words}
+
+
 def describe_transforms(num_levels: int, data: "Data") -> str:
     """Return the transforms in words, for `dataset.json`, the digest and the model card; `none` without any."""
-    bits = (num_levels - 1).bit_length()
-    steps = [
-        f"transparency laid over {data.background_hex}, in 8 bits" if data.background else "",
-        "grayscale (ITU-R 601, rounded)" if data.grayscale else "",
-        "gray as RGB" if data.gray_as_rgb else "",
-        "cropped to the middle square" if data.crop else "",
-        f"resized to {data.resize[0]}x{data.resize[1]} (bicubic, antialiased)" if data.resize else "",
-        f"padded by {data.pad}" if data.pad else "",
-        f"{bits} bits shifted to {data.num_bits}" if lost_bits(num_levels, data.num_bits) else "",
-    ]
-    return ", ".join(step for step in steps if step) or "none"
+    return ", ".join(list_transforms(num_levels, data).values()) or "none"

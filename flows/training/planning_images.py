@@ -14,7 +14,7 @@ from flows.core.escaping import visible
 from flows.core.files import scratch_folder
 from flows.core.model import TrainedModel
 from flows.core.params import Data, Model, Params
-from flows.images.depth import advice, choose_bits
+from flows.images.depth import choose_bits, reason_for
 from flows.images.download import write_set
 from flows.images.folder import ImageFiles, Listed, open_source, read_folder
 from flows.images.image_set import FEWEST_COMPARED, SPLITS, ImageSet, digests_of, kind, open_images, spread
@@ -156,8 +156,9 @@ def choose_depth(files: ImageFiles) -> Choices:
     left = used.left(bits - 8)
     text = "%s: levels %s; a shift to 8 bits (data.num_bits: 8) would leave %s"
     log.info(text, visible(str(files.source)), used.words(files.num_levels), f"{left:,}")
-    reason, _, _ = advice(used.levels, files.num_levels).partition(":")
-    return {name: Choice(value, reason) for name, value in choose_bits(used.levels, files.num_levels).items()}
+    chosen = choose_bits(used.levels, files.num_levels)
+    reason = reason_for(chosen, used.levels)
+    return {name: Choice(value, reason) for name, value in chosen.items()}
 
 
 def choose_transforms_like(start: TrainedModel, preset: Data, listed: Listed) -> Choices:

@@ -10,7 +10,7 @@ import pytest
 from pictures import load
 from PIL import Image
 
-from flows.images.image_set import DESCRIPTION
+from flows.images.image_set import DESCRIPTION, Description
 
 
 def pixels(number: int, channels: int = 4, most: int = 255) -> np.ndarray:
@@ -143,3 +143,28 @@ def test_a_set_keeps_its_bytes(source: Any, changes: dict[str, Any], golden: Gol
         if path.name != DESCRIPTION:
             digest.update(path.name.encode() + path.read_bytes())
     assert Golden(images.data_sha256, digest.hexdigest()) == golden
+
+
+@pytest.mark.parametrize(
+    ("keys", "is_resized", "is_lossy"),
+    [
+        ({"transforms": "gray as RGB, resized to 4x4 (bicubic, antialiased)", "formats": "3 PNG, 1 JPEG"}, True, True),
+        ({"transforms": "padded by 2", "formats": "3 GIF (first frame), 1 WEBP"}, False, False),
+        ({"transforms": "none", "formats": "1 lossy TIFF"}, False, True),
+        ({}, False, False),
+        ({"transforms": "words of tomorrow", "transformed": ["resize"], "formats": "", "lossy_files": 2}, True, True),
+        ({"transforms": "resized", "transformed": [], "formats": "3 JPEG", "lossy_files": 0}, False, False),
+    ],
+)
+def test_what_was_done_to_a_set_is_read_from_its_keys_and_in_older_ones_from_their_words(
+    keys: dict[str, Any], is_resized: bool, is_lossy: bool
+) -> None:
+    described = {"name": "x", "num_levels": 256, "image_shape": [1, 4, 4], "num_train": 1, "num_test": 1}
+    found = Description.model_validate(described | keys)
+    assert (found.is_resized, found.is_lossy) == (is_resized, is_lossy)
+
+
+def test_a_set_states_its_transforms_by_their_parameters(tmp_path: Path) -> None:
+    described = load(icons(tmp_path / "pictures"), **ICONS).description
+    assert described.transformed == ["background", "crop", "resize", "pad", "num_bits"]
+    assert (described.is_resized, described.lossy_files) == (True, 0)
