@@ -75,7 +75,7 @@ def train_vdm(
         project = Project.above(Path.cwd())
         given = Instructions(preset, overrides or {}, force, "VDM_SHARE" in os.environ, wait_hours)
         if publish := publish or given.shared:
-            require_remotes(project)
+            require_remotes(project.repository)
         outcome = retrain(project, given)
         if publish and (decided := publish_all(project, outcome.release)):
             outcome = outcome.released(decided)
@@ -107,14 +107,14 @@ def retrain(project: Project, given: Instructions) -> Outcome:
     Raises UserError, such as exit 2 if git has no identity to commit with.
     """
     logger = get_run_logger()
-    project.require_identity()
-    if project.git_lines("status", "--porcelain", "--untracked-files=no"):
+    project.repository.require_identity()
+    if project.repository.git_lines("status", "--porcelain", "--untracked-files=no"):
         logger.warning("%s has uncommitted changes, which are not part of this run", project.folder)
     for name in clear_up(project):
         logger.info("removed the worktree of run %s, which ended early", name)
     if given.shared:
         release_anew(project, fetch_published(project))
-    base = project.first_commit(shared=given.shared)
+    base = project.repository.first_commit(shared=given.shared)
     params = compose_params(project, base, given)
     due = find_due(project, base, bounded_yaml.parse(params))
     logger.info("%s%s", due, ", and all stages are to run again" if given.force else "")
@@ -123,7 +123,7 @@ def retrain(project: Project, given: Instructions) -> Outcome:
         return Outcome("SourceMissing" if due.lacks_source and is_source_gone() else "NothingToDo", reason=str(due))
     with workspace(project, name_champion(project, params), base, given) as run:
         outcome = Outcome("NothingToDo", without_source=due.without_source)
-        if due.lacks_source or sources.is_tracked(run, due.source):
+        if due.lacks_source or sources.is_tracked(run.project.repository, due.source):
             bring_source(run, due)
         if given.force or not restore(run, due):
             check_champion(run)
@@ -151,7 +151,7 @@ def name_champion(project: Project, params: str) -> str:
     document = bounded_yaml.load(params)
     if document["train"].get("start_from") != CHAMPION:
         return params
-    champion = open_registry(project).champion
+    champion = open_registry(project.repository).champion
     document["train"]["start_from"] = champion.name if champion else None
     start = (
         f"continues from the champion {champion.name}" if champion else "begins from noise: there is no champion yet"
@@ -167,11 +167,11 @@ def bring_source(run: Run, due: Due) -> None:
     Raises UserError (exit 5).
     """
     if due.images == "imported":
-        sources.update_import(run, due.source, due.newest)
+        sources.update_import(run.project.repository, due.source, due.newest)
     elif due.lacks_source and due.newest:
-        stages.record_images(run, due.newest)
+        stages.record_images(run.project.repository, due.newest)
     else:
-        sources.check_out_source(run, due.source)
+        sources.check_out_source(run.project.repository, due.source)
 
 
 @step_over_network("restore")
@@ -181,13 +181,15 @@ def restore(run: Run, due: Due) -> bool:
     Raises NetworkError (exit 5).
     """
     warn = get_run_logger().warning
-    complete = stages.restore_outputs(run, shared=run.given.shared, recorded=due.lacks_source, warn=warn)
+    complete = stages.restore_outputs(
+        run.project.repository, shared=run.given.shared, recorded=due.lacks_source, warn=warn
+    )
     return complete and find_results(run) is not None
 
 
 def find_results(run: Run) -> str | None:
     """Return the commit that has the results in the run's folder: the one from which it began, or an earlier run's."""
-    return stages.has_results(run, [run.base, *list_results(run.main)])
+    return stages.has_results(run.project.repository, [run.base, *list_results(run.main.repository)])
 
 
 @step_over_network("champion")
@@ -197,9 +199,9 @@ def check_champion(run: Run) -> None:
     Another folder may still know what DVC's remote has lost.  Raises UserError (exit 5).
     """
     try:
-        if champion := open_registry(run).champion:
-            require_sound(run, champion)
-            fetch(run, champion)
+        if champion := open_registry(run.project.repository).champion:
+            require_sound(run.project.repository, champion)
+            fetch(run.project.repository, champion)
     except UserError as error:
         message = f"no comparison with the champion is possible: {error}"
         if isinstance(error, DamagedVersionError):
@@ -215,7 +217,7 @@ def conclude(run: Run, outcome: Outcome) -> Outcome:
     """
     made = find_results(run)
     if made and not run.main.is_undecided(made):
-        return outcome._replace(reason=say_nothing_to_do(run.main, made))
+        return outcome._replace(reason=say_nothing_to_do(run.main.repository, made))
     if not made:
         # The card in the model folder is cached by DVC and not in git.
         (run.folder / layout.RUN_CARD).write_bytes((run.folder / layout.CARD).read_bytes())

@@ -198,7 +198,7 @@ def three_versions(project: Sandbox, remote: Path) -> None:
         project.git("add", "--all")
         project.git("commit", "--quiet", "--message=Reproduce")
         project.dvc("push")
-        add_version(Project(project.folder), "HEAD", "Retrained")
+        add_version(Project(project.folder).repository, "HEAD", "Retrained")
     project.git("repack", "-a", "-d", "--quiet")  # one file instead of 300, in every copy
 
 

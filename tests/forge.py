@@ -21,6 +21,7 @@ from flows.images.splitting import digest_of
 from flows.project.project import Project
 from flows.registry.evidence import PROMOTE, REFUSE, Evidence
 from flows.registry.versions import Version, assign
+from flows.repository.repository import Repository
 from flows.repository.tags import CHAMPION, REFUSED
 from vdm.model import VDM
 
@@ -168,6 +169,11 @@ class Forge:
         return f"vdm@{number}"
 
     @property
+    def repository(self) -> Repository:
+        """The project's repository."""
+        return self.opened.repository
+
+    @property
     def opened(self) -> Project:
         """The project, as the product opens it."""
         return Project(self.root)
@@ -208,7 +214,7 @@ def comparison(
 def crown(project: Sandbox, *references: str, **known: Any) -> None:
     """Make the versions champion one after the other, with what is known in the evidence."""
     for reference in references:
-        with Project(project.folder).registry_lock():
+        with Project(project.folder).repository.registry_lock():
             evidence = Evidence(decision=PROMOTE, reason="better", challenger=reference, **known)
             message = evidence.message("Promote")
             registry = Project(project.folder).registry
@@ -218,7 +224,7 @@ def crown(project: Sandbox, *references: str, **known: Any) -> None:
 def refuse(project: Sandbox, *references: str, reason: str = "worse") -> None:
     """Refuse the versions."""
     for reference in references:
-        with Project(project.folder).registry_lock():
+        with Project(project.folder).repository.registry_lock():
             message = Evidence(decision=REFUSE, reason=reason, challenger=reference).message("Refuse")
             registry = Project(project.folder).registry
             assign(registry, REFUSED, registry.resolve(reference), message)

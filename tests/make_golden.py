@@ -102,7 +102,7 @@ def fill(project: Sandbox, state: Path) -> dict[str, Any]:
         project.dvc("commit", "--force", *(stage[0] for stage in stages))
         project.git("add", "--all")
         project.git("commit", "--quiet", f"--message=Train for {steps} steps")
-        made = add_version(Project(project.folder), "HEAD", "Retrained")
+        made = add_version(Project(project.folder).repository, "HEAD", "Retrained")
         judged = project.vdmctl("promote", made.name)
         assert judged.returncode == (3 if steps == 5 else 0), judged.stderr
     project.git("gc", "--quiet")

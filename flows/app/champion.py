@@ -173,7 +173,7 @@ class Following:
 
     def look(self) -> None:
         """Change to the present champion if it is another version, and checks."""
-        problem = self.attempted(lambda: fetch_tags(self.project)) if self.share else None
+        problem = self.attempted(lambda: fetch_tags(self.project.repository)) if self.share else None
         problem = self.attempted(self.change) or problem
         if problem and problem != self.problem:
             log.warning("%s goes on: %s", self.served.model.name, problem)
@@ -195,7 +195,7 @@ class Following:
         if tag is None or (present and tag.commit == present.commit):
             return
         version = registry.resolve(CHAMPION)
-        served = Served(project, fetch_model(project, version).on(self.device), version)
+        served = Served(project, fetch_model(project.repository, version).on(self.device), version)
         require_drawing(served.model, self.settings)
         served.read_results(project)  # which may fetch images, for its report
         self.served = served

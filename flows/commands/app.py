@@ -57,7 +57,7 @@ def app(
     if share:
         from flows.registry.publishing import require_remotes
 
-        require_remotes(project())
+        require_remotes(project().repository)
     with open_socket(host, port) as at:
         chosen = device_for(device)
         opened = project().model(version.name if version else model, chosen)

@@ -60,7 +60,7 @@ def compress(
     from flows.images.user_files import open_named
     from flows.repository.lock_file import require_no_outputs
 
-    require_no_outputs(project(), out)
+    require_no_outputs(project().repository, out)
     coder = project().model(model, device)
     require_replaceable(out, images, coder.folder, force=force)
     options = {"num_timesteps": num_timesteps, "batch_size": batch_size}
@@ -97,7 +97,7 @@ def decompress(
     from flows.core.files import require_replaceable
     from flows.repository.lock_file import require_no_outputs
 
-    require_no_outputs(project(), out)
+    require_no_outputs(project().repository, out)
     coder = project().model(model, device)
     require_replaceable(out, file, coder.folder, force=force, names=WRITTEN)
     done = decompress(file, coder, out)

@@ -93,7 +93,7 @@ def evaluate(
     if out:
         from flows.repository.lock_file import require_no_outputs
 
-        require_no_outputs(project(), out)
+        require_no_outputs(project().repository, out)
     if fit and images is None:
         raise UserError("--fit is for pictures; name them with --images", Exit.USAGE)
     options = {
@@ -263,7 +263,7 @@ def surprise(
     from flows.repository.lock_file import require_no_outputs
 
     if out:
-        require_no_outputs(project(), out)
+        require_no_outputs(project().repository, out)
         if out.suffix not in (".csv", ".html"):
             raise UserError(f"--out {out} must end in .csv or .html", Exit.USAGE)
         require_replaceable(out, images, force=force)
@@ -332,7 +332,7 @@ def images_for(split: Split, *models: str | None, most: int | None = None) -> "C
     if versions and not layout.IMAGES.exists():
         from flows.registry.fetching import fetch_images
 
-        images = fetch_images(project(), versions[-1])
+        images = fetch_images(project().repository, versions[-1])
     else:
         images = open_images(layout.IMAGES)
     for version in versions:

@@ -36,7 +36,7 @@ def import_checkpoint(
     """Convert another implementation's checkpoint to a model folder for `vdmctl evaluate`."""
     from flows.repository.lock_file import require_no_outputs
 
-    require_no_outputs(project(), out)
+    require_no_outputs(project().repository, out)
     if out.exists() and not force:
         raise UserError(f"{out} exists; name another folder, or replace it with --force", Exit.USAGE)
     if min(image_size) < 1:
@@ -75,7 +75,7 @@ def export(
     from flows.exchange.exporting import export
     from flows.repository.lock_file import require_no_outputs
 
-    require_no_outputs(project(), out)
+    require_no_outputs(project().repository, out)
     exported = project().model(model)
     known, calibration = dossier_of(project(), exported), None
     metrics = known.figures

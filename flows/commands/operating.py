@@ -104,7 +104,7 @@ def champion_problems() -> list[str]:
 
     try:
         reigning = project().registry.resolve(CHAMPION)
-        checks = verify(project(), reigning)
+        checks = verify(project().repository, reigning)
     except NetworkError as error:
         return [f"the champion cannot be verified now: {error}"]
     except UserError as error:

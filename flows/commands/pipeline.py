@@ -105,7 +105,7 @@ def require_apart(out: Path, path: Path, reference: Path | None) -> None:
     from flows.core.files import contains
     from flows.repository.lock_file import require_no_outputs
 
-    require_no_outputs(project(), out)
+    require_no_outputs(project().repository, out)
     if contains(path, out):
         raise UserError(f"--out {out} lies in {path}, whose pictures are images of the set", Exit.USAGE)
     if reference and contains(out, reference):
@@ -141,7 +141,7 @@ def model_to_start_from(name: str | None) -> "TrainedModel | None":
         raise UserError(f"{where}: {name}: {advice}", Exit.USAGE)
     try:
         version = project().version(name)
-        if not version and (output := output_at(project(), Path(name))):
+        if not version and (output := output_at(project().repository, Path(name))):
             reason = f"{output} is an output of the pipeline, which training replaces"
             raise UserError(f"{name}: {reason}; name a version or a copy", Exit.USAGE)
         return project().model(version.name if version else name)
@@ -216,7 +216,7 @@ def write_page(models: list[str], out: Path, *, force: bool) -> None:
     from flows.report.page import page
     from flows.repository.lock_file import require_no_outputs
 
-    require_no_outputs(project(), out)
+    require_no_outputs(project().repository, out)
     if out.exists() and not force:
         raise UserError(f"{out} exists; --force overwrites it", Exit.USAGE)
     found = [open_dossier(project(), name) for name in models] or [open_dossier(project())]
@@ -236,7 +236,7 @@ def print_results(as_json: bool) -> None:
     metrics = read_document(BoundMetrics, layout.METRICS, "run `dvc repro`")
     compared = None
     try:
-        compared = reproduction(project())
+        compared = reproduction(project().repository)
     except (OSError, UserError) as error:
         say_on_stderr(f"the outputs are not compared with those of a commit: {brief(error)}")
     lines = [summary(metrics)]

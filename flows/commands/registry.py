@@ -36,7 +36,7 @@ def models(as_json: AsJson = False) -> None:
         costs = {commit: of.model_dump() for commit, of in registry.costs.items()}
         say_json({"versions": [row_of(each) | {"costs": costs.get(each.commit)} for each in versions]})
     elif not versions:
-        say(no_version(project()))
+        say(no_version(project().repository))
     else:
         bpd = "bits/dim (validation)"
         header = ("version", "stage", bpd, "images", "from", "samples (held-out)", "data", "commit", "created")
@@ -109,7 +109,7 @@ def verify(model: VersionArgument, as_json: AsJson = False) -> None:
 
     registry = project().registry
     version = registry.resolve(model)
-    checks, signed = verify(project(), version), signatures(registry, version)
+    checks, signed = verify(project().repository, version), signatures(registry, version)
     problems = [check for check in checks if check.problem]
     refused = [tag for tag in signed if tag.problem]
     text = f"{version.name}: all {len(checks)} digests agree"
@@ -156,7 +156,9 @@ def promote(
     if approve or hold or release:
         from flows.registry import promotion
 
-        done = promotion.approve(project(), approve) if approve else promotion.hold(project(), hold)
+        done = (
+            promotion.approve(project().repository, approve) if approve else promotion.hold(project().repository, hold)
+        )
         say_result(done.model_dump(exclude_unset=True), f"{done.tag}: {done.reason}", as_json)
         return
     params = project().params
@@ -166,7 +168,7 @@ def promote(
 
     evidence = challenge(registry, version, settings=params.evaluate, rule=params.promote)
     try:
-        evidence = evidence.model_copy(update={"tag": promote(project(), evidence)})
+        evidence = evidence.model_copy(update={"tag": promote(project().repository, evidence)})
     finally:
         if as_json:
             say_json(evidence.model_dump(exclude_unset=True))
@@ -184,7 +186,7 @@ def rollback(
     """Make the previous champion the champion again; this adds a tag and removes none."""
     from flows.registry.promotion import rollback
 
-    done = rollback(project(), hold)
+    done = rollback(project().repository, hold)
     held = "" if done.hold else "; nothing holds it: the next winner is promoted, unless `vdmctl promote --hold REASON`"
     say_result(done.model_dump(exclude_unset=True), f"{done.tag}: {done.reason}{held}", as_json)
 

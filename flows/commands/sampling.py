@@ -74,7 +74,7 @@ def sample(
     from flows.sampling.request import Request, answer
 
     for place in filter(None, (out, film)):
-        require_no_outputs(project(), place)
+        require_no_outputs(project().repository, place)
     settings = override(project().params.sample, {"num_images": DRAWN} | chosen)
     places = {"film": film, "known": known, "mask": mask}
     done = answer(

@@ -42,7 +42,7 @@ def dossier_of(project: Project, trained: "TrainedModel") -> Dossier:
         return Dossier(VersionPlace(project, version, trained))
     name = shlex.quote(trained.name)
     command = f"vdmctl evaluate {name} --out {shlex.quote(str(Path(trained.name) / 'evaluation'))}"
-    if output_at(project, Path(trained.name)):
+    if output_at(project.repository, Path(trained.name)):
         command = "dvc repro evaluate"
     outputs = Outputs(project.folder, partial(recorded_parameters, project), Path(trained.name))
     return Dossier(ModelFolder(trained, outputs, command))
@@ -55,7 +55,7 @@ def recorded_parameters(project: Project) -> Mapping[str, Any]:
     """
     shown = project.shown_params
     with suppress(UserError, OSError):
-        lock, metrics = lock_here(project), project.folder / layout.METRICS
+        lock, metrics = lock_here(project.repository), project.folder / layout.METRICS
         if lock.outputs.get(str(layout.METRICS)) == hashlib.md5(metrics.read_bytes()).hexdigest():
             shown |= lock.parameters
     return shown

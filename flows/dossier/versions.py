@@ -33,7 +33,7 @@ class VersionPlace:
     def __init__(self, project: "Project", version: Version, trained: "TrainedModel | None" = None) -> None:
         """`trained` is the version's model if it is open already."""
         self.project, self.version, self.trained = project, version, trained
-        self.commit = project.at(version)
+        self.commit = project.repository.at(version)
         self.known: dict[Path, bytes | None] = {}
 
     @cached_property
@@ -64,7 +64,7 @@ class VersionPlace:
                 # All at once: to open DVC takes longer than most files.
                 wanted = [each for each in {*RESULTS, name} if each not in self.known and str(each) in listed]
                 with scratch_folder() as scratch:
-                    fetch_files(self.project, self.version, sorted(map(str, wanted)), scratch)
+                    fetch_files(self.project.repository, self.version, sorted(map(str, wanted)), scratch)
                     self.known |= {each: (scratch / each).read_bytes() for each in wanted}
             elif hashlib.md5(content).hexdigest() != listed.get(str(name)):
                 raise DamagedVersionError(f"{self.version.name}: {name} differs from its md5 in {layout.DVC_LOCK}")
@@ -93,12 +93,16 @@ class VersionPlace:
 
     def images(self) -> ImageSet | None:
         """Return the version's images, if it has any.  Raises UserError (exit 5) if they cannot be had."""
-        return fetch_images(self.project, self.version) if str(layout.IMAGES) in self.commit.lock.outputs else None
+        return (
+            fetch_images(self.project.repository, self.version)
+            if str(layout.IMAGES) in self.commit.lock.outputs
+            else None
+        )
 
     def model(self) -> "TrainedModel | None":
         """Return the version's model, if it has one.  Raises UserError (exit 5) if it cannot be had."""
         if self.trained is None and str(layout.REGISTERED) in self.commit.lock.outputs:
-            self.trained = fetch_model(self.project, self.version)
+            self.trained = fetch_model(self.project.repository, self.version)
         return self.trained
 
     def versions(self) -> pd.DataFrame:

@@ -37,7 +37,7 @@ def compare_images(run: Run, newest: Commit) -> State[Arrivals | None]:
     Its result is None if none came or went, or if that run's images are lost.
     """
     try:
-        arrivals = count_arrivals(run.images, newest)
+        arrivals = count_arrivals(run.project.images, newest)
     except UserError as error:
         get_run_logger().warning("new images are not counted: %s", error)
         return Completed()
@@ -81,15 +81,15 @@ def findings_of_champion(run: Run) -> Path | None:
     1.0.0, is left out with a warning.  Raises UserError (exit 5).
     """
     images = read_document(Verdict, run.folder / layout.FINDINGS).data_sha256
-    champion = open_registry(run.main).champion
+    champion = open_registry(run.main.repository).champion
     if champion is None or champion.metrics.data_sha256 == images:
         return None
     path = str(layout.FINDINGS)
-    if path not in run.main.at(champion).lock.outputs:
+    if path not in run.main.repository.at(champion).lock.outputs:
         get_run_logger().warning("%s has no %s, so the drift from its images is left out", champion.name, path)
         return None
     place = run.folder / layout.PRIVATE / "champion"
-    fetch_files(run.main, champion, [path], place)
+    fetch_files(run.main.repository, champion, [path], place)
     return place / path
 
 
@@ -102,10 +102,10 @@ def find_odd(run: Run, newest: Commit) -> State[str]:
     """
     folder, logger = run.folder, get_run_logger()
     try:
-        champion = open_registry(run.main).champion
+        champion = open_registry(run.main.repository).champion
         if champion is None:
             raise UserError("there is no champion", Exit.MISSING)
-        write_new_images(run.images, newest, MOST_NEW, folder / layout.NEW_IMAGES)
+        write_new_images(run.project.images, newest, MOST_NEW, folder / layout.NEW_IMAGES)
         page = ["--out", str(layout.ODD_PAGE), "--force", "--json"]
         command = ["flows.cli", "surprise", str(layout.NEW_IMAGES), champion.name, *page]
         stream(command, folder, stdout=folder / layout.ODD)
@@ -116,7 +116,7 @@ def find_odd(run: Run, newest: Commit) -> State[str]:
     kept = artifacts.show_odd(found, open_images(folder / layout.NEW_IMAGES), folder / layout.ODD_PAGE, run.reports)
     for sentence in found.sentences:
         logger.info("new images: %s", sentence)
-    said = judge_odd(found, run.params.contract.max_odd, kept.relative_to(run.main.folder))
+    said = judge_odd(found, run.project.params.contract.max_odd, kept.relative_to(run.main.folder))
     if found.batch is not None and found.batch.alarms:
         return Completed(name=ODD_IMAGES, message=said, data=said)
     return Completed(data=said)

@@ -82,9 +82,9 @@ def find_due(project: Project, base: str, parameters: dict[str, Any], images: So
 
     Raises UserError (exit 5) for a relative source that neither git nor DVC tracks, since a run would not have it.
     """
-    source = Path(str(parameters["data"]["source"]))
-    newest = next((Commit(project, commit, "the newest run") for commit in list_results(project)), None)
-    images = images or compare_source(project, base, source, newest)
+    repository = project.repository
+    source, newest = Path(str(parameters["data"]["source"])), newest_results(repository)
+    images = images or compare_source(repository, base, source, newest)
     if newest is None:
         return Due(source, None, images)
     undecided = project.is_undecided(newest.digest)
@@ -93,10 +93,10 @@ def find_due(project: Project, base: str, parameters: dict[str, Any], images: So
     except UserError:  # of a version that was made by hand
         return Due(source, newest, images, is_undecided=undecided)
     code = [str(layout.DVC_GRAPH), *sorted(recorded.code)]
-    preparing = [path for path in code if path in list_dependencies(project, base, "download")]
+    preparing = [path for path in code if path in list_dependencies(repository, base, "download")]
 
     def is_same(paths: list[str]) -> bool:
-        return project.objects(base, paths) == project.objects(newest.digest, paths)
+        return repository.objects(base, paths) == repository.objects(newest.digest, paths)
 
     return Due(
         source,
@@ -110,6 +110,12 @@ def find_due(project: Project, base: str, parameters: dict[str, Any], images: So
         same_preparation=parameters["data"] == recorded.parameters.get("data") and is_same(preparing),
         is_undecided=undecided,
     )
+
+
+def newest_results(repository: Repository) -> Commit | None:
+    """Return the commit of the newest run or version; None before the first."""
+    made = list_results(repository)
+    return Commit(repository, made[0], "the newest run") if made else None
 
 
 def list_results(repository: Repository) -> list[str]:
@@ -165,14 +171,15 @@ def find_due_now(project: Project) -> Source:
 
     They are counted if the files of the newest run are on this machine.  Raises UserError.
     """
-    base = project.git_text("rev-parse", "HEAD").strip()
+    repository = project.repository
+    base = repository.git_text("rev-parse", "HEAD").strip()
     parameters = bounded_yaml.parse(compose_params(project, base))
-    source, newest = Path(str(parameters["data"]["source"])), next(iter(list_results(project)), None)
+    source, newest = Path(str(parameters["data"]["source"])), newest_results(repository)
     changes, state = FileChanges(), None
     # Of a set without copies, the names do not say what is new.
     is_listed = source.is_dir() and not parameters["data"].get("without_copies")
     if newest and source.is_absolute() and is_listed:
-        changes, state = count_changes(Commit(project, newest, "the newest run"), source)
+        changes, state = count_changes(newest, source)
     due = find_due(project, base, parameters, state)
     if newest and due.images == "same":
         changes = FileChanges(added=0, empty=0, removed=0, damaged=changes.damaged)
@@ -180,7 +187,7 @@ def find_due_now(project: Project) -> Source:
         source=str(source),
         state=due.images,
         due=str(due),
-        since=project.name_of(newest) if newest else None,
+        since=repository.name_of(newest.digest) if newest else None,
         **changes._asdict(),
     )
 

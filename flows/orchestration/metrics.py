@@ -88,7 +88,7 @@ class Loop(Collector):
         yield GaugeMetricFamily("vdm_server_answers", "1 if the Prefect server answers.", bool(server))
         yield from server
         try:
-            registry = open_registry(self.project)
+            registry = open_registry(self.project.repository)
             champion = registry.champion
         except UserError:
             return

@@ -66,10 +66,10 @@ def prune(project: Project, *, keep: int, dry_run: bool) -> Pruned:
     DVC, or if a listing of a version that stays is lost; 2 below the top of a repository, or for a cache that other
     projects may use.  Raises NetworkError (exit 5) when a remote does not answer.  Then nothing is removed.
     """
-    project.require_top()
+    project.repository.require_top()
     others = find_other_worktrees(project)
     require_idle([project.folder.resolve(), *others])
-    with lock_dvc(project) as repo, project.registry_lock():
+    with lock_dvc(project.repository) as repo, project.repository.registry_lock():
         things = list_things(project, repo, others, keep)
         gone = [each for each in things if not each.stays]
         removed = {kind: describe([each for each in gone if each.kind == kind], kind) for kind in WHY}
@@ -83,14 +83,14 @@ def find_other_worktrees(project: Project) -> list[Path]:
     """Return the other worktrees of the repository that have DVC, without those of runs."""
     root = project.folder.resolve()
     of_runs = (root / layout.WORKTREES).resolve()
-    listed = project.git_lines("worktree", "list", "--porcelain")
+    listed = project.repository.git_lines("worktree", "list", "--porcelain")
     found = [Path(line.removeprefix("worktree ")) for line in listed if line.startswith("worktree ")]
     return [each for each in found if each != root and not each.is_relative_to(of_runs) and (each / ".dvc").is_dir()]
 
 
 def list_things(project: Project, repo: Any, others: list[Path], keep: int) -> list[Thing]:
     """Return what goes, and the versions and half-written folders that stay.  Raises what `prune` raises."""
-    root, registry, refs = project.folder.resolve(), open_registry(project), project.refs()
+    root, registry, refs = project.folder.resolve(), open_registry(project.repository), project.repository.refs()
     kept, used = reasons_to_keep(repo, registry, keep)
     versions = [
         Thing(
@@ -112,7 +112,7 @@ def list_things(project: Project, repo: Any, others: list[Path], keep: int) -> l
             used[version.commit] = digests_used_at(repo, version)  # or refuse: nobody knows what a lost listing needs
     digests = set[str]().union(*(found for commit, found in used.items() if commit in needed))
     files = list_unused(repo, root, others, needed - used.keys(), digests, younger_than=OLD)
-    reports_kept = {project.run_of(each.commit) for each in registry.versions if each.name in kept}
+    reports_kept = {project.repository.run_of(each.commit) for each in registry.versions if each.name in kept}
     return [
         *(Thing("worktrees", each.name, path=each) for each in sorted(workspace.left_behind(project))),
         *branches,
@@ -134,7 +134,7 @@ def list_things(project: Project, repo: Any, others: list[Path], keep: int) -> l
 
 def find_branches(project: Project, refs: dict[str, Target], commits: set[str]) -> Iterator[Thing]:
     """Yield the branches of runs that made these commits, unless they are checked out."""
-    listed = project.git_lines("worktree", "list", "--porcelain")
+    listed = project.repository.git_lines("worktree", "list", "--porcelain")
     for name, target in refs.items():
         if name.startswith(RUNS) and target.commit in commits and f"branch {name}" not in listed:
             yield Thing("branches", name.removeprefix(HEADS), ref=name, digest=target.digest)
@@ -153,7 +153,9 @@ def remove_things(project: Project, things: list[Thing]) -> None:
         if each.kind == "worktrees":
             workspace.remove_if_ended(project, each.path)
     # The versions before their files, since nobody could fetch a version whose files are gone.
-    project.git("update-ref", "--stdin", stdin=[f"delete {each.ref} {each.digest}" for each in things if each.ref])
+    project.repository.git(
+        "update-ref", "--stdin", stdin=[f"delete {each.ref} {each.digest}" for each in things if each.ref]
+    )
     for each in things:
         if each.kind == "cached_files":
             each.path.unlink(missing_ok=True)

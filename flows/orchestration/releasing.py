@@ -21,6 +21,7 @@ from flows.registry import publishing
 from flows.registry.costs import count_costs
 from flows.registry.evidence import Evidence
 from flows.registry.versions import add_version, open_registry
+from flows.repository.repository import Repository
 from flows.repository.stages import push_run_cache
 
 
@@ -45,8 +46,8 @@ def run_promote(version: str, folder: Path) -> Evidence:
 def publish_versions(project: Project) -> bool:
     """Push what the remotes lack; return False if a version must be withdrawn first.  Raises UserError."""
     try:
-        published = publishing.publish(project)
-        push_run_cache(project)
+        published = publishing.publish(project.repository)
+        push_run_cache(project.repository)
     except publishing.Outrun:
         return False
     get_run_logger().info("published %s", ", ".join(published) or "nothing: the remotes have everything")
@@ -57,7 +58,7 @@ def publish_versions(project: Project) -> bool:
 def fetch_published(project: Project) -> list[str]:
     """Fetch what other machines published; return the commits of withdrawn versions.  Raises UserError."""
     logger = get_run_logger()
-    tags, withdrawn = publishing.fetch_versions(project)
+    tags, withdrawn = publishing.fetch_versions(project.repository)
     logger.info("fetched %s", ", ".join(tags) or "no new versions")
     if withdrawn:
         commits = ", ".join(commit[:12] for commit in withdrawn)
@@ -67,19 +68,20 @@ def fetch_published(project: Project) -> list[str]:
 
 def release(run: Run, made: str) -> Release:
     """Make a commit a version, and the champion if it is better."""
-    registry = open_registry(run.main)
+    repository = run.main.repository
+    registry = open_registry(repository)
     known = [version for version in registry.versions if version.commit == made]
-    version = known[-1] if known else add_version(run.main, made, subject(run.main, made))
+    version = known[-1] if known else add_version(repository, made, subject(repository, made))
     before = registry.champion
     evidence: Evidence = run_promote(version.name, run.folder)
     compared = [version, before] if before else [version]
     artifacts.show_metrics({each.name: each.metrics for each in compared}, evidence)
-    return Release(version, layout.RUN_BRANCHES + run.main.run_of(made), evidence)
+    return Release(version, layout.RUN_BRANCHES + repository.run_of(made), evidence)
 
 
-def subject(project: Project, commit: str) -> str:
+def subject(repository: Repository, commit: str) -> str:
     """Return the first line of a commit's message."""
-    return project.git_text("log", "-1", "--format=%s", commit)
+    return repository.git_text("log", "-1", "--format=%s", commit)
 
 
 def publish_all(project: Project, ours: Release | None) -> Release | None:
@@ -98,10 +100,10 @@ def publish_all(project: Project, ours: Release | None) -> Release | None:
 def release_anew(project: Project, withdrawn: list[str]) -> dict[str, Release]:
     """Give the commits of withdrawn versions new numbers, and decide about them again; return that by commit."""
     for commit in withdrawn:  # before anything can fail: no later run would find a commit without a number
-        add_version(project, commit, subject(project, commit))
+        add_version(project.repository, commit, subject(project.repository, commit))
     again = {}
     for commit in withdrawn:
-        params = project.git_text("show", f"{commit}:{layout.PARAMS}") + "\n"
+        params = project.repository.git_text("show", f"{commit}:{layout.PARAMS}") + "\n"
         with workspace(project, params, commit) as run:
             again[commit] = release(run, commit)
         get_run_logger().info("%s", again[commit])

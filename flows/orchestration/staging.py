@@ -33,12 +33,12 @@ def compare_downloaded(run: Run, due: Due, outcome: Outcome) -> Outcome:
 
     The outcome is one that repeats the newest run if files changed, but images, code and parameters are the same.
     """
-    if damaged := run.images.description.damaged:
+    if damaged := run.project.images.description.damaged:
         outcome = outcome._replace(damaged=describe_damaged(damaged))
     if due.newest is None:
         return outcome
     is_same = due.same_code and due.same_parameters and not run.given.force
-    if is_same and has_same_images(run.images, due.newest):
+    if is_same and has_same_images(run.project.images, due.newest):
         (run.folder / layout.DVC_LOCK).write_bytes(due.newest.content(layout.DVC_LOCK) or b"")
         return outcome._replace(is_repeated=True)
     if due.same_preparation:
@@ -97,7 +97,7 @@ STAGES = {
 def run_stages(run: Run, due: Due, outcome: Outcome) -> Outcome:
     """Run the stages; return the outcome with what is known of the images.  It ends early if it repeats a run."""
     get_run_logger().info("run %s of commit %s in %s", run.name, run.base[:12], run.folder)
-    for name in stages.stage_names(run):
+    for name in stages.stage_names(run.project.repository):
         stage = STAGES.get(name, RunStage(name))
         if stage.needs_source and due.lacks_source:
             continue
@@ -143,7 +143,7 @@ def reproduce(stage: RunStage, run: Run) -> None:
     options = ["--force"] if run.given.force else []
     try:
         if run.given.shared and not run.given.force:
-            stages.restore_stage(run, stage.name)
+            stages.restore_stage(run.project.repository, stage.name)
         look = artifacts.ProgressBar(run.folder).look if stage.trains else None
         with count_costs(run.folder, stage.name, cards_of(run) if stage.trains else 0):
             stream(["dvc", "repro", "--single-item", stage.name, *options], run.folder, look)
@@ -153,5 +153,5 @@ def reproduce(stage: RunStage, run: Run) -> None:
 
 def cards_of(run: Run) -> int:
     """Return how many cards a training of the run uses."""
-    train = run.params.train
+    train = run.project.params.train
     return train.num_devices if train.device.startswith("cuda") or (train.device == "auto" and DRIVER.exists()) else 0

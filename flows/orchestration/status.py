@@ -193,7 +193,9 @@ def registry(project: Project) -> Versions:
     try:
         opened = project.registry
         known, reigning = opened.versions, opened.champion
-        unpublished, unfetched = compare_tags(opened) if REMOTE in project.git_lines("remote") else (None, None)
+        unpublished, unfetched = (
+            compare_tags(opened) if REMOTE in project.repository.git_lines("remote") else (None, None)
+        )
     except UserError as error:
         return Versions(problem=str(error))
     return Versions(

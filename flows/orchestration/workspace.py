@@ -44,14 +44,19 @@ class Instructions(NamedTuple):
 NOTHING_SPECIAL = Instructions()
 
 
-class Run(Project):
-    """The project of a run: a worktree of the main one, on a branch of its own, from the commit `base`."""
+class Run:
+    """A run: its project, which is a worktree of the main one, on a branch of its own from the commit `base`."""
 
     def __init__(self, main: Project, name: str, base: str, given: Instructions = NOTHING_SPECIAL) -> None:
         """Name the folder, which `workspace` makes."""
-        super().__init__(main.worktrees / name)
+        self.project = Project(main.worktrees / name)
         self.main, self.name, self.base, self.given = main, name, base, given
         self.branch = layout.RUN_BRANCHES + name
+
+    @property
+    def folder(self) -> Path:
+        """The worktree."""
+        return self.project.folder
 
     @property
     def reports(self) -> Path:
@@ -60,9 +65,10 @@ class Run(Project):
 
     def commit(self, message: str) -> str:
         """Commit what the run changed; return the commit."""
-        self.git_text("add", "--all")
-        self.git_text("commit", "--quiet", "--no-verify", f"--message={message}\n\nRun: {self.name}")
-        return self.git_text("rev-parse", "HEAD")
+        git_text = self.project.repository.git_text
+        git_text("add", "--all")
+        git_text("commit", "--quiet", "--no-verify", f"--message={message}\n\nRun: {self.name}")
+        return git_text("rev-parse", "HEAD")
 
 
 @contextmanager
@@ -73,7 +79,7 @@ def workspace(project: Project, params: str, base: str, given: Instructions = NO
     """
     with new_name(project) as name:
         run = Run(project, name, base, given)
-        project.git_text("worktree", "add", "--quiet", "-b", run.branch, str(run.folder), base)
+        project.repository.git_text("worktree", "add", "--quiet", "-b", run.branch, str(run.folder), base)
         (run.folder / layout.PRIVATE).mkdir()
         for shared in (layout.TRAININGS, layout.DOWNLOADS):
             (project.folder / shared).mkdir(exist_ok=True)
@@ -82,10 +88,10 @@ def workspace(project: Project, params: str, base: str, given: Instructions = NO
         costs = project.folder / layout.COSTS_OF_RUNS / f"{hashlib.sha256((base + params).encode()).hexdigest()}.json"
         costs.parent.mkdir(exist_ok=True)
         (run.folder / layout.COSTS).symlink_to(costs)
-        share_cache(project, run.folder)
+        share_cache(project.repository, run.folder)
         (run.folder / layout.PARAMS).write_text(params, encoding="utf-8")
         # DVC writes git's index, too, and not as git does: git would miss a change of the same second and size.
-        run.git_text("add", str(layout.PARAMS))
+        run.project.repository.git_text("add", str(layout.PARAMS))
         yield run
         remove_worktree(project, run.folder)
 
@@ -127,17 +133,19 @@ def left_behind(project: Project) -> set[Path]:
 def remove_worktree(project: Project, folder: Path) -> None:
     """Remove a worktree, and its branch unless a commit would be lost or still has to get a version."""
     with suppress(UserError):  # it is no worktree, or not yet
-        project.git("worktree", "remove", "--force", "--force", folder.name)  # twice: also one that is not whole yet
+        project.repository.git(
+            "worktree", "remove", "--force", "--force", folder.name
+        )  # twice: also one that is not whole yet
     shutil.rmtree(folder, ignore_errors=True)
     folder.with_suffix(".lock").unlink(missing_ok=True)
     branch = layout.RUN_BRANCHES + folder.name
     with suppress(UserError):  # there is no such branch
         others = ["HEAD", f"--exclude={branch}", "--branches", f"--exclude=*/{branch}", "--remotes"]
         # Without its branch, a commit that has no version yet would be taken for a copy; see `is_own`.
-        numbered = project.git("tag", "--list", f"{MODEL}@*", "--points-at", branch)
-        waits = project.run_of(branch) == folder.name and not numbered
-        if not waits and not project.git("rev-list", "--max-count=1", branch, "--not", *others):
-            project.git("branch", "--quiet", "-D", branch)
+        numbered = project.repository.git("tag", "--list", f"{MODEL}@*", "--points-at", branch)
+        waits = project.repository.run_of(branch) == folder.name and not numbered
+        if not waits and not project.repository.git("rev-list", "--max-count=1", branch, "--not", *others):
+            project.repository.git("branch", "--quiet", "-D", branch)
 
 
 def compose_params(project: Project, base: str, given: Instructions = NOTHING_SPECIAL) -> str:
@@ -146,14 +154,14 @@ def compose_params(project: Project, base: str, given: Instructions = NOTHING_SP
     Raises UserError (exit 2) for an invalid file, an unknown preset or key, or an invalid value.
     """
     name = str(layout.PARAMS) if given.preset is None else f"{layout.PRESETS}/{given.preset}.yaml"
-    found = project.content_of(f"{base}:{name}")
+    found = project.repository.content_of(f"{base}:{name}")
     if found is None:
-        listed = project.git_text("ls-tree", "--name-only", base, f"{layout.PRESETS}/").split()
+        listed = project.repository.git_text("ls-tree", "--name-only", base, f"{layout.PRESETS}/").split()
         known = ", ".join(sorted(Path(path).stem for path in listed))
         missing = name if given.preset is None else f"preset {given.preset!r}"
         raise UserError(f"no {missing} in commit {base[:12]}; presets: {known}", Exit.USAGE)
     if given.preset is not None:
-        whole = project.content_of(f"{base}:{layout.PRESETS}/{WHOLE}.yaml") or b""
+        whole = project.repository.content_of(f"{base}:{layout.PRESETS}/{WHOLE}.yaml") or b""
         found = compose(whole.decode(), found.decode()).encode()
     parse_params(found, f"{name} of commit {base[:12]}")
     if not given.overrides:

@@ -22,16 +22,23 @@ SECTIONS = ("data", "contract", "model", "train", "evaluate", "features", "sampl
 """The sections of params.yaml that the report shows."""
 
 
-class Project(Repository):
-    """A project's folder, opened once at the door and passed along; the worktree of a run is one, too.
+class Project:
+    """A project's folder with its git repository, opened once at the door and passed along.
+
+    The worktree of a run is one, too.
 
     Its registry is that of the moment when it was first asked for; what else may change is read anew.
     """
 
+    def __init__(self, folder: Path = Path()) -> None:
+        """Take a folder: the top of a repository, but for commands that need no repository."""
+        self.folder = folder
+        self.repository = Repository(folder)
+
     @classmethod
     def above(cls, folder: Path) -> "Project":
         """Return the project whose repository a folder is in.  Raises UserError (exit 5) outside a repository."""
-        return cls(Path(cls(folder).git_text("rev-parse", "--show-toplevel")))
+        return cls(Path(Repository(folder).git_text("rev-parse", "--show-toplevel")))
 
     @property
     def params(self) -> "Params":
@@ -54,7 +61,7 @@ class Project(Repository):
     @cached_property
     def registry(self) -> Registry:
         """The versions.  Raises UserError: exit 5 outside a git repository, 2 below its top."""
-        return open_registry(self)
+        return open_registry(self.repository)
 
     @property
     def images(self) -> "ImageSet":
@@ -72,7 +79,7 @@ class Project(Repository):
 
     def is_undecided(self, commit: str) -> bool:
         """Whether a run of this project was killed before its model, at a commit, was promoted or refused."""
-        return self.is_own(commit) and not open_registry(self).is_decided(commit)
+        return self.repository.is_own(commit) and not open_registry(self.repository).is_decided(commit)
 
     def version(self, model: str) -> Version | None:
         """Return the version that a text names, as `champion` does; None for the path of a folder, as `./champion`."""
@@ -91,7 +98,7 @@ class Project(Repository):
         if version := self.version(model):
             from flows.registry.fetching import fetch
 
-            return fetch(self, version)
+            return fetch(self.repository, version)
         if not Path(model).is_dir():
             reason = "no such folder, and not a version such as vdm@v1.2.0, nor `champion`"
             raise UserError(f"{model}: {reason}; `vdmctl models` lists the versions", Exit.MISSING)
@@ -112,6 +119,6 @@ class Project(Repository):
 
         found = find_device(device)
         if model is not None and (version := self.version(model)):
-            return fetch_model(self, version, found, model, network)
+            return fetch_model(self.repository, version, found, model, network)
         source = NetworkCode(self.folder / layout.NETWORKS) if network is None else network
         return open_model(self.model_folder(model), found, model, source)

@@ -700,7 +700,7 @@ def test_files_may_vanish_and_none_is_changed(tmp_path: Path, monkeypatch: pytes
 def test_a_promotion_changes_what_answers(forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(forge.root)
     first = crowned(forge, "v1.0.0")
-    with run_app(fetch_model(forge.opened, first), first, root=forge.root, follows=True) as app:
+    with run_app(fetch_model(forge.repository, first), first, root=forge.root, follows=True) as app:
         before = app.client.get("/model").json()
         assert (before["name"], before["lineage"]["version"]) == ("vdm@v1.0.0", "vdm@v1.0.0")
         crown(forge.project, "v1.1.0")
@@ -795,7 +795,7 @@ def crowned(forge: Forge, number: str) -> Version:
 
 def following(forge: Forge, version: Version, *, share: bool = False) -> champion.Following:
     """Return what follows the champion, at this version."""
-    model, drawn = fetch_model(forge.opened, version), read_params(ROOT / "params.yaml").sample
+    model, drawn = fetch_model(forge.repository, version), read_params(ROOT / "params.yaml").sample
     return champion.Following(forge.opened, model, version, drawn, follows=True, share=share)
 
 
@@ -810,9 +810,9 @@ def test_tags_of_other_machines_are_fetched_and_none_is_withdrawn(forge: Forge, 
     forge.version("v1.3.0")
     crown(forge.project, "v1.3.0")
     forge.git("push", "--quiet", "origin", "main", "--tags")
-    assert fetch_tags(other.opened) == ["vdm#champion#3", "vdm@v1.3.0"]
+    assert fetch_tags(other.opened.repository) == ["vdm#champion#3", "vdm@v1.3.0"]
     assert other.opened.registry.champion.name == "vdm@v1.3.0"  # type: ignore[union-attr]
-    assert fetch_tags(other.opened) == []
+    assert fetch_tags(other.opened.repository) == []
     ours = other.git("log", "-1", "--format=%D", "vdm#champion#2")
     assert "vdm@v1.2.0" in ours
 

@@ -227,7 +227,7 @@ def test_a_stage_depends_on_the_sections_that_it_takes(stage: str) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.slow
 def test_the_flow_runs_the_graph_of_dvc() -> None:
-    order = stage_names(Project(ROOT))
+    order = stage_names(Project(ROOT).repository)
     assert sorted(order) == sorted(DVC)
     producers = {out: stage for stage in DVC for out, _ in outputs(stage)}
     for position, stage in enumerate(order):

@@ -32,7 +32,11 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
     project.git("restore", ".")
     parameters = folder / layout.PARAMS
     parameters.write_text(read_preset(WHOLE, ROOT / "presets", parameters.read_text()))  # and those that are newer
-    outputs = set(lock_here(Project(folder)).outputs) - {str(layout.TRAINED), str(layout.CURVES), str(layout.METRICS)}
+    outputs = set(lock_here(Project(folder).repository).outputs) - {
+        str(layout.TRAINED),
+        str(layout.CURVES),
+        str(layout.METRICS),
+    }
     project.dvc("checkout", *sorted(outputs - {str(layout.SAMPLE_METRICS)}))
     return project
 
@@ -79,7 +83,7 @@ def test_models_have_their_figures_and_a_file_its_images(golden: Sandbox) -> Non
 
 def test_the_parameters_are_those_of_the_lock(golden: Sandbox) -> None:
     project = Project(golden.folder)
-    for section, values in lock_here(project).parameters.items():
+    for section, values in lock_here(project.repository).parameters.items():
         known = project.params.model_dump()[section]
         assert {key: known[key] for key in values} == values
 

@@ -37,7 +37,7 @@ def version(forge: Forge, number: str, source: Path, **data: Any) -> str:
     lock = forge.lock(number)
     path = str(source)
     lock["stages"]["all"]["deps"].append(
-        {"path": path, "hash": "md5", "md5": md5_of(forge.opened, forge.root / source)}
+        {"path": path, "hash": "md5", "md5": md5_of(forge.repository, forge.root / source)}
     )
     lock["stages"]["all"]["params"] = {"params.yaml": {"data": {"source": path} | data}}
     forge.version(number, lock)
@@ -46,25 +46,25 @@ def version(forge: Forge, number: str, source: Path, **data: Any) -> str:
 
 def newest(forge: Forge) -> Commit:
     """Return the commit of the newest run."""
-    return Commit(forge.opened, list_results(forge.opened)[0], "the newest run")
+    return Commit(forge.repository, list_results(forge.repository)[0], "the newest run")
 
 
 def test_a_withdrawn_version_is_no_newer_run(forge: Forge) -> None:
     first = version(forge, "v1.1.0", Path("pictures"))
     second = version(forge, "v1.2.0", Path("pictures"))
     forge.git("tag", "--annotate", "--message=withdrawn", "vdm@v1.1.0!", first)
-    assert list_results(forge.opened)[0] == second
+    assert list_results(forge.repository)[0] == second
 
 
 def test_the_branch_of_a_run_that_made_nothing_is_no_run(forge: Forge) -> None:
     """It is at the commit from which the run started, which may be what another run made."""
     forge.git("branch", "runs/failed")
-    assert list_results(forge.opened) == []
+    assert list_results(forge.repository) == []
     made = forge.commit("v1.0.0", run="made")
     forge.git("branch", "runs/failed-later", made)
     forge.commit("by hand")
     forge.git("branch", "runs/failed-last")
-    assert list_results(forge.opened) == [made]
+    assert list_results(forge.repository) == [made]
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_renamed_files_hold_the_same_images_and_a_moved_one_does_not(forge: Forg
 def test_a_version_without_the_stage_that_reads_images_gives_none(forge: Forge) -> None:
     version(forge, "v1.0.0", Path("pictures"))
     with pytest.raises(UserError, match=r"vdm@v1\.0\.0 records no images of the stage download") as error:
-        record_images(forge.opened, newest(forge))
+        record_images(forge.repository, newest(forge))
     assert error.value.code is Exit.MISSING
 
 
@@ -154,7 +154,7 @@ def test_a_source_that_git_tracks_is_that_of_the_commit(forge: Forge) -> None:
     (forge.root / "pictures/1.png").unlink()
     assert state() == "changed"
     with pytest.raises(UserError, match="neither git nor DVC tracks other") as error:
-        compare_source(forge.opened, "HEAD", Path("other"), None)
+        compare_source(forge.repository, "HEAD", Path("other"), None)
     assert error.value.code is Exit.MISSING
 
 
@@ -163,7 +163,7 @@ def test_a_source_elsewhere_is_found_however_its_path_is_written(forge: Forge, m
     version(forge, "v1.0.0", Path(f"{forge.folder}//elsewhere/."))
 
     def state() -> str:
-        return compare_source(forge.opened, "HEAD", folder, newest(forge))
+        return compare_source(forge.repository, "HEAD", folder, newest(forge))
 
     assert state() == "same"
     (folder / "1.png").write_text("second")

@@ -139,7 +139,7 @@ def test_a_graph_that_dvc_refuses_is_one_line(tmp_path: Path) -> None:
     project = Sandbox(tmp_path)
     project.edit("dvc.yaml", **{"stages:": "stages: ["})
     with pytest.raises(EXPECTED) as error:
-        stage_names(Project(project.folder))
+        stage_names(Project(project.folder).repository)
     reason = str(to_user_error(error.value))
     assert "dvc.yaml" in reason
     assert "\n" not in reason
@@ -359,10 +359,13 @@ def test_only_images_that_differ_have_drifted(small: Small, monkeypatch: pytest.
         run_command(["validate", folder, "--out", name])
     assert Path("other/findings.json").is_file()
 
+    run = Run(Project(small.folder), "small", "HEAD")
+    run.project = run.main
+
     def compared_with(name: str) -> str:
         reference = small.folder / name / "findings.json"
         monkeypatch.setattr("flows.orchestration.checking.findings_of_champion", lambda *_: reference)
-        state = check_drift.task.fn(Project(small.folder))
+        state = check_drift.task.fn(run)
         assert ("images are like the reference's" in str(state.message)) is (name == "other")
         return str(state.name)
 
@@ -395,7 +398,7 @@ def test_a_run_whose_images_are_not_valid_names_the_page_that_outlives_its_folde
     monkeypatch.setattr("flows.orchestration.staging.reproduce", Mock(with_options=Mock(return_value=failed)))
     monkeypatch.setattr(f"{ARTIFACTS}.create_markdown_artifact", Mock())
     run = Run(Project(small.folder), "small", "HEAD")
-    run.folder = small.folder
+    run.project = run.main
     with pytest.raises(UserError) as error:
         run_stage(STAGES["validate"], run)
     kept = ".vdm/reports/small/data_docs/index.html"
@@ -460,7 +463,7 @@ def test_a_run_without_a_source_that_nobody_has_says_so(
     is_gone: bool, state: str, forge: Forge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another machine may have the source: its worker's run finds what is new."""
-    newest = Commit(forge.opened, forge.commit("v1.0.0", run="made"), "the newest run")
+    newest = Commit(forge.repository, forge.commit("v1.0.0", run="made"), "the newest run")
     due = Due(Path("/gone"), newest, "missing", same_code=True, same_parameters=True, same_preparation=True)
     logged_by("flows.train_vdm", monkeypatch)
     for needed in ("fetch_published", "release_anew"):
@@ -480,7 +483,7 @@ def test_a_champion_that_was_checked_is_the_one_that_is_compared(emptied: str, t
     forge = Forge(tmp_path)
     forge.version("v1.0.0")
     crown(forge.project, "v1.0.0")
-    require_sound(forge.opened, forge.resolve("champion"))
+    require_sound(forge.repository, forge.resolve("champion"))
     params = forge.git("show", "HEAD:params.yaml")
     with workspace(forge.opened, params, forge.git("rev-parse", "HEAD").strip()) as place:
         if emptied == "after":
@@ -488,10 +491,10 @@ def test_a_champion_that_was_checked_is_the_one_that_is_compared(emptied: str, t
         for listing in forge.cache.rglob("*.dir"):
             listing.unlink()
         shutil.rmtree(forge.remote)
-        require_sound(forge.opened, forge.resolve("champion"))
+        require_sound(forge.repository, forge.resolve("champion"))
         if emptied == "after":
-            reigning = place.registry.resolve("champion")
-            assert (fetch(place, reigning) / "weights.safetensors").is_file()
+            reigning = place.project.registry.resolve("champion")
+            assert (fetch(place.project.repository, reigning) / "weights.safetensors").is_file()
         else:
             with pytest.raises(UserError, match=r"^no comparison .*: vdm@v1.0.0: .* is neither in DVC's cache nor in"):
                 check_champion.task.fn(place)

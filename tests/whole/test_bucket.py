@@ -39,13 +39,13 @@ def test_an_import_is_brought_up_to_date_and_a_server_that_does_not_answer_is_on
     assert found.images == "imported"
     bucket.put(range(20, 24))
     with workspace(Project(root), params, base) as place:
-        update_import(place, found.source, found.newest)
+        update_import(place.project.repository, found.source, found.newest)
         assert len(list((place.folder / found.source).iterdir())) == 24
         made = place.commit("Retrain: 1.0")
     left = bounded_yaml.parse(project.git("show", f"{made}:data/pictures.dvc"))
     assert left["outs"][0]["nfiles"] == 24
     bucket.stop()
     with workspace(Project(root), params, base) as place, pytest.raises(NetworkError) as raised:
-        update_import(place, found.source, found.newest)
+        update_import(place.project.repository, found.source, found.newest)
     assert raised.value.code is Exit.MISSING
     assert str(raised.value).startswith("data/pictures cannot be brought up to date: Could not connect to the endpoint")

@@ -66,7 +66,7 @@ def test_the_images_of_a_line_are_known_and_the_models_of_which_they_are_not(for
     for stored in forge.remote.rglob("*"):
         if stored.is_file() and stored.read_bytes() == (forge.files / "data/images/train_digests.npy").read_bytes():
             stored.unlink()
-    assert read_kept_images(forge.opened, found[6]) is None  # lost
+    assert read_kept_images(forge.repository, found[6]) is None  # lost
     assert list_training_images(forge.opened.registry, found[5]) == (known(0, 10, 20), {})
 
 
@@ -101,7 +101,7 @@ def test_images_are_known_before_their_transforms_or_after_the_same(forge: Forge
     assert list_training_images(forge.opened.registry, after, "padded by 3") == (set(), {"4" * 64: "vdm@v1.4.0"})
     (images / "train_sources.npy").write_bytes(b"")
     kept(forge, "v1.5.0", 10)
-    assert read_kept_images(forge.opened, forge.resolve("v1.5.0")) is None  # damaged
+    assert read_kept_images(forge.repository, forge.resolve("v1.5.0")) is None  # damaged
 
 
 def test_a_picture_is_found_in_the_versions_and_through_their_line(
@@ -216,7 +216,7 @@ def test_what_only_informs_is_left_out_if_it_is_out_of_reach(
     judged(forge, "v1.4.0", 10, [], held_out=80)
     judged(forge, "v1.5.0", 20, [], held_out=70)
     first = {"challenger": "vdm@v1.3.0", "validation_sha256": "a" * 64, "comparison": comparison()}
-    with forge.opened.registry_lock():
+    with forge.repository.registry_lock():
         message = Evidence(decision=REFUSE, reason="", **first).message("Refuse")
         assign(forge.opened.registry, REFUSED, forge.resolve("v1.3.0"), message)
 
@@ -264,7 +264,7 @@ def test_a_version_that_continued_names_its_ancestor_wherever_versions_are_shown
     copied.git("add", "--all")
     copied.git("commit", "--quiet", "--message=Continue")
     made, start = (
-        add_version(Project(copied.folder), "HEAD", "Continued"),
+        add_version(Project(copied.folder).repository, "HEAD", "Continued"),
         Project(copied.folder).registry.resolve("v1.2.0"),
     )
     assert made.metrics.ancestors

@@ -128,7 +128,7 @@ def test_a_run_makes_the_first_champion_on_its_own_branch_and_leaves_the_checkou
     assert "promoted as vdm#champion#1" in message
     assert re.search(r"; cost: [\d.]+ minutes \(.*train [\d.]+.*\), [\d.]+ core-hours", message), message
     ran = plant.tasks(first)
-    order = stage_names(Project(ROOT))
+    order = stage_names(Project(ROOT).repository)
     assert [task for task in ran if task in order] == order
     assert ran.keys() - set(order) == {"restore", "champion", "drift", "promote"}
     assert set(ran.values()) == {"Completed"}
@@ -219,7 +219,7 @@ def test_that_version_continued_from_the_champion_and_was_judged_by_images_that_
     assert (ancestor["version"], ancestor["model_sha256"]) == ("vdm@v1.0.0", first["metrics"]["model_sha256"])
     evidence = second["promotions"][0]["evidence"]
     assert (evidence["champion_saw"], evidence["challenger_saw"]) == (0, 0)
-    assert set(evidence["costs"]["minutes"]) == set(stage_names(Project(ROOT)))
+    assert set(evidence["costs"]["minutes"]) == set(stage_names(Project(ROOT).repository))
     assert evidence["costs"]["core_hours"] > 0
     assert evidence["damaged"] == ["empty.png"]
     assert (

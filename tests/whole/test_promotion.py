@@ -93,7 +93,7 @@ def test_first_better_worse_and_other_data(copied: Sandbox, tmp_path: Path) -> N
     # The champion's figures are those on the new images, in the working tree, and not those of its own run.  It was
     # trained on most of them, which do not count.
     on_new = per_image(copied, "v1.1.0", tmp_path / "on_new")
-    champions = fetch_images(Project(copied.folder), Project(copied.folder).registry.resolve("v1.1.0"))
+    champions = fetch_images(Project(copied.folder).repository, Project(copied.folder).registry.resolve("v1.1.0"))
     seen = among(open_images(copied.folder / layout.IMAGES), "validation", champions)
     assert (evidence["champion_saw"], evidence["challenger_saw"]) == (seen.sum(), 0)
     assert evidence["num_decided"] == evidence["comparison"]["num_images"] == (~seen).sum() >= 10
@@ -146,7 +146,7 @@ def test_the_evidence_is_the_paired_difference_on_the_challengers_images(copied:
 
 def test_after_a_roll_back_the_challenger_is_also_compared_with_the_version_that_went(copied: Sandbox) -> None:
     crown(copied, "v1.0.0", "v1.1.0")
-    rollback(Project(copied.folder), "wrong labels")
+    rollback(Project(copied.folder).repository, "wrong labels")
     evidence = evidence_for(copied, "v1.2.0", Promote.model_validate(LIMITED))
     assert (evidence.hold, evidence.champion, evidence.rolled_back_from) == ("wrong labels", "vdm@v1.0.0", "vdm@v1.1.0")
     assert evidence.rolled_back_comparison
@@ -310,14 +310,14 @@ def test_versions_without_validation_images_or_fitted_to_them(copied: Sandbox) -
             shows_no_figure_of_the_images_it_was_fitted_to(copied)
         copied.git("add", "--all")
         copied.git("commit", "--quiet", "--message=Reproduce")
-        found.append(evidence_for(copied, add_version(Project(copied.folder), "HEAD", "Retrained").name))
+        found.append(evidence_for(copied, add_version(Project(copied.folder).repository, "HEAD", "Retrained").name))
     fitted, unvalidated = found
     assert (fitted.decision, fitted.challenger_fitted_to) == ("refuse", "train_and_validation")
     assert not fitted.is_measured
     assert "they cannot judge it" in fitted.reason
     assert fitted.validation_sha256
     version = Project(copied.folder).registry.resolve(str(fitted.challenger))
-    with Project(copied.folder).registry_lock():
+    with Project(copied.folder).repository.registry_lock():
         assign(Project(copied.folder).registry, REFUSED, version, fitted.message("Refuse"))
     assert version.name not in Project(copied.folder).registry.judged.get(fitted.validation_sha256, set())
     assert unvalidated.comparison
@@ -391,7 +391,7 @@ def test_a_refusal_is_a_stage_of_gto_with_the_evidence_as_its_message(forge: For
     crown(forge.project, "v1.0.0")
     evidence = compared(forge, "v1.1.0", REFUSE)
     with pytest.raises(UserError, match="not promoted: measured") as raised:
-        promote(forge.opened, evidence)
+        promote(forge.repository, evidence)
     assert raised.value.code is Exit.NOT_PROMOTED
     message = forge.git("for-each-ref", "--format=%(contents)", "refs/tags/vdm#refused#2")
     assert message.startswith("Refuse vdm@v1.1.0\n\n{")
@@ -407,7 +407,7 @@ def test_the_challengers_that_the_same_images_judged_are_counted(forge: Forge) -
     others = {"comparison": comparison()}
     measured = others | {"validation_sha256": "a" * 64}
     for name, changes in {"v1.0.0": measured, "v1.1.0": measured, "v1.2.0": others}.items():
-        with forge.opened.registry_lock():
+        with forge.repository.registry_lock():
             message = compared(forge, name).model_copy(update=changes).message("Compared")
             registry = forge.opened.registry
             assign(registry, CHAMPION if name == "v1.0.0" else REFUSED, registry.resolve(name), message)
@@ -429,16 +429,16 @@ def test_what_changed_since_the_comparison_is_noticed(forge: Forge) -> None:
     first = compared(forge, "v1.0.0", PROMOTE)
     crown(forge.project, "v1.2.0")
     with pytest.raises(UserError, match="with the champion none, but now the champion is") as raised:
-        promote(forge.opened, first)
+        promote(forge.repository, first)
     assert raised.value.code is Exit.BUSY
     second = compared(forge, "v1.1.0", REFUSE)
     forge.git("tag", "--delete", "vdm#champion#1")
     crown(forge.project, "v1.0.0")
     with pytest.raises(UserError, match=r"the champion vdm@v1.2.0, but now the champion is vdm@v1.0.0") as raised:
-        promote(forge.opened, second)
+        promote(forge.repository, second)
     forge.git("tag", "--force", "--annotate", "--message=Moved", "vdm@v1.1.0", "vdm@v1.2.0^{commit}")
     with pytest.raises(UserError, match=r"vdm@v1.1.0 names another commit now") as raised:
-        promote(forge.opened, second)
+        promote(forge.repository, second)
     assert raised.value.code is Exit.BUSY
     assert history(forge.project) == ["vdm@v1.0.0"]
     assert "refused" not in forge.git("tag")
@@ -455,12 +455,12 @@ def test_nothing_comes_between_the_check_and_the_tag(forge: Forge, monkeypatch: 
 
     monkeypatch.setattr(promotion, "assign", tag)
     with handle_stop(stop_at_once):
-        assert promote(forge.opened, compared(forge, "v1.0.0")) == "vdm#champion#1"
+        assert promote(forge.repository, compared(forge, "v1.0.0")) == "vdm#champion#1"
         assert handlers == [signal.SIG_IGN] * len(STOP)
     handlers.clear()
     crown(forge.project, "v1.0.0", "v1.1.0")
     with handle_stop(stop_at_once):
-        rollback(forge.opened)
+        rollback(forge.repository)
     assert handlers == [signal.SIG_IGN] * len(STOP)
 
 
@@ -477,7 +477,7 @@ def test_rolling_back_goes_back_one_champion_at_a_time(forge: Forge) -> None:
     assert one_line(thrice) == f"vdmctl: there is no earlier champion to go back to; {advice}"
     assert history(forge.project) == [f"vdm@v1.{minor}.0" for minor in (0, 1, 2, 1, 0)]
     crown(forge.project, "v1.2.0")
-    assert rollback(forge.opened).champion == "vdm@v1.0.0"
+    assert rollback(forge.repository).champion == "vdm@v1.0.0"
     forge.project.gto(*["deprecate", "vdm", "v1.0.0", "champion"])
     assert "no version is the champion; `vdmctl promote`" in one_line(forge.vdmctl("rollback"))
 
@@ -494,7 +494,7 @@ def judged(forge: Forge, reference: str, **changes: Any) -> Evidence:
 
 def test_a_roll_back_that_is_held_lets_winners_wait_until_a_person_releases_it(forge: Forge) -> None:
     crown(forge.project, "v1.0.0", "v1.1.0")
-    held = rollback(forge.opened, "wrong labels")
+    held = rollback(forge.repository, "wrong labels")
     assert (held.hold, held.rolled_back_from) == ("wrong labels", "vdm@v1.1.0")
     assert forge.opened.registry.hold == "wrong labels"
     assert registry_now(forge.opened).hold == "wrong labels"
@@ -502,7 +502,7 @@ def test_a_roll_back_that_is_held_lets_winners_wait_until_a_person_releases_it(f
     assert winner.decision == WAIT
     assert "it waits, since the champion is held: wrong labels; `vdmctl promote --approve vdm@v1.2.0`" in winner.reason
     with pytest.raises(UserError, match=r"not promoted: .* it waits") as caught:
-        promote(forge.opened, winner)
+        promote(forge.repository, winner)
     assert caught.value.code is Exit.NOT_PROMOTED
     assert champion(forge.project) == "vdm@v1.0.0"
     assert registry_now(forge.opened).waiting == "vdm@v1.2.0"
@@ -511,18 +511,18 @@ def test_a_roll_back_that_is_held_lets_winners_wait_until_a_person_releases_it(f
     pages = {name: VersionPlace(forge.opened, forge.resolve(name)).notes() for name in ("v1.1.0", "v1.2.0")}
     assert pages == {"v1.1.0": [is_held], "v1.2.0": [waits, is_held]}
     assert forge.opened.registry.is_decided(str(winner.challenger_commit))
-    released = hold(forge.opened, None)
+    released = hold(forge.repository, None)
     assert (released.decision, released.rolled_back_from) == ("release", "vdm@v1.1.0")
     assert (champion(forge.project), forge.opened.registry.hold) == ("vdm@v1.0.0", None)
     assert forge.resolve("v1.2.0").state == "waiting"
     with pytest.raises(UserError, match="nobody holds the champion"):
-        hold(forge.opened, None)
-    promote(forge.opened, judged(forge, "v1.2.0"))
+        hold(forge.repository, None)
+    promote(forge.repository, judged(forge, "v1.2.0"))
     assert champion(forge.project) == "vdm@v1.2.0"
     made = VersionPlace(forge.opened, forge.resolve("v1.0.0")).origin().lineage
     decisions = ["promoted, vdm#champion#1", "champion again, vdm#champion#3", "released, vdm#champion#5"]
     assert [*made][-3:] == decisions
-    hold(forge.opened, "wrong labels")
+    hold(forge.repository, "wrong labels")
     made = VersionPlace(forge.opened, forge.resolve("v1.2.0")).origin().lineage
     assert [*made][-2:] == ["promoted, vdm#champion#6", "held, vdm#champion#7"]
 
@@ -531,8 +531,8 @@ def test_the_page_says_what_the_images_that_judged_a_version_cannot_see(forge: F
     crown(forge.project, "v1.0.0")
     assert VersionPlace(forge.opened, forge.resolve("v1.0.0")).notes() == []
     winner = judged(forge, "v1.1.0", split="validation", num_judged=2)
-    promote(forge.opened, winner.model_copy(update={"limits": limits_of(winner)}))
-    hold(forge.opened, "wrong labels")
+    promote(forge.repository, winner.model_copy(update={"limits": limits_of(winner)}))
+    hold(forge.repository, "wrong labels")
     held, said = VersionPlace(forge.opened, forge.resolve("v1.1.0")).notes()
     assert held.startswith("Promotions are held: wrong labels")
     assert said.startswith("vdm@v1.1.0 was judged by 359 validation images. Harm in fewer than 0.8% of the images")
@@ -541,15 +541,15 @@ def test_the_page_says_what_the_images_that_judged_a_version_cannot_see(forge: F
 
 def test_a_second_roll_back_keeps_the_hold_of_the_first(forge: Forge) -> None:
     crown(forge.project, "v1.0.0", "v1.1.0", "v1.2.0")
-    rollback(forge.opened, "wrong labels")
-    assert rollback(forge.opened).hold == "wrong labels"
+    rollback(forge.repository, "wrong labels")
+    assert rollback(forge.repository).hold == "wrong labels"
 
 
 def test_a_winner_waits_for_a_person_and_a_newer_one_replaces_it(forge: Forge) -> None:
     crown(forge.project, "v1.0.0")
     for reference in ("v1.1.0", "v1.2.0"):
         with pytest.raises(UserError, match=r"since promote\.approval is person"):
-            promote(forge.opened, judged(forge, reference, approval="person"))
+            promote(forge.repository, judged(forge, reference, approval="person"))
     assert [forge.resolve(name).state for name in ("v1.1.0", "v1.2.0")] == ["", "waiting"]
     replaced = forge.vdmctl("promote", "--approve", "v1.1.0")
     assert replaced.returncode == Exit.USAGE
@@ -567,14 +567,14 @@ def test_a_winner_waits_for_a_person_and_a_newer_one_replaces_it(forge: Forge) -
 
 def test_an_approval_ends_a_hold_and_another_champion_ends_the_waiting(forge: Forge) -> None:
     crown(forge.project, "v1.0.0")
-    hold(forge.opened, "wrong labels")
+    hold(forge.repository, "wrong labels")
     with pytest.raises(UserError, match="it waits"):
-        promote(forge.opened, judged(forge, "v1.1.0"))
-    evidence = approve(forge.opened, "v1.1.0")
+        promote(forge.repository, judged(forge, "v1.1.0"))
+    evidence = approve(forge.repository, "v1.1.0")
     assert "hold" not in evidence.model_dump(exclude_unset=True)
     assert forge.opened.registry.hold is None
     with pytest.raises(UserError, match="it waits"):
-        promote(forge.opened, judged(forge, "v1.2.0", approval="person"))
+        promote(forge.repository, judged(forge, "v1.2.0", approval="person"))
     assert forge.opened.registry.waiting_tag
     forge.project.gto("deprecate", "vdm", "v1.2.0", "waiting")
     assert forge.opened.registry.waiting_tag is None
@@ -593,7 +593,7 @@ def test_a_roll_back_to_damaged_files_names_the_command_that_passes_over_them(fo
     (command,) = re.findall("`(gto .*?)`", line)
     assert champion(forge.project) == "vdm@v1.2.0"
     forge.project.gto(*command.split()[1:])
-    assert rollback(forge.opened).champion == "vdm@v1.0.0"
+    assert rollback(forge.repository).champion == "vdm@v1.0.0"
 
 
 @pytest.mark.parametrize("error", [NetworkError("no answer"), UserError("a file is lost", Exit.MISSING)], ids=str)
@@ -601,13 +601,13 @@ def test_a_roll_back_needs_digests_that_differ(error: UserError, forge: Forge, m
     crown(forge.project, "v1.0.0", "v1.1.0")
     monkeypatch.setattr(promotion, "require_sound", Mock(side_effect=error))
     with pytest.raises(type(error), match=f"^{re.escape(str(error))}$"):
-        rollback(forge.opened)
+        rollback(forge.repository)
 
 
 def test_a_champion_that_came_meanwhile_is_not_rolled_back(forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
     crown(forge.project, "v1.0.0", "v1.1.0")
     monkeypatch.setattr(promotion, "require_sound", lambda *_: crown(forge.project, "v1.2.0"))
     with pytest.raises(UserError, match="not rolled back: the champion changed meanwhile") as raised:
-        rollback(forge.opened)
+        rollback(forge.repository)
     assert raised.value.code is Exit.BUSY
     assert champion(forge.project) == "vdm@v1.2.0"

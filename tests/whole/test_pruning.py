@@ -108,7 +108,7 @@ def test_what_a_refused_version_alone_needs_goes(forge: Forge) -> None:
     assert [path.exists() for path in (refused, champion, newest)] == [False, True, True]
     assert list((forge.root / "data").iterdir()) == []
     for version in ("champion", "v1.2.0"):
-        assert not [check for check in verify(forge.opened, forge.resolve(version)) if check.problem]
+        assert not [check for check in verify(forge.repository, forge.resolve(version)) if check.problem]
     # Why it was refused stays.
     assert forge.git("tag").split() == ["vdm#champion#3", "vdm#refused#1", "vdm#refused#2", "vdm@v1.1.0", "vdm@v1.2.0"]
     assert forge.git("branch", "--format=%(refname:short)").split() == ["main", f"runs/{MADE}"]
@@ -190,7 +190,7 @@ def test_what_the_remotes_lack_stays(forge: Forge, tmp_path: Path) -> None:
     assert re.search(r"vdm@v1.0.0 +the DVC remote lacks its files", forge.vdmctl("prune", "--keep=1").stdout)
     assert readme(forge, "v1.0.0").exists()
     forge.git("push", "--quiet", "--delete", "origin", "vdm@v1.0.0")
-    assert f"runs/{OLD}" in publish(forge.opened)
+    assert f"runs/{OLD}" in publish(forge.repository)
     before = forge.git("ls-remote", "origin")
     assert names(prune(forge.project)) == {"branches": [f"runs/{OLD}"], "versions": ["vdm@v1.0.0"]}
     assert not readme(forge, "v1.0.0").exists()

@@ -40,7 +40,7 @@ pytestmark = pytest.mark.timeout(1800)  # the versions of `registry` are trained
 
 
 def problems(forge: Forge, name: str) -> dict[str, str]:
-    return {check.subject: check.problem for check in verify(forge.opened, forge.resolve(name)) if check.problem}
+    return {check.subject: check.problem for check in verify(forge.repository, forge.resolve(name)) if check.problem}
 
 
 def test_models_lists_versions_with_state_figures_data_and_commit(forge: Forge) -> None:
@@ -57,7 +57,7 @@ def test_models_lists_versions_with_state_figures_data_and_commit(forge: Forge) 
     assert [row["costs"] for row in rows] == [costs.model_dump()] * 2 + [None] * 2
     assert METRICS in rows[3]["problem"]
     with pytest.raises(UserError, match=METRICS):
-        fetch(forge.opened, forge.resolve("v1.10.0"))
+        fetch(forge.repository, forge.resolve("v1.10.0"))
     text = forge.vdmctl("models").stdout.splitlines()
     assert text[2].split()[:4] == ["vdm@v1.1.0", "champion", "2.0000", "+-"]
     assert "unreadable" in text[4]
@@ -65,7 +65,7 @@ def test_models_lists_versions_with_state_figures_data_and_commit(forge: Forge) 
 
 def test_versions_count_up_and_gto_lists_the_same(forge: Forge) -> None:
     commit = forge.commit("next")
-    assert add_version(forge.opened, "HEAD", "Retrained").name == "vdm@v1.3.0"
+    assert add_version(forge.repository, "HEAD", "Retrained").name == "vdm@v1.3.0"
     assert forge.git("cat-file", "-p", "vdm@v1.3.0").startswith(f"object {commit}\ntype commit\ntag vdm@v1.3.0\n")
     assert "Test <test@example.org>" in forge.git("cat-file", "-p", "vdm@v1.3.0")
     shown = forge.project.run("gto", "show", "vdm", "--json").stdout
@@ -74,7 +74,7 @@ def test_versions_count_up_and_gto_lists_the_same(forge: Forge) -> None:
     assert forge.opened.registry.newest().name == "vdm@v1.2.0"
     assert forge.opened.registry.is_decided(commit)
     forge.commit("after")
-    assert add_version(forge.opened, "HEAD", "Retrained").name == "vdm@v1.4.0"  # no number is used again
+    assert add_version(forge.repository, "HEAD", "Retrained").name == "vdm@v1.4.0"  # no number is used again
 
 
 @pytest.mark.parametrize(
@@ -127,11 +127,14 @@ def test_messages_and_names_that_are_not_utf_8(forge: Forge, tmp_path: Path) -> 
     forge.git("config", "user.name", "Test")
     crown(forge.project, "v1.3.0")
     forge.git("commit", "--quiet", "--amend", f"--file={tmp_path / 'message'}")
-    assert add_version(forge.opened, "HEAD", forge.opened.git_text("log", "-1", "--format=%s")).message == "Gr\xfcn"
+    assert (
+        add_version(forge.repository, "HEAD", forge.repository.git_text("log", "-1", "--format=%s")).message
+        == "Gr\xfcn"
+    )
     forge.git("config", "--unset", "i18n.commitEncoding")
     forge.git("commit", "--quiet", "--amend", f"--file={tmp_path / 'message'}")  # says that it is UTF-8
-    version = add_version(forge.opened, "HEAD", "Again")
-    assert [check for check in verify(forge.opened, version) if check.problem] == []
+    version = add_version(forge.repository, "HEAD", "Again")
+    assert [check for check in verify(forge.repository, version) if check.problem] == []
     for command in ("models", "status"):
         result = forge.vdmctl(command)
         assert "vdm@v1.3.0" in result.stdout, result.stderr
@@ -139,12 +142,12 @@ def test_messages_and_names_that_are_not_utf_8(forge: Forge, tmp_path: Path) -> 
 
 def test_what_is_written_is_utf_8_whatever_git_is_told(forge: Forge) -> None:
     forge.git("config", "i18n.commitEncoding", "latin1")
-    forge.opened.git("commit", "--quiet", "--allow-empty", "--message=Gr\xfcn", f"--message={METRICS}")
-    assert b"encoding" not in forge.opened.git("cat-file", "commit", "HEAD")
-    assert forge.opened.git_text("log", "-1", "--format=%s") == "Gr\xfcn"
+    forge.repository.git("commit", "--quiet", "--allow-empty", "--message=Gr\xfcn", f"--message={METRICS}")
+    assert b"encoding" not in forge.repository.git("cat-file", "commit", "HEAD")
+    assert forge.repository.git_text("log", "-1", "--format=%s") == "Gr\xfcn"
     assert forge.git("log", "-1", "--format=%s", "--encoding=UTF-8").strip() == "Gr\xfcn"
     forge.commit("v1.3.0")
-    add_version(forge.opened, "HEAD", "Gr\xfcn")
+    add_version(forge.repository, "HEAD", "Gr\xfcn")
     assert forge.resolve("v1.3.0").message == "Gr\xfcn"
     assert forge.git("cat-file", "tag", "vdm@v1.3.0").endswith("\n\nGr\xfcn\n")
 
@@ -160,7 +163,7 @@ def test_a_commit_that_cannot_be_a_version(forge: Forge) -> None:
         ("HEAD~1", Exit.MISSING, "reports/evaluation/metrics.json: damaged"),
     ):
         with pytest.raises(UserError, match=message) as raised:
-            add_version(forge.opened, commit, "Retrained")
+            add_version(forge.repository, commit, "Retrained")
         assert raised.value.code == code
 
 
@@ -172,7 +175,7 @@ def test_without_a_git_identity_nothing_is_tagged(forge: Forge, monkeypatch: pyt
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
     with pytest.raises(UserError, match="git needs an identity") as raised:
-        add_version(forge.opened, "HEAD", "Retrained")
+        add_version(forge.repository, "HEAD", "Retrained")
     assert raised.value.code == Exit.USAGE
     result = run_vdmctl(forge.root, dict(os.environ), "promote")
     assert (result.returncode, "git needs an identity" in one_line(result)) == (Exit.USAGE, True)
@@ -194,7 +197,7 @@ def test_outside_and_below_the_top_of_a_repository(forge: Forge, tmp_path: Path)
     result = run_vdmctl(tmp_path, os.environ | {"GIT_CEILING_DIRECTORIES": str(tmp_path.parent)}, "models")
     assert (result.returncode, "not a git repository" in one_line(result)) == (Exit.MISSING, True)
     with pytest.raises(UserError, match="not the top folder of its git repository") as raised:
-        open_registry(Project(forge.root / "reports"))
+        open_registry(Project(forge.root / "reports").repository)
     assert raised.value.code is Exit.USAGE
 
 
@@ -345,30 +348,30 @@ def test_verify_names_a_network_that_was_trained_with_other_code(forge: Forge) -
 
 def test_a_fetched_model_is_reused_and_never_trusted_blindly(forge: Forge) -> None:
     version = forge.resolve("v1.0.0")
-    folder = fetch(forge.opened, version)
+    folder = fetch(forge.repository, version)
     assert (folder / "README.md").read_text() == "v1.0.0"
     assert not (folder / "weights.safetensors").is_symlink()
     for place in (forge.cache, forge.remote):
         shutil.rmtree(place)
-    assert fetch(forge.opened, version) == folder
+    assert fetch(forge.repository, version) == folder
     assert list(folder.parent.iterdir()) == [folder]
     (folder / "weights.safetensors").write_bytes(b"damaged")
     with pytest.raises(DamagedVersionError, match=r"weights are damaged or missing; delete .* to fetch it again, or "):
-        fetch(forge.opened, version)
+        fetch(forge.repository, version)
     (folder / "config.json").write_text("{}")
     with pytest.raises(DamagedVersionError, match=r"is not the model of vdm@v1.0.0; delete .* to fetch it again, or "):
-        fetch(forge.opened, version)
+        fetch(forge.repository, version)
 
 
 def test_images_are_those_of_the_working_tree_or_fetched(forge: Forge) -> None:
     version = forge.resolve("v1.0.0")
-    folder = fetch_images(forge.opened, version).folder
+    folder = fetch_images(forge.repository, version).folder
     assert folder.parent == forge.root / layout.FETCHED
     (folder / "train.npy").unlink()
     with pytest.raises(DamagedVersionError, match=r"is damaged; delete it to fetch it again$"):
-        fetch_images(forge.opened, version)
+        fetch_images(forge.repository, version)
     shutil.copytree(forge.files / "data/images", forge.root / layout.IMAGES)
-    assert fetch_images(forge.opened, version).folder == forge.root / layout.IMAGES
+    assert fetch_images(forge.repository, version).folder == forge.root / layout.IMAGES
 
 
 def test_bytes_that_nobody_has_say_nothing_about_a_version(forge: Forge) -> None:
@@ -381,16 +384,16 @@ def test_bytes_that_nobody_has_say_nothing_about_a_version(forge: Forge) -> None
     assert one_line(result).startswith(f"vdmctl: vdm@v1.1.0: {message}")
     assert list((forge.root / ".vdm").glob("models/*")) == []
     with pytest.raises(UserError, match="is neither in DVC's cache nor in its default remote") as raised:
-        require_sound(forge.opened, forge.resolve("v1.1.0"))
+        require_sound(forge.repository, forge.resolve("v1.1.0"))
     assert type(raised.value) is UserError
     forge.project.dvc("remote", "modify", "store", "url", "/dev/null")
     with pytest.raises(NetworkError, match=r"^vdm@v1\.0\.0: \S+ cannot be read now: "):
-        verify(forge.opened, forge.resolve("v1.0.0"))
+        verify(forge.repository, forge.resolve("v1.0.0"))
 
 
 def test_an_untouched_version_verifies_from_cache_or_remote(forge: Forge) -> None:
     for _ in range(2):
-        checks = verify(forge.opened, forge.resolve("v1.0.0"))
+        checks = verify(forge.repository, forge.resolve("v1.0.0"))
         subjects = {check.subject for check in checks}
         assert {"models/vdm", "models/vdm sha256", "data/images sha256", "code.py", METRICS} <= subjects
         assert [check for check in checks if check.problem] == []
@@ -408,7 +411,7 @@ def test_a_damaged_file_is_named_wherever_it_is_read(forge: Forge) -> None:
     assert advice in one_line(result)
     assert advice in one_line(forge.vdmctl("evaluate", "v1.0.0"))
     with pytest.raises(DamagedVersionError, match=r"vdm@v1.0.0 does not verify: models/vdm: "):
-        require_sound(forge.opened, forge.resolve("v1.0.0"))
+        require_sound(forge.repository, forge.resolve("v1.0.0"))
     forge.cached(digest).unlink()
     assert problems(forge, "vdm@v1.0.0") == {}
 
@@ -422,7 +425,7 @@ def test_a_damaged_result_of_a_version_is_named_by_its_path_in_the_project(forge
 def test_an_output_that_a_version_does_not_have_is_named(forge: Forge, tmp_path: Path) -> None:
     path = str(layout.CALIBRATION)
     with pytest.raises(UserError, match=rf"^vdm@v1\.0\.0: its dvc\.lock does not list {re.escape(path)}$") as error:
-        fetch_files(forge.opened, forge.resolve("v1.0.0"), [path], tmp_path)
+        fetch_files(forge.repository, forge.resolve("v1.0.0"), [path], tmp_path)
     assert error.value.code is Exit.MISSING
 
 
@@ -456,7 +459,7 @@ def test_code_that_the_commit_lacks_is_named(digest: str, forge: Forge) -> None:
     problem = "the commit lacks new.py, which dvc.lock lists"
     assert problems(forge, name) == {"new.py": problem}
     with pytest.raises(DamagedVersionError, match=f"^{name} does not verify: new.py: {problem}$"):
-        require_sound(forge.opened, forge.resolve(name))
+        require_sound(forge.repository, forge.resolve(name))
     result = forge.vdmctl("verify", name)
     assert (result.returncode, one_line(result).endswith(problem)) == (Exit.MISSING, True)
 
@@ -481,30 +484,30 @@ def test_a_reproduction_is_compared_with_the_commit(forge: Forge, monkeypatch: p
     monkeypatch.chdir(forge.root)  # DVC names stages relative to the working directory
     commit = forge.git("rev-parse", "--short=12", "HEAD").strip()
     forge.project.dvc("checkout")
-    assert reproduction(forge.opened) == (True, f"every output is identical to that of commit {commit}", [])
+    assert reproduction(forge.repository) == (True, f"every output is identical to that of commit {commit}", [])
     forge.write("code.py", "changed")
-    found = reproduction(forge.opened)
+    found = reproduction(forge.repository)
     assert (found.is_equal, found.outdated_stages) == (False, ["all"])
     assert found.line.startswith("inputs of all changed since they ran: code.py; ")
     forge.write("code.py", "")
     shutil.rmtree(forge.root / "models/vdm")
-    assert reproduction(forge.opened).line.startswith("models/vdm: deleted; `dvc pull` restores ")
+    assert reproduction(forge.repository).line.startswith("models/vdm: deleted; `dvc pull` restores ")
     forge.write("models/vdm/README.md", "another")
-    assert reproduction(forge.opened).line.startswith("models/vdm: modified; ")
+    assert reproduction(forge.repository).line.startswith("models/vdm: modified; ")
     lock = json.loads((forge.root / "dvc.lock").read_text())
     lock["stages"]["all"]["outs"][0] = forge.lock("another")["stages"]["all"]["outs"][0]
     forge.write("dvc.lock", json.dumps(lock))
     forge.project.dvc("checkout", "--force")
-    assert reproduction(forge.opened).line.startswith(
+    assert reproduction(forge.repository).line.startswith(
         f"models/vdm: different from commit {commit}, with the same inputs"
     )
     forge.write("code.py", "changed")
     lock["stages"]["all"]["deps"][0]["md5"] = hashlib.md5(b"changed").hexdigest()
     forge.write("dvc.lock", json.dumps(lock))
-    assert reproduction(forge.opened).line.endswith("because the inputs differ: code.py")
+    assert reproduction(forge.repository).line.endswith("because the inputs differ: code.py")
     forge.write("dvc.lock", "<<<<<<< HEAD")
     with pytest.raises(UserError, match=r"dvc.lock: damaged"):
-        reproduction(forge.opened)
+        reproduction(forge.repository)
 
 
 # Documents of a version that are damaged, or made by somebody else
@@ -517,7 +520,7 @@ def test_a_listing_that_leads_out_of_its_folder_is_refused(relpath: str, forge: 
     before = {path for path in forge.folder.rglob("*") if "escaped" in path.name}
     for action in (fetch, require_sound):
         with pytest.raises(UserError) as raised:
-            action(forge.opened, version)
+            action(forge.repository, version)
         assert raised.value.code is Exit.MISSING
     assert {path for path in forge.folder.rglob("*") if "escaped" in path.name} == before
     assert not Path("/escaped").exists()
@@ -539,7 +542,7 @@ def test_a_registered_model_whose_description_is_damaged(config: bytes, reason: 
     (forge.files / "models/vdm/config.json").write_bytes(config)
     forge.version("v1.3.0")
     with pytest.raises(DamagedVersionError, match=rf"^vdm@v1.3.0 does not verify: .*/config.json: damaged: {reason}"):
-        require_sound(forge.opened, forge.resolve("v1.3.0"))
+        require_sound(forge.repository, forge.resolve("v1.3.0"))
     crown(forge.project, "v1.3.0")
     for command in (
         ["verify", "champion"],
@@ -564,7 +567,7 @@ def test_a_damaged_lock_is_one_line(forge: Forge) -> None:
     lock = '{"stages": {"all": {"outs": [{"path": "models/vdm", "md5": "../up"}]}}}'
     name, reason = forge.version("v1.3.0", documents={"dvc.lock": lock}), "damaged: stages.all.outs.0.md5: "
     registry = forge.opened.registry
-    for action, place in ((trace_lineage, registry), (verify, forge.opened), (fetch, forge.opened)):
+    for action, place in ((trace_lineage, registry), (verify, forge.repository), (fetch, forge.repository)):
         with pytest.raises(UserError, match=rf"^vdm@v1.3.0: dvc.lock at \w{{12}}: {reason}") as raised:
             action(place, registry.resolve(name))
         assert raised.value.code is Exit.MISSING
@@ -612,7 +615,7 @@ def test_verify_says_by_whom_the_tags_of_a_version_are_signed(forge: Forge) -> N
     settings["gpg.ssh.allowedSignersFile"] = str(forge.folder / "signers")
     for name, value in settings.items():
         forge.git("config", name, value)
-    made = add_version(forge.opened, forge.commit("v1.3.0"), "Retrained").name
+    made = add_version(forge.repository, forge.commit("v1.3.0"), "Retrained").name
     crown(forge.project, made)
     done = forge.vdmctl("verify", made, "--json")
     assert done.returncode == 0, done.stderr
@@ -642,4 +645,4 @@ def test_verify_says_by_whom_the_tags_of_a_version_are_signed(forge: Forge) -> N
     assert "it is the tag vdm@v1.3.0 under another name" in one_line(forge.vdmctl("verify", "v1.4.0"))
     (forge.folder / "key").unlink()
     with pytest.raises(UserError, match="git tag in "):
-        add_version(forge.opened, forge.commit("v1.5.0"), "Retrained")
+        add_version(forge.repository, forge.commit("v1.5.0"), "Retrained")

@@ -27,13 +27,13 @@ def tried(project: Sandbox, base: str, *, shared: bool = False, **overrides: int
     given = Instructions(overrides={f"train.{key}": value for key, value in overrides.items()})
     params = compose_params(Project(project.folder), base, given)
     with workspace(Project(project.folder), params, project.git("rev-parse", base).strip()) as place:
-        complete = restore_outputs(place, shared=shared)
+        complete = restore_outputs(place.project.repository, shared=shared)
         return complete, find_results(place) if complete else None
 
 
 def restored(place: Run) -> str:
     """Restore the results of an earlier version, and commit them as a run does."""
-    assert restore_outputs(place, shared=False)
+    assert restore_outputs(place.project.repository, shared=False)
     return place.commit("Retrain: 1.0")
 
 
@@ -76,7 +76,7 @@ def test_the_images_of_an_earlier_run_are_not_read_anew(copied: Sandbox) -> None
     """`download` is not in the run cache: v1.1.0 has the images of v1.0.0, and the checkout has others."""
     params = copied.git("show", "vdm@v1.1.0:params.yaml")
     with workspace(Project(copied.folder), params, copied.git("rev-parse", "HEAD").strip()) as place:
-        assert restore_outputs(place, shared=False)
+        assert restore_outputs(place.project.repository, shared=False)
         assert find_results(place) == copied.git("rev-parse", "vdm@v1.1.0^{commit}").strip()
 
 
@@ -114,19 +114,19 @@ def test_a_stage_that_another_machine_made_is_restored_and_an_outage_is_an_error
 ) -> None:
     head = copied.git("rev-parse", "HEAD").strip()
     with workspace(Project(copied.folder), copied.git("show", "HEAD:params.yaml"), head) as place:
-        assert restore_outputs(place, shared=True)
+        assert restore_outputs(place.project.repository, shared=True)
         lost = cached(copied, "models/trained", "weights.safetensors", "v1.2.0")
         weights = place.folder / layout.TRAINED / "weights.safetensors"
         for file in (lost, weights):
             file.unlink()
-        restore_stage(place, "train")
+        restore_stage(place.project.repository, "train")
         assert weights.is_file()
-        restore_stage(place, "register")  # it is there
+        restore_stage(place.project.repository, "register")  # it is there
         for file in (lost, weights):
             file.unlink()
         Sandbox.at(place.folder).dvc("remote", "modify", "--local", "store", "url", "/dev/null")
         with pytest.raises(NetworkError, match="DVC's remote cannot be read: "):
-            restore_stage(place, "train")
+            restore_stage(place.project.repository, "train")
 
 
 def test_a_source_that_dvc_tracks_is_there_or_said_to_be_missing(copied: Sandbox) -> None:
@@ -140,10 +140,10 @@ def test_a_source_that_dvc_tracks_is_there_or_said_to_be_missing(copied: Sandbox
     copied.git("commit", "--quiet", "--message=Pictures")
     source, cache = Path("data/pictures"), copied.folder / ".dvc" / "cache"
     with workspace(Project(copied.folder), copied.git("show", "HEAD:params.yaml"), "HEAD") as place:
-        assert is_tracked(place, source)
-        assert not is_tracked(place, Path("data/published"))
+        assert is_tracked(place.project.repository, source)
+        assert not is_tracked(place.project.repository, Path("data/published"))
         for _ in ("from the cache", "from the remote"):
-            check_out_source(place, source)
+            check_out_source(place.project.repository, source)
             assert (place.folder / source / "a.png").read_bytes() == b"a"
             shutil.rmtree(place.folder / source)
             shutil.rmtree(cache)
@@ -151,7 +151,7 @@ def test_a_source_that_dvc_tracks_is_there_or_said_to_be_missing(copied: Sandbox
         with pytest.raises(
             UserError, match=r"^data.source: not all files of data/pictures .*; `dvc push data/"
         ) as raised:
-            check_out_source(place, source)
+            check_out_source(place.project.repository, source)
         assert raised.value.code is Exit.MISSING
 
 
@@ -167,11 +167,11 @@ def test_an_import_goes_on_from_where_the_newest_run_left_it_unless_it_is_anothe
     copied.git("commit", "--quiet", "--message=Pictures")
     (parent / "there" / "b.png").write_bytes(b"c")
     with workspace(Project(copied.folder), params, "HEAD") as place:
-        update_import(place, source, None)
+        update_import(place.project.repository, source, None)
         newest = place.commit("Retrain: 1.0")
     assert copied.git("diff", "--name-only", "HEAD", newest).split() == ["data/pictures.dvc"]
     with workspace(Project(copied.folder), params, "HEAD") as place:
-        update_import(place, source, Commit(place, newest, "the newest run"))
+        update_import(place.project.repository, source, Commit(place.project.repository, newest, "the newest run"))
         left = copied.git("show", f"{newest}:data/pictures.dvc")
         assert (place.folder / "data" / "pictures.dvc").read_text() == left
         assert (place.folder / source / "b.png").read_bytes() == b"c"
@@ -179,7 +179,7 @@ def test_an_import_goes_on_from_where_the_newest_run_left_it_unless_it_is_anothe
     copied.dvc("import-url", "--force", str(parent / "elsewhere"), "data/pictures")
     copied.git("commit", "--quiet", "--all", "--message=Others")
     with workspace(Project(copied.folder), params, "HEAD") as place:
-        update_import(place, source, Commit(place, newest, "the newest run"))
+        update_import(place.project.repository, source, Commit(place.project.repository, newest, "the newest run"))
         assert (place.folder / source / "a.png").read_bytes() == b"b"
 
 
@@ -187,6 +187,6 @@ def test_a_change_of_the_parameters_is_committed_although_dvc_writes_gits_index(
     """The new file has the size of the old one, and may be of the same second."""
     params = compose_params(Project(copied.folder), "HEAD", Instructions(overrides={"train.steps": 81}))
     with workspace(Project(copied.folder), params, copied.git("rev-parse", "HEAD").strip()) as place:
-        restore_outputs(place, shared=False)
+        restore_outputs(place.project.repository, shared=False)
         made = place.commit("Retrain: 1.0")
     assert "steps: 81" in copied.git("show", f"{made}:params.yaml")

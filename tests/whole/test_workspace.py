@@ -52,8 +52,8 @@ def test_the_same_failure_of_two_runs_has_one_text(plain: Sandbox) -> None:
             page = run.reports.relative_to(project.folder) / "odd.html"
             scratch = name_beside(run.folder / "data/images/train.npy")
             for fails in (
-                partial(run.ask, "fetch", "nowhere"),
-                partial(run.ask, "push", "origin", run.branch),
+                partial(run.project.repository.ask, "fetch", "nowhere"),
+                partial(run.project.repository.ask, "push", "origin", run.branch),
                 partial(getattr, run, "images"),
                 partial(judge_odd, found, 0.5, page),
                 partial(scratch.read_bytes),
@@ -173,15 +173,15 @@ def test_a_run_that_shares_versions_starts_from_the_newest_upstream_commit(plain
     head = plain.git("rev-parse", "HEAD").strip()
     newer = plain.git("commit-tree", "-p", "HEAD", "-m", "Newer", "HEAD^{tree}").strip()
     plain.git("update-ref", "refs/remotes/origin/main", newer)
-    assert [Project(plain.folder).first_commit(shared=shared) for shared in (True, False)] == [newer, head]
+    assert [Project(plain.folder).repository.first_commit(shared=shared) for shared in (True, False)] == [newer, head]
     plain.git("commit", "--quiet", "--allow-empty", "--message=Local")
     local = plain.git("rev-parse", "HEAD").strip()
-    assert Project(plain.folder).first_commit(shared=True) == local
+    assert Project(plain.folder).repository.first_commit(shared=True) == local
 
 
 def test_what_dvc_keeps_about_a_run_goes_with_its_worktree(plain: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DVC_SITE_CACHE_DIR", raising=False)
-    with run_in(plain) as place, place.dvc() as repo:
+    with run_in(plain) as place, place.project.repository.dvc() as repo:
         kept = Path(repo.site_cache_dir)
         assert kept.is_dir()
         assert kept.is_relative_to(place.folder)
