@@ -52,6 +52,7 @@ from flows.registry.verification import require_sound
 from flows.registry.versions import Version
 from flows.repository.commit import Commit
 from flows.repository.files import DamagedVersionError, readable
+from flows.repository.repository import Repository
 from flows.repository.stages import stage_names
 from flows.train_vdm import (
     check_champion,
@@ -445,7 +446,7 @@ def test_a_run_names_the_damaged_files_that_it_left_out(monkeypatch: pytest.Monk
         monkeypatch.setattr(f"flows.orchestration.staging.{name}", Mock())
     monkeypatch.setattr("flows.orchestration.staging.stages.stage_names", Mock(return_value=["download"]))
     run, due = Mock(), Due(Path("/here"), None)
-    run.images.description.damaged = ["a.png"]
+    run.project.images.description.damaged = ["a.png"]
     run.base, run.name = "HEAD", "name"
     outcome = run_stages(run, due, Outcome("NothingToDo", reason="first"))
     assert str(outcome) == 'first; 1 damaged left out: "a.png"'
@@ -470,7 +471,7 @@ def test_a_run_without_a_source_that_nobody_has_says_so(
         monkeypatch.setattr(f"flows.train_vdm.{needed}", Mock())
     monkeypatch.setattr("flows.train_vdm.find_due", Mock(return_value=due))
     monkeypatch.setattr("flows.train_vdm.is_source_gone", Mock(return_value=is_gone))
-    monkeypatch.setattr(Project, "first_commit", Mock(return_value="HEAD"))
+    monkeypatch.setattr(Repository, "first_commit", Mock(return_value="HEAD"))
     outcome = retrain(forge.opened, Instructions(shared=True))
     assert outcome.state == state
     assert "/gone is not on this machine" in str(outcome)

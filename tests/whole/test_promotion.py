@@ -579,10 +579,10 @@ def test_an_approval_ends_a_hold_and_another_champion_ends_the_waiting(forge: Fo
     forge.project.gto("deprecate", "vdm", "v1.2.0", "waiting")
     assert forge.opened.registry.waiting_tag is None
     with pytest.raises(UserError, match="it waits"):
-        promote(forge.opened, judged(forge, "v1.2.0", approval="person"))
-    rollback(forge.opened)
+        promote(forge.repository, judged(forge, "v1.2.0", approval="person"))
+    rollback(forge.repository)
     with pytest.raises(UserError, match=r"vdm@v1\.2\.0 does not wait for approval, and none does"):
-        approve(forge.opened, "v1.2.0")
+        approve(forge.repository, "v1.2.0")
 
 
 def test_a_roll_back_to_damaged_files_names_the_command_that_passes_over_them(forge: Forge) -> None:

@@ -54,7 +54,7 @@ def test_the_same_failure_of_two_runs_has_one_text(plain: Sandbox) -> None:
             for fails in (
                 partial(run.project.repository.ask, "fetch", "nowhere"),
                 partial(run.project.repository.ask, "push", "origin", run.branch),
-                partial(getattr, run, "images"),
+                partial(getattr, run.project, "images"),
                 partial(judge_odd, found, 0.5, page),
                 partial(scratch.read_bytes),
             ):
