@@ -98,14 +98,22 @@ def test_dvc_shows_metrics_plots_and_the_artifact(reproduced: Sandbox) -> None:
     from dvc.repo import Repo
 
     repository = Repo(str(reproduced.folder))
+    described = reproduced.new_dvc("stage", "list").stdout.splitlines()
+    assert [line.split()[0] for line in described] == [stage[0] for stage in STAGES]
+    assert not [line for line in described if "Outputs" in line or "Reports" in line or line.endswith("...")]
     shown = repository.metrics.show()[""]["data"]
     assert shown["reports/evaluation/metrics.json"]["data"]["bpd"] > 0
     assert repository.artifacts.read()["dvc.yaml"]["vdm"].path == "models/vdm"
     reproduced.dvc("plots", "show", "--out", "plots")
     page = (reproduced.folder / "plots" / "index.html").read_text()
     shutil.rmtree(reproduced.folder / "plots")
-    for title in ("Training loss", "Noise schedule", "Loss at each noise level"):
-        assert title in page
+    for words in (
+        *("Loss of the training batches and its terms", "Bits/dim of the validation images while training"),
+        *("End points of the noise schedule while training", "gamma = -log SNR"),
+        *("Bits/dim of each test image", "number of the image"),
+        *("Diffusion term at each noise level", "bits/dim per unit of t"),
+    ):
+        assert words in page
     assert page.count('src="static/workspace_reports_pictures_') == 6
 
 
