@@ -29,6 +29,7 @@ from flows.core.files import write_whole
 from flows.core.model import TrainedModel, arguments_of, open_model, save_model
 from flows.core.params import Params
 from flows.core.params_file import preset_names
+from flows.evaluation.terms import bound_settings
 from flows.images.image_set import ImageSet, open_images
 from flows.training.fitting import build, resolve, validation_of
 from vdm.choices import Split
@@ -102,8 +103,7 @@ class Trainings:
 
     def evaluated(self, model: TrainedModel, split: Split) -> Evaluation:
         """Return the bound of every image of a split."""
-        settings = self.params.evaluate.model_dump(include={"seed", "times_per_image", "num_timesteps", "batch_size"})
-        return evaluate(model.vdm, self.images[split], **settings)
+        return evaluate(model.vdm, self.images[split], bound_settings(self.params.evaluate))
 
 
 def main() -> None:

@@ -39,7 +39,7 @@ from flows.core.params_file import preset_names
 from flows.images.image_set import open_images
 from flows.training.distributed import is_first, launch, local_rank, process_group, take_first
 from flows.training.fitting import build, pixels_to_fit, resolve
-from vdm.evaluation import evaluate, paired_difference, standard_error
+from vdm.evaluation import BoundSettings, evaluate, paired_difference, standard_error
 from vdm.training.batches import batch_indices
 from vdm.training.settings import TrainingSettings
 
@@ -175,12 +175,12 @@ def take_points(
 def measured(folder: Path, chosen: argparse.Namespace) -> list[dict[str, Any]]:
     """Return the points of a training with the evaluation of each, the better one of several weights."""
     images, device = open_images(chosen.images)["validation"][: chosen.num_images], find_device("auto")
-    settings = {"times_per_image": chosen.times_per_image, "num_timesteps": None, "batch_size": 512, "seed": 0}
+    settings = BoundSettings(times_per_image=chosen.times_per_image, num_timesteps=None, batch_size=512, seed=0)
     points: list[dict[str, Any]] = json.loads((folder / "points.json").read_text())
     for number, point in enumerate(points):
         at = folder / str(number)
         models = [file.parent for file in sorted(at.rglob("config.json"))]
-        results = [evaluate(open_model(model, device).vdm, images, **settings).bpd for model in models]
+        results = [evaluate(open_model(model, device).vdm, images, settings).bpd for model in models]
         results += [np.load(file).astype(np.float64) for file in sorted(at.glob("*.npy"))]
         best = min(results, key=np.mean)
         point |= {"bpd": best.mean(), "standard_error": standard_error(best), "per_image": best}

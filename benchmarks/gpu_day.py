@@ -28,7 +28,7 @@ from benchmarks.peers import peer_arguments, peer_options, require_peer
 from benchmarks.speed import Problem, given, parser, read_problem, settings_of, trainer_of
 from flows.core.device import find_device
 from vdm.choices import Precision
-from vdm.evaluation import evaluate
+from vdm.evaluation import BoundSettings, evaluate
 from vdm.model import VDM
 
 COMPARED_STEPS = 20
@@ -121,8 +121,8 @@ def losses(chosen: argparse.Namespace, problem: Problem) -> dict[str, float]:
         return max(abs(loss - other) for loss, other in zip(found, expected, strict=True))
 
     def bpd(precision: Precision) -> float:
-        options: dict[str, Any] = {"times_per_image": 8, "num_timesteps": None, "batch_size": 512, "seed": 0}
-        return float(evaluate(model, problem.images[:256].numpy(), precision=precision, **options).bpd.mean())
+        settings = BoundSettings(times_per_image=8, num_timesteps=None, batch_size=512, seed=0, precision=precision)
+        return float(evaluate(model, problem.images[:256].numpy(), settings).bpd.mean())
 
     found = differ(whole, reference), differ(continued, whole[COMPARED_STEPS // 2 :]), bpd("bfloat16") - bpd("float32")
     return dict(zip(LOSSES, found, strict=True))

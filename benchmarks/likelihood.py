@@ -38,7 +38,7 @@ from flows.images.image_set import ImageSet, open_images
 from flows.training.fitting import build, resolve
 from vdm.choices import ScheduleKind
 from vdm.discretization import pixels_to_x, reconstruction_draw
-from vdm.evaluation import evaluate
+from vdm.evaluation import BoundSettings, evaluate
 from vdm.model import VDM
 from vdm.ode import Derivative, OdeState, Solve, basis_probes, evaluate_ode, log_density
 from vdm.schedule import alpha, sigma
@@ -148,8 +148,8 @@ def errors(chosen: argparse.Namespace, images: ImageSet) -> list[Row]:
 
 def ours(model: VDM, pixels: np.ndarray, times_per_image: int, seed: int) -> float:
     """Return the mean bits/dim from `vdm.evaluation.evaluate`."""
-    result = evaluate(model, pixels, times_per_image=times_per_image, num_timesteps=None, batch_size=BATCH, seed=seed)
-    return float(result.bpd.mean())
+    settings = BoundSettings(times_per_image=times_per_image, num_timesteps=None, batch_size=BATCH, seed=seed)
+    return float(evaluate(model, pixels, settings).bpd.mean())
 
 
 @torch.inference_mode()

@@ -41,7 +41,7 @@ from flows.core.params import Params, device_name
 from flows.core.params_file import preset_names
 from flows.training.distributed import any_process, launch, local_rank, process_group
 from flows.training.fitting import resolve
-from vdm.evaluation import evaluate
+from vdm.evaluation import BoundSettings, evaluate
 from vdm.model import VDM
 from vdm.sampling import Solver, sample
 from vdm.training.settings import TrainingSettings
@@ -250,8 +250,8 @@ def evaluating(chosen: argparse.Namespace, problem: Problem, device: torch.devic
     precision = find_precision(chosen.precision, device)
     model = model_of(chosen, problem, device)
     images = problem.images[:size].numpy()
-    settings = {"times_per_image": 1, "num_timesteps": None, "batch_size": size, "seed": 0, "precision": precision}
-    times = clock(lambda: evaluate(model, images, **settings), device, chosen.seconds)
+    settings = BoundSettings(times_per_image=1, num_timesteps=None, batch_size=size, seed=0, precision=precision)
+    times = clock(lambda: evaluate(model, images, settings), device, chosen.seconds)
     return {
         "batch_size": size,
         "precision": precision,

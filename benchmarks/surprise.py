@@ -37,7 +37,7 @@ from flows.evaluation.surprise import Compared, compare_with_held_out
 from flows.images.grids import as_8_bits, png
 from flows.images.image_set import open_images, spread
 from flows.project.project import Project
-from vdm.evaluation import evaluate
+from vdm.evaluation import BoundSettings, evaluate
 
 BATCH = 200
 LEVELS = (0.01, 0.05, 0.1)
@@ -171,7 +171,8 @@ def ours(model: TrainedModel, calibration: Calibration, images: np.ndarray) -> C
 
 def others(model: TrainedModel, images: np.ndarray, times: int, mean: float | None = None) -> dict[str, np.ndarray]:
     """Return the other scores of images; `mean` is the bits/dim of usual ones, by default of these."""
-    bpd = evaluate(model.vdm, images, times_per_image=times, num_timesteps=None, batch_size=BATCH * times, seed=0).bpd
+    settings = BoundSettings(times_per_image=times, num_timesteps=None, batch_size=BATCH * times, seed=0)
+    bpd = evaluate(model.vdm, images, settings).bpd
     sizes = np.array([8 * len(png(pixels)) for pixels in as_8_bits(images, model.num_levels)]) / images[0].size
     return {
         "bits/dim": bpd,

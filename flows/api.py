@@ -43,7 +43,7 @@ from flows.project.project import Project
 from flows.sampling.drawing import REPEATS
 from vdm import evaluation, sampling
 from vdm.classification import Classified, class_losses, classify_alone
-from vdm.evaluation import Evaluation, PairedDifference
+from vdm.evaluation import BoundSettings, Evaluation, PairedDifference
 from vdm.model import VDM
 from vdm.sampling import Solver
 
@@ -190,15 +190,10 @@ def evaluate(
     require_images(images)
     require_counts(times_per_image=times_per_image, num_timesteps=num_timesteps)
     classes = None if labels is None else classes_of(labels, len(images), model.classes or 0)
-    return evaluation.evaluate(
-        model,
-        images,
-        times_per_image=times_per_image,
-        num_timesteps=num_timesteps,
-        batch_size=BATCH_OF_EVALUATIONS,
-        seed=seed,
-        labels=classes,
+    settings = BoundSettings(
+        times_per_image=times_per_image, num_timesteps=num_timesteps, batch_size=BATCH_OF_EVALUATIONS, seed=seed
     )
+    return evaluation.evaluate(model, images, settings, labels=classes)
 
 
 def compare(
@@ -233,8 +228,10 @@ def classify(model: VDM, images: np.ndarray, *, times_per_image: int = 32, seed:
     if model.classes is None:
         raise ValueError("the model has no classes; give `train` the labels of its images")
     require_counts(times_per_image=times_per_image)
-    options = {"times_per_image": times_per_image, "num_timesteps": None, "seed": seed, "alone": True}
-    return classify_alone(class_losses(model, images, range(len(images)), batch_size=BATCH_OF_EVALUATIONS, **options))
+    settings = BoundSettings(
+        times_per_image=times_per_image, num_timesteps=None, batch_size=BATCH_OF_EVALUATIONS, seed=seed, alone=True
+    )
+    return classify_alone(class_losses(model, images, range(len(images)), settings))
 
 
 def surprise(model: VDM, images: np.ndarray, held_out: np.ndarray | None = None, *, seed: int = 0) -> Compared:

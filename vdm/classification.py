@@ -7,12 +7,14 @@ the bounds.  With equally likely classes,
 """
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import logsumexp, softmax
 
-from vdm.evaluation import image_terms, stratified_variance
+from vdm.evaluation import BoundSettings, image_terms, stratified_variance
 from vdm.model import VDM
 
 
@@ -30,7 +32,14 @@ class Classified(NamedTuple):
     """What the Monte Carlo error adds to the mixture: at most 0, since the sum favours classes that were lucky."""
 
 
-def class_losses(model: VDM, pixels: np.ndarray, share: range, **options: Any) -> np.ndarray:
+def class_losses(
+    model: VDM,
+    pixels: np.ndarray,
+    share: range,
+    settings: BoundSettings,
+    *,
+    progress: Callable[[range], Iterable[int]] = iter,
+) -> np.ndarray:
     """Return one draw of the bound of every class at each time, (K,M,T) nats, for the images in `share`.
 
     In continuous time the times are even in gamma, since the bound depends on the ends of the schedule alone (section
@@ -39,7 +48,8 @@ def class_losses(model: VDM, pixels: np.ndarray, share: range, **options: Any) -
     """
     nats = model.num_dims * math.log(2)
     every = (np.full(len(pixels), number) for number in range(model.classes or 0))
-    terms = (image_terms(model, pixels, share, labels=labels, even_in_gamma=True, **options) for labels in every)
+    even = replace(settings, even_in_gamma=True)
+    terms = (image_terms(model, pixels, share, even, labels=labels, progress=progress) for labels in every)
     return np.stack([nats * each.sum(0) for each in terms])
 
 

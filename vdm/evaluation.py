@@ -11,6 +11,7 @@ on its place among others.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -27,6 +28,52 @@ from vdm.vlb import bits_per_dim, grid_times
 GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
 FEWEST_LEVELS, FEWEST_DRAWS = 32, 16
 """Noise levels at which the loss is known at least, unless a level would have the draws of fewer images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundSettings:
+    """How the bound of every image is computed.  Models that are compared have the same.
+
+    `num_timesteps` None gives the continuous-time bound (eq. 17), T the bound of a T-step model (section 4).
+    `times_per_image` stratified times are drawn for each image.  `batch_size` counts network evaluations; an image with
+    more times is in several batches.  `precision` is that of the network's matrix products and convolutions; everything
+    else has the model's.  With `alone` every image has the times and the noise of index 0.  With `even_in_gamma` the
+    times of continuous time are even in gamma: the schedule is the straight line between the ends of the model's.
+    """
+
+    times_per_image: int
+    num_timesteps: int | None
+    batch_size: int
+    seed: int
+    precision: Precision = "float32"
+    alone: bool = False
+    even_in_gamma: bool = False
+
+    @property
+    def images_per_batch(self) -> int:
+        """The number of images of which a batch has all times, at least one."""
+        return images_per_batch(self.batch_size, self.times_per_image)
+
+    @property
+    def batches_per_image(self) -> int:
+        """In how many batches an image is: one, unless it has more times than a batch."""
+        return -(-self.times_per_image // self.batch_size)
+
+    def batches_of(self, share: range) -> range:
+        """Return the number of each batch of the images in `share`: its first image, times `batches_per_image`."""
+        per_image = self.batches_per_image
+        return range(share.start * per_image, share.stop * per_image, self.images_per_batch)
+
+    def shares(self, num_images: int, count: int) -> list[range]:
+        """Return the indices of all images in at most `count` shares of whole batches.
+
+        So the batches of `image_terms`, and with them its results to the last digit, do not depend on `count`.
+        """
+        size = self.images_per_batch
+        batches = -(-num_images // size)
+        count = min(count, batches)
+        ends = [min(num_images, size * (batches * number // count)) for number in range(count + 1)]
+        return [range(*pair) for pair in pairwise(ends)]
 
 
 class NoiseLevels(NamedTuple):
@@ -155,32 +202,16 @@ def skewness(values: np.ndarray) -> float:
 def evaluate(
     model: VDM,
     pixels: np.ndarray,
+    settings: BoundSettings,
     *,
-    times_per_image: int,
-    num_timesteps: int | None,
-    batch_size: int,
-    seed: int,
     labels: np.ndarray | None = None,
-    precision: Precision = "float32",
     progress: Callable[[range], Iterable[int]] = iter,
 ) -> Evaluation:
     """Return the bound of every image in `pixels` (N,C,H,W), computed on the model's device.
 
     The arguments are those of `image_terms`.
     """
-    terms = image_terms(
-        model,
-        pixels,
-        range(len(pixels)),
-        times_per_image=times_per_image,
-        num_timesteps=num_timesteps,
-        batch_size=batch_size,
-        seed=seed,
-        labels=labels,
-        precision=precision,
-        progress=progress,
-    )
-    return terms_of_set(terms)
+    return terms_of_set(image_terms(model, pixels, range(len(pixels)), settings, labels=labels, progress=progress))
 
 
 @torch.inference_mode()
@@ -188,91 +219,72 @@ def image_terms(
     model: VDM,
     pixels: np.ndarray,
     share: range,
+    settings: BoundSettings,
     *,
-    times_per_image: int,
-    num_timesteps: int | None,
-    batch_size: int,
-    seed: int,
     labels: np.ndarray | None = None,
-    precision: Precision = "float32",
-    alone: bool = False,
-    even_in_gamma: bool = False,
     progress: Callable[[range], Iterable[int]] = iter,
 ) -> np.ndarray:
-    """Return the terms of the bound of the images in `share` at each of their times, (3,M,K) bits/dim.
+    """Return the terms of the bound (eq. 11) of the images in `share` at each of their times, (3,M,K) bits/dim.
 
-    `share` are M consecutive indices in `pixels` (N,C,H,W).  The terms are prior, reconstruction and diffusion.
-    `num_timesteps` None gives the continuous-time bound (eq. 17), T the bound of a T-step model (section 4).
-    `batch_size` counts network evaluations; an image with more times is in several batches.  With `labels` (N,) they
-    are the terms of p(x | c), else those of p(x); both have the same times and noise.  A float64 model is evaluated in
-    float64.  `precision` is that of the network's matrix products and convolutions; everything else has the model's.
-    With `alone` every image has the times and the noise of index 0.  With `even_in_gamma` the times of continuous time
-    are even in gamma: the schedule is the straight line between the ends of the model's.
+    `share` are M consecutive indices in `pixels` (N,C,H,W).  The terms are prior, reconstruction and diffusion.  With
+    `labels` (N,) they are those of p(x | c), else those of p(x); both have the same times and noise.  A float64 model
+    is evaluated in float64.
 
-    The host reads nothing from the device before the end.  `progress` gets the numbers of `batches_of`, and is asked
-    for the next one before each batch.
+    The host reads nothing from the device before the end.  `progress` gets the numbers of `settings.batches_of`, and is
+    asked for the next one before each batch.
 
     Raises TypeError unless the pixels are of an integer type, and ValueError unless they are images of the model, and
     for a model with dropout in training mode.
     """
     model.require_evaluation_mode()
     like = next(model.parameters())  # the computation has its device and dtype
-    size, per_image = images_per_batch(batch_size, times_per_image), batches_per_image(batch_size, times_per_image)
-    schedule = model.schedule.straight() if even_in_gamma and num_timesteps is None else model.schedule
+    straight = settings.even_in_gamma and settings.num_timesteps is None
+    schedule = model.schedule.straight() if straight else model.schedule
+    numbers = settings.batches_of(share)
+    inputs = batch_inputs(model, pixels, share, settings, labels)
+    parts = [torch.zeros(3, 0, dtype=torch.float64, device=like.device)]
+    for _, (batch, t, eps, *classes) in zip(progress(numbers), prefetch(inputs, numbers, like.device), strict=False):
+        if settings.num_timesteps is None:
+            t = t.to(like.dtype)  # not for T steps: a rounded time may lie in another step
+        t = t.clamp(max=1 - torch.finfo(t.dtype).eps)  # a float64 just below 1 may round to 1
+        images, eps = batch.repeat_interleave(len(t) // len(batch), 0), eps.to(like.dtype)
+        with torch.autocast(like.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+            if settings.num_timesteps is None:
+                given = model.given(classes[0] if classes else None)
+                terms = model.terms(images, eps, *schedule.gamma_and_slope(t), given)
+            else:
+                terms = model(images, eps, t, *classes, num_timesteps=settings.num_timesteps)
+        parts.append(torch.stack([bits_per_dim(term.double(), model.num_dims) for term in terms]))
+    return torch.cat(parts, dim=1).reshape(3, len(share), settings.times_per_image).cpu().numpy()
+
+
+def batch_inputs(
+    model: VDM, pixels: np.ndarray, share: range, settings: BoundSettings, labels: np.ndarray | None
+) -> Callable[[int], tuple[np.ndarray, ...]]:
+    """Return a function that makes the arrays of a batch from its number in `settings.batches_of`, in rising order.
+
+    They are the pixels (M,C,H,W) of its images, times (B,) float64, noise (B,C,H,W) float32 and, with `labels` (N,),
+    classes (B,).  All times of an image are drawn with its first batch.
+    """
     drawn: list[np.ndarray] = []
 
     def inputs(number: int) -> tuple[np.ndarray, ...]:
-        first, part = divmod(number, per_image)
-        indices = range(first, min(first + size, share.stop))
+        first, part = divmod(number, settings.batches_per_image)
+        indices = range(first, min(first + settings.images_per_batch, share.stop))
         images = np.array(pixels[first : indices.stop])
         if part == 0:
             model.require_images(images)
-            own = [0] * len(indices) if alone else indices
-            times = stratified_times(seed, own, times_per_image)
-            drawn[:] = times.flatten(), image_noise(seed, own, times_per_image, model.image_shape)
-        some = slice(part * batch_size, (part + 1) * batch_size) if per_image > 1 else slice(None)
+            own = [0] * len(indices) if settings.alone else indices
+            every = stratified_times(settings.seed, own, settings.times_per_image).flatten()
+            drawn[:] = every, image_noise(settings.seed, own, settings.times_per_image, model.image_shape)
+        some = slice(None)
+        if settings.batches_per_image > 1:
+            some = slice(part * settings.batch_size, (part + 1) * settings.batch_size)
         times, noise = (array[some] for array in drawn)
         classes = () if labels is None else (labels[first : indices.stop].repeat(len(times) // len(indices)),)
         return images, times, noise, *classes
 
-    numbers = batches_of(share, batch_size=batch_size, times_per_image=times_per_image)
-    parts = [torch.zeros(3, 0, dtype=torch.float64, device=like.device)]
-    for _, (batch, t, eps, *classes) in zip(progress(numbers), prefetch(inputs, numbers, like.device), strict=False):
-        if num_timesteps is None:
-            t = t.to(like.dtype)  # not for T steps: a rounded time may lie in another step
-        t = t.clamp(max=1 - torch.finfo(t.dtype).eps)  # a float64 just below 1 may round to 1
-        images, eps = batch.repeat_interleave(len(t) // len(batch), 0), eps.to(like.dtype)
-        with torch.autocast(like.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            if num_timesteps is None:
-                given = model.given(classes[0] if classes else None)
-                terms = model.terms(images, eps, *schedule.gamma_and_slope(t), given)
-            else:
-                terms = model(images, eps, t, *classes, num_timesteps=num_timesteps)
-        parts.append(torch.stack([bits_per_dim(term.double(), model.num_dims) for term in terms]))
-    return torch.cat(parts, dim=1).reshape(3, len(share), times_per_image).cpu().numpy()
-
-
-def batches_per_image(batch_size: int, times_per_image: int) -> int:
-    """Return in how many batches of `batch_size` network evaluations an image is: one, unless it has more times."""
-    return -(-times_per_image // batch_size)
-
-
-def batches_of(share: range, *, batch_size: int, times_per_image: int) -> range:
-    """Return the number of each batch of `image_terms`: that of its first image, times `batches_per_image`."""
-    per_image = batches_per_image(batch_size, times_per_image)
-    return range(share.start * per_image, share.stop * per_image, images_per_batch(batch_size, times_per_image))
-
-
-def shares(num_images: int, count: int, *, batch_size: int, times_per_image: int) -> list[range]:
-    """Return the indices of all images in at most `count` shares of whole batches.
-
-    So the batches of `image_terms`, and with them its results to the last digit, do not depend on the number of shares.
-    """
-    size = images_per_batch(batch_size, times_per_image)
-    batches = -(-num_images // size)
-    count = min(count, batches)
-    ends = [min(num_images, size * (batches * number // count)) for number in range(count + 1)]
-    return [range(*pair) for pair in pairwise(ends)]
+    return inputs
 
 
 def terms_of_set(terms: np.ndarray) -> Evaluation:

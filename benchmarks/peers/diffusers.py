@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from benchmarks.peers import Model, Peer
 from vdm.diffusion import diffuse
 from vdm.discretization import pixels_to_x
-from vdm.evaluation import evaluate
+from vdm.evaluation import BoundSettings, evaluate
 from vdm.model import VDM, count_parameters
 
 WARM_UP = 100
@@ -69,9 +69,9 @@ class Diffusers(Peer):
     def bound(self, images: np.ndarray, times_per_image: int, batch_size: int) -> np.ndarray:
         """Return the bits/dim of each image."""
         self.vdm.eval()
-        settings = {"times_per_image": times_per_image, "num_timesteps": None, "batch_size": batch_size, "seed": 0}
-        found = evaluate(self.vdm, images, precision=self.precision, **settings)  # type: ignore[arg-type]
-        return found.bpd
+        sizes = {"times_per_image": times_per_image, "batch_size": batch_size}
+        settings = BoundSettings(num_timesteps=None, seed=0, precision=self.precision, **sizes)
+        return evaluate(self.vdm, images, settings).bpd
 
     def evaluate(self, pixels: Tensor) -> None:
         self.bound(pixels.cpu().numpy(), 1, len(pixels))

@@ -255,7 +255,7 @@ class Shared(Computation):
 
 
 class Evaluate(Shared):
-    """The settings of the variational bound; see `vdm.evaluation.image_terms`."""
+    """The settings of the variational bound; see `vdm.evaluation.BoundSettings`."""
 
     times_per_image: Positive
     num_timesteps: Timesteps | None

@@ -7,7 +7,7 @@ and the classification of images differ only in the settings, and in what each i
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -16,8 +16,9 @@ from flows.core.model import TrainedModel
 from flows.evaluation.results import BOTH
 from flows.images.image_set import Chosen
 from flows.process.streams import bar
+from vdm.choices import Precision
 from vdm.classification import class_losses
-from vdm.evaluation import Evaluation, image_terms, shares, terms_of_set
+from vdm.evaluation import BoundSettings, Evaluation, image_terms, terms_of_set
 
 if TYPE_CHECKING:
     from flows.core.params import Evaluate
@@ -54,8 +55,7 @@ def terms(
     find_device(settings.device, settings.num_devices)  # refuses what the machine does not have, before processes start
     if parts is None:
         warn_if_seen(model, images)
-        sizes = {"batch_size": settings.batch_size, "times_per_image": settings.times_per_image}
-        parts = shares(len(images), settings.num_devices, **sizes)
+        parts = bound_settings(settings).shares(len(images), settings.num_devices)
     job = partial(terms_of_part, model, images, settings, given, parts, alone, progress)
     if len(parts) == 1:
         return job()
@@ -79,18 +79,29 @@ def terms_of_part(
     rank = local_rank()
     device = find_device(settings.device, len(parts), rank)
     vdm, part = model.on(device).vdm, parts[rank]
-    options: dict[str, Any] = settings.model_dump(include={"seed", "times_per_image", "num_timesteps", "batch_size"})
-    options |= {"precision": find_precision(settings.precision, device), "alone": alone}
-    options |= {"progress": progress or bar("evaluating", shown=rank == 0)}
+    of_bound = bound_settings(settings, find_precision(settings.precision, device), alone=alone)
+    advance = progress or bar("evaluating", shown=rank == 0)
     evaluations = sum((model.num_classes or 0) if each == "each class" else 1 for each in given)
     compile_long_work(vdm, evaluations * len(part) * settings.times_per_image // settings.batch_size)
     pixels, own = images.pixels, images.classes(model) if "class" in given else None
     return [
-        class_losses(vdm, pixels, part, **options)
+        class_losses(vdm, pixels, part, of_bound, progress=advance)
         if each == "each class"
-        else image_terms(vdm, pixels, part, labels=own if each == "class" else None, **options)
+        else image_terms(vdm, pixels, part, of_bound, labels=own if each == "class" else None, progress=advance)
         for each in given
     ]
+
+
+def bound_settings(settings: "Evaluate", precision: Precision = "float32", *, alone: bool = False) -> BoundSettings:
+    """Return the settings of the bound on a device that has this precision."""
+    return BoundSettings(
+        times_per_image=settings.times_per_image,
+        num_timesteps=settings.num_timesteps,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        precision=precision,
+        alone=alone,
+    )
 
 
 def bounds(model: TrainedModel, images: Chosen, settings: "Evaluate", given: Sequence[Condition]) -> list[Evaluation]:

@@ -17,7 +17,7 @@ from flows.core.params_file import read_params
 from flows.evaluation import bound
 from flows.evaluation.ode import NUM_REPEATED, largest_error, ode
 from flows.evaluation.results import SampleMetrics, common_figures
-from flows.evaluation.terms import bounds
+from flows.evaluation.terms import bound_settings, bounds
 from flows.images.image_set import SPLITS, Chosen, ImageSet, open_images, save_images, spread
 from vdm.choices import Split
 from vdm.evaluation import image_terms
@@ -45,8 +45,7 @@ def test_some_images_of_a_sorted_set_are_of_all_its_classes(folder: Path, digits
     (found,) = bounds(model, Chosen(images, "train", 5), settings, [None])
 
     five = np.concatenate([np.zeros_like(digits[:2]), digits[[0, 9, 19]]])
-    options = settings.model_dump(include={"seed", "times_per_image", "num_timesteps", "batch_size", "precision"})
-    prior, reconstruction, diffusion = image_terms(model.vdm, five, range(5), **options)
+    prior, reconstruction, diffusion = image_terms(model.vdm, five, range(5), bound_settings(settings))
     np.testing.assert_allclose(found.bpd, (prior + reconstruction + diffusion).mean(axis=1), rtol=1e-12)
 
 

@@ -1,6 +1,7 @@
 """Classes: the row of "no class", guidance, dropout, and the likelihood of Gaussian classes against its closed form."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,14 @@ from vdm.classification import class_losses, classify_alone, classify_draws
 from vdm.codec import TOTAL, Codec
 from vdm.diffusion import per_image
 from vdm.discretization import pixels_to_x
-from vdm.evaluation import image_terms
+from vdm.evaluation import BoundSettings, image_terms
 from vdm.model import VDM
 from vdm.ode import Derivative, OdeState, evaluate_ode
 from vdm.sampling import Solver, fill_in, trajectory
 from vdm.schedule import alpha, sigma
 from vdm.training.validation import Validation
 
-BOUND: dict[str, Any] = {"times_per_image": 4, "num_timesteps": None, "batch_size": 64, "seed": 3}
+BOUND = BoundSettings(times_per_image=4, num_timesteps=None, batch_size=64, seed=3)
 ODE: dict[str, Any] = {"seed": 0, "num_draws": 1, "num_probes": 1, "dequantisation": "uniform", "batch_size": 64}
 LABELS = np.arange(6) % 3
 
@@ -49,11 +50,11 @@ def test_guidance_is_a_line_through_both_predictions(model: VDM) -> None:
 
 
 def of_bound(model: VDM, pixels: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
-    return image_terms(model, pixels, range(6), labels=labels, **BOUND).sum((0, 2))
+    return image_terms(model, pixels, range(6), BOUND, labels=labels).sum((0, 2))
 
 
 def of_steps(model: VDM, pixels: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
-    return image_terms(model, pixels, range(6), labels=labels, **BOUND | {"num_timesteps": 5}).sum((0, 2))
+    return image_terms(model, pixels, range(6), replace(BOUND, num_timesteps=5), labels=labels).sum((0, 2))
 
 
 def of_ode(model: VDM, pixels: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
@@ -143,7 +144,7 @@ def test_a_class_that_tells_something_is_learned_and_validated(
         validation = Validation(pixels, labels=given, keep="last", **options)  # type: ignore[arg-type]
         figures.append(validation.validate(trainer.averaged, 1, lambda: False)[0])  # type: ignore[index]
     assert figures[0] < 0.9 * figures[1]
-    losses = class_losses(trainer.averaged, pixels, range(64), **BOUND)
+    losses = class_losses(trainer.averaged, pixels, range(64), BOUND)
     assert (classify_draws(losses).best == labels).all()
 
 
@@ -169,7 +170,7 @@ def test_gaussian_classes_have_their_exact_log_ratio(tiny_model: Callable[..., V
         ends = (model.schedule.gamma_0, model.schedule.gamma_1)
         at_0, at_1 = (alpha(g) ** 2 * away / (2 * (alpha(g) ** 2 * s2 + sigma(g) ** 2)) for g in ends)
         known.append((at_0 - at_1).numpy())
-    found = classify_draws(class_losses(model, digits[:40], range(40), **BOUND | {"times_per_image": 64}))
+    found = classify_draws(class_losses(model, digits[:40], range(40), replace(BOUND, times_per_image=64)))
     order = np.argsort(known, axis=0)
     assert (found.best == order[0]).all()
     ratio = np.take_along_axis(np.array(known), order[1:2], 0)[0] - np.min(known, axis=0)
@@ -187,8 +188,8 @@ def test_classes_are_told_apart_at_times_even_in_gamma(tiny_model: Callable[...,
     line = tiny_model(classes=3, schedule="fixed_linear")
     line.network.load_state_dict(bent.network.state_dict())
     for steps, same in ((None, True), (5, False)):
-        options = BOUND | {"num_timesteps": steps}
-        first, second = (class_losses(model, digits[:6], range(6), **options) for model in (bent, line))
+        settings = replace(BOUND, num_timesteps=steps)
+        first, second = (class_losses(model, digits[:6], range(6), settings) for model in (bent, line))
         assert np.array_equal(first, second) == same
 
 
@@ -202,7 +203,7 @@ def test_a_model_keeps_its_schedule_while_it_classifies(tiny_model: Callable[...
             seen.append(model.schedule)
 
     own = model.schedule
-    class_losses(model, digits[:2], range(2), progress=watched, **BOUND)
+    class_losses(model, digits[:2], range(2), BOUND, progress=watched)
     assert [*map(id, seen)] == [id(own)] * 3
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,12 +12,12 @@ from scipy import stats
 from flows.evaluation.ode import dopri5
 from vdm.discretization import pixels_to_x
 from vdm.evaluation import (
+    BoundSettings,
     Evaluation,
     evaluate,
     image_noise,
     image_terms,
     paired_difference,
-    shares,
     stratified_times,
     stratified_variance,
 )
@@ -26,7 +26,7 @@ from vdm.ode import evaluate_ode
 from vdm.sampling import Solver, sample
 from vdm.vlb import bits_per_dim, prior_loss, reconstruction_loss
 
-SETTINGS: dict[str, Any] = {"times_per_image": 4, "num_timesteps": None, "batch_size": 64, "seed": 3}
+SETTINGS = BoundSettings(times_per_image=4, num_timesteps=None, batch_size=64, seed=3)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_pixels_that_are_no_images_of_the_model_are_refused(
     """They would give a figure that looks like one."""
     pixels = change(digits[:4])
     with pytest.raises(error, match=message):
-        evaluate(tiny_model(), pixels, **SETTINGS)
+        evaluate(tiny_model(), pixels, SETTINGS)
     ode = {"seed": 0, "num_draws": 1, "num_probes": 1, "dequantisation": "uniform", "batch_size": 4}
     with pytest.raises(error, match=message):
         evaluate_ode(tiny_model(), pixels, solve=dopri5(1e-3), **ode)  # type: ignore[arg-type]
@@ -58,16 +58,16 @@ def test_dropout_in_training_mode_is_refused(tiny_model: Callable[..., VDM], dig
     """A new model is in training mode."""
     model = tiny_model(dropout=0.1).train()
     with pytest.raises(ValueError, match=r"in training mode, with dropout; call its method eval\(\) first"):
-        evaluate(model, digits[:2], **SETTINGS)
+        evaluate(model, digits[:2], SETTINGS)
     with pytest.raises(ValueError, match="in training mode"):
         sample(model, range(2), Solver(2), seed=0)
-    assert np.isfinite(evaluate(tiny_model().train(), digits[:2], **SETTINGS).bpd).all()
+    assert np.isfinite(evaluate(tiny_model().train(), digits[:2], SETTINGS).bpd).all()
 
 
 def test_float64_results_agree_for_any_batch_size(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
     """Batches of one and of three, one batch, and the model itself at the same times and noise agree to 1e-8."""
     model = tiny_model(schedule="learned_monotone").double()
-    one, three, all_at_once = (evaluate(model, digits[:9], **SETTINGS | {"batch_size": size}) for size in (1, 3, 1000))
+    one, three, all_at_once = (evaluate(model, digits[:9], replace(SETTINGS, batch_size=size)) for size in (1, 3, 1000))
     np.testing.assert_allclose(one.bpd, all_at_once.bpd, rtol=1e-8)
     np.testing.assert_allclose(three.diffusion_draws, all_at_once.diffusion_draws, rtol=1e-8)
     t = torch.from_numpy(stratified_times(3, range(9), 4)).flatten()
@@ -87,7 +87,7 @@ def test_float64_results_agree_for_any_batch_size(tiny_model: Callable[..., VDM]
     ],
 )
 def test_shares_are_of_whole_batches(num_images: int, count: int, expected: list[tuple[int, int]]) -> None:
-    found = shares(num_images, count, batch_size=13, times_per_image=4)
+    found = replace(SETTINGS, batch_size=13).shares(num_images, count)
     assert [(share.start, share.stop) for share in found] == expected
 
 
@@ -104,14 +104,14 @@ def test_no_batch_is_larger_than_asked_for(tiny_model: Callable[..., VDM], digit
     """An image with more times than a batch has would need the memory of all."""
     model, sizes = tiny_model(classes=2), list[int]()
     model.network.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
-    image_terms(model, digits[:2], range(2), labels=np.array([0, 1]), **SETTINGS | {"batch_size": 3})
+    image_terms(model, digits[:2], range(2), replace(SETTINGS, batch_size=3), labels=np.array([0, 1]))
     assert sizes == [3, 1, 3, 1]
 
 
 def test_an_image_alone_has_the_same_terms_at_any_place(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
     model = tiny_model(schedule="learned_monotone").double()
-    (first,) = image_terms(model, digits[3:4], range(1), **SETTINGS).transpose(1, 0, 2)
-    third = image_terms(model, digits[1:5], range(4), alone=True, **SETTINGS)[:, 2]
+    (first,) = image_terms(model, digits[3:4], range(1), SETTINGS).transpose(1, 0, 2)
+    third = image_terms(model, digits[1:5], range(4), replace(SETTINGS, alone=True))[:, 2]
     np.testing.assert_allclose(third, first, rtol=1e-8)
 
 
@@ -127,7 +127,7 @@ def test_each_image_has_one_time_in_every_stratum() -> None:
 def test_agrees_with_the_plain_average_of_the_bound(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
     """The average has independent uniform times and another noise, and is computed in one call of the model."""
     model, images = tiny_model(), digits[:4]
-    ours = evaluate(model, images, **SETTINGS | {"times_per_image": 128})
+    ours = evaluate(model, images, replace(SETTINGS, times_per_image=128))
     generator = torch.Generator().manual_seed(0)
     pixels = torch.from_numpy(images).repeat_interleave(512, 0)
     with torch.no_grad():
@@ -174,7 +174,7 @@ def test_a_model_of_two_steps_has_two_noise_levels(tiny_model: Callable[..., VDM
         model.schedule.bias.add_(3)  # type: ignore[union-attr, operator]
         model.schedule.outer.mul_(500)  # type: ignore[union-attr, operator]
         gammas = model.schedule(torch.tensor([0, 0.5, 1])).double().numpy()
-    result = evaluate(model, digits[:50], **SETTINGS | {"times_per_image": 8, "num_timesteps": 2})
+    result = evaluate(model, digits[:50], replace(SETTINGS, times_per_image=8, num_timesteps=2))
     levels = result.noise_levels(seed=3, num_timesteps=2)
     assert levels.t.tolist() == [0.5, 1]
     np.testing.assert_allclose(levels.diffusion, np.expm1(np.diff(gammas)) / math.log(2), rtol=0.1)
@@ -248,8 +248,8 @@ def test_an_equal_model_seldom_seems_better(
 def test_the_monte_carlo_error_matches_repeated_evaluations(
     times_per_image: int, digits: np.ndarray, tiny_model: Callable[..., VDM]
 ) -> None:
-    model, settings = tiny_model(), SETTINGS | {"times_per_image": times_per_image}
-    runs = [evaluate(model, digits[:16], **settings | {"seed": seed}) for seed in range(40)]
+    model, settings = tiny_model(), replace(SETTINGS, times_per_image=times_per_image)
+    runs = [evaluate(model, digits[:16], replace(settings, seed=seed)) for seed in range(40)]
     spread = np.std([run.bpd.mean() for run in runs], ddof=1)
     claimed = np.mean([run.monte_carlo_standard_error for run in runs])
     # The spread of forty repeats is known to 11%.  The estimate may be too large, as it ignores some stratification.
@@ -273,7 +273,7 @@ def test_noise_at_one_end_of_time_is_in_the_monte_carlo_error() -> None:
 
 def test_every_term_has_its_name(tiny_model: Callable[..., VDM], digits: np.ndarray) -> None:
     model, pixels = tiny_model(), torch.from_numpy(digits[:5])
-    found = evaluate(model, digits[:5], **SETTINGS)
+    found = evaluate(model, digits[:5], SETTINGS)
     prior = prior_loss(pixels_to_x(pixels, 17), model.schedule.gamma_1)
     reconstruction = reconstruction_loss(pixels, model.schedule.gamma_0, 17)
     for values, nats in ((found.prior, prior), (found.reconstruction, reconstruction)):

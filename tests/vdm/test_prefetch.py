@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from trainings import SETTINGS, same_bits
 
 from vdm import sampling
-from vdm.evaluation import image_terms
+from vdm.evaluation import BoundSettings, image_terms
 from vdm.model import VDM
 from vdm.prefetch import prefetch
 from vdm.sampling import Solver, trajectory
@@ -106,9 +106,9 @@ def test_a_batch_of_an_evaluation_waits_for_nothing(meta_model: VDM, digits: np.
             yield start
             seen.append(found.total())
 
-    options = {"times_per_image": 2, "num_timesteps": None, "batch_size": 4, "seed": 0, "progress": watched}
+    settings = BoundSettings(times_per_image=2, num_timesteps=None, batch_size=4, seed=0)
     with pytest.raises(RuntimeError, match="meta"), waits() as found:
-        image_terms(meta_model, digits, range(9), **options)  # type: ignore[arg-type]
+        image_terms(meta_model, digits, range(9), settings, progress=watched)
     assert seen == [0] * 5
     assert found.total() > 0
 

@@ -21,7 +21,7 @@ from flows.training.fitting import resolve
 from flows.training.states import load_state, save_state
 from vdm.choices import Compile, ScheduleKind
 from vdm.errors import TrainingDiverged
-from vdm.evaluation import evaluate
+from vdm.evaluation import BoundSettings, evaluate
 from vdm.model import VDM
 from vdm.training import log as training_log
 from vdm.training.batches import Batch
@@ -217,8 +217,8 @@ def test_running_statistics_are_averaged_like_the_weights(digits: np.ndarray) ->
 def test_a_network_with_running_statistics_is_as_good_as_in_training(digits: np.ndarray) -> None:
     settings = {"steps": 150, "batch_size": 64, "learning_rate": 1e-2, "log_every": 50, "ema_decay": 0.9}
     trainer = fit(normed_model(), digits[:400], **SETTINGS | settings)
-    options = {"times_per_image": 8, "num_timesteps": None, "batch_size": 400, "seed": 0}
-    bpd = evaluate(trainer.averaged, digits[:100], **options).bpd.mean()
+    bound = BoundSettings(times_per_image=8, num_timesteps=None, batch_size=400, seed=0)
+    bpd = evaluate(trainer.averaged, digits[:100], bound).bpd.mean()
     assert bpd == pytest.approx(trainer.records[-1].bpd, rel=0.1)  # with statistics of 0 and 1 it is far above
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from vdm.choices import Keep, Precision
-from vdm.evaluation import Evaluation, batches_of, image_terms, terms_of_set
+from vdm.evaluation import BoundSettings, Evaluation, image_terms, terms_of_set
 from vdm.model import VDM
 from vdm.training.processes import gather, process
 
@@ -50,11 +50,12 @@ class Validation:
         patience: int | None,
         precision: Precision = "float32",
     ) -> None:
-        self.images = images
+        self.images, self.labels = images, labels
         self.every_steps = every_steps
         self.keep, self.patience = keep, patience
-        self.options: dict[str, Any] = {"times_per_image": times_per_image, "batch_size": batch_size, "seed": seed}
-        self.options |= {"precision": precision, "labels": labels}
+        self.settings = BoundSettings(
+            times_per_image=times_per_image, num_timesteps=None, batch_size=batch_size, seed=seed, precision=precision
+        )
         self.best: Best | None = None
         self.since_best = 0
 
@@ -97,11 +98,10 @@ class Validation:
         """
         rank, processes = process()
         first, end = (len(self.images) * number // processes for number in (rank, rank + 1))
-        sizes = {name: self.options[name] for name in ("batch_size", "times_per_image")}
         largest_share = -(-len(self.images) // processes)  # so that all processes call `stop` equally often
 
         def until_stopped(batches: range) -> Iterator[int]:
-            for number in batches_of(range(first, first + largest_share), **sizes):
+            for number in self.settings.batches_of(range(first, first + largest_share)):
                 if stop():
                     raise Stopped
                 if number in batches:
@@ -109,7 +109,7 @@ class Validation:
 
         share = range(first, end)
         try:
-            terms = image_terms(model, self.images, share, num_timesteps=None, progress=until_stopped, **self.options)
+            terms = image_terms(model, self.images, share, self.settings, labels=self.labels, progress=until_stopped)
         except Stopped:
             return None
         return terms_of_set(np.concatenate(gather(terms), axis=1))
