@@ -215,7 +215,7 @@ def contains(folder: Path, path: Path) -> bool:
 def require_replaceable(path: Path, *inputs: Path, force: bool, names: str | None = None) -> None:
     """Raise UserError (exit 2) if an output exists, unless `force` replaces it.
 
-    `names` is the pattern of the names of files in a folder; without it, the output is a file.  Even with `force`, a
+    `names` is the pattern of the paths of files in a folder; without it, the output is a file.  Even with `force`, a
     folder is replaced only if it holds nothing else, and nothing that is, holds or lies in one of the inputs.
     """
     if not path.exists() and not path.is_symlink():
@@ -232,8 +232,9 @@ def require_replaceable(path: Path, *inputs: Path, force: bool, names: str | Non
 
 
 def has_only(folder: Path, names: str) -> bool:
-    """Whether everything in the folder is a file with a name that matches the pattern `names`."""
-    return all(re.fullmatch(names, path.name) and path.is_file() for path in folder.iterdir())
+    """Whether everything in a folder and its folders is a file whose path matches the pattern `names`."""
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return all(re.fullmatch(names, path.relative_to(folder).as_posix()) and path.is_file() for path in found)
 
 
 def remove(folder: Path) -> None:

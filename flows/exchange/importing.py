@@ -17,6 +17,7 @@ from flows.core import bounded_yaml, layout
 from flows.core.errors import CheckpointError, UserError, brief
 from flows.core.files import file_sha256, open_regular, read_bounded, replace_folder, require_replaceable
 from flows.core.model import CONFIG, TRAINING, WEIGHTS, find_type_error, save_model
+from flows.dossier import places
 from vdm.model import VDM
 
 Weights = dict[str, Tensor]
@@ -25,9 +26,11 @@ Config = dict[str, Any]
 
 MOST_BYTES = 2**34
 """The largest file of flax that is read."""
-RESULTS = (layout.METRICS, layout.PER_IMAGE, layout.NOISE_LEVELS, layout.SAMPLES_ARRAY)
-MODEL_FILES = "|".join(map(re.escape, [CONFIG, WEIGHTS, TRAINING, layout.CARD.name, *(path.name for path in RESULTS)]))
-"""The names in a model folder: the model and its card, and the results that `vdmctl evaluate --out` puts beside it."""
+MODEL_FILES = [CONFIG, WEIGHTS, TRAINING, layout.CARD.name]
+RESULTS = [str(path.relative_to(layout.REPORTS)) for path in (*places.RESULTS, layout.CALIBRATION, layout.SAMPLES)]
+EVALUATED = [path.name for path in (layout.METRICS, layout.PER_IMAGE, layout.NOISE_LEVELS, layout.CALIBRATION)]
+REPLACED = "|".join(map(re.escape, [*MODEL_FILES, *RESULTS, *EVALUATED]))
+"""The files of a model folder: the model and its card, and what commands put beside it, wherever `--out` said."""
 
 GOOGLE_NAMES = [
     (r"^dense0/", "condition_1/"),
@@ -83,7 +86,7 @@ def import_checkpoint(
     than those of a model, and CheckpointError if the file is missing, damaged, of another shape, has another digest
     than `sha256`, or holds anything but weights.  Raises OSError that names a file that cannot be written.
     """
-    require_replaceable(out, file, force=True, names=MODEL_FILES)
+    require_replaceable(out, file, force=True, names=REPLACED)
     try:
         if sha256 and (found := file_sha256(file)) != sha256.lower():
             raise CheckpointError(f"{file}: its sha256 is {found}; get the file again, or correct --sha256")

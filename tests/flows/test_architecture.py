@@ -54,7 +54,7 @@ ROOMS = {
     "registry": "core process images contract evaluation repository",
     "project": "core images contract repository registry",
     "dossier": "core images contract evaluation repository registry project",
-    "exchange": "core evaluation",
+    "exchange": "core evaluation dossier",
     "report": "core process images contract evaluation dossier",
     "orchestration": "core process images contract evaluation repository registry project report",
     "app": "core process images evaluation sampling repository registry project dossier report",

@@ -182,6 +182,16 @@ def test_an_imported_model_is_evaluated_by_the_command_line(
     assert metrics["num_images"] == 4
     # The times differ from the oracle's, whose random weights give 10 to 20 bits/dim.
     assert 3 < metrics["bpd"] < 30
+    for out in ("model", "model/evaluation"):
+        assert run(["evaluate", "model", "--images", "images", "--device", "cpu", "--out", out]) == 0
+    assert {"calibration.json", "evaluation"} <= {path.name for path in Path("model").iterdir()}
+    assert run([*imported, "--image-size", "16", "16"]) == 2
+    capsys.readouterr()
+    notes = Path("model/evaluation/notes.md")
+    notes.write_text("mine")
+    assert run([*imported, "--image-size", "16", "16", "--force"]) == 2
+    assert "model is no folder of files that this command writes" in capsys.readouterr().err
+    notes.unlink()
     assert run([*imported, "--image-size", "16", "16"]) == 2
     assert "model exists; name another folder, or replace it with --force" in capsys.readouterr().err
     assert run([*imported, "--image-size", "16", "16", "--force"]) == 0
