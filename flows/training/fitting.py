@@ -309,57 +309,112 @@ def take_steps(
 
     Raises UserError: after saving a state, if it was asked to stop (exit 75), and what `make_tracker` raises.
     """
-    steps = trainer.settings.steps
-    saved_at, began = trainer.done, time.monotonic()
-    saved_time = before = began
-    typical = trainer.done + (2 if trainer.settings.compile else 1)  # the first step that does not wait for a compiler
-    track = make_tracker(train.tracker if is_first() else None, states.folder, trainer.done)
-    if is_first():
-        start_curves(curves, states.lines(trainer.log.last, trainer.log.lines))
-        for picture in [] if trainer.done else curves.parent.glob("samples-*.png"):
-            picture.unlink()  # of another training
+    began = time.monotonic()
+    told, saves = Telling(trainer, states, curves, train, began), Saves(trainer, states, train, began)
     training, validating = Poll(asked_to_stop), Poll(asked_to_stop)  # each at its own pace
-    first = trainer.done - 1 if trainer.unvalidated else trainer.done  # a pending validation takes one more turn
-    shown = bar("training", shown=is_first())(range(first, steps))
-    progress = TrainingProgress(step=trainer.done, steps=steps)
-    for _ in shown:
+    for _ in told.steps:
         if trainer.finished:
-            tell(progress.model_copy(update={"has_ended": True}))
-            log.info("step %d of %d: training ends, since validation no longer improves", trainer.done, steps)
+            told.end_early()
             break
         record = trainer.step(lambda: validating() if trainer.unvalidated else training())
-        if trainer.done <= typical and trainer.device.type == "cuda":
-            torch.cuda.synchronize(trainer.device)
-        now = time.monotonic()
+        told.look_at_clock()
+        whole = not training.answer  # a step that was stopped is told and drawn when it is taken again
         if record:
-            if is_first():
-                for file in (states.log, curves):
-                    add_lines(file, record)
-            track(record)
-            seconds = (now - began) / (trainer.done - first) * (steps - trainer.done)
-            pace = f"{record.images_per_second:.0f} images/s, {timedelta(seconds=round(seconds))} left"
-            progress = progress_of(record, progress, seconds)
-            if is_first():
-                tell(progress)
-            log.info("step %d: %s, %s", record.step, describe_record(record), pace)
-            shown.set_postfix_str(describe_record(record))
-        elif trainer.done == typical and not training.answer:
-            left = timedelta(seconds=round((now - before) * (steps - trainer.done)))
-            log.info("step %d: a step takes %.2f s, %s left", trainer.done, now - before, left)
-        before = now
-        drawing = train.samples_every_steps and trainer.done % train.samples_every_steps == 0
-        if is_first() and drawing and not training.answer:  # not again after a step that was stopped
-            with suppress(ArithmeticError):  # of weights that have diverged, as the log will say
-                write_whole(curves.with_name(f"samples-{trainer.done:09d}.png"), preview(trainer.averaged))
+            told.line(record)
+        elif whole and trainer.done == told.timed:
+            told.pace()
+        if whole:
+            draw_samples(trainer, curves, train)
         stop = (validating.answer or training()) and not trainer.finished
-        overdue = now - saved_time >= 60 * train.checkpoint_every_minutes
-        if stop or overdue or trainer.done - saved_at >= train.checkpoint_every_steps:
-            save_state(trainer, states)
-            saved_at, saved_time = trainer.done, time.monotonic()
+        if stop or saves.due(told.now):
+            saves.save()
         if stop:
-            raise UserError(f"stopped at step {trainer.done} of {steps}; run again to continue", Exit.RESUMABLE)
-    if trainer.done > saved_at:
-        save_state(trainer, states)
+            reason = f"stopped at step {trainer.done} of {trainer.settings.steps}"
+            raise UserError(f"{reason}; run again to continue", Exit.RESUMABLE)
+    if saves.step < trainer.done:
+        saves.save()
+
+
+class Telling:
+    """What a training tells on its way: the lines of its log, in files, a tracker and a bar, and how far it is.
+
+    The first process writes the files.  Raises what `make_tracker` and `States.lines` raise.
+    """
+
+    def __init__(self, trainer: Trainer, states: States, curves: Path, train: "Train", now: float) -> None:
+        self.trainer, self.last = trainer, trainer.settings.steps
+        self.began = self.before = self.now = now
+        self.first = trainer.done - 1 if trainer.unvalidated else trainer.done  # a pending validation is one more turn
+        self.timed = trainer.done + (2 if trainer.settings.compile else 1)
+        """The first step that does not wait for a compiler."""
+        self.track = make_tracker(train.tracker if is_first() else None, states.folder, trainer.done)
+        self.files = (states.log, curves)
+        if is_first():
+            start_curves(curves, states.lines(trainer.log.last, trainer.log.lines))
+            for picture in [] if trainer.done else curves.parent.glob("samples-*.png"):
+                picture.unlink()  # of another training
+        self.steps = bar("training", shown=is_first())(range(self.first, self.last))
+        self.progress = TrainingProgress(step=trainer.done, steps=self.last)
+
+    def look_at_clock(self) -> None:
+        """Note when a step ended.  CUDA is waited for up to the timed step."""
+        if self.trainer.done <= self.timed and self.trainer.device.type == "cuda":
+            torch.cuda.synchronize(self.trainer.device)
+        self.before, self.now = self.now, time.monotonic()
+
+    def line(self, record: TrainingRecord) -> None:
+        """Tell a line of the training log, and the time left at the pace so far."""
+        seconds = (self.now - self.began) / (self.trainer.done - self.first) * (self.last - self.trainer.done)
+        self.progress = progress_of(record, self.progress, seconds)
+        if is_first():
+            for file in self.files:
+                add_lines(file, record)
+            tell(self.progress)
+        self.track(record)
+        pace = f"{record.images_per_second:.0f} images/s, {timedelta(seconds=round(seconds))} left"
+        log.info("step %d: %s, %s", record.step, describe_record(record), pace)
+        self.steps.set_postfix_str(describe_record(record))
+
+    def pace(self) -> None:
+        """Tell how long the last step took, and the time left at that pace."""
+        seconds = self.now - self.before
+        left = timedelta(seconds=round(seconds * (self.last - self.trainer.done)))
+        log.info("step %d: a step takes %.2f s, %s left", self.trainer.done, seconds, left)
+
+    def end_early(self) -> None:
+        """Tell that the training ends before its last step."""
+        if is_first():
+            tell(self.progress.model_copy(update={"has_ended": True}))
+        done = self.trainer.done
+        log.info("step %d of %d: training ends, since validation no longer improves", done, self.last)
+
+
+class Saves:
+    """The saves of a training's state in the first process: every so many steps or minutes."""
+
+    def __init__(self, trainer: Trainer, states: States, train: "Train", now: float) -> None:
+        self.trainer, self.states = trainer, states
+        self.every_steps, self.every_seconds = train.checkpoint_every_steps, 60 * train.checkpoint_every_minutes
+        self.step, self.time = trainer.done, now
+        """The step and the time of the last save."""
+
+    def due(self, now: float) -> bool:
+        """Whether so many steps or minutes have passed since the last save."""
+        return now - self.time >= self.every_seconds or self.trainer.done - self.step >= self.every_steps
+
+    def save(self) -> None:
+        """Save the state."""
+        if is_first():
+            self.states.save(self.trainer.done, self.trainer.state())
+        self.step, self.time = self.trainer.done, time.monotonic()
+
+
+def draw_samples(trainer: Trainer, curves: Path, train: "Train") -> None:
+    """Draw samples of the averaged weights into a picture beside `curves` in the first process, if the step is due."""
+    due = train.samples_every_steps and trainer.done % train.samples_every_steps == 0
+    if is_first() and due:
+        with suppress(ArithmeticError):  # of weights that have diverged, as the log will say
+            write_whole(curves.with_name(f"samples-{trainer.done:09d}.png"), preview(trainer.averaged))
 
 
 def preview(vdm: VDM) -> bytes:
@@ -386,12 +441,6 @@ def describe_record(record: TrainingRecord) -> str:
         error = record.validation_monte_carlo_standard_error
         validation = f", validation {record.validation_bpd:.4f} (Monte Carlo error {error:.4f})"
     return f"{record.bpd:.4f} bits/dim{validation}"
-
-
-def save_state(trainer: Trainer, states: States) -> None:
-    """Save the state of the training in the first process."""
-    if is_first():
-        states.save(trainer.done, trainer.state())
 
 
 def write_model(trainer: Trainer, config: dict[str, Any], train: "Train", data: str, out: Path, **stated: Any) -> None:
