@@ -1,4 +1,4 @@
-"""A type checker finds the types of the package as it is installed: the programs in the documentation have no errors."""
+"""A type checker finds the types of the installed package: the programs in the documentation have no errors."""
 
 import re
 import subprocess
