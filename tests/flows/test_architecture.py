@@ -25,7 +25,8 @@ from flows.repository.stages import stage_names
 
 DVC = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 CODE = sorted([*ROOT.glob("vdm/**/*.py"), *ROOT.glob("flows/**/*.py")])
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "data/README.md", *sorted(ROOT.glob("docs/*.md"))]
+PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "data/README.md")
+DOCUMENTS = [*(ROOT / page for page in PAGES), *sorted(ROOT.glob("docs/*.md"))]
 
 # Each layer of vdm/ may import those before it.
 LAYERS = [
@@ -290,11 +291,27 @@ def test_the_citation_is_that_of_the_package_and_of_the_paper() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert (citation["version"], citation["license"]) == (project["version"], project["license"])
     assert project["name"] in citation["title"]
+    assert (project["authors"], project["keywords"]) == (citation["authors"], citation["keywords"])
     (paper,) = citation["references"]
     bibtex = dict(re.findall(r"^  (\w+) = \{(.*)\}", (ROOT / "README.md").read_text(), re.MULTILINE))
     names = [f"{author['family-names']}, {author['given-names']}" for author in paper["authors"]]
     assert bibtex["author"] == " and ".join(names)
     assert (bibtex["title"], bibtex["year"]) == (paper["title"], str(paper["year"]))
+    assert project["urls"]["Paper"] == paper["url"]
+
+
+def test_the_workflow_tests_each_python_of_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    least, above = map(int, re.findall(r"3\.(\d+)", project["requires-python"]))
+    versions = [f"3.{minor}" for minor in range(least, above)]
+    stated = "\n".join(project["classifiers"])
+    assert re.findall(r"Python :: (3\.\d+)", stated) == versions
+    workflow = YAML(typ="safe").load(ROOT / ".github/workflows/test.yml")
+    assert workflow["jobs"]["test"]["strategy"]["matrix"]["python"] == versions
+    commands = [step.get("run", "") for job in workflow["jobs"].values() for step in job["steps"]]
+    assert "make PYTHON=python${{ matrix.python }} test" in commands
+    (release,) = re.findall(r"tests/soak/\w+\.py", str(commands))
+    assert (ROOT / release).is_file()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

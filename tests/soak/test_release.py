@@ -18,6 +18,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+TOOLS = ("build", "twine", "validate-pyproject[all]", "check-jsonschema>=0.39")
 EXTRAS = ",".join(PROJECT["optional-dependencies"].keys() - {"test"})
 
 
@@ -44,7 +45,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the sdist and the wheel of the tracked files, as they are now."""
     folder = tmp_path_factory.mktemp("release")
     tools = environment_in(folder / "tools")
-    run(tools / "pip", "install", "--quiet", "--disable-pip-version-check", "build", "twine", folder=folder)
+    run(tools / "pip", "install", "--quiet", "--disable-pip-version-check", *TOOLS, folder=folder)
     source = folder / "source"
     for name in tracked():
         (source / name).parent.mkdir(parents=True, exist_ok=True)
@@ -53,6 +54,25 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files = sorted((folder / "dist").iterdir())
     run(tools / "twine", "check", "--strict", *files, folder=folder)
     return folder / "dist"
+
+
+def test_the_metadata_are_valid_with_classifiers_that_an_index_takes(built: Path) -> None:
+    run(built.parent / "tools/bin/validate-pyproject", ROOT / "pyproject.toml", folder=built)
+
+
+@pytest.mark.parametrize(
+    ("files", "schema"),
+    [
+        (".github/workflows/*.yml", "github-workflows"),
+        (".github/ISSUE_TEMPLATE/[!c]*.yml", "github-issue-forms"),
+        (".github/ISSUE_TEMPLATE/config.yml", "github-issue-config"),
+        ("CITATION.cff", "citation-file-format"),
+    ],
+)
+def test_what_a_forge_reads_is_valid_by_its_schema(files: str, schema: str, built: Path) -> None:
+    paths = [ROOT / path for path in tracked(files)]
+    assert paths
+    run(built.parent / "tools/bin/check-jsonschema", "--builtin-schema", f"vendor.{schema}", *paths, folder=built)
 
 
 @pytest.fixture(scope="module")
