@@ -44,6 +44,13 @@ class Bucket:
         self.process.terminate()
         self.process.wait(60)
 
+    def be_remote(self, project: Sandbox) -> None:
+        """Make the bucket the default remote of DVC, with its keys on this machine alone."""
+        project.dvc("remote", "add", "--default", "--force", "storage", "s3://bucket/vdm")
+        project.dvc("remote", "modify", "storage", "endpointurl", self.url)
+        project.dvc("remote", "modify", "--local", "storage", "access_key_id", "key")
+        project.dvc("remote", "modify", "--local", "storage", "secret_access_key", "secret")
+
     def import_pictures(self, project: Sandbox) -> None:
         """Import the pictures to data/pictures of a project, and make the bucket its DVC remote, too."""
         for name, path in (("storage", "vdm"), ("pictures", "pictures")):
