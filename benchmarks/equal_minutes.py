@@ -175,7 +175,7 @@ def take_points(
 def measured(folder: Path, chosen: argparse.Namespace) -> list[dict[str, Any]]:
     """Return the points of a training with the evaluation of each, the better one of several weights."""
     images, device = open_images(chosen.images)["validation"][: chosen.num_images], find_device("auto")
-    settings = BoundSettings(times_per_image=chosen.times_per_image, num_timesteps=None, batch_size=512, seed=0)
+    settings = BoundSettings(times_per_image=chosen.times_per_image, batch_size=512, seed=0)
     points: list[dict[str, Any]] = json.loads((folder / "points.json").read_text())
     for number, point in enumerate(points):
         at = folder / str(number)

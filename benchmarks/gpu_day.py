@@ -121,7 +121,7 @@ def losses(chosen: argparse.Namespace, problem: Problem) -> dict[str, float]:
         return max(abs(loss - other) for loss, other in zip(found, expected, strict=True))
 
     def bpd(precision: Precision) -> float:
-        settings = BoundSettings(times_per_image=8, num_timesteps=None, batch_size=512, seed=0, precision=precision)
+        settings = BoundSettings(times_per_image=8, batch_size=512, seed=0, precision=precision)
         return float(evaluate(model, problem.images[:256].numpy(), settings).bpd.mean())
 
     found = differ(whole, reference), differ(continued, whole[COMPARED_STEPS // 2 :]), bpd("bfloat16") - bpd("float32")

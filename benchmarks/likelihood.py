@@ -148,7 +148,7 @@ def errors(chosen: argparse.Namespace, images: ImageSet) -> list[Row]:
 
 def ours(model: VDM, pixels: np.ndarray, times_per_image: int, seed: int) -> float:
     """Return the mean bits/dim from `vdm.evaluation.evaluate`."""
-    settings = BoundSettings(times_per_image=times_per_image, num_timesteps=None, batch_size=BATCH, seed=seed)
+    settings = BoundSettings(times_per_image=times_per_image, batch_size=BATCH, seed=seed)
     return float(evaluate(model, pixels, settings).bpd.mean())
 
 

@@ -250,7 +250,7 @@ def evaluating(chosen: argparse.Namespace, problem: Problem, device: torch.devic
     precision = find_precision(chosen.precision, device)
     model = model_of(chosen, problem, device)
     images = problem.images[:size].numpy()
-    settings = BoundSettings(times_per_image=1, num_timesteps=None, batch_size=size, seed=0, precision=precision)
+    settings = BoundSettings(times_per_image=1, batch_size=size, seed=0, precision=precision)
     times = clock(lambda: evaluate(model, images, settings), device, chosen.seconds)
     return {
         "batch_size": size,

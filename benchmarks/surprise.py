@@ -171,7 +171,7 @@ def ours(model: TrainedModel, calibration: Calibration, images: np.ndarray) -> C
 
 def others(model: TrainedModel, images: np.ndarray, times: int, mean: float | None = None) -> dict[str, np.ndarray]:
     """Return the other scores of images; `mean` is the bits/dim of usual ones, by default of these."""
-    settings = BoundSettings(times_per_image=times, num_timesteps=None, batch_size=BATCH * times, seed=0)
+    settings = BoundSettings(times_per_image=times, batch_size=BATCH * times, seed=0)
     bpd = evaluate(model.vdm, images, settings).bpd
     sizes = np.array([8 * len(png(pixels)) for pixels in as_8_bits(images, model.num_levels)]) / images[0].size
     return {

@@ -44,6 +44,7 @@ from flows.sampling.drawing import REPEATS
 from vdm import evaluation, sampling
 from vdm.classification import Classified, class_losses, classify_alone
 from vdm.evaluation import BoundSettings, Evaluation, PairedDifference
+from vdm.grids import Grid
 from vdm.model import VDM
 from vdm.sampling import Solver
 
@@ -191,7 +192,10 @@ def evaluate(
     require_counts(times_per_image=times_per_image, num_timesteps=num_timesteps)
     classes = None if labels is None else classes_of(labels, len(images), model.classes or 0)
     settings = BoundSettings(
-        times_per_image=times_per_image, num_timesteps=num_timesteps, batch_size=BATCH_OF_EVALUATIONS, seed=seed
+        times_per_image=times_per_image,
+        batch_size=BATCH_OF_EVALUATIONS,
+        seed=seed,
+        grid=None if num_timesteps is None else Grid(num_timesteps),
     )
     return evaluation.evaluate(model, images, settings, labels=classes)
 
@@ -228,9 +232,7 @@ def classify(model: VDM, images: np.ndarray, *, times_per_image: int = 32, seed:
     if model.classes is None:
         raise ValueError("the model has no classes; give `train` the labels of its images")
     require_counts(times_per_image=times_per_image)
-    settings = BoundSettings(
-        times_per_image=times_per_image, num_timesteps=None, batch_size=BATCH_OF_EVALUATIONS, seed=seed, alone=True
-    )
+    settings = BoundSettings(times_per_image=times_per_image, batch_size=BATCH_OF_EVALUATIONS, seed=seed, alone=True)
     return classify_alone(class_losses(model, images, range(len(images)), settings))
 
 

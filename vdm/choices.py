@@ -26,7 +26,7 @@ Dequantisation = Literal["uniform", "truncated_normal"]
 """The density inside a pixel's cell, which makes pixels continuous; see `vdm.ode.log_weight`."""
 Given = Literal["class", "nothing"]
 """What a likelihood is conditioned on: p(x | c) with the class of each image, or p(x)."""
-Grid = Literal["gamma", "t"]
+GridKind = Literal["gamma", "t"]
 """The quantity in which the noise levels of a sampler's steps are evenly spaced; see `vdm.sampling.Solver`."""
 
 MOST_LEVELS = 2**16

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from vdm.diffusion import denoise, forward_step, reverse_step
 from vdm.discretization import SUMMED, pixels_to_x, window
+from vdm.grids import Grid
 from vdm.model import VDM
 from vdm.schedule import alpha, sigma
 
@@ -130,27 +131,30 @@ class Gaussian(NamedTuple):
 
 
 class Codec:
-    """Encodes and decodes batches of images with a model in float64 and `num_timesteps` steps.
+    """Encodes and decodes batches of images with a model in float64 and the steps of a grid.
 
     Decode the batches of `encode` in reverse order: the network must see the same batches in both directions.  A batch
     takes 2 log2(4.1 `cells`) bits per dimension off the stack before it returns them, and up to 6 more if there are
-    many steps.  Raises ValueError unless `cells` is a power of two up to `PLACES`, for a schedule whose steps are too
-    unequal, and a model with dropout in training mode.
+    many steps.  Raises ValueError unless `cells` is a power of two up to `PLACES`, for steps that are too unequal, for
+    a grid with a variance of each dimension, and a model with dropout in training mode.
     """
 
-    def __init__(self, model: VDM, num_timesteps: int, cells: int = CELLS) -> None:
+    def __init__(self, model: VDM, grid: Grid, cells: int = CELLS) -> None:
         model.require_evaluation_mode()
         if PLACES % cells:
             raise ValueError(f"cells must divide {PLACES}, got {cells}")
         self.model = model
         self.places = PLACES // cells
-        times = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
         with torch.inference_mode():
-            self.gammas = model.schedule(times.to(next(model.parameters())))
+            self.gammas = grid.levels(model.schedule)
         sigmas, shares = sigma(self.gammas), (-torch.expm1(self.gammas[:-1] - self.gammas[1:])).sqrt()
         # The standard deviations of q(z_0 | x) and q(z_t | z_s), and those of p(z_s | z_t) and N(0, I), for every z.
         forward = torch.cat([sigmas[:1], sigmas[1:] * shares]).cpu().numpy()
         backward = torch.cat([sigmas[:-1] * shares, torch.ones_like(sigmas[:1])]).cpu().numpy()
+        if grid.variances is not None:
+            if grid.variances.ndim > 1:
+                raise ValueError("the codec takes one variance a step, since its tables serve all dimensions")
+            backward[:-1] *= np.sqrt(grid.variances)
         self.spacing = spacings(np.minimum(forward, backward) / cells)
         self.forward, self.backward = widths(forward / self.spacing), widths(backward / self.spacing)
 

@@ -21,6 +21,7 @@ from scipy.special import stdtrit
 
 from vdm.choices import Precision
 from vdm.diffusion import image_generators
+from vdm.grids import Grid
 from vdm.model import VDM, images_per_batch
 from vdm.prefetch import prefetch
 from vdm.vlb import bits_per_dim, grid_times
@@ -34,7 +35,7 @@ FEWEST_LEVELS, FEWEST_DRAWS = 32, 16
 class BoundSettings:
     """How the bound of every image is computed.  Models that are compared have the same.
 
-    `num_timesteps` None gives the continuous-time bound (eq. 17), T the bound of a T-step model (section 4).
+    `grid` None gives the continuous-time bound (eq. 17), a grid the bound of a model of its steps (section 4).
     `times_per_image` stratified times are drawn for each image.  `batch_size` counts network evaluations; an image with
     more times is in several batches.  `precision` is that of the network's matrix products and convolutions; everything
     else has the model's.  With `alone` every image has the times and the noise of index 0.  With `even_in_gamma` the
@@ -42,9 +43,9 @@ class BoundSettings:
     """
 
     times_per_image: int
-    num_timesteps: int | None
     batch_size: int
     seed: int
+    grid: Grid | None = None
     precision: Precision = "float32"
     alone: bool = False
     even_in_gamma: bool = False
@@ -238,22 +239,22 @@ def image_terms(
     """
     model.require_evaluation_mode()
     like = next(model.parameters())  # the computation has its device and dtype
-    straight = settings.even_in_gamma and settings.num_timesteps is None
+    straight = settings.even_in_gamma and settings.grid is None
     schedule = model.schedule.straight() if straight else model.schedule
     numbers = settings.batches_of(share)
     inputs = batch_inputs(model, pixels, share, settings, labels)
     parts = [torch.zeros(3, 0, dtype=torch.float64, device=like.device)]
     for _, (batch, t, eps, *classes) in zip(progress(numbers), prefetch(inputs, numbers, like.device), strict=False):
-        if settings.num_timesteps is None:
+        if settings.grid is None:
             t = t.to(like.dtype)  # not for T steps: a rounded time may lie in another step
         t = t.clamp(max=1 - torch.finfo(t.dtype).eps)  # a float64 just below 1 may round to 1
         images, eps = batch.repeat_interleave(len(t) // len(batch), 0), eps.to(like.dtype)
         with torch.autocast(like.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-            if settings.num_timesteps is None:
+            if settings.grid is None:
                 given = model.given(classes[0] if classes else None)
                 terms = model.terms(images, eps, *schedule.gamma_and_slope(t), given)
             else:
-                terms = model(images, eps, t, *classes, num_timesteps=settings.num_timesteps)
+                terms = model(images, eps, t, *classes, grid=settings.grid)
         parts.append(torch.stack([bits_per_dim(term.double(), model.num_dims) for term in terms]))
     return torch.cat(parts, dim=1).reshape(3, len(share), settings.times_per_image).cpu().numpy()
 

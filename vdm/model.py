@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vdm.choices import MOST_LEVELS, ScheduleKind
 from vdm.discretization import pixels_to_x, require_levels
+from vdm.grids import Grid
 from vdm.network import NoisePredictor, OwnNetwork
 from vdm.schedule import LinearSchedule, MonotoneSchedule
 from vdm.vlb import (
@@ -18,7 +19,7 @@ from vdm.vlb import (
     Terms,
     diffusion_loss,
     finite_diffusion_loss,
-    grid_times,
+    own_variance_loss,
     prior_loss,
     reconstruction_loss,
 )
@@ -135,22 +136,23 @@ class VDM(nn.Module):
         return lambda z_t, gamma_t: torch.lerp(self.network(z_t, gamma_t), given(z_t, gamma_t), guidance)
 
     def forward(
-        self, pixels: Tensor, eps: Tensor, t: Tensor, classes: Tensor | None = None, *, num_timesteps: int | None = None
+        self, pixels: Tensor, eps: Tensor, t: Tensor, classes: Tensor | None = None, *, grid: Grid | None = None
     ) -> Terms:
         """Return one draw of the bound's terms, each (B,) nats per image (eq. 11).
 
-        pixels (B,C,H,W) of an integer type; eps (B,C,H,W) standard normal; t (B,) in [0, 1).  With `num_timesteps`
-        steps, t is rounded up to their grid; None stands for continuous time.  With classes (B,) they are the terms of
-        p(x | c).  Raises TypeError for other pixels.
+        pixels (B,C,H,W) of an integer type; eps (B,C,H,W) standard normal; t (B,) in [0, 1).  With a `grid`
+        they are those of the step in which t falls; None stands for continuous time.  With classes (B,) they are the
+        terms of p(x | c).  Raises TypeError for other pixels.
         """
         predict_noise = self.given(classes)
-        if num_timesteps is None:
+        if grid is None:
             return self.terms(pixels, eps, *self.schedule.gamma_and_slope(t), predict_noise)
-        # In float32 neighbouring times of many steps would lose the digits of their difference.
-        t = grid_times(t.double(), num_timesteps)
-        gamma_s, gamma_t = self.schedule(t - 1 / num_timesteps), self.schedule(t)
         x = pixels_to_x(pixels, self.num_levels, eps.dtype)
-        diffusion = finite_diffusion_loss(x, eps, gamma_s, gamma_t, num_timesteps, predict_noise)
+        (gamma_s, gamma_t), variance = grid.steps_at(self.schedule, t), grid.variance_at(t)
+        if variance is None:
+            diffusion = finite_diffusion_loss(x, eps, gamma_s, gamma_t, grid.num_timesteps, predict_noise)
+        else:
+            diffusion = own_variance_loss(x, eps, gamma_s, gamma_t, variance, grid.num_timesteps, predict_noise)
         return Terms(prior_loss(x, self.schedule.gamma_1), self.reconstruction_loss(pixels), diffusion)
 
     def terms(

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vdm.choices import Grid, Precision
+from vdm.choices import GridKind, Precision
 from vdm.diffusion import denoise, forward_step, image_generators, reverse_step
 from vdm.discretization import nearest_pixels, pixels_to_x
+from vdm.grids import Grid, even_in_gamma
 from vdm.model import VDM
 from vdm.prefetch import prefetch
 from vdm.schedule import LinearSchedule
@@ -31,8 +32,9 @@ SAMPLING_STREAM = [0, 0, 0, 1]
 
 
 class Solver(NamedTuple):
-    """How to go from noise to an image: T steps between noise levels that are evenly spaced in gamma or in t.
+    """How to go from noise to an image: T steps that are even in gamma or in t, or those of a `Grid` of as many.
 
+    A grid's variances are those of ancestral sampling, which has order 1 and eta 1.
     `order` is 1 or 2.  `eta` is the noise of a step, from 0 (none) to 1 (that of p(z_s | z_t)).  `clip` limits every
     x_hat to [-1, 1], where all images lie.  `precision` is that of the network's matrix products.  `classes` are those
     of image 0, 1 and so on, in turn, and `guidance` is that of `vdm.model.VDM.given`.
@@ -41,7 +43,7 @@ class Solver(NamedTuple):
     num_timesteps: int
     order: int = 1
     eta: float = 1.0
-    grid: Grid = "gamma"
+    grid: GridKind | Grid = "gamma"
     clip: bool = True
     precision: Precision = "float32"
     classes: Sequence[int] | None = None
@@ -79,13 +81,14 @@ def trajectory(model: VDM, indices: Sequence[int], solver: Solver, *, seed: int)
     the last step are of first order: the first has no step before it, and x_hat bends most where the noise ends.
 
     Raises ArithmeticError if the schedule does not increase or, after the last step, if the network's output was not
-    finite, and ValueError for a model with dropout in training mode.
+    finite, and ValueError for a model with dropout in training mode, and for a grid of another number of steps or with
+    variances that are not of this sampler.
     """
     model.require_evaluation_mode()
     gammas = noise_levels(model.schedule, solver)
     noise = image_noise(model, indices, seed, len(gammas) if solver.eta else 1)
     predict_noise = predictor(model, indices, solver)
-    h = -gammas.diff() / 2
+    h, widths = -gammas.diff() / 2, noise_widths(solver, gammas)
     z, before = next(noise), None
     for i, (gamma_t, gamma_s) in enumerate(pairwise(gammas)):
         x_hat = predict(predict_noise, z, gamma_t, solver)
@@ -93,6 +96,8 @@ def trajectory(model: VDM, indices: Sequence[int], solver: Solver, *, seed: int)
         if solver.order == 2 and before is not None and i < len(h) - 1:
             extrapolated = x_hat + (x_hat - before) * h[i] / (2 * h[i - 1])
         eps = next(noise) if solver.eta else torch.zeros_like(z)
+        if widths is not None:
+            eps = widths[i] * eps
         z = reverse_step(z, extrapolated, eps, gamma_s, gamma_t, eta=solver.eta)
         yield Step(z, x_hat)
         before = x_hat
@@ -122,16 +127,19 @@ def fill_in(
         )
     gammas = noise_levels(model.schedule, solver)
     noise = image_noise(model, indices, seed, 1 + (len(gammas) - 1) * (2 * repeats - 1))
-    predict_noise = predictor(model, indices, solver)
+    predict_noise, widths = predictor(model, indices, solver), noise_widths(solver._replace(order=1, eta=1.0), gammas)
     z = next(noise)
     x = pixels_to_x(known.to(z.device), model.num_levels, z.dtype)
     missing = missing.to(z.device)
-    for gamma_t, gamma_s in pairwise(gammas):
+    for i, (gamma_t, gamma_s) in enumerate(pairwise(gammas)):
         for repeat in range(repeats):
             if repeat:
                 z = forward_step(z, next(noise), gamma_s, gamma_t)
             x_hat = torch.where(missing, predict(predict_noise, z, gamma_t, solver), x)
-            z = reverse_step(z, x_hat, next(noise), gamma_s, gamma_t)
+            eps = next(noise)
+            if widths is not None:  # where x is known, the step is q's
+                eps = torch.where(missing, widths[i] * eps, eps)
+            z = reverse_step(z, x_hat, eps, gamma_s, gamma_t)
         yield Step(z, x_hat)
     require_finite(z)
 
@@ -140,17 +148,35 @@ def noise_levels(schedule: LinearSchedule, solver: Solver) -> Tensor:
     """Return gamma at the ends of the steps, (T+1,), falling from gamma_1 to gamma_0.
 
     Levels that rounding makes equal are left out: a step between them would do nothing.  Raises ArithmeticError if
-    they all are.
+    they all are, and ValueError for a grid of another number of steps.
     """
     if not schedule.gamma_0 < schedule.gamma_1:
         raise ArithmeticError("the noise schedule does not increase")
-    steps = torch.arange(solver.num_timesteps, -1, -1, device=schedule.gamma_0.device)
-    share = steps.to(schedule.gamma_0.dtype) / solver.num_timesteps
-    if solver.grid == "gamma":
-        gammas = schedule.gamma_0 + (schedule.gamma_1 - schedule.gamma_0) * share
-    else:
-        gammas = schedule(share)
-    return torch.unique_consecutive(gammas)  # type: ignore[no-any-return]
+    match solver.grid:
+        case "gamma":
+            grid = even_in_gamma(solver.num_timesteps)
+        case "t":
+            grid = Grid(solver.num_timesteps)
+        case grid:
+            if grid.num_timesteps != solver.num_timesteps:
+                raise ValueError(f"the grid has {grid.num_timesteps} steps, and the solver {solver.num_timesteps}")
+    return torch.unique_consecutive(grid.levels(schedule).flip(0))  # type: ignore[no-any-return]
+
+
+def noise_widths(solver: Solver, gammas: Tensor) -> Tensor | None:
+    """Return by what the noise of each step is multiplied, sqrt(u), from the first step on: (T,1,1,1) or (T,C,H,W).
+
+    None stands for 1.  Raises ValueError if the variances are not of this sampler, and ArithmeticError if steps are so
+    short that rounding left some out.
+    """
+    if isinstance(solver.grid, str) or solver.grid.variances is None:
+        return None
+    if (solver.order, solver.eta) != (1, 1.0):
+        raise ValueError("the variances of a grid are those of ancestral sampling: order 1 and eta 1")
+    if len(gammas) != solver.num_timesteps + 1:
+        raise ArithmeticError("the steps of the grid are too short for the model's number format")
+    widths = torch.from_numpy(np.sqrt(solver.grid.variances)[::-1].copy()).to(gammas)
+    return widths.reshape(len(widths), 1, 1, 1) if widths.ndim == 1 else widths
 
 
 def predictor(model: VDM, indices: Sequence[int], solver: Solver) -> PredictNoise:

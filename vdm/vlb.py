@@ -5,7 +5,8 @@
     diffusion       continuous time (eq. 17):  1/2 E over t, eps of gamma'(t) |eps - eps_hat|^2
                     T steps (section 4):       T/2 E over i, eps of expm1(gamma_t - gamma_s) |eps - eps_hat|^2
 
-Noise and times are arguments: the caller draws them.
+The T steps may have another variance, too: see `own_variance_loss`.  Noise and times are arguments: the caller draws
+them.
 """
 
 import math
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from vdm.diffusion import diffuse
+from vdm.diffusion import diffuse, per_image
 from vdm.discretization import reconstruction_table
 from vdm.schedule import alpha
 
@@ -63,8 +64,12 @@ def reconstruction_loss(pixels: Tensor, gamma_0: Tensor, num_levels: int) -> Ten
 
 def squared_error(x: Tensor, eps: Tensor, gamma_t: Tensor, predict_noise: PredictNoise) -> Tensor:
     """Return |eps - eps_hat(z_t)|^2 per image, (B,)."""
-    eps_hat = predict_noise(diffuse(x, gamma_t, eps), gamma_t)
-    return (eps - eps_hat).square().flatten(1).sum(1)
+    return squared_errors(x, eps, gamma_t, predict_noise).flatten(1).sum(1)
+
+
+def squared_errors(x: Tensor, eps: Tensor, gamma_t: Tensor, predict_noise: PredictNoise) -> Tensor:
+    """Return (eps - eps_hat(z_t))^2 of every dimension, (B,C,H,W)."""
+    return (eps - predict_noise(diffuse(x, gamma_t, eps), gamma_t)).square()
 
 
 def diffusion_loss(x: Tensor, eps: Tensor, gamma_t: Tensor, dgamma_dt: Tensor, predict_noise: PredictNoise) -> Tensor:
@@ -85,6 +90,27 @@ def finite_diffusion_loss(
     """
     error = squared_error(x, eps, gamma_t.to(x.dtype), predict_noise)
     return num_timesteps / 2 * torch.expm1(gamma_t - gamma_s) * error
+
+
+def own_variance_loss(
+    x: Tensor,
+    eps: Tensor,
+    gamma_s: Tensor,
+    gamma_t: Tensor,
+    variance: Tensor,
+    num_timesteps: int,
+    predict_noise: PredictNoise,
+) -> Tensor:
+    """Return T/2 sum [ln u + (1 + rho)/u - 1], a draw of the T-step loss if p(z_s | z_t) has u times the variance.
+
+    With rho = expm1(gamma_t - gamma_s) (eps - eps_hat)^2 that is T KL(q(z_s | z_t, x) || N(mu_hat, u sigma_Q^2)), (B,)
+    nats.  `variance` u, (B,) or (B,C,H,W), and gamma_s, gamma_t (B,) should be float64.  With u = 1 it is
+    `finite_diffusion_loss`.
+    """
+    errors = squared_errors(x, eps, gamma_t.to(x.dtype), predict_noise)
+    rho = per_image(torch.expm1(gamma_t - gamma_s), x) * errors
+    u = per_image(variance, x) if variance.ndim == 1 else variance
+    return num_timesteps / 2 * (u.log() + (1 + rho) / u - 1).flatten(1).sum(1)
 
 
 def low_discrepancy_times(offset: Tensor, num_times: int) -> Tensor:

@@ -70,7 +70,7 @@ class Diffusers(Peer):
         """Return the bits/dim of each image."""
         self.vdm.eval()
         sizes = {"times_per_image": times_per_image, "batch_size": batch_size}
-        settings = BoundSettings(num_timesteps=None, seed=0, precision=self.precision, **sizes)
+        settings = BoundSettings(seed=0, precision=self.precision, **sizes)
         return evaluate(self.vdm, images, settings).bpd
 
     def evaluate(self, pixels: Tensor) -> None:

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from flows.core.documents import Count, Document, Figure, Sha256
 from flows.evaluation.results import BoundMetrics, SampleMetrics
-from vdm.choices import Given, Grid, Precision
+from vdm.choices import Given, GridKind, Precision
 
 
 class Problem(Document):
@@ -125,7 +125,7 @@ class Drawn(Document):
     num_timesteps: Count
     order: Count
     eta: Figure
-    grid: Grid
+    grid: GridKind
     clip: bool
     precision: Precision
     classes: list[Count] | None

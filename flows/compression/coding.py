@@ -33,6 +33,7 @@ from flows.core.errors import Exit, UserError
 from flows.core.model import TrainedModel
 from flows.images.image_set import dtype_of
 from vdm.codec import CELLS, Codec, Tick, decode_plainly, encode_plainly
+from vdm.grids import Grid
 
 MAGIC, VERSION = b"VDMZ", 3
 MODEL_BYTES, WORD_BYTES = 4, WORD_BITS // 8
@@ -132,7 +133,9 @@ class Coding:
         self.num_evaluations = self.num_modelled * header.num_timesteps
         """The evaluations of the network that encode all images, or decode them."""
         try:
-            self.coarse, self.fine = (Codec(self.vdm, header.num_timesteps, cells) for cells in (COARSE_CELLS, CELLS))
+            self.coarse, self.fine = (
+                Codec(self.vdm, Grid(header.num_timesteps), cells) for cells in (COARSE_CELLS, CELLS)
+            )
         except ValueError as error:
             reason = f"a code in {header.num_timesteps} steps is not possible: {error}"
             raise UserError(f"{reason}; choose another --num-timesteps", Exit.USAGE) from error

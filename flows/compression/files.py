@@ -19,6 +19,7 @@ from flows.images.image_set import Chosen, is_given_class, write_array
 from flows.images.user_files import SHADES, Read, require_fitting
 from flows.process.streams import bar
 from vdm.evaluation import BoundSettings, evaluate
+from vdm.grids import Grid
 
 BOUND_TIMES, BOUND_BATCH = 32, 128
 """The noise levels of each image from which the bound is computed, and the evaluations of the network at once."""
@@ -86,9 +87,7 @@ def compress(
             pictures=images.set.description.pictures,
             classes=classes is not None,
         )
-        settings = BoundSettings(
-            times_per_image=BOUND_TIMES, num_timesteps=num_timesteps, batch_size=BOUND_BATCH, seed=0
-        )
+        settings = BoundSettings(times_per_image=BOUND_TIMES, grid=Grid(num_timesteps), batch_size=BOUND_BATCH, seed=0)
         bound = evaluate(model.vdm, array, settings, labels=classes, progress=bar("evaluating"))
         with bar("compressing")(range(coding.num_evaluations)) as shown:
             encoded = coding.encode(array, pixels.digest(), shown.update, classes)

@@ -13,7 +13,7 @@ from vdm.choices import (
     Compile,
     Dequantisation,
     Given,
-    Grid,
+    GridKind,
     ImagesOn,
     Keep,
     LearningRateDecay,
@@ -296,7 +296,7 @@ class Sample(Shared):
     num_timesteps: Timesteps
     order: Literal[1, 2]
     eta: Share
-    grid: Grid
+    grid: GridKind
     clip: bool
     classes: list[NonNegative] | None
     guidance: Annotated[float, Field(ge=0, le=100)]

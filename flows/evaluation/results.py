@@ -6,7 +6,7 @@ from pydantic import Field
 
 from flows.core.ancestry import Ancestor
 from flows.core.documents import Count, Document, Figure, Number, Sha256
-from vdm.choices import Dequantisation, Given, Grid, Precision, Split, TrainingImages
+from vdm.choices import Dequantisation, Given, GridKind, Precision, Split, TrainingImages
 
 if TYPE_CHECKING:
     from vdm.evaluation import Evaluation
@@ -160,7 +160,7 @@ class SamplerSettings(Document):
     num_timesteps: Count
     order: Count
     eta: Number
-    grid: Grid
+    grid: GridKind
     clip: bool
     precision: Precision
     guidance: Number = 1.0

@@ -19,6 +19,7 @@ from flows.process.streams import bar
 from vdm.choices import Precision
 from vdm.classification import class_losses
 from vdm.evaluation import BoundSettings, Evaluation, image_terms, terms_of_set
+from vdm.grids import Grid
 
 if TYPE_CHECKING:
     from flows.core.params import Evaluate
@@ -96,7 +97,7 @@ def bound_settings(settings: "Evaluate", precision: Precision = "float32", *, al
     """Return the settings of the bound on a device that has this precision."""
     return BoundSettings(
         times_per_image=settings.times_per_image,
-        num_timesteps=settings.num_timesteps,
+        grid=None if settings.num_timesteps is None else Grid(settings.num_timesteps),
         batch_size=settings.batch_size,
         seed=settings.seed,
         precision=precision,

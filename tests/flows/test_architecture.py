@@ -35,9 +35,10 @@ LAYERS = [
     {"diffusion"},
     {"discretization", "network"},
     {"vlb"},
+    {"grids"},
     {"model", "training.batches", "training.log", "training.processes", "training.settings"},
     {"evaluation", "sampling", "ode", "codec", "training.optimizer"},
-    {"classification", "surprise", "training.validation"},
+    {"classification", "fitted_grids", "surprise", "training.validation"},
     {"training.trainer"},
 ]
 

@@ -21,6 +21,7 @@ from flows.core.errors import CheckpointError, Exit, UserError
 from flows.core.model import Arguments, ArgumentsWithNetwork, config_sha256, open_model, read_config, save_model
 from flows.training.states import DamagedStateError, load_state, save_state
 from vdm.evaluation import BoundSettings, evaluate
+from vdm.grids import Grid
 from vdm.model import VDM
 from vdm.network import NoisePredictor
 
@@ -44,7 +45,9 @@ def test_a_model_survives_the_round_trip(folder: Path, tiny_model: Callable[...,
 def test_an_older_model_has_the_figure_of_its_time(num_timesteps: int | None, digits: np.ndarray) -> None:
     folder = Path(__file__).parents[1] / "oracles" / "digits_2026_11"
     expected = json.loads((folder / "bpd.json").read_text())[str(num_timesteps)]
-    settings = BoundSettings(times_per_image=4, batch_size=64, seed=1, num_timesteps=num_timesteps)
+    settings = BoundSettings(
+        times_per_image=4, batch_size=64, seed=1, grid=Grid(num_timesteps) if num_timesteps else None
+    )
     np.testing.assert_allclose(evaluate(open_model(folder).vdm, digits[1400:1416], settings).bpd, expected, rtol=1e-5)
 
 

@@ -26,6 +26,7 @@ from flows.images.user_files import open_named
 from vdm.choices import Split
 from vdm.codec import TOTAL, Codec, encode_plainly
 from vdm.evaluation import BoundSettings, evaluate
+from vdm.grids import Grid
 from vdm.model import VDM
 
 SHAPE = (1, 6, 5)
@@ -106,7 +107,7 @@ def test_every_pixel_comes_back(batch_size: int) -> None:
     assert done.code_bpd * 14 * 30 == pytest.approx(8 * code_bytes - others, abs=16)
     assert read_back().pixels_sha256 == done.pixels_sha256 == hashlib.sha256(PIXELS.data).hexdigest()
     assert (np.load("out/images.npy") == PIXELS).all()
-    settings = BoundSettings(times_per_image=2, num_timesteps=2, batch_size=128, seed=0)
+    settings = BoundSettings(times_per_image=2, grid=Grid(2), batch_size=128, seed=0)
     bound = evaluate(open_model(ONE).vdm, PIXELS, settings)
     assert done.bound_bpd == pytest.approx(bound.bpd.mean(), rel=1e-6)
     assert done.bound_bpd_standard_error == pytest.approx(bound.standard_error, rel=1e-6)

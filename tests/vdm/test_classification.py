@@ -16,13 +16,14 @@ from vdm.codec import TOTAL, Codec
 from vdm.diffusion import per_image
 from vdm.discretization import pixels_to_x
 from vdm.evaluation import BoundSettings, image_terms
+from vdm.grids import Grid
 from vdm.model import VDM
 from vdm.ode import Derivative, OdeState, evaluate_ode
 from vdm.sampling import Solver, fill_in, trajectory
 from vdm.schedule import alpha, sigma
 from vdm.training.validation import Validation
 
-BOUND = BoundSettings(times_per_image=4, num_timesteps=None, batch_size=64, seed=3)
+BOUND = BoundSettings(times_per_image=4, batch_size=64, seed=3)
 ODE: dict[str, Any] = {"seed": 0, "num_draws": 1, "num_probes": 1, "dequantisation": "uniform", "batch_size": 64}
 LABELS = np.arange(6) % 3
 
@@ -54,7 +55,7 @@ def of_bound(model: VDM, pixels: np.ndarray, labels: np.ndarray | None) -> np.nd
 
 
 def of_steps(model: VDM, pixels: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
-    return image_terms(model, pixels, range(6), replace(BOUND, num_timesteps=5), labels=labels).sum((0, 2))
+    return image_terms(model, pixels, range(6), replace(BOUND, grid=Grid(5)), labels=labels).sum((0, 2))
 
 
 def of_ode(model: VDM, pixels: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
@@ -93,7 +94,7 @@ def test_every_computation_sees_the_class_of_each_image(
 
 
 def test_images_and_their_classes_come_out_of_the_codec(model: VDM, digits: np.ndarray) -> None:
-    tested, start = Codec(model.double(), 3, 4), 7**12000
+    tested, start = Codec(model.double(), Grid(3), 4), 7**12000
     with_classes, without = OneInteger(start), OneInteger(start)
     tested.encode(with_classes, digits[:6], classes=LABELS)
     assert (tested.decode(with_classes, 6, classed=True) == digits[:6]).all()
@@ -187,8 +188,8 @@ def test_classes_are_told_apart_at_times_even_in_gamma(tiny_model: Callable[...,
     bent = tiny_model(classes=3, schedule="learned_monotone")
     line = tiny_model(classes=3, schedule="fixed_linear")
     line.network.load_state_dict(bent.network.state_dict())
-    for steps, same in ((None, True), (5, False)):
-        settings = replace(BOUND, num_timesteps=steps)
+    for steps, same in ((None, True), (Grid(5), False)):
+        settings = replace(BOUND, grid=steps)
         first, second = (class_losses(model, digits[:6], range(6), settings) for model in (bent, line))
         assert np.array_equal(first, second) == same
 

@@ -14,6 +14,7 @@ from vdm import codec
 from vdm.codec import FRACTION, TOTAL, Codec, decode_plainly, encode_plainly, gaussian_tables, normal_cdf
 from vdm.diffusion import diffuse
 from vdm.discretization import log_p_pixels, pixels_to_x
+from vdm.grids import Grid
 from vdm.model import VDM
 from vdm.schedule import LinearSchedule, alpha, sigma
 from vdm.vlb import bits_per_dim, finite_diffusion_loss, prior_loss, reconstruction_loss
@@ -121,7 +122,7 @@ def test_images_come_back_and_the_stack_too(changes: dict[str, Any], tiny_model:
     dtype = np.uint8 if model.num_levels <= 256 else np.uint16
     pixels = np.random.default_rng(1).integers(0, model.num_levels, shape, dtype=dtype)
     pixels[:, :, 0, :2] = 0, model.num_levels - 1
-    tested = Codec(model, 3, 4)
+    tested = Codec(model, Grid(3), 4)
     coder = OneInteger(7**12000)
     before, steps = coder.state, list[int]()
     tested.encode(coder, pixels[2:], steps.append)
@@ -138,7 +139,7 @@ def test_images_come_back_and_the_stack_too(changes: dict[str, Any], tiny_model:
 
 def test_coding_pixels_in_parts_changes_no_bit(tiny_model: Callable[..., VDM], monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model().double()
-    tested = Codec(model, 2, 4)
+    tested = Codec(model, Grid(2), 4)
     pixels = np.random.default_rng(1).integers(0, model.num_levels, (3, *model.image_shape), dtype=np.uint8)
     z = tested.first_mean(pixels)
     coders = [OneInteger(7**12000) for _ in range(2)]
@@ -153,7 +154,7 @@ def test_coding_pixels_in_parts_changes_no_bit(tiny_model: Callable[..., VDM], m
 def test_pixels_are_coded_under_p_of_x_given_z_0(tiny_model: Callable[..., VDM]) -> None:
     """At a gamma_0 at which alpha_0 is not near 1 and z_0 leaves several levels possible."""
     model = tiny_model(gamma_0=-2.0).double()
-    tested, gamma_0 = Codec(model, 3), torch.tensor(-2.0, dtype=torch.float64)
+    tested, gamma_0 = Codec(model, Grid(3)), torch.tensor(-2.0, dtype=torch.float64)
     z_0 = tested.first_mean(some_pixels(2))
     x = pixels_to_x(torch.from_numpy(some_pixels(2)), 17, torch.float64)
     torch.testing.assert_close(z_0, diffuse(x, gamma_0, torch.zeros_like(x)))
@@ -170,7 +171,7 @@ def test_the_table_of_a_pixel_has_all_levels_that_q_can_have_drawn_from(
 ) -> None:
     """Their shares are those of p among all levels, which are so many noises apart."""
     model = tiny_model(num_levels=4096, gamma_0=-2 * math.log(2048 * noises), image_shape=(1, 1, 6)).double()
-    tested, gamma_0 = Codec(model, 3), model.schedule.gamma_0.detach()
+    tested, gamma_0 = Codec(model, Grid(3)), model.schedule.gamma_0.detach()
     pixels = np.array([0, 1, 700, 2048, 4094, 4095], np.uint16)
     reach = (codec.REACH + 1 / 64) * torch.exp(gamma_0 / 2) * alpha(gamma_0)
     for sign in (-1, 0, 1):
@@ -187,7 +188,7 @@ def test_the_table_of_a_pixel_has_all_levels_that_q_can_have_drawn_from(
 
 
 def test_a_pixel_beyond_its_table_is_damage(tiny_model: Callable[..., VDM]) -> None:
-    tested = Codec(tiny_model(num_levels=2**16, gamma_0=-24.39, image_shape=(1, 1, 1)).double(), 3)
+    tested = Codec(tiny_model(num_levels=2**16, gamma_0=-24.39, image_shape=(1, 1, 1)).double(), Grid(3))
     z_0 = tested.first_mean(np.array([[[[1000]]]], np.uint16))
     for level in (900, 1100):
         with pytest.raises(ArithmeticError, match="beyond the table"):
@@ -200,7 +201,7 @@ def test_an_image_of_16_bits_is_compressed_in_little_memory(tiny_model: Callable
     gaussian_tables.cache_clear()
     tracemalloc.start()
     try:
-        tested, coder = Codec(model, 3), CountsBits()
+        tested, coder = Codec(model, Grid(3)), CountsBits()
         z_0 = tested.q(0).pop(coder, tested.first_mean(pixels))
         tested.push_pixels(coder, pixels, z_0)
         found = tested.pixel_tables(z_0.flatten())[0]
@@ -225,7 +226,7 @@ def test_noise_is_drawn_from_scattered_bits_and_nothing_else_is(tiny_model: Call
             return super().pop(tables, rows, scattered=scattered)
 
     coder = Notes(7**3000)
-    Codec(tiny_model().double(), 2, 4).encode(coder, some_pixels(1))
+    Codec(tiny_model().double(), Grid(2), 4).encode(coder, some_pixels(1))
     assert coder.popped == [True] * 3
     assert set(coder.pushed) == {False}
 
@@ -278,7 +279,7 @@ def test_the_code_is_as_long_as_the_bound(num_timesteps: int, num_levels: int, g
     levels = np.round((random.normal(0, VARIANCE**0.5, num_dims) + 1) * num_levels / 2 - 0.5).clip(0, num_levels - 1)
     pixels = levels.astype(np.uint8 if num_levels <= 256 else np.uint16).reshape(1, 1, 1, -1)
     coder = CountsBits()
-    Codec(model, num_timesteps).encode(coder, pixels)
+    Codec(model, Grid(num_timesteps)).encode(coder, pixels)
     x = pixels_to_x(torch.from_numpy(pixels), num_levels, torch.float64)
     ends = model.schedule.gamma_0, model.schedule.gamma_1
     bound = prior_loss(x, ends[1]) + reconstruction_loss(torch.from_numpy(pixels), ends[0], num_levels)
@@ -295,19 +296,19 @@ def test_the_code_is_as_long_as_the_bound(num_timesteps: int, num_levels: int, g
 
 def test_what_cannot_be_coded_is_refused(tiny_model: Callable[..., VDM]) -> None:
     with pytest.raises(ValueError, match="got 48"):
-        Codec(tiny_model(), 3, 48)
+        Codec(tiny_model(), Grid(3), 48)
     with pytest.raises(ValueError, match="in training mode, with dropout"):
-        Codec(tiny_model(dropout=0.1).train(), 3)
+        Codec(tiny_model(dropout=0.1).train(), Grid(3))
     with pytest.raises(ValueError, match="too unequal"):
         codec.widths(np.array([4.0, codec.WIDEST + 1]))
     model = tiny_model().double()
     with pytest.raises(ValueError, match=r"images of the model are \(1, 8, 8\), got \(1, 8, 7\)"):
-        Codec(model, 3).encode(OneInteger(7**3000), some_pixels(1)[..., 1:])
+        Codec(model, Grid(3)).encode(OneInteger(7**3000), some_pixels(1)[..., 1:])
     with torch.no_grad():
         model.network.conv_out.bias.fill_(math.inf)
     with pytest.raises(ArithmeticError, match="not finite"):
-        Codec(model, 2).encode(OneInteger(7**3000), some_pixels(1))
+        Codec(model, Grid(2)).encode(OneInteger(7**3000), some_pixels(1))
     with torch.no_grad():
         model.schedule.span.fill_(0)  # type: ignore[operator, union-attr]
     with pytest.raises(ValueError, match="does not increase"):
-        Codec(model, 4)
+        Codec(model, Grid(4))

@@ -21,12 +21,13 @@ from vdm.evaluation import (
     stratified_times,
     stratified_variance,
 )
+from vdm.grids import Grid
 from vdm.model import VDM
 from vdm.ode import evaluate_ode
 from vdm.sampling import Solver, sample
 from vdm.vlb import bits_per_dim, prior_loss, reconstruction_loss
 
-SETTINGS = BoundSettings(times_per_image=4, num_timesteps=None, batch_size=64, seed=3)
+SETTINGS = BoundSettings(times_per_image=4, batch_size=64, seed=3)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +175,7 @@ def test_a_model_of_two_steps_has_two_noise_levels(tiny_model: Callable[..., VDM
         model.schedule.bias.add_(3)  # type: ignore[union-attr, operator]
         model.schedule.outer.mul_(500)  # type: ignore[union-attr, operator]
         gammas = model.schedule(torch.tensor([0, 0.5, 1])).double().numpy()
-    result = evaluate(model, digits[:50], replace(SETTINGS, times_per_image=8, num_timesteps=2))
+    result = evaluate(model, digits[:50], replace(SETTINGS, times_per_image=8, grid=Grid(2)))
     levels = result.noise_levels(seed=3, num_timesteps=2)
     assert levels.t.tolist() == [0.5, 1]
     np.testing.assert_allclose(levels.diffusion, np.expm1(np.diff(gammas)) / math.log(2), rtol=0.1)

@@ -98,7 +98,7 @@ def test_features_of_an_image_depend_on_no_other_image_and_on_no_batch(model: VD
 
 def test_the_bound_of_many_levels_is_that_of_evaluate(gaussian: VDM, digits: np.ndarray) -> None:
     features = image_features(gaussian, digits[:4], levels=400, seed=0, batch_size=4)
-    settings = BoundSettings(times_per_image=400, num_timesteps=None, batch_size=400, seed=1)
+    settings = BoundSettings(times_per_image=400, batch_size=400, seed=1)
     exact = evaluate(gaussian, digits[:4], settings)
     error = np.hypot(*2 * [np.sqrt(exact.diffusion_variance)])
     assert (np.abs(bound_of(gaussian, digits[:4], features) - exact.bpd) < 5 * error).all()

@@ -106,7 +106,7 @@ def test_a_batch_of_an_evaluation_waits_for_nothing(meta_model: VDM, digits: np.
             yield start
             seen.append(found.total())
 
-    settings = BoundSettings(times_per_image=2, num_timesteps=None, batch_size=4, seed=0)
+    settings = BoundSettings(times_per_image=2, batch_size=4, seed=0)
     with pytest.raises(RuntimeError, match="meta"), waits() as found:
         image_terms(meta_model, digits, range(9), settings, progress=watched)
     assert seen == [0] * 5

@@ -217,7 +217,7 @@ def test_running_statistics_are_averaged_like_the_weights(digits: np.ndarray) ->
 def test_a_network_with_running_statistics_is_as_good_as_in_training(digits: np.ndarray) -> None:
     settings = {"steps": 150, "batch_size": 64, "learning_rate": 1e-2, "log_every": 50, "ema_decay": 0.9}
     trainer = fit(normed_model(), digits[:400], **SETTINGS | settings)
-    bound = BoundSettings(times_per_image=8, num_timesteps=None, batch_size=400, seed=0)
+    bound = BoundSettings(times_per_image=8, batch_size=400, seed=0)
     bpd = evaluate(trainer.averaged, digits[:100], bound).bpd.mean()
     assert bpd == pytest.approx(trainer.records[-1].bpd, rel=0.1)  # with statistics of 0 and 1 it is far above
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
+from vdm.grids import Grid
 from vdm.model import VDM
 from vdm.schedule import LinearSchedule, MonotoneSchedule, alpha, sigma
 from vdm.vlb import (
@@ -116,7 +117,7 @@ def test_many_steps_keep_their_weights_in_float32(tiny_model: Callable[..., VDM]
     model.network.forward = lambda z_t, gamma_t: torch.zeros_like(z_t)  # type: ignore[assignment]
     t = (torch.arange(num_timesteps) + 0.5) / num_timesteps
     pixels, eps = torch.zeros(num_timesteps, 1, 1, 1, dtype=torch.uint8), torch.ones(num_timesteps, 1, 1, 1)
-    mean = model(pixels, eps, t, num_timesteps=num_timesteps).diffusion.double().mean().item()
+    mean = model(pixels, eps, t, grid=Grid(num_timesteps)).diffusion.double().mean().item()
     assert mean == pytest.approx(num_timesteps / 2 * math.expm1(12 / num_timesteps), rel=1e-7)
 
 

@@ -54,7 +54,7 @@ class Validation:
         self.every_steps = every_steps
         self.keep, self.patience = keep, patience
         self.settings = BoundSettings(
-            times_per_image=times_per_image, num_timesteps=None, batch_size=batch_size, seed=seed, precision=precision
+            times_per_image=times_per_image, batch_size=batch_size, seed=seed, precision=precision
         )
         self.best: Best | None = None
         self.since_best = 0
