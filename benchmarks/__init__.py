@@ -4,6 +4,7 @@ speed          a training step, an evaluation, sampling; with --peer against ano
 equal_minutes  bits/dim after equal minutes of training, against another code
 continuing     training that goes on from a model when images arrive, against training anew
 likelihood     the variance and the error of the bound's estimate, the numerical error of the ODE
+few_steps      the bound in few steps, with other ends and other variances
 judging        how often the judge of challengers is wrong, in a simulation
 samplers       the quality of samples against their cost
 surprise       which foreign and changed images are found to be odd

@@ -52,6 +52,7 @@ def small(tmp_path: Path, digits: np.ndarray) -> Path:
         ),
         ["compression", "--model", "model", "--images", "images", "--count", "5", "--steps", "1"],
         ["judging", "--comparisons", "20"],
+        ["few_steps", "--model", "model", "--images", "images", "--steps", "2", "--levels", "4", "--times", "4"],
         ["sixteen_bits", "time", "--repeats", "1"],
         ["contract", "--sets", "digits", "--rows", "a class missing, test"],
         *(
