@@ -1,12 +1,12 @@
 """Measure what the ends and the variances of T steps are worth: the diffusion term of test images in bits/dim.
 
-Both are fitted to the errors of the validation images at --levels noise levels (`vdm.fitted_grids`).  A row has T steps
+Both are fitted to the errors of the validation images at --levels + 1 noise levels (`vdm.fitted_grids`).  A row has T steps
 that are even in t, then those of the best grid, each with the paper's variance, with one a step, and with one a step
 and dimension.  Every grid is evaluated with the same noise, at --times uniform times of each image, which are best a
 multiple of T.  `gained` is the first column minus the last, with the paired standard error over images.
 
     OMP_NUM_THREADS=1 python -m benchmarks.few_steps --model models/vdm --images data/images \
-        [--steps 10 25 50 100] [--levels 160] [--times 100] [--json]
+        [--steps 10 25 50 100] [--levels 64] [--times 100] [--json]
 """
 
 import time
@@ -34,7 +34,7 @@ def main() -> None:
     options.add_argument("--model", type=Path, required=True, help="a model folder")
     options.add_argument("--images", type=Path, required=True, help="an image set with validation images")
     options.add_argument("--steps", type=positive, nargs="+", default=[10, 25, 50, 100])
-    options.add_argument("--levels", type=positive, default=160, help="noise levels of the curve of errors")
+    options.add_argument("--levels", type=positive, default=64, help="intervals between the noise levels of the curve")
     options.add_argument("--times", type=positive, default=100, help="times of each image")
     chosen = options.parse_args()
     with explained(options):

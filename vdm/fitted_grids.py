@@ -29,6 +29,10 @@ from vdm.vlb import squared_errors
 
 PSEUDO_IMAGES = 20
 """The images whose errors, if all dimensions had the same, count as much as those that were seen."""
+LEVELS_A_STEP, MOST_LEVELS_TO_TRY = 4, 512
+"""The levels among which the ends are chosen, some of them between those of the curve: so many a step, at most."""
+MOST_DIMENSIONS_TO_TRY = 512
+"""The dimensions by which the ends are chosen, evenly spread."""
 LEAST_ERROR = 1e-30
 """Errors below have no logarithm to interpolate between."""
 
@@ -64,9 +68,17 @@ class ErrorCurve(NamedTuple):
         share = PSEUDO_IMAGES / (self.num_images + PSEUDO_IMAGES)
         return np.asarray(errors + share * (errors.mean(1, keepdims=True) - errors))
 
-    def errors_for(self, variances: Variances) -> np.ndarray:
-        """Return the errors (L+1,D) with which these variances are computed; D is 1 if the dimensions share them."""
-        return self.shrunk() if variances == "dimension" else self.shrunk().mean(1, keepdims=True)
+    def at(self, shares: np.ndarray, variances: Variances) -> np.ndarray:
+        """Return the errors (n,D) at shares (n,) of the way from gamma_0 to gamma_1, for these variances.
+
+        D is 1 if the dimensions share them.  Between its levels the logarithm of the curve is a straight line.
+        """
+        errors = self.shrunk() if variances == "dimension" else self.shrunk().mean(1, keepdims=True)
+        logarithms = np.log(np.maximum(errors, LEAST_ERROR))
+        place = shares * self.num_intervals
+        below = np.minimum(place.astype(int), self.num_intervals - 1)
+        rest = (place - below)[:, None]
+        return np.asarray(np.exp(logarithms[below] + rest * (logarithms[below + 1] - logarithms[below])))
 
 
 @torch.inference_mode()
@@ -112,15 +124,18 @@ def error_curve(
 
 
 def fit_grid(curve: ErrorCurve, num_timesteps: int, variances: Variances = "dimension") -> Grid:
-    """Return the grid of T steps between levels of the curve that gives the least bound with these variances.
+    """Return the grid of T steps that gives the least bound with these variances.
 
-    Above L/2 steps the best grid of L/2 steps is divided evenly, since the levels leave little choice.  Raises
-    ValueError for a curve that is not usable.
+    The ends are chosen among levels that are even in gamma.  Above `MOST_LEVELS_TO_TRY` / `LEVELS_A_STEP` steps, the
+    best grid of so many is divided evenly.  Raises ValueError for a curve that is not usable.
     """
     curve.require_usable()
-    found = best_ends(curve, min(num_timesteps, max(1, curve.num_intervals // 2)), variances) / curve.num_intervals
-    every = np.arange(num_timesteps + 1) / num_timesteps
-    shares = np.interp(every, np.arange(len(found)) / (len(found) - 1), found)
+    steps = min(num_timesteps, MOST_LEVELS_TO_TRY // LEVELS_A_STEP)
+    between = -(-LEVELS_A_STEP * steps // curve.num_intervals)
+    count = max(1, min(between, MOST_LEVELS_TO_TRY // curve.num_intervals)) * curve.num_intervals
+    steps = min(steps, count)
+    found = best_ends(step_costs(curve, count, variances), steps) / count
+    shares = np.interp(np.arange(num_timesteps + 1) / num_timesteps, np.arange(steps + 1) / steps, found)
     shares[0], shares[-1] = 0, 1
     return Grid(num_timesteps, shares, variances_at(curve, shares, variances))
 
@@ -140,43 +155,40 @@ def fit_variances(grid: Grid, curve: ErrorCurve, schedule: LinearSchedule, varia
 
 
 def variances_at(curve: ErrorCurve, shares: np.ndarray, variances: Variances) -> np.ndarray | None:
-    """Return u of the steps with these ends (T+1,): (T,) or (T,C,H,W); None for the paper's variance.
-
-    Between its levels the logarithm of the curve is a straight line.
-    """
+    """Return u of the steps with these ends (T+1,): (T,) or (T,C,H,W); None for the paper's variance."""
     if variances == "paper":
         return None
-    errors = np.log(np.maximum(curve.errors_for(variances), LEAST_ERROR))
-    place = shares[1:] * curve.num_intervals
-    below = np.minimum(place.astype(int), curve.num_intervals - 1)
-    between = errors[below] + (place - below)[:, None] * (errors[below + 1] - errors[below])
-    found = 1 + np.expm1(curve.span * np.diff(shares))[:, None] * np.exp(between)
+    found = 1 + np.expm1(curve.span * np.diff(shares))[:, None] * curve.at(shares[1:], variances)
     return np.asarray(found[:, 0] if variances == "step" else found.reshape(-1, *curve.errors.shape[1:]))
 
 
-def best_ends(curve: ErrorCurve, num_timesteps: int, variances: Variances) -> np.ndarray:
-    """Return at which levels T steps end that give the least bound, (T+1,) rising from 0 to L; T is at most L."""
-    costs, count = step_costs(curve, variances), curve.num_intervals
-    least, came_from = costs[0], [np.zeros(count + 1, int)]  # the least cost of one step from level 0 to each level
-    for _ in range(1, num_timesteps):
-        sums = least[:, None] + costs
-        came_from.append(sums.argmin(0))
-        least = sums.min(0)
-    ends = [count]
-    for before in reversed(came_from):
-        ends.append(int(before[ends[-1]]))
-    return np.array(ends[::-1])
+def step_costs(curve: ErrorCurve, count: int, variances: Variances) -> np.ndarray:
+    """Return what a step adds to the mean bound of a dimension, (M+1,M+1) nats, from each level s to each level t.
 
-
-def step_costs(curve: ErrorCurve, variances: Variances) -> np.ndarray:
-    """Return what a step adds to the mean bound of a dimension, (L+1,L+1) nats, from each level s to each level t.
-
-    It is infinite unless s < t.
+    The levels are M + 1 that are even in gamma; M is `count`.  It is infinite unless s < t.
     """
-    errors, count = curve.errors_for(variances), curve.num_intervals
-    rise = np.expm1(curve.span * np.arange(count + 1) / count)  # over so many levels
+    shares = np.arange(count + 1) / count
+    errors = curve.at(shares, variances)
+    errors = errors[:, :: max(1, errors.shape[1] // MOST_DIMENSIONS_TO_TRY)]
+    rise = np.expm1(curve.span * shares)  # over so many levels
     costs = np.full((count + 1, count + 1), np.inf)
     for t in range(1, count + 1):
         v = rise[t:0:-1, None] * errors[t]
         costs[:t, t] = (0.5 * v if variances == "paper" else 0.5 * np.log1p(v)).mean(1)
     return costs
+
+
+def best_ends(costs: np.ndarray, num_timesteps: int) -> np.ndarray:
+    """Return the levels at which T steps end that cost the least, (T+1,) rising from 0 to M; T is at most M.
+
+    `costs` (M+1,M+1) are those of a step between two levels.
+    """
+    least, came_from = costs[0], [np.zeros(len(costs), int)]  # of one step from level 0 to each level
+    for _ in range(1, num_timesteps):
+        sums = least[:, None] + costs
+        came_from.append(sums.argmin(0))
+        least = sums.min(0)
+    ends = [len(costs) - 1]
+    for before in reversed(came_from):
+        ends.append(int(before[ends[-1]]))
+    return np.array(ends[::-1])
