@@ -359,7 +359,7 @@ def found(known: CleanSet, copies: np.ndarray) -> float:
     counts: dict[str, Any] = {f"num_{split}": len(images) for split, images in splits.items()}
     shape = list(train.shape[1:])
     description = Description(name="benchmark", num_levels=known.num_levels, image_shape=shape, **counts)
-    both = ImageSet(Path(), "benchmark", description, splits)
+    both = ImageSet("benchmark", description, splits)
     facts = {split: measure_facts(images, known.num_levels) for split, images in splits.items()}
     limit = PARAMS.contract.near_duplicate_distance
     alike = lookalikes(search(both, facts), limit)["train", "test"]

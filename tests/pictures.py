@@ -94,7 +94,7 @@ def set_of(num_levels: int, **splits: np.ndarray) -> ImageSet:
     counts = {f"num_{split}": len(images) for split, images in splits.items()}
     shape = list(splits["train"].shape[1:])
     description = Description(name="x", num_levels=num_levels, image_shape=shape, **counts)
-    return ImageSet(Path(), "x", description, splits)
+    return ImageSet("x", description, splits)
 
 
 def claiming(width: int, height: int, mode: str = "RGB") -> bytes:

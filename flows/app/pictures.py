@@ -22,32 +22,23 @@ from flows.images.folder import ENDINGS, open_source
 from flows.images.grids import as_8_bits, png
 from flows.images.image_set import Chosen
 from flows.images.made_to_fit import MOST_PIXELS, read_to_fit, takes_pictures
-from flows.images.picture_files import read_size
+from flows.images.picture import Picture, read_size
 from flows.images.user_files import (
     LARGE,
-    Read,
+    make_set,
     read_files,
     read_made_to_fit,
     require_fitting,
     require_size,
-    set_in_memory,
     transforms_of,
 )
 
 
-class Sender(NamedTuple):
-    """Where an image comes from: the file, its number there, and how it was made to fit."""
-
-    name: str
-    number: int
-    changed: str | None = None
-
-
-class Fitting(NamedTuple):
-    """The images that fit the model, the origin of each, and the files that do not fit."""
+class SentImages(NamedTuple):
+    """The images that fit the model, the picture of each, and the files that do not fit."""
 
     images: Chosen
-    sources: list[Sender]
+    pictures: list[Picture]
     refused: list[Refused]
 
 
@@ -75,29 +66,30 @@ class Allowance:
         self.left -= size.cost if size else 0
 
 
-def read_sent(sent: Sequence[Sent], model: TrainedModel, pause: Callable[[], None]) -> Fitting:
+def read_sent(sent: Sequence[Sent], model: TrainedModel, pause: Callable[[], None]) -> SentImages:
     """Return the images, transformed as the model's card says; pause after each file.
 
     Raises NothingFits, and UserError (exit 5) for a card that is damaged.
     """
     transforms, allowance = transforms_of(model), Allowance()
-    found: list[Read] = []
-    sources: list[Sender] = []
+    found: list[Picture] = []
     refused = []
     for one in sent:
         try:
-            with a_file(one) as path, open_source(path) as listed:
+            with a_file(one) as path, open_source(path) as files:
                 if one.fit and path.suffix != ".npy":
                     allowance.take(path)
-                    read, (fitted,) = read_made_to_fit(listed, model, transforms)
-                    changed = fitted.words or None
+                    read = read_made_to_fit(files, model, transforms)
                 else:
                     require_size(path, transforms, model, small=True, shown=one.name)
                     allowance.take(path)
-                    read, changed = read_files(listed, transforms, most=MOST_IMAGES - len(sources)), None
+                    read = read_files(files, transforms, most=MOST_IMAGES - len(found))
                     require_fitting(read, one.name, model)
-            found.append(read)
-            sources += [Sender(one.name, number, changed) for number in range(len(read.array))]
+            found += [
+                each.part(slice(row, row + 1))._replace(name=one.name)
+                for each in read
+                for row in range(len(each.pixels))
+            ]
         except UserError as error:
             fit = None if one.fit else what_fits(one, model, transforms, allowance)
             refused.append(Refused(name=one.name, error=str(error), fit=fit))
@@ -105,9 +97,7 @@ def read_sent(sent: Sequence[Sent], model: TrainedModel, pause: Callable[[], Non
     if not found:
         reason, more = refused[0].error, len(refused) - 1
         raise NothingFits(f"{reason}; and {more} more" if more else reason, refused=refused)
-    array = np.concatenate([each.array for each in found])
-    read = found[0]._replace(array=array, names=[source.name for source in sources])
-    return Fitting(Chosen(set_in_memory(read, "what was sent", model), "test"), sources, refused)
+    return SentImages(Chosen(make_set(found, "what was sent", model), "test"), found, refused)
 
 
 def what_fits(

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from flows.app.answers import Classes, ClassifiedImage, Drawn, Frame, ScoredImage, Scores
-from flows.app.pictures import Allowance, Fitting, a_file, npy_base64, png_base64, read_sent
+from flows.app.pictures import Allowance, SentImages, a_file, npy_base64, png_base64, read_sent
 from flows.app.questions import MOST_TIMES, HowToDraw, ToClassify, ToFillIn, ToSample, ToScore
 from flows.core.documents import Document
 from flows.core.errors import Exit, UserError
@@ -62,7 +62,7 @@ def draw_filled_in(model: TrainedModel, settings: Sample, most: int, asked: ToFi
         stated = transforms_of(model)
         if asked.picture.fit:
             allowance.take(path)
-            known = torch.from_numpy(read_to_fit(path, model, stated).image.astype(np.int64))
+            known = torch.from_numpy(read_to_fit(path, model, stated).pixels[0].astype(np.int64))
         else:
             require_size(path, None, model, small=True, shown=asked.picture.name)
             allowance.take(path)
@@ -179,7 +179,7 @@ def score(
 
 
 def score_images(
-    model: TrainedModel, settings: Evaluate, sent: Fitting, found: np.ndarray, odd: list[Compared]
+    model: TrainedModel, settings: Evaluate, sent: SentImages, found: np.ndarray, odd: list[Compared]
 ) -> Iterator[ScoredImage]:
     """Yield the score of each image by its terms (3,N,K), and by its comparison with held-out images."""
     images = sent.images.pixels
@@ -190,16 +190,16 @@ def score_images(
         times = grid_times(times, settings.num_timesteps)
     with torch.inference_mode():
         gamma = model.vdm.schedule(times.float().to(model.device)).tolist()
-    for place, (name, number, changed) in enumerate(sent.sources):
+    for place, picture in enumerate(sent.pictures):
         result = terms_of_set(found[:, [place]])
         bpd, error = result.bpd.item(), math.sqrt(result.diffusion_variance.item())
         image = images[place : place + 1]
         in_png = measure_png(image).bpd if model.num_levels > 256 else png_bpd(image, model.num_levels)
         yield ScoredImage(
-            name=name,
-            number=number,
+            name=str(picture.name),
+            number=picture.number,
             seen=png_base64(images[place], model.num_levels),
-            changed=changed,
+            changed=picture.changes or None,
             bpd=bpd,
             bpd_standard_error=error,
             prior_bpd=result.prior.item(),
@@ -241,10 +241,10 @@ def classify_pictures(model: TrainedModel, settings: Evaluate, most: int, asked:
         num_timesteps=settings.num_timesteps,
         images=[
             ClassifiedImage(
-                name=name,
-                number=number,
+                name=str(picture.name),
+                number=picture.number,
                 seen=png_base64(sent.images.pixels[place], model.num_levels),
-                changed=changed,
+                changed=picture.changes or None,
                 best=result.best[place],
                 class_name=result.names[place] if result.names else str(result.best[place]),
                 probabilities=result.probabilities[place],
@@ -254,7 +254,7 @@ def classify_pictures(model: TrainedModel, settings: Evaluate, most: int, asked:
                 times=result.times[place],
                 sure=margin is not None and error is not None and margin >= SURE * error,
             )
-            for place, ((name, number, changed), (margin, error)) in enumerate(zip(sent.sources, margins, strict=True))
+            for place, (picture, (margin, error)) in enumerate(zip(sent.pictures, margins, strict=True))
         ],
         refused=sent.refused,
     )

@@ -164,7 +164,8 @@ def evaluate_bound(
         options = options | {"class_images": 0}
     sweep = [override(parameters, options | {"num_timesteps": step}) for step in steps or [parameters.num_timesteps]]
     with asked.opened() as (model, images):
-        of_pipeline = images.set.folder.resolve() == layout.IMAGES.resolve() and images.split == "test"
+        folder = images.set.folder
+        of_pipeline = folder is not None and folder.resolve() == layout.IMAGES.resolve() and images.split == "test"
         if asked.model is None and of_pipeline and asked.num_images is None:
             out = out or layout.EVALUATION
         if len(sweep) > 1 and out:

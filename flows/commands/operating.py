@@ -10,7 +10,7 @@ from flows.core.errors import Exit, NetworkError, UserError
 from flows.process.streams import say_result
 
 if TYPE_CHECKING:
-    from flows.orchestration.answers import Pruned, Source, Status
+    from flows.orchestration.answers import Pruned, SourceNow, Status
 
 ADDRESS = "from Prefect's api.url"
 QUEUES = Annotated[
@@ -154,7 +154,7 @@ def rows(found: "Status") -> Iterator[tuple[str, str]]:
         yield "problem", problem
 
 
-def images_now(found: "Source") -> str:
+def images_now(found: "SourceNow") -> str:
     """Return what a run would find at its source of images, in one line."""
     source, since = found.source, found.since
     if found.damaged:

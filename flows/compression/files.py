@@ -16,7 +16,8 @@ from flows.core.errors import Exit, UserError
 from flows.core.files import name_in_errors, read_bounded, replace_file, replace_folder
 from flows.core.model import TrainedModel
 from flows.images.image_set import Chosen, is_given_class, write_array
-from flows.images.user_files import SHADES, Read, require_fitting
+from flows.images.picture import Picture
+from flows.images.user_files import SHADES, require_fitting
 from flows.process.streams import bar
 from vdm.evaluation import BoundSettings, evaluate
 from vdm.grids import Grid
@@ -76,7 +77,7 @@ def compress(
         array = images.pixels
         images.require_valid()
         # Of the levels of a set, its images may have only those that the model has.
-        require_fitting(Read(array, images.set.num_levels, False, [], "none"), images.set.name, model)
+        require_fitting([Picture(array, images.set.num_levels, "NPY")], images.set.name, model)
         classes = images.classes(model) if is_given_class(model, "auto", images.set) else None
         pixels = hashlib.sha256(np.ascontiguousarray(array).data)
         coding = new_coding(  # before the slow bound

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,7 +12,7 @@ import numpy as np
 
 from flows.core.errors import Exit, UserError
 from flows.core.files import contains, replace_file, replace_folder, write_whole
-from flows.images.folder import open_source, read_folder
+from flows.images.folder import open_source
 from flows.images.image_set import (
     FEWEST_COMPARED,
     SPLITS,
@@ -22,12 +21,16 @@ from flows.images.image_set import (
     labels_of,
     open_images,
     sources_of,
+    valid_text,
     write_array,
     write_description,
     write_header,
 )
+from flows.images.picture import Picture
 from flows.images.publishers import read_digits, read_published
-from flows.images.splitting import DIGEST_BYTES, SourceImages, digest_of, require_splits, split_of
+from flows.images.reading import read_folder
+from flows.images.source import Source
+from flows.images.splitting import DIGEST_BYTES, digest_of, require_splits, split_of
 from flows.images.transforms import describe_transforms, levels_left, list_transforms, parts, transform
 from vdm.choices import Split
 
@@ -97,7 +100,7 @@ def write_images(data: "Data", *, source: Path | None, out: Path, downloads: Pat
     return images.origin
 
 
-def write_set(folder: Path, source: SourceImages, data: "Data") -> Counter[Split]:
+def write_set(folder: Path, source: Source, data: "Data") -> Counter[Split]:
     """Write the images of a source into an empty folder, as a set, and return how many there are in each split.
 
     The origin of the source gets the transforms.
@@ -111,34 +114,28 @@ def write_set(folder: Path, source: SourceImages, data: "Data") -> Counter[Split
     return Counter({split: shapes[split][0] for split in SPLITS if split in shapes})
 
 
-class Part(NamedTuple):
-    """Transformed images (n,C,H,W) of a split, their labels (n,), and the name of their file."""
+class Digests(NamedTuple):
+    """The digests of the pixels of some images, and of what they were before the transforms."""
 
-    split: Split
-    images: np.ndarray
-    digests: list[bytes]
-    sources: list[bytes]
-    """The digests of the pixels before the transforms."""
-    labels: np.ndarray | None
-    file: str | None
+    pixels: list[bytes]
+    original: list[bytes]
 
 
-def divide(source: SourceImages, data: "Data") -> Iterator[Part]:
-    """Yield the transformed images of a source, which is read once, in the order of the source within each split.
+def divide(source: Source, data: "Data") -> Iterator[tuple[Picture, Digests]]:
+    """Yield the transformed pictures of a source, each of one split, in the order of the source within each split.
 
-    Without copies, the origin of the source says how many were left out.
+    The source is read once.  Without copies, its origin says how many were left out.
     """
     known: set[bytes] = set()
     left_out = 0
-    for batch in source.batches:
-        sources = batch.images if batch.sources is None else batch.sources
-        is_plain = describe_transforms(batch.num_levels, data) == "none"
-        for some in parts(batch.images, data):
-            images = transform(batch.images[some], batch.num_levels, data)
-            digests = [digest_of(image) for image in images]
-            before = digests if is_plain else [digest_of(image) for image in sources[some]]
-            splits = np.array([SPLITS.index(split_of(digest, batch.split, source, data)) for digest in before])
-            kept = np.ones(len(images), bool)
+    for picture in source.pictures:
+        is_plain = not list_transforms(picture.num_levels, data)
+        for some in map(picture.part, parts(picture.pixels, data)):
+            pixels = transform(some.pixels, some.num_levels, data)
+            digests = [digest_of(image) for image in pixels]
+            before = digests if is_plain else [digest_of(image) for image in some.original]
+            splits = np.array([SPLITS.index(split_of(digest, some.split, source, data)) for digest in before])
+            kept = np.ones(len(pixels), bool)
             if data.without_copies:
                 for place, digest in enumerate(digests):
                     kept[place] = digest not in known
@@ -146,33 +143,32 @@ def divide(source: SourceImages, data: "Data") -> Iterator[Part]:
                 left_out += int(np.count_nonzero(~kept))
             for number in np.unique(splits[kept]).tolist():
                 chosen = np.flatnonzero(kept & (splits == number))
-                labels = None if batch.labels is None else batch.labels[some][chosen]
-                after, of_source = ([every[place] for place in chosen] for every in (digests, before))
-                yield Part(SPLITS[number], images[chosen], after, of_source, labels, batch.file)
+                of_split = some._replace(split=SPLITS[number]).part(chosen, pixels[chosen])
+                yield of_split, Digests(*([every[place] for place in chosen] for every in (digests, before)))
     if data.without_copies:
         source.origin["split"] += f"; {left_out:,} exact copies of other images left out"
 
 
-class Written:
+class SplitWriter:
     """The array of a split while it is written, and what is kept of each of its images."""
 
-    def __init__(self, file: BinaryIO, images: np.ndarray) -> None:
-        self.file, self.dtype, self.shape = file, images.dtype, images.shape[1:]
+    def __init__(self, file: BinaryIO, pixels: np.ndarray) -> None:
+        self.file, self.dtype, self.shape = file, pixels.dtype, pixels.shape[1:]
         self.digests, self.sources, self.labels, self.names = bytearray(), bytearray(), list[int](), list[str]()
         write_header(file, (0, *self.shape), self.dtype)  # the number is known at the end
 
     def __len__(self) -> int:
         return len(self.digests) // DIGEST_BYTES
 
-    def add(self, part: Part) -> None:
-        """Append images."""
-        self.file.write(np.ascontiguousarray(part.images).data)
-        self.digests += b"".join(part.digests)
-        self.sources += b"".join(part.sources)
-        if part.labels is not None:
-            self.labels += part.labels.tolist()
-        if part.file is not None:
-            self.names += [part.file] * len(part.images)
+    def add(self, picture: Picture, digests: Digests) -> None:
+        """Append a picture."""
+        self.file.write(np.ascontiguousarray(picture.pixels).data)
+        self.digests += b"".join(digests.pixels)
+        self.sources += b"".join(digests.original)
+        if picture.labels is not None:
+            self.labels += picture.labels.tolist()
+        if picture.name is not None:
+            self.names += [picture.name] * len(picture.pixels)
 
     def finish(self) -> None:
         """Write the number of images into the array's header."""
@@ -180,20 +176,21 @@ class Written:
         write_header(self.file, (len(self), *self.shape), self.dtype)
 
 
-def write_splits(folder: Path, source: SourceImages, data: "Data") -> dict[str, tuple[int, ...]]:
+def write_splits(folder: Path, source: Source, data: "Data") -> dict[str, tuple[int, ...]]:
     """Write the transformed images of each split, their labels, digests and names of files; return the shapes."""
-    splits: dict[Split, Written] = {}
+    splits: dict[Split, SplitWriter] = {}
     with ExitStack() as stack:
-        for part in divide(source, data):
-            if part.split not in splits:
-                file = stack.enter_context(replace_file(folder / f"{part.split}.npy"))
-                splits[part.split] = Written(file, part.images)
-            splits[part.split].add(part)
+        for picture, digests in divide(source, data):
+            assert picture.split
+            if picture.split not in splits:
+                file = stack.enter_context(replace_file(folder / f"{picture.split}.npy"))
+                splits[picture.split] = SplitWriter(file, picture.pixels)
+            splits[picture.split].add(picture, digests)
         for written in splits.values():
             written.finish()
     for split, written in splits.items():
         write_array(digests_of(folder, split), [np.frombuffer(written.digests, np.uint8).reshape(-1, DIGEST_BYTES)])
-        if describe_transforms(source.origin["num_levels"], data) != "none":
+        if list_transforms(source.origin["num_levels"], data):
             write_array(sources_of(folder, split), [np.frombuffer(written.sources, np.uint8).reshape(-1, DIGEST_BYTES)])
         if written.labels:
             write_array(labels_of(folder, split), [np.array(written.labels, np.int64)])
@@ -203,5 +200,5 @@ def write_splits(folder: Path, source: SourceImages, data: "Data") -> dict[str, 
 
 
 def line_for_name(name: str) -> str:
-    """Return the name of a file as JSON.  Strict readers of JSON refuse a name that is not valid UTF-8."""
-    return json.dumps(os.fsencode(name).decode(errors="backslashreplace"))
+    """Return the name of a file as JSON."""
+    return json.dumps(valid_text(name))

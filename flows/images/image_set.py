@@ -11,9 +11,11 @@ and never unpickled.
 
 import hashlib
 import json
+import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, get_args
 
@@ -34,10 +36,10 @@ DESCRIPTION = "dataset.json"
 MOST_CHUNK_BYTES = 2**25
 COMPUTED = ("array_sha256", "data_sha256", "labels_sha256")
 """What another process need not compute again."""
-Transform = Literal["background", "grayscale", "gray_as_rgb", "crop", "resize", "pad", "num_bits"]
+PixelChange = Literal["background", "grayscale", "gray_as_rgb", "crop", "resize", "pad", "num_bits"]
 """A change of the source's pixels, by the parameter `data` that asks for it."""
 LOSSY = frozenset({"JPEG", "lossy WEBP", "lossy TIFF"})
-"""The formats of files that may have lost detail; see `flows.images.picture_files.format_of`."""
+"""The formats of files that may have lost detail; see `flows.images.picture.format_of`."""
 # The quality of samples cannot be estimated with fewer samples and test images.
 FEWEST_COMPARED = 10
 
@@ -64,7 +66,7 @@ class Description(Document):
     split: str = ""
     transforms: str = "none"
     """The transforms of the source's pixels, in words."""
-    transformed: list[Transform] | None = None
+    transformed: list[PixelChange] | None = None
     """The same by their parameters; None in a set that states words alone."""
     class_names: list[str] | None = None
     damaged: list[str] | None = None
@@ -98,26 +100,47 @@ class Description(Document):
 
 
 class ImageSet:
-    """An opened image set: its arrays, mapped into memory, its labels, and digests that are computed once.
+    """An image set: its arrays, its labels, and digests that are computed once.
 
-    `images["train"]` is an array (N,C,H,W); that of a split without images is empty.  Processes that share work get the
-    path and open it again, and the digests that are known: that is how this object is pickled.
+    `images["train"]` is an array (N,C,H,W); that of a split without images is empty.  An opened set has its arrays
+    mapped into memory.  Processes that share work get its path and open it again, and the digests that are known: that
+    is how this object is pickled.  A set that was made in memory lies in no folder, and has no labels.
     """
 
-    def __init__(self, folder: Path, name: str, description: Description, arrays: Mapping[Split, np.ndarray]) -> None:
-        self.folder, self.name = folder, name
-        """`name` is what the user named: that folder, or pictures that were made a set."""
+    def __init__(
+        self,
+        name: str,
+        description: Description,
+        arrays: Mapping[Split, np.ndarray],
+        *,
+        folder: Path | None = None,
+        files: Mapping[Split, Sequence[str]] | None = None,
+    ) -> None:
+        self.name = name
+        """What the user named: the folder, or pictures that were made a set."""
         self.description = description
         self.arrays = arrays
+        self.folder = folder
+        self.files = files or {}
+        """The name of each image's file in a set that lies in no folder."""
         self.valid: set[tuple[Split, int | None]] = set()
         """The chosen images that `Chosen.require_valid` found valid: the split, and how many at most."""
 
-    def __reduce__(self) -> tuple[Any, tuple[Path, str], dict[str, Any]]:
+    def __reduce__(self) -> Any:
+        if self.folder is None:
+            return super().__reduce__()
         known = {key: self.__dict__[key] for key in COMPUTED if key in self.__dict__}
         return open_images, (self.folder, self.name), known
 
     def __getitem__(self, split: Split) -> np.ndarray:
         return self.arrays.get(split, self.arrays["train"][:0])
+
+    @property
+    def lies_in(self) -> Path:
+        """The folder of the set.  Raises UserError (exit 5) for a set that lies in none."""
+        if self.folder is None:
+            raise UserError(f"{self.name} lies in no folder of an image set", Exit.MISSING)
+        return self.folder
 
     @property
     def splits(self) -> list[Split]:
@@ -153,16 +176,17 @@ class ImageSet:
     @property
     def has_labels(self) -> bool:
         """Whether some split has labels."""
-        return any(self.folder.glob("*_labels.npy"))
+        return self.folder is not None and any(self.folder.glob("*_labels.npy"))
 
     def labels(self, split: Split) -> np.ndarray | None:
         """Return the labels of a split (N,), or None if the set has none.  Raises UserError (exit 5)."""
-        path = labels_of(self.folder, split)
-        return load_array(path) if path.exists() else None
+        if self.folder is None or not (path := labels_of(self.folder, split)).exists():
+            return None
+        return load_array(path)
 
     def digests(self, split: Split) -> set[bytes]:
         """Return the digests of a split's images.  Raises UserError (exit 5) for a set without them."""
-        return {bytes(row) for row in load_array(digests_of(self.folder, split))} if len(self[split]) else set()
+        return {bytes(row) for row in load_array(digests_of(self.lies_in, split))} if len(self[split]) else set()
 
     def classes(self, split: Split) -> np.ndarray:
         """Return the labels of a split as classes, (N,) int64.
@@ -179,7 +203,7 @@ class ImageSet:
             raise UserError(f"{reason}; {advice}", Exit.USAGE)
         if found.shape != (count,) or found.dtype.kind not in "ui" or found.min() < 0:
             reason = f"{found.dtype} of shape {found.shape}, not a class from 0 for each of {count} images"
-            raise UserError(f"{labels_of(self.folder, split)}: {reason}; run `vdmctl download`", Exit.MISSING)
+            raise UserError(f"{labels_of(self.lies_in, split)}: {reason}; run `vdmctl download`", Exit.MISSING)
         return np.array(found, np.int64)
 
     def file_names(self, split: Split, numbers: Collection[int]) -> dict[int, str]:
@@ -187,8 +211,9 @@ class ImageSet:
 
         Raises UserError (exit 5).
         """
-        path = files_of(self.folder, split)
-        if not numbers or not path.exists():
+        if split in self.files:
+            return {number: valid_text(self.files[split][number]) for number in numbers}
+        if not numbers or self.folder is None or not (path := files_of(self.folder, split)).exists():
             return {}
         try:
             with open_regular(path) as lines:
@@ -198,7 +223,9 @@ class ImageSet:
 
     @cached_property
     def array_sha256(self) -> dict[Split, str]:
-        """The digest of the file of each split's array."""
+        """The digest of the file of each split's array, also of a set that lies in no folder."""
+        if self.folder is None:
+            return {split: array_file_sha256(self[split]) for split in self.splits}
         return {split: file_sha256(self.folder / f"{split}.npy") for split in self.splits}
 
     @cached_property
@@ -214,7 +241,7 @@ class ImageSet:
     @cached_property
     def labels_sha256(self) -> str:
         """A digest of all labels, which `data_sha256` leaves out.  Raises OSError for a file that cannot be read."""
-        lines = (f"{split} {file_sha256(labels_of(self.folder, split))}\n" for split in self.splits)
+        lines = (f"{split} {file_sha256(labels_of(self.lies_in, split))}\n" for split in self.splits)
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def require_fitting(self, model: "TrainedModel") -> None:
@@ -299,7 +326,7 @@ def open_images(folder: Path, name: str | None = None) -> ImageSet:
     path = folder / DESCRIPTION
     description = read_document(Description, path, "`vdmctl download` writes the images to data/images")
     arrays = {split: load_array(folder / f"{split}.npy") for split in description.splits}
-    return ImageSet(folder, name or str(folder), description, arrays)
+    return ImageSet(name or str(folder), description, arrays, folder=folder)
 
 
 def is_image_set(folder: Path) -> bool:
@@ -345,6 +372,15 @@ def write_header(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[Any]) -
     """Write the header of a .npy file.  NumPy pads it so that another first dimension can overwrite it."""
     described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, described)
+
+
+def array_file_sha256(array: np.ndarray) -> str:
+    """Return the digest of the file that `write_array` writes of an array."""
+    head = BytesIO()
+    write_header(head, array.shape, array.dtype)
+    digest = hashlib.sha256(head.getvalue())
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def load_array(path: Path) -> np.ndarray:
@@ -430,6 +466,11 @@ def sources_of(folder: Path, split: str) -> Path:
 def files_of(folder: Path, split: str) -> Path:
     """Return the path of the text file whose line i is the name of the file of image i, as JSON."""
     return folder / f"{split}_files.txt"
+
+
+def valid_text(name: str) -> str:
+    """Return the name of a file as text that is valid UTF-8: strict readers of JSON refuse another."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def kind(shape: tuple[int, ...], num_levels: int) -> str:

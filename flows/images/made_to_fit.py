@@ -8,15 +8,15 @@ each shade becomes the nearest of the model's levels.  Arrays hold levels, and a
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from flows.core.errors import Exit, FileError
 from flows.core.params import Data
 from flows.images.grids import eight_bit
-from flows.images.picture_files import BadImageError, FileImages, levels, read_images, read_size
-from flows.images.transforms import drop_low_bits, gray, levels_left, resize, transform
+from flows.images.picture import BadImageError, Picture, levels, read_images, read_size
+from flows.images.transforms import describe_transforms, drop_low_bits, gray, levels_left, resize, transform
 
 if TYPE_CHECKING:
     from flows.core.model import TrainedModel
@@ -27,17 +27,7 @@ MOST_PIXELS = 2**25
 MOST_NAMED = 3
 
 
-class Fitted(NamedTuple):
-    """A picture made to fit."""
-
-    image: np.ndarray
-    """(C,H,W) of the model's levels."""
-    words: str
-    """How it was changed; "" if it was not."""
-    is_resized: bool
-
-
-def read_to_fit(path: Path, model: "TrainedModel", data: Data | None, shown: Path | None = None) -> Fitted:
+def read_to_fit(path: Path, model: "TrainedModel", data: Data | None, shown: Path | None = None) -> Picture:
     """Return the picture in a file, made to fit; `data` has the transforms of the model's card.
 
     Messages call the file `shown`, if that is given.
@@ -64,8 +54,11 @@ def takes_pictures(model: "TrainedModel") -> bool:
     return model.num_levels <= 256 and model.image_shape[0] in (1, 3)
 
 
-def make_fit(picture: FileImages, model: "TrainedModel", data: Data | None) -> Fitted:
-    """Return a picture, made to fit.  Raises BadImageError for one whose pixels are out of range."""
+def make_fit(picture: Picture, model: "TrainedModel", data: Data | None) -> Picture:
+    """Return a picture, made to fit: its levels are the model's.
+
+    Raises BadImageError for one whose pixels are out of range.
+    """
     (channels, height, width), num_levels, pad = model.image_shape, model.num_levels, data.pad if data else 0
     found, most = levels(picture.pixels, picture.num_bits), 2**picture.num_bits
     images = eight_bit(found, most) if most < 256 else drop_low_bits(found, most, 8).astype(np.uint8, copy=False)
@@ -86,7 +79,9 @@ def make_fit(picture: FileImages, model: "TrainedModel", data: Data | None) -> F
         shades, images = images, np.rint(images * ((num_levels - 1) / (most - 1))).astype(np.uint8)
         is_exact = not changes and np.array_equal(eight_bit(images, num_levels), eight_bit(shades, most))
         changes.append(f"its shades are the {num_levels} levels" if is_exact else f"{num_levels} levels")
-    return Fitted(images[0], ", ".join(changes), is_resized)
+    words = describe_transforms(256, data) if data else "none"
+    made = picture._replace(pixels=images, num_levels=num_levels, before=None, transforms=words)
+    return made._replace(changes=", ".join(changes), is_resized=is_resized)
 
 
 def middle(images: np.ndarray, size: Sequence[int]) -> np.ndarray:
@@ -98,8 +93,9 @@ def middle(images: np.ndarray, size: Sequence[int]) -> np.ndarray:
     return images[..., top : top + rows, left : left + columns]
 
 
-def describe_changes(fitted: Sequence[Fitted]) -> str:
-    """Return how pictures were changed, in words: the most frequent changes first; "" if none was changed."""
-    counts = Counter(each.words for each in fitted if each.words)
-    said = [f"{count} of {len(fitted)}: {words}" for words, count in counts.most_common(MOST_NAMED)]
+def describe_changes(pictures: Sequence[Picture]) -> str:
+    """Return how pictures were made to fit, in words: the most frequent changes first; "" if none was changed."""
+    made = [each.changes for each in pictures if each.changes is not None]
+    counts = Counter(filter(None, made))
+    said = [f"{count} of {len(made)}: {words}" for words, count in counts.most_common(MOST_NAMED)]
     return "; ".join([*said, "..."] if len(counts) > MOST_NAMED else said)

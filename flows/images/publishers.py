@@ -20,7 +20,9 @@ from PIL import Image
 
 from flows.core.errors import Exit, NetworkError, UserError, brief
 from flows.core.files import file_sha256, scratch_folder
-from flows.images.splitting import Part, SourceImages, division
+from flows.images.picture import Picture
+from flows.images.source import Source
+from flows.images.splitting import division
 from vdm.choices import Split
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 TIMEOUT = 60.0  # seconds without a byte
 
 
-def read_digits(data: "Data") -> SourceImages:
+def read_digits(data: "Data") -> Source:
     """Return scikit-learn's digits, 1x8x8 of 17 levels."""
     from sklearn.datasets import load_digits
 
@@ -42,10 +44,10 @@ def read_digits(data: "Data") -> SourceImages:
         "num_levels": 17,
         "split": division(data),
     }
-    return SourceImages("digits", [Part(loaded.images.astype(np.uint8)[:, None], 17, loaded.target)], origin)
+    return Source("digits", [Picture(loaded.images.astype(np.uint8)[:, None], 17, labels=loaded.target)], origin)
 
 
-def read_published(data: "Data", source: Path | None, downloads: Path) -> SourceImages:
+def read_published(data: "Data", source: Path | None, downloads: Path) -> Source:
     """Return the published set that the parameters name, from its publisher or from the publisher's files in `source`.
 
     Files are downloaded and unpacked in a folder below `downloads`, which is removed.  Raises UserError: exit 5 for a
@@ -68,10 +70,10 @@ def read_published(data: "Data", source: Path | None, downloads: Path) -> Source
     if entry.class_names:
         origin["class_names"] = list(entry.class_names)
     counts: dict[Split, int] = {"train": entry.num_train, "test": entry.num_test}
-    return SourceImages(f"data.{data.name}", batches, origin, frozenset({"train", "test"}), counts)
+    return Source(f"data.{data.name}", batches, origin, frozenset({"train", "test"}), counts)
 
 
-def read_whole(entry: "PublishedSet", source: Path | None, downloads: Path) -> list[Part]:
+def read_whole(entry: "PublishedSet", source: Path | None, downloads: Path) -> list[Picture]:
     """Return the training images and the test images of a set that torchvision reads; these sets fit into memory."""
     downloads.mkdir(parents=True, exist_ok=True)
     with scratch_folder(downloads) as root:
@@ -88,7 +90,7 @@ def read_whole(entry: "PublishedSet", source: Path | None, downloads: Path) -> l
             socket.setdefaulttimeout(None)
 
 
-def read_splits(entry: "PublishedSet", root: Path, *, download: bool) -> list[Part]:
+def read_splits(entry: "PublishedSet", root: Path, *, download: bool) -> list[Picture]:
     """Return the training images and the test images below `root`.  torchvision checks the md5 of what it downloads."""
     assert entry.reader
     batches = []
@@ -101,7 +103,7 @@ def read_splits(entry: "PublishedSet", root: Path, *, download: bool) -> list[Pa
             images = images.transpose(0, 3, 1, 2)
         labels = split.labels if hasattr(split, "labels") else split.targets
         part: Split = "train" if train else "test"
-        batches.append(Part(np.ascontiguousarray(images), labels=np.asarray(labels), split=part))
+        batches.append(Picture(np.ascontiguousarray(images), labels=np.asarray(labels), split=part))
     return batches
 
 
@@ -146,7 +148,7 @@ def require_sha256(path: Path, expected: str, shown: str) -> None:
         raise UserError(f"{shown} has sha256 {actual}, not {expected} as published; fetch it again", Exit.MISSING)
 
 
-def read_imagenet(entry: "PublishedSet", source: Path | None) -> Iterator[Part]:
+def read_imagenet(entry: "PublishedSet", source: Path | None) -> Iterator[Picture]:
     """Yield the training images, then the test images, from the archives in `source`, whose sha256 is checked first."""
     if source is None:
         reason = f"{entry.title} is not downloaded: its publisher asks for an account"
@@ -163,7 +165,7 @@ def read_imagenet(entry: "PublishedSet", source: Path | None) -> Iterator[Part]:
             yield batch._replace(split="test" if name == last else "train")
 
 
-def read_zipped_batches(path: Path) -> Iterator[Part]:
+def read_zipped_batches(path: Path) -> Iterator[Picture]:
     """Yield (n,3,H,W) uint8 images and labels from 0, from the npz files in a zip file: batch 10 after batch 9."""
     with zipfile.ZipFile(path) as archive:
         names = [name for name in archive.namelist() if name.endswith(".npz")]
@@ -172,14 +174,14 @@ def read_zipped_batches(path: Path) -> Iterator[Part]:
             with archive.open(name) as packed, np.load(packed) as batch:
                 pixels = batch["data"]
                 size = math.isqrt(pixels.shape[1] // 3)
-                yield Part(pixels.reshape(-1, 3, size, size), labels=batch["labels"] - 1)
+                yield Picture(pixels.reshape(-1, 3, size, size), labels=batch["labels"] - 1)
 
 
-def read_tarred_pictures(path: Path) -> Iterator[Part]:
+def read_tarred_pictures(path: Path) -> Iterator[Picture]:
     """Yield the PNG files in a tar file as (1,3,H,W) uint8 images, in the archive's order, without labels."""
     with tarfile.open(path, "r|") as tar:
         for entry in tar:
             tar.members = []  # type: ignore[attr-defined]  # a million of them would stay in memory
             if entry.isfile() and entry.name.endswith(".png"):
                 with Image.open(cast(IO[bytes], tar.extractfile(entry)), formats=["PNG"]) as image:
-                    yield Part(np.asarray(image.convert("RGB")).transpose(2, 0, 1)[None])
+                    yield Picture(np.asarray(image.convert("RGB")).transpose(2, 0, 1)[None])

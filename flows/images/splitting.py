@@ -7,10 +7,8 @@ shares are approximate.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +19,7 @@ from vdm.choices import Split
 
 if TYPE_CHECKING:
     from flows.core.params import Data
+    from flows.images.source import Source
 
 NAMES: dict[Split, tuple[str, ...]] = {
     "train": ("train", "training"),
@@ -29,35 +28,6 @@ NAMES: dict[Split, tuple[str, ...]] = {
 }
 """The names of the parts of a folder, by split."""
 DIGEST_BYTES = 16
-
-
-class Part(NamedTuple):
-    """Images (n,C,H,W) of one shape, in the order of their source."""
-
-    images: np.ndarray
-    num_levels: int = 256
-    labels: np.ndarray | None = None
-    """(n,) integers."""
-    file: str | None = None
-    """The name of the file that holds these images, in a folder of images."""
-    split: Split | None = None
-    """The split in which the source has them; None if it has no splits."""
-    sources: np.ndarray | None = None
-    """What the images were before the background, (n,...); None if they had no transparency."""
-
-
-class SourceImages(NamedTuple):
-    """All images of a source, to be read once."""
-
-    name: str
-    """For messages."""
-    batches: Iterable[Part]
-    origin: dict[str, Any]
-    """What `dataset.json` says of the source; complete when all batches were read."""
-    given: frozenset[Split] = frozenset()
-    """The splits that the source has.  Others are drawn: test images from all, validation images from the training."""
-    counts: Mapping[Split, int] = MappingProxyType({})
-    """How many images the source must have in its own splits, if that is known."""
 
 
 def digest_of(image: np.ndarray) -> bytes:
@@ -77,7 +47,7 @@ def place(digest: bytes, what: Split, seed: int) -> float:
     return int.from_bytes(drawn) / 2**64
 
 
-def split_of(digest: bytes, given: Split | None, source: SourceImages, data: "Data") -> Split:
+def split_of(digest: bytes, given: Split | None, source: "Source", data: "Data") -> Split:
     """Return the split of an image: the source's own, or the one that is drawn."""
     if given is None and place(digest, "test", data.split_seed) < data.test_fraction:
         return "test"
@@ -87,7 +57,7 @@ def split_of(digest: bytes, given: Split | None, source: SourceImages, data: "Da
     return given or "train"
 
 
-def require_splits(source: SourceImages, counts: dict[Split, int], data: "Data") -> None:
+def require_splits(source: "Source", counts: dict[Split, int], data: "Data") -> None:
     """Raise UserError unless every split has the images that it needs.
 
     Its exit code is 5 if the source does not have as many images as it should, and 4 if a drawn split or what is left
@@ -119,18 +89,16 @@ def division(data: "Data", given: str | None = None, *, has_validation: bool = F
     return f"{test}; {data.validation_fraction:g} of the training images held out for validation {how}"
 
 
-def parts_of(root: Path, names: list[str], source: Path) -> dict[str, Split]:
+def parts_of(folder: Path, names: list[str], source: Path) -> dict[str, Split]:
     """Return the split of each part of a folder, such as {"train": "train", "val": "test"}; {} if it has no parts.
 
     A validation part is the test split if the only other part is a training part, as in ImageNet.  Raises UserError
     (exit 4), which names the source, if a part is empty, and if parts do not divide the whole folder.
     """
-    if root.is_file():  # its name says nothing
-        return {}
     parts = {part: split_named(part) for part in sorted({part_of(name) for name in names})}
     splits, named = set(parts.values()), {part: split for part, split in parts.items() if split}
-    folders = sorted(path.name for path in root.iterdir() if path.is_dir())
-    if empty := [folder for folder in folders if split_named(part_of(folder)) not in {None, *splits}]:
+    folders = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    if empty := [name for name in folders if split_named(part_of(name)) not in {None, *splits}]:
         raise UserError(
             f"{source}: no images in {list_names(empty)}; add them, or remove that folder", Exit.INVALID_DATA
         )

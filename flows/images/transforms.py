@@ -1,8 +1,8 @@
-"""Transform the pixels of a source.  Each transform changes the bits/dim, so each is declared and recorded.
+"""PixelChange the pixels of a source.  Each transform changes the bits/dim, so each is declared and recorded.
 
 The order: background, grayscale or gray_as_rgb, crop, resize, pad, down to `num_bits`.  If that is 8 or less, images of
 more than 8 bits are first shifted down to 8.
-`flows.images.picture_files` lays pictures over the background.
+`flows.images.picture` lays pictures over the background.
 """
 
 from collections.abc import Iterator
@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flows.core.errors import Exit, UserError
-from flows.images.image_set import Transform, rows_per_chunk
+from flows.images.image_set import PixelChange, rows_per_chunk
 
 if TYPE_CHECKING:
     from flows.core.params import Data
+    from flows.images.picture import Picture
 
 # C x H x W of one image: a larger one cannot be trained on, since the model keeps the resolution throughout.
 MOST_DIMS = 2**25
@@ -69,6 +70,15 @@ def transform(images: np.ndarray, num_levels: int, data: "Data") -> np.ndarray:
     return drop_low_bits(images, num_levels, data.num_bits)
 
 
+def transform_picture(picture: "Picture", data: "Data") -> "Picture":
+    """Return a picture of levels, transformed.  Raises what `transform` raises."""
+    words = describe_transforms(picture.num_levels, data)
+    left = levels_left(picture.num_levels, data.num_bits)
+    return picture._replace(
+        pixels=transform(picture.pixels, picture.num_levels, data), num_levels=left, transforms=words
+    )
+
+
 def gray(images: np.ndarray) -> np.ndarray:
     """Return the gray levels of (N,3,H,W), rounded, so that colours without hue keep their level."""
     if images.shape[1] != 3:
@@ -120,10 +130,10 @@ def levels_left(num_levels: int, num_bits: int | None) -> int:
     return ((num_levels - 1) >> lost_bits(num_levels, num_bits)) + 1
 
 
-def list_transforms(num_levels: int, data: "Data") -> dict[Transform, str]:
+def list_transforms(num_levels: int, data: "Data") -> dict[PixelChange, str]:
     """Return the transforms in words, by their parameter and in their order."""
     bits = (num_levels - 1).bit_length()
-    steps: dict[Transform, str] = {
+    steps: dict[PixelChange, str] = {
         "background": f"transparency laid over {data.background_hex}, in 8 bits" if data.background else "",
         "grayscale": "grayscale (ITU-R 601, rounded)" if data.grayscale else "",
         "gray_as_rgb": "gray as RGB" if data.gray_as_rgb else "",

@@ -1,35 +1,23 @@
 """Images that a user names for a model: a split of an image set, or pictures and arrays as the model takes them."""
 
 import logging
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from flows.core.documents import check_value
 from flows.core.errors import Exit, FileError, UserError
 from flows.core.escaping import visible
-from flows.core.files import scratch_folder, write_whole
 from flows.core.params import Data
-from flows.images.download import line_for_name
-from flows.images.folder import ImageFiles, Listed, open_source
-from flows.images.image_set import (
-    Chosen,
-    Description,
-    ImageSet,
-    dtype_of,
-    files_of,
-    is_image_set,
-    kind,
-    open_images,
-    save_images,
-)
-from flows.images.made_to_fit import Fitted, describe_changes, read_to_fit, require_small
-from flows.images.picture_files import BadImageError, read_size
-from flows.images.transforms import describe_transforms, levels_left, parts, shape_of, transform
+from flows.images.folder import PictureFiles, open_source
+from flows.images.image_set import Chosen, Description, ImageSet, dtype_of, is_image_set, kind, open_images
+from flows.images.made_to_fit import MOST_PIXELS, describe_changes, read_to_fit, require_small, takes_pictures
+from flows.images.picture import BadImageError, DoesNotFit, FileDoesNotFit, Picture, read_size
+from flows.images.reading import Reading
+from flows.images.transforms import parts, shape_of, transform_picture
 from vdm.choices import Split
 
 if TYPE_CHECKING:
@@ -42,16 +30,6 @@ LARGE = 2**20
 
 
 log = logging.getLogger(__name__)
-
-
-class Read(NamedTuple):
-    """Images (N,C,H,W) of levels from files, whether these are pictures, the file of each, the transforms in words."""
-
-    array: np.ndarray
-    num_levels: int
-    pictures: bool
-    names: list[str]
-    transforms: str
 
 
 @contextmanager
@@ -79,51 +57,42 @@ def open_named(
     if split:
         raise UserError(f"{path} is not an image set, so it has no splits; leave out --split", Exit.USAGE)
     data = transforms_of(model) if transformed else None
-    with open_source(path) as listed:
+    with open_source(path) as files:
         if fit:
-            read, pictures = read_made_to_fit(listed, model, data)
+            pictures = read_made_to_fit(files, model, data)
             if words := describe_changes(pictures):
                 log.warning("%s: pictures were changed to fit: %s", visible(path), words)
+            images = make_set(pictures, str(path), model)
         else:
             try:
-                read = read_files(listed, data, model)
-                require_fitting(read, str(path), model)
-            except UserError as error:
-                if not can_be_made_to_fit(listed, model, data):
+                images = make_set(read_files(files, data, model), str(path), model)
+            except DoesNotFit as error:
+                if not can_be_made_to_fit(files, model):
                     raise
                 raise UserError(f"{error}; --fit changes pictures to what the model takes", error.code) from error
-    with store_as_set(read, str(path), model) as images:
-        yield Chosen(images, "test", most)
+    yield Chosen(images, "test", most)
 
 
-def read_made_to_fit(listed: Listed, model: "TrainedModel", data: Data | None) -> tuple[Read, list[Fitted]]:
-    """Return the images in files of pictures and arrays, the pictures made to fit, and these.
+def read_made_to_fit(files: PictureFiles, model: "TrainedModel", data: Data | None) -> list[Picture]:
+    """Return what the files hold, the pictures made to fit; arrays are as `read_files` reads them.
 
     Raises what `read_files`, `require_fitting` and `read_to_fit` raise.
     """
-    parts, files, pictures = list[np.ndarray](), list[str](), list[Fitted]()
-    for name in listed.names:
+    found = list[Picture]()
+    for name in files.names:
         if name.lower().endswith(".npy"):
-            array = read_files(listed.only(name), data)
-            require_fitting(array, str(listed.shown(name)), model)
-            parts.append(array.array)
+            arrays = read_files(files.only(name), data)
+            require_fitting(arrays, str(files.shown(name)), model)
+            found += [array._replace(name=name, num_levels=model.num_levels) for array in arrays]
         else:
-            pictures.append(read_to_fit(listed.folder / name, model, data, listed.shown(name)))
-            parts.append(pictures[-1].image[None])
-        files += [name] * len(parts[-1])
-    # A PNG file shows the levels of these models as they look.
-    are_pictures = bool(pictures) and model.num_levels in (*SHADES, 256)
-    transforms = describe_transforms(256, data) if data else "none"
-    return Read(np.concatenate(parts), model.num_levels, are_pictures, files, transforms), pictures
+            found.append(read_to_fit(files.folder / name, model, data, files.shown(name))._replace(name=name))
+    return found
 
 
-def can_be_made_to_fit(listed: Listed, model: "TrainedModel", data: Data | None) -> bool:
-    """Whether `read_made_to_fit` takes the files."""
-    try:
-        read_made_to_fit(listed, model, data)
-    except UserError:
-        return False
-    return True
+def can_be_made_to_fit(files: PictureFiles, model: "TrainedModel") -> bool:
+    """Whether `read_made_to_fit` takes the files, by their names and the headers of pictures."""
+    sizes = [None if path.suffix.lower() == ".npy" else read_size(path) for path in files.paths]
+    return takes_pictures(model) and all(size and size.num_pixels <= MOST_PIXELS for size in sizes)
 
 
 def transforms_of(model: "TrainedModel") -> Data | None:
@@ -138,58 +107,55 @@ def shift_of_files(data: Data | None) -> int:
     return stored - min(stored, data.num_bits or stored) if data and stored else 0
 
 
-@contextmanager
-def store_as_set(read: Read, name: str, model: "TrainedModel") -> Iterator[ImageSet]:
-    """Yield images that fit the model as the test images of a set, which exists while the block runs."""
-    described = {"name": "image_folder", "num_levels": model.num_levels}
-    described |= {"transforms": read.transforms, "pictures": read.pictures}
-    with scratch_folder() as folder:
-        array = read.array.astype(dtype_of(model.num_levels), copy=False)
-        save_images(folder, {"train": array[:0], "test": array}, described)
-        write_whole(files_of(folder, "test"), "".join(f"{line_for_name(name)}\n" for name in read.names))
-        yield open_images(folder, name)
+def make_set(pictures: Sequence[Picture], name: str, model: "TrainedModel") -> ImageSet:
+    """Return pictures that fit the model as the test images of a set that lies in no folder.
 
-
-def set_in_memory(read: Read, name: str, model: "TrainedModel") -> ImageSet:
-    """Return images that fit the model as the test images of a set that lies in no folder."""
-    shown = Description(
+    `name` is what the user named.  Raises what `require_fitting` raises.
+    """
+    require_fitting(pictures, name, model)
+    pixels = np.concatenate([each.pixels for each in pictures]).astype(dtype_of(model.num_levels), copy=False)
+    described = Description(
         name="image_folder",
         num_levels=model.num_levels,
         image_shape=list(model.image_shape),
         num_train=0,
-        num_test=len(read.array),
-        transforms=read.transforms,
-        pictures=read.pictures,
+        num_test=len(pixels),
+        transforms=pictures[0].transforms,
+        pictures=are_pictures(pictures),
     )
-    array = read.array.astype(dtype_of(model.num_levels), copy=False)
-    return ImageSet(Path(os.devnull), name, shown, {"train": array[:0], "test": array})
+    files = [str(each.name) for each in pictures for _ in each.pixels]
+    return ImageSet(name, described, {"train": pixels[:0], "test": pixels}, files={"test": files})
+
+
+def are_pictures(pictures: Sequence[Picture]) -> bool:
+    """Whether some are pictures, and not arrays.
+
+    Those that were made to fit count if a PNG file shows the levels of the model as they look.
+    """
+    of_shades = (*SHADES, 256)
+    return any(each.format != "NPY" and (each.changes is None or each.num_levels in of_shades) for each in pictures)
 
 
 def read_files(
-    listed: Listed, data: Data | None, model: "TrainedModel | None" = None, *, most: int | None = None
-) -> Read:
-    """Return the images in files of pictures and arrays, in the order of their names.
+    files: PictureFiles, data: Data | None, model: "TrainedModel | None" = None, *, most: int | None = None
+) -> list[Picture]:
+    """Return what the files hold, in the order of their names.
 
     `data` names the transforms, if any.  Raises UserError, which is of exit 2 for more than `most` images, and for a
     picture that `require_size` refuses for the model, if there is one.
     """
-    files = ImageFiles(listed, data)
     if model:
-        for name in listed.names:
-            require_size(listed.folder / name, data, model, shown=listed.shown(name))
-    read = list[tuple[str, np.ndarray]]()
+        for name in files.names:
+            require_size(files.folder / name, data, model, shown=files.shown(name))
+    found = list[Picture]()
     count = 0
-    for name, part, _ in files.read():
-        count += len(part)
+    for picture in Reading(files, data).pictures():
+        count += len(picture.pixels)
         if most is not None and count > most:  # before transforms make them larger
-            raise FileError(listed.source, f"{most} images at most are taken; leave out the others", Exit.USAGE)
-        for some in parts(part, data) if data else [slice(None)]:
-            read.append((name, transform(part[some], files.num_levels, data) if data else part))
-    names = [name for name, part in read for _ in part]
-    levels, transforms = files.num_levels, "none"
-    if data:
-        levels, transforms = levels_left(levels, data.num_bits), describe_transforms(levels, data)
-    return Read(np.concatenate([part for _, part in read]), levels, set(files.formats) != {"NPY"}, names, transforms)
+            raise FileError(files.source, f"{most} images at most are taken; leave out the others", Exit.USAGE)
+        for some in map(picture.part, parts(picture.pixels, data) if data else [slice(None)]):
+            found.append(transform_picture(some, data) if data else some)
+    return found
 
 
 def require_size(
@@ -217,29 +183,31 @@ def require_size(
     pad = 2 * data.pad if data else 0
     if not any((rows + pad, columns + pad) == model.image_shape[1:] for rows, columns in sizes):
         reason = f"{model.name} is a model of images of {kind(model.image_shape, model.num_levels)}"
-        raise UserError(f"{reason}; {shown} holds {height}x{width} pixels", Exit.USAGE)
+        raise DoesNotFit(f"{reason}; {shown} holds {height}x{width} pixels", Exit.USAGE)
 
 
-def require_fitting(read: Read, path: str, model: "TrainedModel") -> None:
-    """Raise UserError (exit 2) unless the images fit the model, named by their path.
+def require_fitting(pictures: Sequence[Picture], path: str, model: "TrainedModel") -> None:
+    """Raise UserError (exit 2) unless pictures of one shape and number of levels fit the model, named by their path.
 
     Pictures of 1, 2 and 4 bits need a model with the same number of levels, and so do pictures of up to 8 bits and
     models of more.
     """
-    name, num_levels = model.name, model.num_levels
-    if read.array.shape[1:] != model.image_shape:
+    name, num_levels, some = model.name, model.num_levels, pictures[0]
+    shown, may_be_shades = are_pictures(pictures), all(each.format != "NPY" for each in pictures)
+    refuse, refuse_file = (DoesNotFit, FileDoesNotFit) if may_be_shades else (UserError, FileError)
+    if some.pixels.shape[1:] != model.image_shape:
         reason = f"{name} is a model of images of {kind(model.image_shape, num_levels)}"
-        theirs = "x".join(map(str, read.array.shape[1:]))
-        raise UserError(f"{reason}; {path} holds {theirs}, transforms: {read.transforms}", Exit.USAGE)
-    few = {read.num_levels, num_levels} & SHADES.keys()
-    one_is_deep = (read.num_levels > 256) != (num_levels > 256)
-    if read.pictures and (few or one_is_deep) and read.num_levels != num_levels:
-        reason = f"{path} holds pictures of {read.num_levels} levels"
-        raise UserError(f"{name} is a model of {num_levels} levels; {reason}", Exit.USAGE)
-    highest = read.array.reshape(len(read.array), -1).max(1)
+        theirs = "x".join(map(str, some.pixels.shape[1:]))
+        raise refuse(f"{reason}; {path} holds {theirs}, transforms: {some.transforms}", Exit.USAGE)
+    few = {some.num_levels, num_levels} & SHADES.keys()
+    one_is_deep = (some.num_levels > 256) != (num_levels > 256)
+    if shown and (few or one_is_deep) and some.num_levels != num_levels:
+        reason = f"{path} holds pictures of {some.num_levels} levels"
+        raise refuse(f"{name} is a model of {num_levels} levels; {reason}", Exit.USAGE)
+    highest = np.concatenate([each.pixels.reshape(len(each.pixels), -1).max(1) for each in pictures])
     if highest[place := int(highest.argmax())] >= num_levels:
         reason = f"image {place} holds level {highest[place]}, and the levels of {name} are 0 to {num_levels - 1}"
-        advice = f"; transforms: {read.transforms}" if num_levels > 256 else ""
-        if read.pictures and num_levels <= 256:
+        advice = f"; transforms: {some.transforms}" if num_levels > 256 else ""
+        if shown and num_levels <= 256:
             advice = "; pictures of `vdmctl sample` hold shades, and its .npy output levels"
-        raise FileError(path, f"{reason}{advice}", Exit.USAGE)
+        raise refuse_file(path, f"{reason}{advice}", Exit.USAGE)

@@ -116,7 +116,7 @@ class Versions(Document):
     """The versions that only origin has; null without it."""
 
 
-class Source(Document):
+class SourceNow(Document):
     """What a run would find at its source of images, or why none would start."""
 
     problem: str = ""
@@ -150,7 +150,7 @@ class Status(Document):
     worktrees: list[Worktree]
     """Those of runs."""
     registry: Versions
-    images: Source
+    images: SourceNow
     """What a run would find now at its source of images."""
     disk_bytes: dict[str, Count]
     """By kind."""

@@ -66,7 +66,7 @@ def has_same_images(images: ImageSet, earlier: Commit) -> bool:
     with suppress(UserError, ValueError, EOFError), earlier.files() as files:
         described = parse(Description, read_content(files, layout.IMAGES / DESCRIPTION) or b"", DESCRIPTION)
         return (described.splits, described.class_names) == (images.splits, images.class_names) and all(
-            count_images(*(content(place(images.folder, split)) for place in (digests_of, labels_of)))
+            count_images(*(content(place(images.lies_in, split)) for place in (digests_of, labels_of)))
             == count_images(*(read_content(files, place(layout.IMAGES, split)) for place in (digests_of, labels_of)))
             for split in images.splits
         )
@@ -109,7 +109,7 @@ def write_new_images(images: ImageSet, earlier: Commit, most: int, out: Path) ->
     places = [
         (split, number)
         for split in images.splits
-        for number, digest in enumerate(load_array(digests_of(images.folder, split)))
+        for number, digest in enumerate(load_array(digests_of(images.lies_in, split)))
         if bytes(digest) not in known
     ]
     chosen = [places[place] for place in spread(np.arange(len(places)), most)]

@@ -10,7 +10,7 @@ from flows.core.files import parse_json
 from flows.core.params import CHAMPION
 from flows.images.download import line_for_name
 from flows.images.folder import find_images
-from flows.orchestration.answers import Source
+from flows.orchestration.answers import SourceNow
 from flows.orchestration.arrivals import damaged_files, recorded_files
 from flows.orchestration.workspace import compose_params
 from flows.project.project import Project
@@ -166,7 +166,7 @@ class FileChanges(NamedTuple):
     """Left out by the newest run."""
 
 
-def find_due_now(project: Project) -> Source:
+def find_due_now(project: Project) -> SourceNow:
     """Return what a run of the newest commit would find, and count files if the source is a folder.
 
     They are counted if the files of the newest run are on this machine.  Raises UserError.
@@ -183,7 +183,7 @@ def find_due_now(project: Project) -> Source:
     due = find_due(project, base, parameters, state)
     if newest and due.images == "same":
         changes = FileChanges(added=0, empty=0, removed=0, damaged=changes.damaged)
-    return Source(
+    return SourceNow(
         source=str(source),
         state=due.images,
         due=str(due),
@@ -200,7 +200,7 @@ def count_changes(newest: Commit, source: Path) -> tuple[FileChanges, SourceStat
     known: dict[str, set[bytes]] = {}
     with suppress(UserError, ValueError):  # DVC's cache here lacks the run's files
         known, damaged = recorded_files(newest), damaged_files(newest)
-    if not known or (found := find_images(source)).are_packed:  # files with many pictures
+    if not known or (found := find_images(source)).container:  # files with many pictures
         return FileChanges(), None
     names = {str(parse_json(line_for_name(name))): name for name in found.names}
     new = [source / name for said, name in names.items() if said not in known.keys() | damaged]

@@ -12,7 +12,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError
-from flows.images.folder import describe_damaged
+from flows.images.reading import describe_damaged
 from flows.orchestration import artifacts
 from flows.orchestration.arrivals import has_same_images
 from flows.orchestration.checking import check_drift, compare_images, find_odd

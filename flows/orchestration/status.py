@@ -18,7 +18,7 @@ from flows.orchestration.answers import (
     LateRun,
     Schedule,
     Server,
-    Source,
+    SourceNow,
     Status,
     UnfinishedRun,
     Versions,
@@ -209,14 +209,14 @@ def registry(project: Project) -> Versions:
     )
 
 
-def images(project: Project) -> Source:
+def images(project: Project) -> SourceNow:
     """Return what a run would find at its source of images, or why none would start."""
     from flows.orchestration.due import find_due_now
 
     try:
         return find_due_now(project)
     except (OSError, UserError) as error:
-        return Source(problem=str(error))
+        return SourceNow(problem=str(error))
 
 
 def compare_tags(registry: Registry) -> tuple[list[str], list[str]]:

@@ -17,14 +17,18 @@ from flows.core.ancestry import SeenImages
 from flows.core.documents import parse
 from flows.core.errors import Exit, NetworkError, UserError
 from flows.evaluation.results import BOTH
-from flows.images.folder import ROWS, open_source
-from flows.images.image_set import DESCRIPTION, SPLITS, Description, chunks, digests_of, sources_of
-from flows.images.picture_files import BadImageError, levels, read_images
+from flows.images.folder import open_source
+from flows.images.image_set import DESCRIPTION, SPLITS, Description, digests_of, sources_of
+from flows.images.picture import BadImageError, read_images
+from flows.images.reading import ROWS
 from flows.images.splitting import possible_digests
 from flows.registry.versions import Registry, Version, ancestry
 from flows.repository.files import read_content
 from flows.repository.repository import Repository
 from vdm.choices import Split
+
+ANY_COLOUR = (0, 0, 0)
+"""Pictures with transparency are known by what they are before the background, whatever that is."""
 
 
 class Kept(NamedTuple):
@@ -123,17 +127,15 @@ def digest_pictures(source: Path) -> tuple[set[bytes], dict[str, str]]:
     Raises UserError (exit 5) for a file that is missing or damaged, since nobody can say what it was.
     """
     found, others = set[bytes](), dict[str, str]()
-    with open_source(source) as listed:
-        for name in listed.names:
+    with open_source(source) as files:
+        for name in files.names:
             try:
-                images = read_images(
-                    listed.folder / name, background=(0, 0, 0)
-                )  # any: the digests are of what lies over it
-                for _, pixels in chunks(images.pixels if images.source is None else images.source, ROWS):
-                    found.update(*map(possible_digests, levels(pixels, images.num_bits)))
+                picture = read_images(files.folder / name, ANY_COLOUR)
+                for part in picture.parts(ROWS):
+                    found.update(*map(possible_digests, part.original))
             except BadImageError as error:
                 if error.code is Exit.MISSING:
-                    raise UserError(f"{listed.shown(name)}: {error}", error.code) from error
+                    raise UserError(f"{files.shown(name)}: {error}", error.code) from error
                 others[name] = str(error)
     return found, others
 

@@ -22,7 +22,7 @@ from flows.images.as_png import InPng, measure_png
 from flows.images.image_set import SPLITS, ImageSet, spread
 from flows.report import charts
 from flows.report.charts import Chart, shorten_name
-from flows.report.pictures import Picture, data_uri, grids, tile
+from flows.report.pictures import Illustration, data_uri, grids, tile
 from flows.report.words import cautions, compare_parameters, latex, may_copy, measures, sampler, value
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Page(NamedTuple):
 class Shown(NamedTuple):
     """An image and its caption."""
 
-    picture: Picture | None
+    picture: Illustration | None
     caption: str
 
 
@@ -211,7 +211,7 @@ def row_of(dossier: Dossier, row: dict[str, Any], prefix: str = "") -> Shown:
     return Shown(image_of(dossier, str(split), number, name), f"{name}, {value(file)}" if file else name)
 
 
-def image_of(dossier: Dossier, split: str, number: int, name: str) -> Picture | None:
+def image_of(dossier: Dossier, split: str, number: int, name: str) -> Illustration | None:
     """Return an image of a split; None if the split does not have it, since the row is about another set."""
     images = dossier.images[split] if dossier.images and split in SPLITS else ()
     return tile(images[number], dossier.images.num_levels, name) if dossier.images and number < len(images) else None

@@ -15,7 +15,7 @@ GRID, TILE = 448, 64
 MOST_COLUMNS = 8
 
 
-class Picture(NamedTuple):
+class Illustration(NamedTuple):
     """A picture as the attributes of an `img`: its data, its size in the page, its description in words."""
 
     src: Markup
@@ -28,8 +28,8 @@ class Grids(NamedTuple):
     """As many samples as test images, at the same size; no test images if there are none here."""
 
     num_images: int
-    samples: Picture
-    held_out: Picture | None
+    samples: Illustration
+    held_out: Illustration | None
     stretch: str = ""
     """Which levels are black and white, above 256 levels."""
 
@@ -47,14 +47,14 @@ def grids(dossier: Dossier) -> Grids | None:
     return Grids(size, samples, held_out, stretch.words if known.num_levels > 256 else "")
 
 
-def tile(image: np.ndarray, num_levels: int, alt: str) -> Picture:
+def tile(image: np.ndarray, num_levels: int, alt: str) -> Illustration:
     """Return an image (C,H,W) of the levels 0..num_levels-1 as a picture; its description has the stretch, if any."""
     stretch = stretch_of(image, num_levels)
     described = f"{alt}, {stretch.words}" if num_levels > 256 else alt
     return picture(shades(image, num_levels, stretch), TILE, described)
 
 
-def arrange(images: np.ndarray, num_levels: int, alt: str, stretch: Stretch | None = None) -> Picture:
+def arrange(images: np.ndarray, num_levels: int, alt: str, stretch: Stretch | None = None) -> Illustration:
     """Return images (N,C,H,W) of the levels 0..num_levels-1 in rows."""
     columns = columns_of(shades(images[0], num_levels).shape[1])
     return picture(transparent_grid(images, num_levels, columns, stretch), GRID, alt)
@@ -66,14 +66,14 @@ def columns_of(width: int) -> int:
     return max(enlarged, default=max(2, min(MOST_COLUMNS, GRID // (width + 1))))
 
 
-def picture(pixels: np.ndarray, room: int, alt: str) -> Picture:
+def picture(pixels: np.ndarray, room: int, alt: str) -> Illustration:
     """Return pixels (H,W,3) or (H,W,4) as a picture, enlarged by a whole factor.
 
     It becomes at most `room` pixels wide and four times as high, unless it is larger already.
     """
     height, width = pixels.shape[:2]
     factor = max(1, min(room // width, 4 * room // height))
-    return Picture(data_uri(png(pixels), "png"), factor * width, factor * height, alt)
+    return Illustration(data_uri(png(pixels), "png"), factor * width, factor * height, alt)
 
 
 def data_uri(content: bytes, kind: str) -> Markup:

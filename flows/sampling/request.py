@@ -20,7 +20,7 @@ from flows.core.params import Data
 from flows.evaluation.results import SamplerSettings
 from flows.images.grids import as_8_bits, grid, png, rows_of, stretch_of
 from flows.images.image_set import class_numbers, dtype_of, write_array
-from flows.images.picture_files import BadImageError, Colour, levels, read_images
+from flows.images.picture import BadImageError, Colour, levels, read_images
 from flows.images.user_files import shift_of_files, transforms_of
 from flows.sampling import film
 from flows.sampling.drawing import Drawing, draw
@@ -203,13 +203,13 @@ def read_one_image(path: Path, background: Colour | None = None) -> tuple[np.nda
     Raises UserError: exit 2 for several images, 4 or 5 for a file that holds none.
     """
     try:
-        images = read_images(path, background)
-        first = levels(images.pixels[0], images.num_bits)
+        picture = read_images(path, background)
+        first = levels(picture.pixels[0], picture.num_bits)
     except BadImageError as error:
         raise FileError(path, str(error), error.code) from error
-    if len(images.pixels) > 1:
-        raise FileError(path, f"it holds {len(images.pixels)} images; give a file with one", Exit.USAGE)
-    return first, 2**images.num_bits - 1
+    if len(picture.pixels) > 1:
+        raise FileError(path, f"it holds {len(picture.pixels)} images; give a file with one", Exit.USAGE)
+    return first, picture.num_levels - 1
 
 
 def require_shape(path: Path, found: tuple[int, ...], expected: tuple[int, ...]) -> None:

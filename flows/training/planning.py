@@ -59,7 +59,7 @@ def plan(
 
     Raises UserError: exit 2 for other than positive minutes, for a preset that does not suit the images, such as one
     with classes for images without, and for images that do not become like those of `start`; 4 for too few images, and
-    for those that the contract refuses; 6 if another training holds the device; and what `ImageFiles` and `divide`
+    for those that the contract refuses; 6 if another training holds the device; and what `Reading` and `divide`
     raise for the folder.
     """
     if not 0 < minutes < math.inf:

@@ -16,9 +16,11 @@ from flows.core.model import TrainedModel
 from flows.core.params import Data, Model, Params
 from flows.images.depth import choose_bits, reason_for
 from flows.images.download import write_set
-from flows.images.folder import ImageFiles, Listed, open_source, read_folder
+from flows.images.folder import PictureFiles, open_source
 from flows.images.image_set import FEWEST_COMPARED, SPLITS, ImageSet, digests_of, kind, open_images, spread
-from flows.images.splitting import SourceImages, require_splits, split_of
+from flows.images.reading import Reading, read_folder
+from flows.images.source import Source
+from flows.images.splitting import require_splits, split_of
 from flows.training.choice import Choice, Choices, take_values
 from vdm.choices import Split
 
@@ -64,14 +66,12 @@ def plan_images(
     from flows.contract.inspection import inspect_images  # which takes time that training on arrays does not need
 
     with scratch_folder() as folder:
-        with open_source(source) as listed:
-            data = (
-                choose_transforms_like(start, preset.data, listed) if start else choose_transforms(preset.data, listed)
-            )
+        with open_source(source) as files:
+            data = choose_transforms_like(start, preset.data, files) if start else choose_transforms(preset.data, files)
             if without_copies:
                 data["without_copies"] = Choice(True, "as you said")
             transforms = preset.data.model_copy(update=take_values(data))
-            images, data["split_seed"] = divide_well(listed, transforms, folder)
+            images, data["split_seed"] = divide_well(files, transforms, folder)
         num_images = {split: len(images[split]) for split in SPLITS}
         ours = kind(images.image_shape, images.num_levels)
         if start and ours != (theirs := kind(start.image_shape, start.num_levels)):
@@ -113,21 +113,22 @@ def count_classes(model: Model, images: ImageSet, source: Path, *, asked: bool) 
     return num_classes
 
 
-def choose_transforms(preset: Data, listed: Listed) -> Choices:
+def choose_transforms(preset: Data, files: PictureFiles) -> Choices:
     """Return the parameters `data` that make the images in the files alike."""
-    files = ImageFiles(listed, preset.model_copy(update=OF_ANY_KIND))
+    reading = Reading(files, preset.model_copy(update=OF_ANY_KIND))
     shapes: list[tuple[int, ...]] = []
     colourless = 0
-    for _, images, _ in files.read():
-        shapes += [images.shape[1:]] * len(images)
-        colourless += int((images == images[:, :1]).all((1, 2, 3)).sum())
-    data = choose_source(listed)
-    if files.lightness:
-        light = float(np.mean(files.lightness))
+    for picture in reading.pictures():
+        pixels = picture.pixels
+        shapes += [pixels.shape[1:]] * len(pixels)
+        colourless += int((pixels == pixels[:, :1]).all((1, 2, 3)).sum())
+    data = choose_source(files)
+    if reading.lightness:
+        light = float(np.mean(reading.lightness))
         background, looks = ("white", "dark") if light < 128 else ("black", "light")
-        which = f"{len(files.lightness):,} of {len(shapes):,} are transparent in places"
+        which = f"{len(reading.lightness):,} of {len(shapes):,} are transparent in places"
         data["background"] = Choice(background, f"{which}, and {looks}: a mean level of {light:.0f}")
-    data |= choose_depth(files)
+    data |= choose_depth(reading)
     channels, *sides = np.array(shapes).T
     if len({*channels}) > 1 or (channels.max() == 3 and colourless == len(shapes)):
         if 2 * colourless > len(shapes):
@@ -148,29 +149,29 @@ def choose_transforms(preset: Data, listed: Listed) -> Choices:
     return data
 
 
-def choose_depth(files: ImageFiles) -> Choices:
+def choose_depth(reading: Reading) -> Choices:
     """Return the parameters `data` for the levels of files of more than 8 bits, all of which were read."""
-    if files.num_levels <= 256:
+    if reading.num_levels <= 256:
         return {}
-    used, bits = files.used, (files.num_levels - 1).bit_length()
+    used, bits = reading.used, (reading.num_levels - 1).bit_length()
     left = used.left(bits - 8)
     text = "%s: levels %s; a shift to 8 bits (data.num_bits: 8) would leave %s"
-    log.info(text, visible(str(files.source)), used.words(files.num_levels), f"{left:,}")
-    chosen = choose_bits(used.levels, files.num_levels)
+    log.info(text, visible(str(reading.files.source)), used.words(reading.num_levels), f"{left:,}")
+    chosen = choose_bits(used.levels, reading.num_levels)
     reason = reason_for(chosen, used.levels)
     return {name: Choice(value, reason) for name, value in chosen.items()}
 
 
-def choose_transforms_like(start: TrainedModel, preset: Data, listed: Listed) -> Choices:
+def choose_transforms_like(start: TrainedModel, preset: Data, files: PictureFiles) -> Choices:
     """Return the parameters `data` that make the images in the files like those of a model.
 
     The `preset` has its transforms if they are known; else they follow from the shape of its images.
     """
-    data = choose_source(listed)
+    data = choose_source(files)
     if start.parameters:
         return data
-    files = ImageFiles(listed, preset.model_copy(update=OF_ANY_KIND))
-    shapes = {each.images.shape[1:] for each in files.read()}
+    reading = Reading(files, preset.model_copy(update=OF_ANY_KIND))
+    shapes = {picture.pixels.shape[1:] for picture in reading.pictures()}
     channels, *sides = start.image_shape
     if {tuple(shape[1:]) for shape in shapes} != {tuple(sides)}:
         data["resize"] = Choice(sides, f"as the images of {start.name}")
@@ -179,34 +180,34 @@ def choose_transforms_like(start: TrainedModel, preset: Data, listed: Listed) ->
     return data
 
 
-def choose_source(listed: Listed) -> Choices:
+def choose_source(files: PictureFiles) -> Choices:
     """Return the parameters `data` that name the files."""
-    return {"name": Choice("image_folder", "yours"), "source": Choice(str(listed.source), "yours")}
+    return {"name": Choice("image_folder", "yours"), "source": Choice(str(files.source), "yours")}
 
 
-def divide_well(listed: Listed, data: Data, folder: Path) -> tuple[ImageSet, Choice]:
+def divide_well(files: PictureFiles, data: Data, folder: Path) -> tuple[ImageSet, Choice]:
     """Return the images in the files, written as a set into an empty folder, and the seed of their splits with why.
 
     It is the first seed from `data.split_seed` on with which each split has enough images.  Raises UserError (exit 4)
     if none has.
     """
-    place, divisible = folder / "images", read_folder(listed, data)
+    place, divisible = folder / "images", read_folder(files, data)
     place.mkdir()
     counts = write_set(place, divisible, data)
     seed = find_seed(place, counts, divisible, data)
     if seed != data.split_seed:
-        place, divisible = folder / "again", read_folder(listed, data)
+        place, divisible = folder / "again", read_folder(files, data)
         place.mkdir()
         counts = write_set(place, divisible, data.model_copy(update={"split_seed": seed}))
     if counts["test"] < FEWEST_COMPARED:
         reason = f"{counts['test']} test images, but samples are compared with at least {FEWEST_COMPARED}"
-        raise UserError(f"{listed.source}: {reason}; add images", Exit.INVALID_DATA)
+        raise UserError(f"{files.source}: {reason}; add images", Exit.INVALID_DATA)
     require_splits(divisible, counts, data)
     few = f"{data.split_seed} gives a split too few of {sum(counts.values())} images"
-    return open_images(place, str(listed.source)), Choice(seed, few)
+    return open_images(place, str(files.source)), Choice(seed, few)
 
 
-def find_seed(written: Path, counts: Counter[Split], source: SourceImages, data: Data) -> int:
+def find_seed(written: Path, counts: Counter[Split], source: Source, data: Data) -> int:
     """Return the first seed from `data.split_seed` on with which each split has enough images; itself if none has.
 
     The set that was `written` has the digests of the images.

@@ -187,6 +187,9 @@ def test_stages_know_neither_dvc_nor_prefect_nor_the_command_line(stage: str) ->
 def needed_code(stage: str) -> set[str]:
     """Return the files that a stage reaches and that can change its result."""
     reached = closure(STAGES[stage])
+    if "flows/images/unpacking.py" in reached:  # which finds the kinds of containers by itself
+        reached = {path for path in reached if not path.startswith("flows/images/containers/")}
+        reached.add("flows/images/containers")
     if stage == "report":
         pages = (path for path in (ROOT / "flows/report").iterdir() if path.is_file() and path.suffix != ".py")
         reached |= {str(path.relative_to(ROOT)) for path in pages}
@@ -369,7 +372,7 @@ def test_a_room_lists_its_files(room: str) -> None:
     folder = ROOT / "flows" / room
     text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
     listed = {line.split()[0] for line in text.splitlines()[2:]}
-    assert listed - {"page/"} == {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    assert listed - {"page/", "containers/"} == {path.stem for path in folder.glob("*.py")} - {"__init__"}
 
 
 def test_a_name_means_one_thing_in_all_rooms() -> None:

@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import re
+import sys
+import tarfile
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,9 +21,10 @@ from pyarrow import parquet
 from flows.core.errors import Exit, UserError
 from flows.core.escaping import visible
 from flows.core.params_file import read_params
-from flows.images.containers import unpack
+from flows.images import containers
 from flows.images.image_set import ImageSet
-from flows.images.picture_files import read_images
+from flows.images.picture import read_images
+from flows.images.unpacking import Container, unpack
 from flows.training.planning_images import plan_images
 
 NAMES = [f"{kind}/{number}.png" for kind in ("cat", "dog") for number in range(10)]
@@ -198,6 +201,45 @@ def test_a_zip_is_read_as_the_folder_in_it(inside: str, tmp_path: Path, classed:
     require_equal(load(tmp_path / "set.zip"), classed)
 
 
+TAR = """
+import tarfile
+from pathlib import Path
+from typing import BinaryIO
+
+from flows.images.unpacking import Container, Room
+
+
+class Tar(Container):
+    called, endings, damage = "tar", (".tar", ".tar.gz"), (tarfile.TarError,)
+
+    def unpack(self, file: Path, content: BinaryIO, folder: Path, room: Room) -> None:
+        with tarfile.open(fileobj=content) as archive:
+            entries = archive.getmembers()
+            room.take(file, sum(entry.size for entry in entries), len(entries))
+            archive.extractall(folder, entries, filter="data")
+"""
+
+
+@pytest.mark.parametrize("inside", ["", "animals"])
+def test_one_file_adds_a_kind_of_container(
+    inside: str, tmp_path: Path, classed: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tarfile.open(tmp_path / "set.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "folder/set", inside)
+    with pytest.raises(UserError, match=r"1 file is \.tar\.gz, not read; convert by `tar --extract"):
+        load(tmp_path / "set.tar.gz")
+    (tmp_path / "kinds").mkdir()
+    (tmp_path / "kinds/tar_file.py").write_text(TAR)
+    monkeypatch.setattr(containers, "__path__", [*containers.__path__, str(tmp_path / "kinds")])
+    monkeypatch.setitem(sys.modules, f"{containers.__name__}.tar_file", None)
+    del sys.modules[f"{containers.__name__}.tar_file"]
+    require_equal(load(tmp_path / "set.tar.gz"), classed)
+    (tmp_path / "set.tar.gz").write_bytes(b"no tar")
+    with pytest.raises(UserError, match=r"set\.tar\.gz: damaged, or not as it is read") as damaged:
+        load(tmp_path / "set.tar.gz")
+    assert damaged.value.code is Exit.MISSING
+
+
 def test_what_a_zip_holds_stays_in_its_folder_and_a_damaged_one_is_named(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
         for number in range(9):
@@ -237,9 +279,9 @@ def test_a_preset_for_a_zip_unpacks_it_once_and_says_once_what_it_does_not_read(
             archive.writestr(f"{number}.png", content(number))
     unpacked: list[Path] = []
 
-    def unpack_and_count(files: list[Path], source: Path, out: Path) -> Path:
+    def unpack_and_count(kind: type[Container], files: list[Path], source: Path, out: Path) -> Path:
         unpacked.append(out)
-        return unpack(files, source, out)
+        return unpack(kind, files, source, out)
 
     monkeypatch.setattr("flows.images.folder.unpack", unpack_and_count)
     preset = read_params(ROOT / "presets/digits.yaml")
@@ -352,7 +394,7 @@ def test_a_parquet_that_grows_without_end_is_refused(
     size: int, tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A dictionary of one value says nothing of the size of its rows."""
-    monkeypatch.setattr("flows.images.containers.ALWAYS_ROOM", 2**26)
+    monkeypatch.setattr("flows.images.unpacking.ALWAYS_ROOM", 2**26)
     numbers = pa.array(np.zeros(300_000, np.int32))
     table = pa.table({"image": pa.DictionaryArray.from_arrays(numbers, pa.array([bytes(size)]))})
     parquet.write_table(table, tmp_path / "set.parquet")

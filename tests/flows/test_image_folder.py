@@ -13,7 +13,7 @@ from PIL import Image
 
 from flows.images import image_set
 from flows.images.image_set import chunks, files_of, load_array, open_images, rows_per_chunk
-from flows.images.picture_files import read_images
+from flows.images.picture import read_images
 from flows.images.splitting import digest_of, place
 
 
@@ -122,7 +122,7 @@ def test_a_photograph_is_turned_as_its_camera_says_and_read_without_its_preview(
     photograph.save(tmp_path / "camera.jpg", format="MPO", save_all=True, append_images=[preview], exif=exif)
     plain, camera = (read_images(tmp_path / name) for name in ("plain.jpg", "camera.jpg"))
     assert np.array_equal(np.rot90(plain.pixels, -1, (2, 3)), camera.pixels)
-    assert plain[1:3] == camera[1:3] == (8, "JPEG")
+    assert plain[1:3] == camera[1:3] == (2**8, "JPEG")
 
 
 def test_images_beside_classes_have_no_labels_and_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,6 +1,7 @@
 """An image set is opened at the door, and each of its arrays is hashed once and read once, whatever a command does."""
 
 import json
+import pickle
 import re
 from collections import Counter
 from pathlib import Path
@@ -8,15 +9,52 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
+from PIL import Image
 from small import Small
 
 from flows.cli import run
-from flows.core.errors import Exit
+from flows.core.errors import Exit, UserError
 from flows.core.files import file_sha256
-from flows.images import image_set
+from flows.images import image_set, made_to_fit, picture, reading
 from flows.images.image_set import Chosen, chunks, load_array, open_images
 
 ARRAYS = {"train.npy", "validation.npy", "test.npy"}
+
+
+def test_a_set_in_memory_is_the_set_of_the_same_files(tmp_path: Path) -> None:
+    """It has the digest, survives its way to another process, and its names are those of the files."""
+    arrays = {"train": np.zeros((0, 1, 3, 4), np.uint16), "test": np.arange(24, dtype=np.uint16).reshape(2, 1, 3, 4)}
+    image_set.save_images(tmp_path, arrays, {"name": "x", "num_levels": 2**12, "transforms": "padded by 1"})
+    stored = open_images(tmp_path)
+    made = image_set.ImageSet("mine", stored.description, stored.arrays, files={"test": ["a.png", "b\udcff.png"]})
+    assert made.data_sha256 == stored.data_sha256
+    again = pickle.loads(pickle.dumps(made))
+    assert (again.name, again.folder, again.data_sha256) == ("mine", None, stored.data_sha256)
+    assert np.array_equal(again["test"], stored["test"])
+    assert Chosen(again, "test").names == ["a.png", "b\\xff.png"]
+    assert (again.labels("test"), again.has_labels) == (None, False)
+    with pytest.raises(UserError, match="mine lies in no folder of an image set"):
+        again.digests("test")
+
+
+def test_the_hint_that_pictures_could_be_made_to_fit_reads_none_again(
+    small: Small, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("mine").mkdir()
+    for number in range(3):
+        Image.fromarray(np.full((9, 7), number, np.uint8)).save(f"mine/{number}.png")
+    opened = Counter[str]()
+
+    def counted(path: Path, background: Any = None) -> picture.Picture:
+        opened[path.name] += 1
+        return read_images(path, background)
+
+    read_images = picture.read_images
+    for module in (reading, made_to_fit):
+        monkeypatch.setattr(module, "read_images", counted)
+    assert run(["evaluate", "models/vdm", "--images=mine"]) == Exit.USAGE
+    assert capsys.readouterr().err.endswith("; --fit changes pictures to what the model takes\n")
+    assert opened == {"0.png": 1, "1.png": 1, "2.png": 1}
 
 
 @pytest.fixture

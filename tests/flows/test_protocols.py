@@ -101,7 +101,7 @@ def test_the_first_level_that_a_set_does_not_have_is_a_fault(folder: Path) -> No
     assert int(image_set["test"].max()) == 16
     Chosen(image_set, "test").require_valid()
     description = image_set.description.model_copy(update={"num_levels": 16})
-    found = ImageSet(image_set.folder, image_set.name, description, image_set.arrays)
+    found = ImageSet(image_set.name, description, image_set.arrays, folder=image_set.folder)
     with pytest.raises(UserError, match=r"test\.npy holds level 16; run `vdmctl validate`") as raised:
         Chosen(found, "test").require_valid()
     assert raised.value.code is Exit.INVALID_DATA

@@ -27,7 +27,7 @@ from flows.images.depth import advice, choose_bits
 from flows.images.folder import open_source
 from flows.images.grids import Stretch, eight_bit, stretch_of
 from flows.images.image_set import ImageSet, digests_of, open_images, save_images, sources_of
-from flows.images.picture_files import read_images
+from flows.images.picture import read_images
 from flows.images.transforms import transform
 from flows.registry.images import digest_pictures
 from flows.sampling.request import read_known, write_drawn

@@ -18,7 +18,8 @@ from flows.core.errors import Exit, UserError
 from flows.images import download as module
 from flows.images.download import write_images
 from flows.images.image_set import Chosen, ImageSet, open_images, sources_of
-from flows.images.splitting import DIGEST_BYTES, SourceImages, split_of
+from flows.images.source import Source
+from flows.images.splitting import DIGEST_BYTES, split_of
 
 NUM_IMAGES = 60
 SHARES = {"test_fraction": 0.3, "validation_fraction": 0.2}
@@ -120,9 +121,9 @@ def test_a_folder_that_changes_while_it_is_read_is_read_again(
         elif change == "added":
             shutil.copy(path, folder / "8.png")
         else:
-            batches = list(source.batches)
+            pictures = list(source.pictures)
             path.unlink()
-            source = source._replace(batches=batches)
+            source = source._replace(pictures=pictures)
             if change == "emptied":
                 shutil.rmtree(folder)
                 folder.mkdir()
@@ -152,6 +153,6 @@ def test_a_drawn_split_without_images_names_the_share_and_the_seed(name: str, va
 
 
 def test_shares_are_those_of_the_parameters_but_for_chance() -> None:
-    data, source = data_of(Path("x"), test_fraction=0.25), SourceImages("x", [], {})
+    data, source = data_of(Path("x"), test_fraction=0.25), Source("x", [], {})
     splits = [split_of(number.to_bytes(DIGEST_BYTES), None, source, data) for number in range(4000)]
     assert splits.count("test") / len(splits) == pytest.approx(0.25, abs=0.03)

@@ -19,7 +19,7 @@ import flows.orchestration.due  # noqa: F401
 from flows.commands import operating
 from flows.core import layout
 from flows.core.errors import Exit, NetworkError, UserError
-from flows.orchestration.answers import Device, Source, Status, Worktree
+from flows.orchestration.answers import Device, SourceNow, Status, Worktree
 from flows.orchestration.files import Silence
 from flows.orchestration.silence import silences
 from flows.orchestration.status import describe_ending, devices, is_dropped, problems, registry, status, worktrees
@@ -153,7 +153,7 @@ def test_a_run_that_the_limit_cancelled_was_dropped() -> None:
     ],
 )
 def test_what_a_run_would_find_is_one_line(found: dict[str, Any], said: str) -> None:
-    source = Source.model_validate({"source": "/here", "since": "vdm@v1.3.0", "empty": 0} | found)
+    source = SourceNow.model_validate({"source": "/here", "since": "vdm@v1.3.0", "empty": 0} | found)
     assert operating.images_now(source).startswith(said)
 
 

@@ -14,7 +14,7 @@ from small import Small, training_json
 from flows.cli import run
 from flows.core.errors import Exit, UserError
 from flows.images.folder import open_source
-from flows.images.picture_files import BadImageError, read_images
+from flows.images.picture import BadImageError, read_images
 from flows.images.user_files import read_files
 
 WHITE = (255, 255, 255)
@@ -200,17 +200,17 @@ def test_given_pictures_get_what_the_card_says(tmp_path: Path) -> None:
     Image.fromarray(noise(20, 12)).save(given / "plain.png")
     declared = settings(tmp_path, background="#fafafa", gray_as_rgb=True, crop="center", resize=[8, 8])
     with open_source(given) as listed:
-        read = read_files(listed, declared)
-    assert read.array.shape == (8, 3, 8, 8)
-    assert read.transforms == (
+        read = {picture.name: picture for picture in read_files(listed, declared)}
+    assert [picture.pixels.shape for picture in read.values()] == [(1, 3, 8, 8)] * 8
+    assert read["plain.png"].transforms == (
         "transparency laid over #fafafa, in 8 bits, gray as RGB, cropped to the middle square,"
         " resized to 8x8 (bicubic, antialiased)"
     )
     crop = noise(20, 12)[4:16]
     Image.fromarray(crop).save(tmp_path / "crop.png")
     with open_source(tmp_path / "crop.png") as listed:
-        alone = read_files(listed, settings(tmp_path, gray_as_rgb=True, resize=[8, 8]))
-    assert np.array_equal(read.array[read.names.index("plain.png")], alone.array[0])
+        (alone,) = read_files(listed, settings(tmp_path, gray_as_rgb=True, resize=[8, 8]))
+    assert np.array_equal(read["plain.png"].pixels, alone.pixels)
 
 
 def test_the_background_of_the_models_images_is_that_of_pictures_named_for_it(

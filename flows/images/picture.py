@@ -1,9 +1,10 @@
-"""Read one file of images, with its levels exactly as they are stored, or say why it cannot be used.
+"""A picture, read from a file with its levels exactly as they are stored, or the reason why it cannot be used.
 
 A picture with transparency has no levels of its own.  Laid over a background it has 8 bits.
 """
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -11,9 +12,10 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
-from flows.core.errors import Exit, brief
+from flows.core.errors import Exit, FileError, UserError, brief
 from flows.core.files import open_regular
-from flows.images.image_set import map_array
+from flows.images.image_set import chunks, map_array
+from vdm.choices import Split
 
 FORMATS = ["PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP"]
 FIRST_FRAME = "GIF (first frame)"
@@ -39,23 +41,72 @@ class BadImageError(Exception):
     `code` is MISSING for damage, INVALID_DATA for what is not supported.
     """
 
-    def __init__(self, what: str, advice: str, code: Exit = Exit.INVALID_DATA, *, detail: str = "") -> None:
+    def __init__(
+        self, what: str, advice: str, code: Exit = Exit.INVALID_DATA, *, detail: str = "", may_fit: bool = False
+    ) -> None:
         super().__init__(f"{what}{f' ({detail})' if detail else ''}; {advice}")
         self.what, self.advice, self.code, self.detail = what, advice, code, detail
+        self.may_fit = may_fit
+        """Whether it could be used if it was made to fit a model."""
 
 
-class FileImages(NamedTuple):
-    """The images in a file."""
+class DoesNotFit(UserError):
+    """Pictures are not as a model takes them, and could be made to fit."""
+
+
+class FileDoesNotFit(FileError, DoesNotFit):
+    """The same of a file, or of a source, that is named."""
+
+
+class Picture(NamedTuple):
+    """What a file holds, and what is known of it: a picture, or an array of N of one shape, which count as one here."""
 
     pixels: np.ndarray
-    """(N,C,H,W): one picture, or an array that is mapped into memory; of any integers, which `levels` converts."""
-    num_bits: int
-    format: str
+    """(N,C,H,W) of any integers, mapped into memory if they are an array; `parts` and `levels` convert them."""
+    num_levels: int = 256
+    """K of the file: its levels are 0..K-1."""
+    format: str = ""
     """`NPY`, or the format of a picture: one of `FORMATS`, `lossy WEBP`, `lossy TIFF` or `FIRST_FRAME`."""
+    before: np.ndarray | None = None
+    """Of a picture with transparency, its colours and its opacity, (N,C+1,H,W), before the background."""
     lightness: float | None = None
     """Of a picture with transparency, the mean gray level of what it shows, 0 to 255."""
-    source: np.ndarray | None = None
-    """Of a picture with transparency, its colours and its opacity, (1,C+1,H,W)."""
+    name: str | None = None
+    """The name of its file in the source, if that has files."""
+    labels: np.ndarray | None = None
+    """(N,) integers."""
+    split: Split | None = None
+    """The split in which the source has it; None if it has no splits."""
+    number: int = 0
+    """The number of the first of these images in the file."""
+    transforms: str = "none"
+    """The transforms that were applied, in words; see `flows.images.transforms`."""
+    changes: str | None = None
+    """What was done to make it fit a model, in words, "" for nothing; None if it was not to be made to fit."""
+    is_resized: bool = False
+    """Whether that changed its size."""
+
+    @property
+    def num_bits(self) -> int:
+        """Bits per level."""
+        return (self.num_levels - 1).bit_length()
+
+    @property
+    def original(self) -> np.ndarray:
+        """What the picture was before the background, (N,...)."""
+        return self.pixels if self.before is None else self.before
+
+    def parts(self, rows: int) -> Iterator["Picture"]:
+        """Yield it in parts of at most so many rows, of levels.  Raises BadImageError for integers that are none."""
+        for first, pixels in chunks(self.pixels, rows):
+            yield self.part(slice(first, first + len(pixels)), levels(pixels, self.num_bits))
+
+    def part(self, some: slice | np.ndarray, pixels: np.ndarray | None = None) -> "Picture":
+        """Return some of its rows, with these `pixels` if they are given."""
+        before, labels = (None if each is None else each[some] for each in (self.before, self.labels))
+        number = self.number + (some.start or 0) if isinstance(some, slice) else self.number
+        pixels = self.pixels[some] if pixels is None else pixels
+        return self._replace(pixels=pixels, before=before, labels=labels, number=number)
 
 
 class PictureSize(NamedTuple):
@@ -87,8 +138,8 @@ def read_size(path: Path) -> PictureSize | None:
         return None
 
 
-def read_images(path: Path, background: Colour | None = None) -> FileImages:
-    """Return the images in a file; pictures with transparency are laid over the background.
+def read_images(path: Path, background: Colour | None = None) -> Picture:
+    """Return what a file holds; pictures with transparency are laid over the background.
 
     Raises BadImageError if the file is damaged, too large, or does not hold levels.
     """
@@ -118,7 +169,7 @@ def levels(pixels: np.ndarray, num_bits: int) -> np.ndarray:
     return pixels.astype(np.uint16 if num_bits > 8 else np.uint8, copy=False)
 
 
-def read_array(path: Path) -> FileImages:
+def read_array(path: Path) -> Picture:
     """Return the images in a .npy file of integers: (H,W), (C,H,W) or (N,C,H,W)."""
     array = map_array(path)
     shape = array.shape
@@ -131,10 +182,10 @@ def read_array(path: Path) -> FileImages:
         advice = "save (H,W), (C,H,W) of at most 4 channels, or (N,C,H,W), with channels before rows"
         raise BadImageError("of an unusual shape", advice, detail=str(shape))
     num_bits = {"bool": 1, "uint16": 16}.get(array.dtype.name, 8)
-    return FileImages(array.reshape((1,) * (4 - len(shape)) + shape), num_bits, "NPY")
+    return Picture(array.reshape((1,) * (4 - len(shape)) + shape), 2**num_bits, "NPY")
 
 
-def read_picture(path: Path, background: Colour | None) -> FileImages:
+def read_picture(path: Path, background: Colour | None) -> Picture:
     """Return a picture, turned as EXIF says, without an alpha channel."""
     # Given a path, Pillow would map a TIFF file into memory and misread one that is to be turned.
     with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
@@ -154,19 +205,19 @@ def read_picture(path: Path, background: Colour | None) -> FileImages:
         is_negative = of_white and BITS.get(stored) == 16
         ImageOps.exif_transpose(image, in_place=True)
         if image.has_transparency_data:
-            source = apart(image, stored)
-            colours, alpha = source[..., :-1], source[..., -1]
+            before = apart(image, stored)
+            colours, alpha = before[..., :-1], before[..., -1]
             if background is None and alpha.min() < 255:
                 shown_as = 'white, black or "#rrggbb"'
                 advice = f"set data.background ({shown_as}), or lay them over a colour and save them without alpha"
                 warning = 'an image editor\'s "convert to RGB" may show colours that transparency hides'
-                raise BadImageError("with transparency", f"{advice}; {warning}")
+                raise BadImageError("with transparency", f"{advice}; {warning}", may_fit=True)
             if background is None and "16" in stored:
                 raise refuse_picture(image, stored)
             if alpha.min() < 255 and background is not None:
                 pixels, lightness = lay_over(colours, alpha, background)
-                both = pixels.transpose(2, 0, 1)[None], source.transpose(2, 0, 1)[None]
-                return FileImages(both[0], 8, found, lightness, both[1])
+                pixels, before = (each.transpose(2, 0, 1)[None] for each in (pixels, before))
+                return Picture(pixels, 256, found, before, lightness)
             pixels = colours
         elif image.mode == "P":
             pixels = np.asarray(image.convert("RGB"))
@@ -177,7 +228,7 @@ def read_picture(path: Path, background: Colour | None) -> FileImages:
     if is_negative:
         pixels = np.uint16(2**16 - 1) - pixels
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    return FileImages(pixels[None], num_bits, found)
+    return Picture(pixels[None], 2**num_bits, found)
 
 
 def apart(image: Image.Image, stored: str) -> np.ndarray:
