@@ -169,6 +169,7 @@ def as_result(check: Check, judged: dict[str, Any], table: Table) -> Result:
         success=judged["success"],
         observed=observed,
         rows=[{column: row[column] for column in table.keys} for row in rows],
+        is_judged=check.is_judged,
         **accepted,
     )
 

@@ -81,6 +81,8 @@ class Check(NamedTuple):
     meaning: str
     """What holds, in words."""
     reason: str
+    is_judged: bool = True
+    """Whether it says something of these images; why it does not stands in the meaning."""
 
     @property
     def rule(self) -> Rule:
@@ -208,7 +210,11 @@ def list_checks(
     remarks |= dict.fromkeys(unjudged, UNJUDGED_DEEP if deep else UNJUDGED)
     if deep:
         remarks["unused"] = EXPECTED_UNUSED
-    checks = [check._replace(meaning=check.meaning + remarks.get(check.column, "")) for check in checks]
+    left_out = {*unjudged, *(["unused"] if deep else [])}
+    checks = [
+        check._replace(meaning=check.meaning + remarks.get(check.column, ""), is_judged=check.column not in left_out)
+        for check in checks
+    ]
     return [check._replace(measure=never_flag) if check.column in unjudged else check for check in checks]
 
 

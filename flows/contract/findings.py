@@ -56,6 +56,9 @@ class Result(Document):
     accepted_by: float | None = None
     """The limit in `contract:`, that of the column with `max_` before it, that would accept what was observed."""
 
+    is_judged: bool = Field(default=True, exclude=True)
+    """Whether it says something of these images; the file has that in the meaning alone."""
+
     @property
     def column(self) -> str | None:
         """The column of the table that it is about; None for the table as a whole."""

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from flows.contract.checking import Checker, fill_tables, name_files
-from flows.contract.checks import EXPECTED_UNUSED, UNJUDGED, UNJUDGED_DEEP, Measurements, list_checks
+from flows.contract.checks import Measurements, list_checks
 from flows.contract.drift import agreement, compare_profiles, profile
 from flows.contract.duplicates import count_searched, lookalikes, search
 from flows.contract.facts import measure_facts
@@ -139,9 +139,9 @@ def require_success(findings: Findings, images: str, out: Path | None) -> None:
         raise UserError(f"{images}: {'; '.join(result.words for result in critical)}{see}", Exit.INVALID_DATA)
     held = sum(result.success for result in findings.expectations)
     log.info("%s: %s: %d of %d expectations hold", shown, findings.words, held, len(findings.expectations))
-    remarks = UNJUDGED, UNJUDGED_DEEP, EXPECTED_UNUSED
-    for meaning in [result.meaning for result in findings.expectations if result.meaning.endswith(remarks)]:
-        log.info("%s: %s", shown, meaning)
+    for result in findings.expectations:
+        if not result.is_judged:
+            log.info("%s: %s", shown, result.meaning)
 
 
 def draw_findings(images: ImageSet, histograms: dict[str, np.ndarray], findings: Findings) -> bytes:
