@@ -39,7 +39,7 @@ def serve(
     ] = None,
     worker: Annotated[bool, typer.Option("--worker/--no-worker", help="Start a worker, too.")] = True,
     share: Annotated[
-        bool, typer.Option("--share", help="Let the worker share versions with the workers of `vdmctl worker`.")
+        bool, typer.Option("--share", help="Let runs share versions with other machines, whichever worker takes them.")
     ] = False,
     queue: QUEUES = None,
     metrics_port: Annotated[

@@ -1,7 +1,9 @@
 """Runs at the Prefect server and their processes: stop them in order, close dead ones, continue interrupted ones."""
 
+import socket
 from collections.abc import Iterable
 from contextlib import suppress
+from pathlib import Path
 from uuid import UUID
 
 import psutil
@@ -11,11 +13,12 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Crashed
 
-from flows.process.groups import STOP_SECONDS
+from flows.process.groups import STOP_SECONDS, search_path
 from flows.process.lifeline import KILL_SECONDS
 from flows.process.streams import say_on_stderr
 
 FLOW = "train-vdm"
+POOL = "vdm"
 OF_FLOW = FlowFilter.model_validate({"name": {"any_": [FLOW]}})
 INTERRUPTED, CONTINUED = "Interrupted", "Continued"
 """The names of the state of a run whose process was stopped, and of the same run after another one took it up."""
@@ -27,6 +30,16 @@ UNFINISHED = [StateType.PENDING, StateType.RUNNING, StateType.PAUSED, StateType.
 def filter_states(*types: StateType) -> FlowRunFilter:
     """Return the filter for runs in states of these types."""
     return FlowRunFilter.model_validate({"state": {"type": {"any_": types}}})
+
+
+def worker_name() -> str:
+    """Return the name of this folder's worker.  Prefect allows no slash in it."""
+    return f"{socket.gethostname()}:{Path.cwd()}".replace("/", "\\")
+
+
+def environment_of_runs() -> dict[str, str]:
+    """Return what the runs of this folder's worker need: prefect.yaml names VDM_PROJECT, the folder, and `python3`."""
+    return {"VDM_PROJECT": str(Path.cwd()), "PATH": search_path()}
 
 
 def engines(worker: str) -> dict[UUID, psutil.Process]:

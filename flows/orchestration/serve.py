@@ -5,12 +5,12 @@ starts again whichever of them ends.  At the end it stops the runs first, whose 
 Prefect's worker kills its runs when it gets SIGTERM.
 
 A worker runs the code of its own folder: the deployments name no folder, and every worker gives its own in VDM_PROJECT.
-With VDM_SHARE its runs start from what the remotes of git and DVC have, and publish what they make.
+With VDM_SHARE, of the worker or of the deployment, runs start from what the remotes of git and DVC have, and publish
+what they make.
 """
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,7 +24,16 @@ from prefect.client.orchestration import SyncPrefectClient
 
 from flows.core.errors import Exit, UserError
 from flows.orchestration.metrics import start_metrics
-from flows.orchestration.runs import FLOW, close_dead_runs, continue_interrupted, mark_interrupted, stop_engines
+from flows.orchestration.runs import (
+    FLOW,
+    POOL,
+    close_dead_runs,
+    continue_interrupted,
+    environment_of_runs,
+    mark_interrupted,
+    stop_engines,
+    worker_name,
+)
 from flows.orchestration.server import (
     Address,
     answers,
@@ -35,10 +44,10 @@ from flows.orchestration.server import (
     lock_folder,
     require_project,
 )
-from flows.orchestration.setting_up import POOL, automate, make_pool, set_up
+from flows.orchestration.setting_up import automate, make_pool, set_up, share_deployments
 from flows.process.addresses import is_loopback
 from flows.process.ending import STOP
-from flows.process.groups import search_path, signal_with_parent, stop_group
+from flows.process.groups import signal_with_parent, stop_group
 from flows.process.lifeline import hold_what_starts
 from flows.process.streams import say_on_stderr
 from flows.project.project import Project
@@ -110,6 +119,8 @@ def serve(
         children = [] if answers() else [start_server(stack, address, given=bool(host or port))]
         with connect(address.url) as client:
             set_up(client)
+            if share:
+                share_deployments(client)
             if worker:
                 children.append(start_worker(stack, client, queues))
             page = address.url.removesuffix("/api")
@@ -128,6 +139,7 @@ def work(queues: list[str] | None) -> None:
     url = find_address(None, None).url
     with run_until_stopped(url) as stack:
         with connect(url) as client:
+            share_deployments(client)
             # It takes one run at a time: others wait at the server, where a worker with a free device may take them.
             children = [start_worker(stack, client, queues, "--limit", "1")]
         say_on_stderr(f"working for {url}, queues {', '.join(queues or choose_queues())}")
@@ -167,8 +179,7 @@ def start_worker(stack: ExitStack, client: SyncPrefectClient, queues: list[str] 
     """Start the folder's worker, which the stack stops after its runs.  Runs of an earlier worker are closed before."""
     taken = queues or choose_queues()
     make_pool(client, taken)
-    # prefect.yaml names the folder, and `python3`.
-    os.environ |= {"VDM_PROJECT": str(Path.cwd()), "PATH": search_path()}
+    os.environ |= environment_of_runs()
     name = worker_name()
     close_dead_runs(client, name)
     chosen = [f"--work-queue={queue}" for queue in taken]
@@ -185,11 +196,6 @@ def stop_runs(url: str) -> None:
     if stopped := stop_engines(worker_name()):
         with suppress(UserError), connect(url) as client:  # a server elsewhere may be down
             mark_interrupted(client, stopped)
-
-
-def worker_name() -> str:
-    """Return the name of the folder's worker.  Prefect allows no slash in it."""
-    return f"{socket.gethostname()}:{Path.cwd()}".replace("/", "\\")
 
 
 def choose_queues() -> list[str]:

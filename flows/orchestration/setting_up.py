@@ -17,11 +17,10 @@ from prefect.workers.process import ProcessWorker
 from flows.core import layout
 from flows.core.errors import Exit, UserError, brief
 from flows.orchestration.files import read_automations, read_deployments
-from flows.orchestration.runs import CONTINUED, FLOW, INTERRUPTED, OF_FLOW
+from flows.orchestration.runs import CONTINUED, FLOW, INTERRUPTED, OF_FLOW, POOL
 from flows.process.streams import say_on_stderr
 from flows.project.project import Project
 
-POOL = "vdm"
 ENDS = (
     *("Completed", "Promoted", "Refused", "Waiting", "NothingToDo", "SourceMissing"),
     *("Failed", "Drifted", "Cancelled", "Crashed", INTERRUPTED),
@@ -70,6 +69,16 @@ def deploy(client: SyncPrefectClient) -> None:
         if FLOW not in known:
             raise
         say_on_stderr(f"{error}; the server keeps the deployments that it has")
+
+
+def share_deployments(client: SyncPrefectClient) -> None:
+    """Let runs of every deployment share versions, whichever worker takes them; see `flows.orchestration.serve`."""
+    for each in client.read_deployments(flow_filter=OF_FLOW):
+        environment = (each.job_variables or {}).get("env") or {}
+        if "VDM_SHARE" not in environment:
+            variables = (each.job_variables or {}) | {"env": environment | {"VDM_SHARE": "1"}}
+            path = {"id": each.id}
+            client.request("PATCH", "/deployments/{id}", path_params=path, json={"job_variables": variables})
 
 
 def refuse_unknown_parameters(client: SyncPrefectClient) -> None:

@@ -12,11 +12,11 @@ from prefect.exceptions import ObjectNotFound
 from flows.images.folder import find_images
 from flows.orchestration.answers import Status
 from flows.orchestration.files import Silence
-from flows.orchestration.setting_up import POOL
+from flows.orchestration.runs import POOL
 
 
 def are_elsewhere(workers: Iterable[str]) -> bool:
-    """Whether one of these workers is on another machine, which may have the source; see `serve.worker_name`."""
+    """Whether one of these workers is on another machine, which may have the source; see `runs.worker_name`."""
     return any(not name.startswith(f"{socket.gethostname()}:") for name in workers)
 
 

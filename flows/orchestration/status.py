@@ -81,8 +81,7 @@ def loop(url: str, client: Any) -> Server:
     from prefect.client.schemas.sorting import FlowRunSort
     from prefect.exceptions import ObjectNotFound
 
-    from flows.orchestration.runs import FLOW, OF_FLOW, UNFINISHED, filter_states
-    from flows.orchestration.setting_up import POOL
+    from flows.orchestration.runs import FLOW, OF_FLOW, POOL, UNFINISHED, filter_states
 
     def runs(*states: StateType, sort: FlowRunSort, limit: int = 200) -> list[Any]:
         chosen = filter_states(*states)

@@ -15,6 +15,7 @@ from servers import answering
 from flows.core import layout
 from flows.core.errors import Exit, UserError
 from flows.orchestration.plugin import setup_environment
+from flows.orchestration.runs import worker_name
 from flows.orchestration.serve import serve, work
 from flows.orchestration.server import (
     Address,
@@ -29,6 +30,9 @@ from flows.orchestration.server import (
 from flows.orchestration.status import devices, server
 from flows.process.addresses import is_loopback
 from flows.project.project import Project
+
+NAME = "NAME"
+"""Stands for the name of the folder's worker."""
 
 
 @pytest.fixture(autouse=True)
@@ -145,6 +149,36 @@ def test_the_prefect_command_takes_a_bare_name(monkeypatch: pytest.MonkeyPatch) 
         assert found is not None
         assert found.env == {"PREFECT_API_URL": "http://127.0.0.1:4999/api"}
         assert sys.argv[3] == third
+
+
+@pytest.mark.parametrize(
+    ("options", "added"),
+    [
+        ("--pool vdm", ["--name", NAME, "--limit", "1"]),
+        ("-p=vdm --limit=3 --work-queue gpu", ["--name", NAME]),
+        ("--work-queue=vdm -l 2 -n mine --pool vdm", []),
+        ("--pool other", None),
+        ("--work-queue vdm --pool other", None),
+    ],
+)
+def test_a_worker_of_prefect_runs_the_code_of_this_folder(
+    options: str, added: list[str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the name and the limit of `vdmctl worker`, unless others are given.  Another pool is left alone."""
+    words = ["/bin/prefect", "worker", "start", *options.split()]
+    monkeypatch.setattr(sys, "argv", [*words])
+    context = HookContext("3", "http://team/api", lambda _: None)  # type: ignore[arg-type, return-value]
+    found = setup_environment(ctx=context)
+    assert found is not None
+    named = [worker_name() if word == NAME else word for word in added or []]
+    assert sys.argv == words + named
+    assert found.env.get("VDM_PROJECT") == (None if added is None else str(tmp_path))
+    python = shutil.which("python3", path=found.env.get("PATH", ""))
+    assert python == (None if added is None else str(Path(sys.executable).with_name("python3")))
+    layout.DEPLOYMENTS.unlink()
+    elsewhere = setup_environment(ctx=context)
+    assert elsewhere is not None
+    assert elsewhere.env == {"PREFECT_API_URL": "http://team/api"}
 
 
 def test_the_plugin_leaves_other_programs_and_other_servers_alone(monkeypatch: pytest.MonkeyPatch) -> None:

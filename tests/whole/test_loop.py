@@ -9,12 +9,14 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import quote
 from uuid import UUID
 
 import numpy as np
@@ -33,6 +35,8 @@ from sklearn.datasets import load_digits
 from stories import cancel, goes_on, train
 
 from flows.core.errors import Exit
+from flows.orchestration.runs import WORKER
+from flows.orchestration.setting_up import make_pool, share_deployments
 from flows.project.project import Project
 from flows.repository.stages import stage_names
 
@@ -40,6 +44,7 @@ from flows.repository.stages import stage_names
 pytestmark = pytest.mark.timeout(1800)
 
 FIRST = 900
+GIT_CLONE = "prefect.deployments.steps.git_clone"
 
 
 def draw(folder: Path, first: int, end: int) -> None:
@@ -327,6 +332,50 @@ def test_a_second_run_is_cancelled_and_an_interrupted_one_goes_on_by_itself_unti
     assert re.search(r"stopped at step \d+ of 1000000; run again to continue", log)
     assert "Traceback" not in log
     assert trainers(plant.project.folder) == []
+
+
+def test_a_worker_of_prefect_shares_in_a_second_clone_and_in_one_that_git_clone_makes(
+    plant: Plant, tmp_path: Path
+) -> None:
+    """Its queue keeps the runs from the worker of `vdmctl serve`.  That they share comes with their deployments."""
+    second = plant.project.folder.with_name("second")
+    second.with_name("storage").mkdir(exist_ok=True)
+    (tmp_path / "storage").symlink_to(second.with_name("storage"))  # DVC writes only ASCII into its config
+    plant.project.dvc("remote", "modify", "storage", "url", str(tmp_path / "storage"))
+    plant.project.git("commit", "--quiet", "--all", "--message=A place that every clone finds")
+    plant.project.git("push", "--quiet", "--set-upstream", "origin", "main")
+    plant.project.git("clone", "--quiet", "--branch=main", str(plant.remote), str(second))
+    make_pool(plant.client, ["second"])
+    share_deployments(plant.client)
+    known = plant.client.read_deployment_by_name("train-vdm/train-vdm")
+    cloned = plant.client.create_deployment(
+        known.flow_id,
+        "cloned",
+        entrypoint=known.entrypoint,
+        work_pool_name="vdm",
+        job_variables=known.job_variables,
+        pull_steps=[{GIT_CLONE: {"repository": f"file://{quote(str(plant.remote))}", "branch": "main"}}],
+    )
+    published = set(plant.project.published())
+    command = [Path(sys.executable).with_name("prefect"), "worker", "start", "--pool", "vdm", "--work-queue", "second"]
+    environment = plant.environment | {"PREFECT_API_URL": plant.url}
+    with (second.with_name("log of the second")).open("w") as log:
+        worker = subprocess.Popen(command, cwd=second, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        for deployment, ends in ((known.id, {"Promoted", "Refused"}), (cloned, {"NothingToDo"})):
+            given = {"overrides": {"train.steps": 12, "train.start_from": None}}
+            run = plant.client.create_flow_run_from_deployment(deployment, parameters=given, work_queue_name="second")
+            name, message = plant.finish(run)
+            log = plant.logged(run)
+            assert name in ends, f"{message}\n{log}"
+            assert plant.read(run.id).labels[WORKER] == f"{socket.gethostname()}:{second}".replace("/", "\\")
+    finally:
+        worker.terminate()
+        worker.wait(120)
+    assert len(set(plant.project.published()) - published) >= 2  # the version, and what was decided about it
+    assert "'git_clone' completed successfully" in log
+    assert "has the results of this code" in message
+    assert at_work(second) == []
 
 
 def test_a_page_of_another_origin_can_change_and_read_nothing(plant: Plant) -> None:
