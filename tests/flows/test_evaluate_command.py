@@ -307,7 +307,7 @@ def test_the_stated_images_are_those_that_were_evaluated_though_others_take_thei
     images = open_images(Path("data/images"))
     digest, others = images.data_sha256, {split: images[split][::-1] for split in images.splits}
 
-    def computed(model: object, pixels: np.ndarray, part: range | None = None, **_: object) -> np.ndarray:
+    def computed(model: object, pixels: np.ndarray, part: range | None = None, *_: object, **__: object) -> np.ndarray:
         save_images(images.folder, others, images.description.stated)
         return np.zeros((3, len(part), 2) if part else len(pixels))
 
