@@ -2,8 +2,9 @@
 
 Both are fitted to the errors of the validation images at --levels + 1 noise levels (`vdm.fitted_grids`).  A row has T
 steps that are even in t, then those of the best grid, each with the paper's variance, with one a step, and
-with one a step and dimension.  Every grid is evaluated with the same noise, at --times uniform times of each image, which are best a
-multiple of T.  `gained` is the first column minus the last, with the paired standard error over images.
+with one a step and dimension.  Every grid is evaluated with the same noise, at --times uniform times of each image,
+which are best a multiple of T.  `gained` is the first column minus the last, with the paired standard error over
+images.
 
     OMP_NUM_THREADS=1 python -m benchmarks.few_steps --model models/vdm --images data/images \
         [--steps 10 25 50 100] [--levels 64] [--times 100] [--json]
