@@ -49,7 +49,7 @@ LABELS_HELP = (
     " wrong labels. It takes as long as `vdmctl classify`. Name images on which the model was not trained."
 )
 SURPRISE_OUT_HELP = "A file to write, too: a table of all images (.csv), or a page with the oddest ones (.html)."
-OUT_HELP = "vlb: folder for metrics.json, calibration.json and the tables, which are replaced."
+OUT_HELP = "vlb: folder for metrics.json, calibration.json, error_curve.json and the tables, which are replaced."
 
 
 @commands.command()
@@ -157,6 +157,8 @@ def evaluate_bound(
     All test images of data/images without a model are those of the stage, whose output is written.
     """
     from flows.commands.summary import show, summary
+    from flows.dossier.calibration import error_curve_of
+    from flows.dossier.opening import dossier_of
     from flows.evaluation.bound import evaluate
 
     parameters = project().params.evaluate
@@ -171,7 +173,9 @@ def evaluate_bound(
         if len(sweep) > 1 and out:
             reason = "several values of --num-timesteps write no files"
             raise UserError(f"{reason}: name a MODEL, and leave out --out", Exit.USAGE)
-        results = [evaluate(settings, model, images, requirements=layout.REQUIREMENTS, out=out) for settings in sweep]
+        kept = error_curve_of(dossier_of(project(), model)) if any(each.num_timesteps for each in sweep) else None
+        written: dict[str, Any] = {"requirements": layout.REQUIREMENTS, "out": out}
+        results = [evaluate(settings, model, images, kept=kept, **written) for settings in sweep]
         if len(results) == 1:
             show(results[0], as_json)
         else:

@@ -70,7 +70,7 @@ def export(
     """
     if out.exists():
         raise UserError(f"{out} exists; name another folder, or remove it first", Exit.USAGE)
-    from flows.dossier.calibration import calibration_of
+    from flows.dossier.calibration import calibration_of, error_curve_of
     from flows.dossier.opening import dossier_of
     from flows.exchange.exporting import export
     from flows.repository.lock_file import require_no_outputs
@@ -81,7 +81,8 @@ def export(
     metrics = known.figures
     with suppress(UserError):  # there is none of an older model
         calibration = calibration_of(known)
-    stated = export(exported, metrics, out, calibration=calibration, licence=licence)
+    curve = error_curve_of(known)
+    stated = export(exported, metrics, out, calibration=calibration, error_curve=curve, licence=licence)
     if not metrics:
         log.warning("the card has no figures, since no evaluation of this model is known")
     if stated == "unknown":

@@ -44,6 +44,11 @@ def describe_bound(result: BoundMetrics) -> str:
     prior, reconstruction = format_figure(result.prior_bpd), format_figure(result.reconstruction_bpd)
     terms = f"{prior} prior + {reconstruction} reconstruction + {format_figure(result.diffusion_bpd)} diffusion"
     lines = [f"{bits(result)} = {terms}", describe_settings(result)]
+    if result.best_bpd is not None:
+        best = format_figure(result.best_bpd, result.best_bpd_standard_error)
+        lines.append(f"best: {best} bits/dim, with ends and variances of the steps fitted to validation images")
+    elif result.num_timesteps:
+        lines.append("best: no figure, since no errors of the model on validation images were kept")
     if of := result.classes:
         gain = format_figure(of.gain_bpd, of.gain_standard_error, "+.4f")
         lines.append(f"without the class: {bits(of.without)}; the class is worth {gain}")

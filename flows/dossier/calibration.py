@@ -1,4 +1,7 @@
-"""What surprise needs of a model: the kept features of held-out images, and the images that it was trained on."""
+"""What evaluations kept of held-out images: their features, for surprise, and the errors at each noise level.
+
+Surprise also needs the images that a model was trained on.
+"""
 
 from contextlib import suppress
 from functools import partial
@@ -10,6 +13,7 @@ from flows.core.errors import NetworkError, UserError
 from flows.core.model import TrainedModel
 from flows.dossier.dossier import Dossier
 from flows.evaluation.calibration import Calibration
+from flows.evaluation.error_curve import KeptCurve
 from flows.evaluation.results import BOTH
 from flows.images.image_set import open_images
 from flows.project.project import Project
@@ -26,6 +30,14 @@ def calibration_of(dossier: Dossier) -> Calibration:
     if found is None:
         raise dossier.place.missing(layout.CALIBRATION)
     return found
+
+
+def error_curve_of(dossier: Dossier) -> KeptCurve | None:
+    """Return the kept errors of a model on validation images; None if no evaluation kept them.
+
+    Raises UserError (exit 5) if they are damaged.
+    """
+    return dossier.read(layout.ERROR_CURVE, partial(read_document, KeptCurve))
 
 
 def images_seen_by(

@@ -144,7 +144,7 @@ class ModelFolder:
 
 def document_of(name: Path) -> Path:
     """Return the document that says of which model a result is."""
-    if name == layout.CALIBRATION:
+    if name in (layout.CALIBRATION, layout.ERROR_CURVE):
         return name
     return layout.SAMPLE_METRICS if name in OF_SAMPLES else layout.METRICS
 

@@ -4,6 +4,7 @@ terms        the one evaluation: the terms of the bound of every image
 bound        the stage: the variational bound as metrics, and the paired comparison of two models
 classes      what the classes are worth, and images by their likelihood given each class
 calibration  the features of held-out images, kept to compare others with
+error_curve  the errors on validation images over the noise levels, to which grids of few steps are fitted
 surprise     how odd images are
 labels       images whose label is unlikely
 odd          odd images and unlikely labels, as documents

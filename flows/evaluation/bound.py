@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import math
 import sys
 from collections.abc import Iterable
@@ -23,23 +24,35 @@ from flows.core.files import file_sha256, replace_file_last
 from flows.core.model import TrainedModel
 from flows.evaluation.calibration import CALIBRATION, Calibration, calibrate
 from flows.evaluation.classes import Columns, class_figures
+from flows.evaluation.error_curve import ERROR_CURVE, KeptCurve, measure_error_curve
 from flows.evaluation.results import BOTH, BoundMetrics, Comparison, Environment, ModelFigures, split_figures
 from flows.evaluation.terms import Condition, bounds, require_fitting_images
 from flows.images.image_set import Chosen, is_given_class
 from vdm.evaluation import Evaluation, paired_difference
+from vdm.fitted_grids import fit_grid
 
 if TYPE_CHECKING:
     from flows.core.params import Evaluate
 
+log = logging.getLogger(__name__)
+
 
 def evaluate(
-    settings: "Evaluate", model: TrainedModel, images: Chosen, *, requirements: Path, out: Path | None = None
+    settings: "Evaluate",
+    model: TrainedModel,
+    images: Chosen,
+    *,
+    requirements: Path,
+    out: Path | None = None,
+    kept: KeptCurve | None = None,
 ) -> BoundMetrics:
     """Return the metrics of the model on the images, in bits/dim; with `out`, write them into that folder.
 
     The metrics name the versions of libraries, the processor, and the digest of the file `requirements`.  A model with
     classes is evaluated given the images' classes and without, unless `settings.given` is `nothing`.  Written metrics
-    of all test images also state the figures of the other splits, and `calibration.json` is written with them.
+    of all test images also state the figures of the other splits, and `calibration.json` and `error_curve.json` are
+    written with them.  With a number of steps and a curve, the one that is written or `kept`, the metrics have the
+    bound of the best grid, too.
 
     Raises what `flows.evaluation.terms.terms` raises, and OSError that names the file that cannot be written.
     """
@@ -72,13 +85,33 @@ def evaluate(
         licence=images.set.description.licence or None,
         ancestors=model.description.ancestors,
     )
+    calibration = measured = None
+    if out and metrics.split == "test" and images.most is None:
+        metrics = metrics.model_copy(update=other_splits(settings, metrics, model, images))
+        calibration = calibrate(settings, model, images.set)
+        measured = measure_error_curve(settings, model, images, given=metrics.given)
+    metrics = metrics.model_copy(update=best_figures(settings, metrics, model, images, measured or kept))
     if out:
-        calibration = None
-        if metrics.split == "test" and images.most is None:
-            metrics = metrics.model_copy(update=other_splits(settings, metrics, model, images))
-            calibration = calibrate(settings, model, images.set)
-        write_evaluation(out, metrics, result, columns, model, images, calibration)
+        write_evaluation(out, metrics, result, columns, model, images, calibration, measured)
     return metrics
+
+
+def best_figures(
+    settings: "Evaluate", metrics: BoundMetrics, model: TrainedModel, images: Chosen, kept: KeptCurve | None
+) -> dict[str, Any]:
+    """Return the fields of metrics about the best grid of their number of steps; none in continuous time."""
+    if settings.num_timesteps is None or kept is None:
+        return {}
+    curve, reason = kept.curve_of(model), kept.reason
+    if kept.given != metrics.given:
+        reason = f"the errors of {model.name} that were kept are given {kept.given}"
+    if curve is None or reason:
+        log.warning("no best bits/dim in %d steps: %s", settings.num_timesteps, reason)
+        return {}
+    given: list[Condition] = ["class" if metrics.given == "class" else None]
+    (result,) = bounds(model, images, settings, given, fit_grid(curve, settings.num_timesteps))
+    bpd, error = finite_or_none(result.bpd.mean()), finite_or_none(result.standard_error)
+    return {"best_bpd": bpd, "best_bpd_standard_error": error}
 
 
 def environment(device: torch.device, requirements: Path) -> Environment:
@@ -194,8 +227,9 @@ def write_evaluation(
     model: TrainedModel,
     images: Chosen,
     calibration: Calibration | None,
+    error_curve: KeptCurve | None = None,
 ) -> None:
-    """Write `metrics.json`, `per_image.csv`, `noise_levels.csv` and a calibration, if given, or else none of them.
+    """Write `metrics.json`, the tables, a calibration and a curve of errors, if given, or else none of them.
 
     `per_image.csv` has the number of every image in the split, its terms in bits/dim, the `columns`, and its file, if
     the set was made of files.  `noise_levels.csv` has time, gamma, and the diffusion term with its standard error in
@@ -216,6 +250,7 @@ def write_evaluation(
         replace_file_last(out / "per_image.csv", csv_table(header, images.numbers.tolist(), *terms, *more.values())),
         replace_file_last(out / "noise_levels.csv", noise),
         replace_file_last(out / CALIBRATION, calibration.as_json()) if calibration else nullcontext(),
+        replace_file_last(out / ERROR_CURVE, error_curve.as_json()) if error_curve else nullcontext(),
     ):
         pass
 

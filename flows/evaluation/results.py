@@ -125,6 +125,11 @@ class BoundMetrics(Metrics):
     num_timesteps: Count | None
     precision: Precision | None = None
     environment: Environment | None = None
+    best_bpd: Figure = None
+    """With the ends and the variances of the steps that suit the model best, which were fitted to validation images.
+
+    `bpd` in a number of steps is the paper's: the steps are even in t, with the variance of q(z_s | z_t, x)."""
+    best_bpd_standard_error: Figure = None
     training: SplitFigures | None = None
     generalisation_gap_bpd: Figure = None
     generalisation_gap_standard_error: Figure = None

@@ -6,6 +6,7 @@ and the classification of images differ only in the settings, and in what each i
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -16,7 +17,6 @@ from flows.core.model import TrainedModel
 from flows.evaluation.results import BOTH
 from flows.images.image_set import Chosen
 from flows.process.streams import bar
-from vdm.choices import Precision
 from vdm.classification import class_losses
 from vdm.evaluation import BoundSettings, Evaluation, image_terms, terms_of_set
 from vdm.grids import Grid
@@ -40,6 +40,7 @@ def terms(
     parts: Sequence[range] | None = None,
     *,
     alone: bool = False,
+    grid: Grid | None = None,
     progress: Advance | None = None,
 ) -> list[np.ndarray]:
     """Return the terms of the bound of every image once for each of `given`, at the same times and with the same noise.
@@ -47,7 +48,7 @@ def terms(
     They are (3,N,T) bits/dim of `vdm.evaluation.image_terms` or, for "each class", (K,N,T) nats of
     `vdm.classification.class_losses`.  `parts` are the images to evaluate, all of them unless it is given: a process
     takes one part, and at most `num_devices` share all images.  With `alone` each image is evaluated as if it were the
-    only one.  `progress` is a bar unless it is given.
+    only one.  A `grid` takes the place of `settings.num_timesteps` even steps.  `progress` is a bar unless it is given.
 
     Raises UserError if model and images do not fit (exit 2), for invalid images (4), for labels that are missing (2) or
     damaged (5), and for a missing device (2).
@@ -57,7 +58,8 @@ def terms(
     if parts is None:
         warn_if_seen(model, images)
         parts = bound_settings(settings).shares(len(images), settings.num_devices)
-    job = partial(terms_of_part, model, images, settings, given, parts, alone, progress)
+    of_bound = bound_settings(settings, alone=alone, grid=grid)
+    job = partial(terms_of_part, model, images, settings, of_bound, given, parts, progress)
     if len(parts) == 1:
         return job()
     from flows.training.distributed import launch
@@ -69,9 +71,9 @@ def terms_of_part(
     model: TrainedModel,
     images: Chosen,
     settings: "Evaluate",
+    of_bound: BoundSettings,
     given: Sequence[Condition],
     parts: Sequence[range],
-    alone: bool,
     progress: Advance | None,
 ) -> list[np.ndarray]:
     """Return the terms of the images of this process for each of `given`."""
@@ -80,7 +82,7 @@ def terms_of_part(
     rank = local_rank()
     device = find_device(settings.device, len(parts), rank)
     vdm, part = model.on(device).vdm, parts[rank]
-    of_bound = bound_settings(settings, find_precision(settings.precision, device), alone=alone)
+    of_bound = replace(of_bound, precision=find_precision(settings.precision, device))
     advance = progress or bar("evaluating", shown=rank == 0)
     evaluations = sum((model.num_classes or 0) if each == "each class" else 1 for each in given)
     compile_long_work(vdm, evaluations * len(part) * settings.times_per_image // settings.batch_size)
@@ -93,21 +95,28 @@ def terms_of_part(
     ]
 
 
-def bound_settings(settings: "Evaluate", precision: Precision = "float32", *, alone: bool = False) -> BoundSettings:
-    """Return the settings of the bound on a device that has this precision."""
+def bound_settings(settings: "Evaluate", *, alone: bool = False, grid: Grid | None = None) -> BoundSettings:
+    """Return the settings of the bound in float32; a `grid` takes the place of `settings.num_timesteps` even steps."""
+    if grid is None and settings.num_timesteps is not None:
+        grid = Grid(settings.num_timesteps)
     return BoundSettings(
         times_per_image=settings.times_per_image,
-        grid=None if settings.num_timesteps is None else Grid(settings.num_timesteps),
         batch_size=settings.batch_size,
         seed=settings.seed,
-        precision=precision,
+        grid=grid,
         alone=alone,
     )
 
 
-def bounds(model: TrainedModel, images: Chosen, settings: "Evaluate", given: Sequence[Condition]) -> list[Evaluation]:
+def bounds(
+    model: TrainedModel,
+    images: Chosen,
+    settings: "Evaluate",
+    given: Sequence[Condition],
+    grid: Grid | None = None,
+) -> list[Evaluation]:
     """Return the bound of every image once for each of `given`.  Raises what `terms` raises."""
-    return [terms_of_set(each) for each in terms(model, images, settings, given)]
+    return [terms_of_set(each) for each in terms(model, images, settings, given, grid=grid)]
 
 
 def require_fitting_images(model: TrainedModel, images: Chosen) -> None:

@@ -19,6 +19,7 @@ from flows.core.files import replace_folder, write_whole
 from flows.core.judgement import Cost, judgement
 from flows.core.model import TrainedModel, copy_model
 from flows.evaluation.calibration import Calibration
+from flows.evaluation.error_curve import KeptCurve
 from flows.evaluation.results import Metrics, format_figure
 
 TAGS = ["diffusion", "variational-diffusion-model", "likelihood"]
@@ -82,13 +83,14 @@ def export(
     out: Path,
     *,
     calibration: Calibration | None = None,
+    error_curve: KeptCurve | None = None,
     licence: str | None = None,
 ) -> str:
     """Write the folder `out`, all or nothing, and return the licence that its card states.
 
-    `metrics` are those of an evaluation of the model, `calibration` is what surprise compares images with.  `licence`
-    is the Hub's name of the licence that the model has; without one, it is that of the images, if the Hub has it.
-    Raises UserError and OSError as `replace_folder` does.
+    `metrics` are those of an evaluation of the model, `calibration` is what surprise compares images with, and
+    `error_curve` what grids of few steps are fitted to.  `licence` is the Hub's name of the licence that the model has;
+    without one, it is that of the images, if the Hub has it.  Raises UserError and OSError as `replace_folder` does.
     """
     licence = licence or name_on_hub(licence_of(trained))
     text = f"---\n{metadata(trained, metrics, out.name, licence)}---\n\n{card_for_the_hub(trained, metrics, out.name)}"
@@ -101,6 +103,8 @@ def export(
             write_whole(results / layout.METRICS.name, found)
         if calibration:
             write_whole(results / layout.CALIBRATION.name, calibration.as_json())
+        if error_curve:
+            write_whole(results / layout.ERROR_CURVE.name, error_curve.as_json())
     return licence
 
 

@@ -27,8 +27,9 @@ Config = dict[str, Any]
 MOST_BYTES = 2**34
 """The largest file of flax that is read."""
 MODEL_FILES = [CONFIG, WEIGHTS, TRAINING, layout.CARD.name]
-RESULTS = [str(path.relative_to(layout.REPORTS)) for path in (*places.RESULTS, layout.CALIBRATION, layout.SAMPLES)]
-EVALUATED = [path.name for path in (layout.METRICS, layout.PER_IMAGE, layout.NOISE_LEVELS, layout.CALIBRATION)]
+OF_MODEL = (layout.CALIBRATION, layout.ERROR_CURVE)
+RESULTS = [str(path.relative_to(layout.REPORTS)) for path in (*places.RESULTS, *OF_MODEL, layout.SAMPLES)]
+EVALUATED = [path.name for path in (layout.METRICS, layout.PER_IMAGE, layout.NOISE_LEVELS, *OF_MODEL)]
 REPLACED = "|".join(map(re.escape, [*MODEL_FILES, *RESULTS, *EVALUATED]))
 """The files of a model folder: the model and its card, and what commands put beside it, wherever `--out` said."""
 
