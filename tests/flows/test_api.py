@@ -339,7 +339,7 @@ def test_levels_that_are_not_stated_are_256_and_doubted_if_few_are_there(caplog:
 
 def test_the_package_has_the_presets() -> None:
     packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    assert packaged["flows"] == ["presets/*.yaml"]
+    assert packaged["flows"] == ["presets/*.yaml", "py.typed"]
     assert preset_names(PACKAGED) == preset_names(ROOT / "presets")
 
 
