@@ -20,6 +20,11 @@ Split = Literal["train", "validation", "test"]
 """A part of an image set."""
 TrainingImages = Literal["train", "train_and_validation"]
 """The images that a model is fitted to."""
+FITTED_SPLITS: dict[TrainingImages, tuple[Split, ...]] = {
+    "train": ("train",),
+    "train_and_validation": ("train", "validation"),
+}
+"""The splits that these images are."""
 Keep = Literal["best", "last"]
 """The averaged weights with which training ends: those of the best validation, or the last ones."""
 Dequantisation = Literal["uniform", "truncated_normal"]

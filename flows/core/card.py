@@ -48,7 +48,7 @@ PARAMETERS = """\
 {parameters}
 ```
 """
-FITTED_TO = {"train": "training images", "train_and_validation": "training and validation images together"}
+FITTED_TO = {"train": "training images", "train_and_validation": "training and validation images together: {:,}"}
 
 
 def card(trained: TrainedModel, training: Training, place: str) -> str:
@@ -73,7 +73,7 @@ def describe_model(trained: TrainedModel, training: Training) -> str:
         num_train=training.num_train,
         num_validation=training.num_validation,
         num_test=training.num_test,
-        fitted_to=FITTED_TO[training.fitted_to],
+        fitted_to=FITTED_TO[training.fitted_to].format(training.num_fitted),
         started_from=ancestors_row(trained),
         conditioned=describe_condition(trained, training),
         data_sha256=training.data_sha256,

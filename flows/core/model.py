@@ -39,7 +39,7 @@ from flows.core.files import (
 from flows.core.network_code import HERE, NetworkCode
 from flows.core.networks import NetworkSource, at_most, new_vdm
 from flows.core.params import Model, Section
-from vdm.choices import ScheduleKind, TrainingImages
+from vdm.choices import FITTED_SPLITS, ScheduleKind, TrainingImages
 from vdm.model import VDM
 from vdm.network import OwnNetwork
 
@@ -140,6 +140,12 @@ class Training(Document):
     """The version of this package that wrote it; null if it is not stated."""
     parameters: dict[str, dict[str, Any]]
     """The sections `data`, `model` and `train` of params.yaml."""
+
+    @property
+    def num_fitted(self) -> int:
+        """The number of images that the model was fitted to."""
+        counts = {"train": self.num_train, "validation": self.num_validation, "test": self.num_test}
+        return sum(counts[split] for split in FITTED_SPLITS[self.fitted_to])
 
     def as_json(self) -> str:
         """Return the content of training.json."""

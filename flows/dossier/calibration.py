@@ -14,11 +14,10 @@ from flows.core.model import TrainedModel
 from flows.dossier.dossier import Dossier
 from flows.evaluation.calibration import Calibration
 from flows.evaluation.error_curve import KeptCurve
-from flows.evaluation.results import BOTH
 from flows.images.image_set import open_images
 from flows.project.project import Project
 from flows.registry.images import list_training_images
-from vdm.choices import Split
+from vdm.choices import FITTED_SPLITS
 
 
 def calibration_of(dossier: Dossier) -> Calibration:
@@ -58,6 +57,6 @@ def images_seen_by(
         with suppress(UserError):
             own = open_images(project.folder / layout.IMAGES)
             if own.data_sha256 in (data_sha256, model.training and model.training.data_sha256):
-                fitted: list[Split] = ["train", "validation"] if model.fitted_to == BOTH else ["train"]
+                fitted = FITTED_SPLITS[model.fitted_to or "train"]
                 return SeenImages({digest for split in fitted for digest in own.digests(split)}, others)
     return SeenImages(set(), {model.sha256: model.name} | others)

@@ -26,7 +26,7 @@ from flows.core.documents import Count, Document, read_document
 from flows.core.errors import Exit, FileError, UserError, brief
 from flows.core.escaping import list_names
 from flows.core.files import file_sha256, open_regular, parse_json, replace_file, write_whole
-from vdm.choices import MOST_LEVELS, Given, Split
+from vdm.choices import FITTED_SPLITS, MOST_LEVELS, Given, Split, TrainingImages
 
 if TYPE_CHECKING:
     from flows.core.model import TrainedModel
@@ -134,6 +134,10 @@ class ImageSet:
 
     def __getitem__(self, split: Split) -> np.ndarray:
         return self.arrays.get(split, self.arrays["train"][:0])
+
+    def count_fitted(self, wanted: TrainingImages) -> int:
+        """Return the number of images that a training on these is fitted to."""
+        return sum(len(self[split]) for split in FITTED_SPLITS[wanted])
 
     @property
     def lies_in(self) -> Path:

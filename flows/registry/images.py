@@ -16,7 +16,6 @@ from flows.core import layout
 from flows.core.ancestry import SeenImages
 from flows.core.documents import parse
 from flows.core.errors import Exit, NetworkError, UserError
-from flows.evaluation.results import BOTH
 from flows.images.folder import open_source
 from flows.images.image_set import DESCRIPTION, SPLITS, Description, digests_of, sources_of
 from flows.images.picture import BadImageError, read_images
@@ -25,7 +24,7 @@ from flows.images.splitting import possible_digests
 from flows.registry.versions import Registry, Version, ancestry
 from flows.repository.files import read_content
 from flows.repository.repository import Repository
-from vdm.choices import Split
+from vdm.choices import FITTED_SPLITS, Split
 
 ANY_COLOUR = (0, 0, 0)
 """Pictures with transparency are known by what they are before the background, whatever that is."""
@@ -142,4 +141,4 @@ def digest_pictures(source: Path) -> tuple[set[bytes], dict[str, str]]:
 
 def fitted_splits(version: Version) -> set[Split]:
     """Return the splits of its images that a version was trained on."""
-    return {"train", "validation"} if version.metrics.fitted_to == BOTH else {"train"}
+    return set(FITTED_SPLITS[version.metrics.fitted_to or "train"])

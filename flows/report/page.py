@@ -325,8 +325,12 @@ def guess(dossier: Dossier) -> float | None:
 
 def epochs(dossier: Dossier) -> float | None:
     """Return how often the training saw every image, as far as its log, its parameters and the metrics say it."""
-    batch_size = dossier.origin.parameters.get("train", {}).get("batch_size")
-    count = len(dossier.images["train"]) if dossier.images else dossier.metrics.num_train
+    train = dossier.origin.parameters.get("train", {})
+    batch_size, fitted_to = train.get("batch_size"), dossier.metrics.fitted_to or "train"
+    if dossier.images:
+        count: int | None = dossier.images.count_fitted(fitted_to)
+    else:  # the metrics do not say how many validation images there were
+        count = dossier.metrics.num_train if fitted_to == "train" else None
     if dossier.curves is None or not count or not isinstance(batch_size, int):
         return None
     return int(dossier.curves["step"].iloc[-1]) * batch_size / count

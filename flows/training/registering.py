@@ -95,7 +95,7 @@ def judge_training(
         f"{len(of):,} {split} images",
         num_levels=images.num_levels,
         png_bpd=measure_png(of).bpd,
-        epochs=step * train.batch_size / len(images["train"]),
+        epochs=step * train.batch_size / images.count_fitted(train.images),
     )
     return [remark.text for remark in judgement(known)]
 

@@ -48,7 +48,19 @@ from flows.images.as_png import InPng, measure_png
 from flows.images.grids import shades
 from flows.images.image_set import spread
 from flows.report import charts, markdown
-from flows.report.page import Page, alike, classes, extremes, guess, judge_results, page, pair_results, png_of, report
+from flows.report.page import (
+    Page,
+    alike,
+    classes,
+    epochs,
+    extremes,
+    guess,
+    judge_results,
+    page,
+    pair_results,
+    png_of,
+    report,
+)
 from flows.report.pictures import arrange, grids
 from flows.report.words import cautions, latex
 from vdm.model import VDM
@@ -475,6 +487,17 @@ def test_the_png_has_the_evaluated_images(files: Files, tmp_path: Path) -> None:
     assert results.images
     few = changed(results, metrics=results.metrics.model_copy(update={"num_images": 4}))
     assert png_of(few) == measure_png(spread(results.images["test"], 4))
+
+
+def test_epochs_count_all_images_that_a_model_was_fitted_to(files: Files, tmp_path: Path) -> None:
+    results = read_results(files, ORIGIN, *opened(tmp_path))
+    both = changed(results, metrics=results.metrics.model_copy(update={"fitted_to": "train_and_validation"}))
+    assert results.images
+    seen = 30 * 12
+    num_train, num_validation = (len(results.images[split]) for split in ("train", "validation"))
+    assert num_validation
+    assert (epochs(results), epochs(both)) == (seen / num_train, seen / (num_train + num_validation))
+    assert epochs(changed(both, images=None)) is None
 
 
 def test_the_page_says_first_what_the_figures_mean(files: Files, tmp_path: Path) -> None:

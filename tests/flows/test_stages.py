@@ -45,38 +45,47 @@ def without_validation_images() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "kept", "judged", "fitted_to"),
+    ("changes", "kept", "epochs", "judged", "fitted_to"),
     [
         (
             {},
             "at step 10, the best on the validation images, at 6.4000 bits/dim.",
+            21,
             "10 validation images cost 6.40",
             "training images",
         ),
-        ({"keep: best": "keep: last"}, "at the end of training.", "10 validation images cost 6.60", "training images"),
+        (
+            {"keep: best": "keep: last"},
+            "at the end of training.",
+            21,
+            "10 validation images cost 6.60",
+            "training images",
+        ),
         (
             LAST_FIT,
             "at the end of training.",
+            18,
             "60 training images cost 6.50",
-            "training and validation images together",
+            "training and validation images together: 70",
         ),
     ],
 )
 def test_the_card_states_digests_the_last_loss_and_which_weights_are_kept(
-    changes: dict[str, str], kept: str, judged: str, fitted_to: str, small: Small
+    changes: dict[str, str], kept: str, epochs: int, judged: str, fitted_to: str, small: Small
 ) -> None:
     layout.CURVES.write_text("step,bpd,validation_bpd\n10,7.5,6.4\n20,6.5,6.6\n")
     set_parameters(**changes)
     assert run(["register"]) == Exit.DONE
     card = layout.CARD.read_text()
     number = sum(array.size for array in load_file(layout.TRAINED / WEIGHTS).values())
+    uniform = "and 4.09 if every level is equally likely."
     for text in (
         f"| model sha256 | `{read_config(layout.TRAINED)[1]}` |",
         f"| data sha256 | `{open_images(layout.IMAGES).data_sha256}` |",
         "| 6.5000 bits/dim, a mean over the last steps up to 20 |",
         f"{number:,} parameters. The weights are the moving average {kept}",
         f"| fitted to | {fitted_to} |",
-        f"It has learned almost nothing: 21 epochs. {judged} bits/dim, and 4.09 if every level is equally likely.",
+        f"It has learned almost nothing: {epochs} epochs. {judged} bits/dim, {uniform}",
     ):
         assert text in card.replace("\n", " ")
 
