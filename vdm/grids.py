@@ -26,7 +26,7 @@ LARGEST_VARIANCE = 2.0**60
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """T steps from gamma_0 to gamma_1: even in t if no `shares` are given, else even in nothing.
+    """T steps from gamma_0 to gamma_1, even in t unless `shares` say where they end.
 
     `shares` (T+1,) are the ends of the steps as shares of the way from gamma_0 to gamma_1, rising from 0 to 1.
     `variances` are u of each step, (T,), or of each step and dimension, (T,C,H,W); None is 1, the paper's.  Step 1 ends

@@ -174,8 +174,10 @@ def evaluate_bound(
             reason = "several values of --num-timesteps write no files"
             raise UserError(f"{reason}: name a MODEL, and leave out --out", Exit.USAGE)
         kept = error_curve_of(dossier_of(project(), model)) if any(each.num_timesteps for each in sweep) else None
-        written: dict[str, Any] = {"requirements": layout.REQUIREMENTS, "out": out}
-        results = [evaluate(settings, model, images, kept=kept, **written) for settings in sweep]
+        results = [
+            evaluate(settings, model, images, requirements=layout.REQUIREMENTS, out=out, kept=kept)
+            for settings in sweep
+        ]
         if len(results) == 1:
             show(results[0], as_json)
         else:

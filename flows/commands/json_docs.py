@@ -94,6 +94,8 @@ def keys(
     """
     schema = document.model_json_schema()
     for name, field in document.model_fields.items():
+        if field.exclude:  # for programs alone
+            continue
         meaning = join_lines(field.description) if field.description else MEANINGS.get(name, "")
         kind = type_of(schema["properties"][name])
         text = "" if kind == implied_type(name) else f", {kind}"

@@ -156,9 +156,8 @@ def promote(
     if approve or hold or release:
         from flows.registry import promotion
 
-        done = (
-            promotion.approve(project().repository, approve) if approve else promotion.hold(project().repository, hold)
-        )
+        repository = project().repository
+        done = promotion.approve(repository, approve) if approve else promotion.hold(repository, hold)
         say_result(done.model_dump(exclude_unset=True), f"{done.tag}: {done.reason}", as_json)
         return
     params = project().params

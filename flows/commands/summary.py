@@ -48,7 +48,7 @@ def describe_bound(result: BoundMetrics) -> str:
         best = format_figure(result.best_bpd, result.best_bpd_standard_error)
         lines.append(f"best: {best} bits/dim, with ends and variances of the steps fitted to validation images")
     elif result.num_timesteps:
-        lines.append("best: no figure, since no errors of the model on validation images were kept")
+        lines.append("best: no figure, without errors of the model on validation images that can be used")
     if of := result.classes:
         gain = format_figure(of.gain_bpd, of.gain_standard_error, "+.4f")
         lines.append(f"without the class: {bits(of.without)}; the class is worth {gain}")

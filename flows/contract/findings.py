@@ -57,7 +57,7 @@ class Result(Document):
     """The limit in `contract:`, that of the column with `max_` before it, that would accept what was observed."""
 
     is_judged: bool = Field(default=True, exclude=True)
-    """Whether it says something of these images; the file has that in the meaning alone."""
+    """Whether it says something of these images.  It is in no file: there, the meaning says why it does not."""
 
     @property
     def column(self) -> str | None:
